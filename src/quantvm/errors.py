@@ -1,0 +1,46 @@
+"""Errors that a user can act on, and the one kind that is a bug of ours.
+
+Every message says what went wrong, where, what was got against what was expected, and what to do. The CLI prints a
+``QuantvmError`` without a stack and exits 2. A failed check (parity or accuracy below the asked bound) is a result,
+never an exception.
+"""
+
+
+class QuantvmError(Exception):
+    """Base of all errors that the user can act on."""
+
+
+class InternalError(Exception):
+    """A broken invariant of quantvm itself; shown with its stack."""
+
+
+class ConfigError(QuantvmError, ValueError):
+    """A wrong combination or value of options."""
+
+
+class UnknownNameError(QuantvmError, LookupError):
+    """A name that no registry knows; the message lists the known ones and the nearest match."""
+
+
+class DataError(QuantvmError, ValueError):
+    """Missing, corrupt or unlabelled images."""
+
+
+class WeightsError(QuantvmError):
+    """Weights that are missing, damaged or of another model."""
+
+
+class DownloadError(QuantvmError, OSError):
+    """A download that failed, was truncated or has another checksum than expected."""
+
+
+class UnsupportedOpError(QuantvmError, NotImplementedError):
+    """One or more operators that no converter knows; the message names all of them."""
+
+
+class ModelImportError(QuantvmError, ValueError):
+    """A program that is not a quantized model, or one whose quantization parameters make no sense."""
+
+
+class CompileError(QuantvmError, RuntimeError):
+    """A target or option under which the module cannot be compiled."""

@@ -1,0 +1,123 @@
+"""Progress of long work, shown on stderr: bars on a terminal, plain lines elsewhere.
+
+Stages take a ``Progress`` and report to it; only the CLI decides which one. ``SILENT`` is the library's default.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+
+class Task(Protocol):
+    """A piece of work under way."""
+
+    def advance(self, amount: float = 1) -> None:
+        """Records that `amount` more units are done."""
+
+
+class Progress(Protocol):
+    """Where long work reports to."""
+
+    def task(self, description: str, total: float | None = None, unit: str = "") -> _TaskContext:
+        """Returns a context manager that yields the running Task; `unit` is "" (a count) or "bytes"."""
+
+    def note(self, message: str) -> None:
+        """Shows one line that stays."""
+
+
+class _TaskContext(Protocol):
+    def __enter__(self) -> Task: ...
+
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class _SilentTask:
+    def advance(self, amount: float = 1) -> None:
+        pass
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        """Yields a task that ignores what it is told."""
+        yield _SilentTask()
+
+    def note(self, message: str) -> None:
+        """Drops the message."""
+
+
+SILENT = SilentProgress()
+
+
+class _PlainTask:
+    def __init__(self, stream: TextIO, description: str, total: float | None, interval_s: float) -> None:
+        self._stream, self._description, self._total, self._interval_s = stream, description, total, interval_s
+        self._done, self._last_s = 0.0, time.monotonic()
+
+    def advance(self, amount: float = 1) -> None:
+        self._done += amount
+        now_s = time.monotonic()
+        if self._total and now_s - self._last_s >= self._interval_s:
+            self._last_s = now_s
+            print(f"{self._description}: {100 * self._done / self._total:.0f} %", file=self._stream, flush=True)
+
+
+class PlainProgress:
+    """One line when a task starts, one every `interval_s` seconds, one when it ends; for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None, interval_s: float = 10.0) -> None:
+        self._stream, self._interval_s = stream or sys.stderr, interval_s
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        """Yields the running task and prints its duration at the end."""
+        start_s = time.monotonic()
+        print(f"{description} ...", file=self._stream, flush=True)
+        yield _PlainTask(self._stream, description, total, self._interval_s)
+        print(f"{description}: done in {time.monotonic() - start_s:.1f} s", file=self._stream, flush=True)
+
+    def note(self, message: str) -> None:
+        """Prints the message on a line of its own."""
+        print(message, file=self._stream, flush=True)
+
+
+class _RichTask:
+    def __init__(self, bars: object, task_id: object) -> None:
+        self._bars, self._task_id = bars, task_id
+
+    def advance(self, amount: float = 1) -> None:
+        self._bars.advance(self._task_id, amount)  # type: ignore[attr-defined]
+
+
+class RichProgress:
+    """Progress bars on a terminal; a finished task leaves one line."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        """Yields the running task behind a bar."""
+        from rich import progress as rp
+
+        amount: rp.ProgressColumn = rp.DownloadColumn() if unit == "bytes" else rp.MofNCompleteColumn()
+        columns = (rp.TextColumn("{task.description}"), rp.BarColumn(), amount, rp.TimeRemainingColumn(elapsed_when_finished=True))
+        with rp.Progress(*columns, console=self._console) as bars:
+            yield _RichTask(bars, bars.add_task(description, total=total))
+
+    def note(self, message: str) -> None:
+        """Prints the message above any bar."""
+        self._console.print(message, highlight=False, markup=False)
+
+
+def progress_for_stderr() -> Progress:
+    """Returns bars if stderr is a terminal, else plain lines."""
+    return RichProgress() if sys.stderr.isatty() else PlainProgress()
