@@ -1,0 +1,12 @@
+"""Int8 kernels in TIR, one op family per file; `reference.py` holds their NumPy oracles.
+
+Every public kernel function takes shapes, quantization parameters and a numerics rule, and returns a `Kernel`: one
+PrimFunc in destination-passing style and the packed constants that it takes between its inputs and its output. Kernels
+know nothing of Relax graphs (that is `lowering`) and nothing of torch.
+
+Activations are NHWC ("channels last") unless a docstring says otherwise; the batch is symbolic.
+"""
+
+from .builder import Kernel
+
+__all__ = ["Kernel"]

@@ -1,0 +1,160 @@
+"""Vector-level building blocks for PrimFuncs: loads, stores, conversions, and float arithmetic with exact rounding.
+
+LLVM contracts `a*b + c` into one FMA wherever the target has one, which drops a rounding. A product that PyTorch rounds
+on its own goes through `rounded`; an FMA that PyTorch performs is asked for with `fma`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm.tirx.script.builder as T
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+
+Expr = Any  # a tirx expression; TVM's Python classes carry no type information
+Buffer = Any
+
+LANES = 16
+"""32-bit lanes of one vector; on targets with narrower registers LLVM splits it."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One PrimFunc and the constants it takes after its inputs and before its output.
+
+    Attributes:
+        name: for profiles and listings, e.g. conv2d_u8i8acc32_vnni.
+        func: destination-passing PrimFunc: inputs, constants, output.
+        constants: packed weights, per-channel vectors, tables.
+        macs: multiply-adds in 8-bit integers per image; 0 for kernels that are no contraction.
+    """
+
+    name: str
+    func: tirx.PrimFunc
+    constants: tuple[np.ndarray, ...] = ()
+    macs: int = 0
+
+
+@contextmanager
+def prim_func() -> Iterator[IRBuilder]:
+    """Opens a PrimFunc; `.get()` of the yielded builder returns it after the block."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_attr({"tirx.noalias": True})
+            yield builder
+
+
+def symbolic_batch() -> tirx.Var:
+    """Returns a fresh int64 variable for the number of images."""
+    return tirx.Var("n", "int64")
+
+
+def argument(name: str, shape: Sequence[Any], dtype: str) -> Buffer:
+    """Adds a dense buffer argument to the open PrimFunc."""
+    handle = T.arg(name, T.handle())
+    return T.match_buffer(handle, tuple(shape), dtype)
+
+
+def flat(buffer: Buffer, numel: Expr) -> Buffer:
+    """Returns a one-dimensional view of a dense buffer."""
+    return T.decl_buffer((numel,), buffer.dtype, data=buffer.data)
+
+
+def local(count: int, dtype: str) -> Buffer:
+    """Allocates `count` elements that LLVM keeps in registers when every index is constant."""
+    return T.alloc_buffer((count,), dtype, scope="local")
+
+
+def ramp(start: Expr, lanes: int = LANES, stride: int = 1) -> Expr:
+    """Returns the index vector start, start+stride, ...; a scalar index for one lane."""
+    return start if lanes == 1 else tirx.Ramp(start, stride, lanes)
+
+
+def splat(value: Expr, lanes: int = LANES, dtype: str | None = None) -> Expr:
+    """Returns `value` in every lane; Python and NumPy numbers need `dtype`."""
+    if dtype is not None:
+        value = tirx.const(value.item() if isinstance(value, np.generic) else value, dtype)
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def cast(value: Expr, dtype: str, lanes: int = LANES) -> Expr:
+    """Converts each lane to `dtype`."""
+    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+
+def typed(dtype: str, lanes: int) -> str:
+    """Returns the TVM name of a vector type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
+    """Calls an LLVM intrinsic that has no side effect and returns `dtype`."""
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
+
+
+def rounded(product: Expr, lanes: int = LANES) -> Expr:
+    """Keeps a float32 product from being contracted into a following addition."""
+    return intrinsic("llvm.arithmetic.fence", typed("float32", lanes), product)
+
+
+def fma(a: Expr, b: Expr, c: Expr, lanes: int = LANES) -> Expr:
+    """Returns a*b + c with one rounding, in hardware or in software."""
+    return intrinsic("llvm.fma", typed("float32", lanes), a, b, c)
+
+
+def round_even(x: Expr) -> Expr:
+    """Rounds float32 to the nearest integer, ties to even, staying in float32."""
+    return T.nearbyint(x)
+
+
+def clamp(x: Expr, low: Expr, high: Expr) -> Expr:
+    """Returns min(max(x, low), high)."""
+    return T.min(T.max(x, low), high)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Returns a / b rounded up."""
+    return -(-a // b)
+
+
+def store_prefix(target: Buffer, indices: Sequence[Expr], start: Expr, value: Expr, count: int, dtype: str) -> None:
+    """Stores the first `count` lanes of a LANES-wide `value` at target[*indices, start:start+count].
+
+    A partial vector goes through a local copy in power-of-two pieces, so that nothing beyond it is written (another
+    thread may own those bytes).
+    """
+    if count == LANES:
+        T.buffer_store(target, value, [*indices, ramp(start)])
+        return
+    piece_buffer = local(LANES, dtype)
+    T.buffer_store(piece_buffer, value, [ramp(0)])
+    offset = 0
+    for width in (8, 4, 2, 1):
+        if count & width:
+            piece = piece_buffer[ramp(offset, width)]
+            T.buffer_store(target, piece, [*indices, ramp(start + offset, width)])
+            offset += width
+
+
+def for_vectors(count: int, body: Callable[[Expr, int], None]) -> None:
+    """Emits body(start, lanes) over `count` elements: a loop of full vectors, then the rest in powers of two."""
+    if count >= LANES:
+        with T.serial(0, count // LANES) as step:
+            body(step * LANES, LANES)
+    offset = count // LANES * LANES
+    for width in (8, 4, 2, 1):
+        if (count - count // LANES * LANES) & width:
+            body(tirx.const(offset, "int32"), width)
+            offset += width
+
+
+def target_features(target: tvm.target.Target) -> frozenset[str]:
+    """Returns the CPU features that LLVM derives from the target's mcpu and mattr."""
+    features = tvm.get_global_func("target.llvm_get_cpu_features")(target)
+    return frozenset(str(name) for name in features)

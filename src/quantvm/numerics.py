@@ -1,0 +1,372 @@
+"""The exact arithmetic of PyTorch's quantized CPU operators, in NumPy. The one place where rounding is defined.
+
+All values are IEEE binary32 and every operation rounds to nearest even, unless a docstring says otherwise. A scale is
+stored as a double by PyTorch and cast to float32 by every kernel; `QuantParams` holds that float32.
+
+PyTorch has three quantizers and two dequantizers, which differ on ties (docs/numerics.md says which operator uses
+which): `quantize_vec`/`dequantize_vec` in the vectorised loops of element-wise kernels, `quantize_val`/`dequantize_val`
+in their scalar tails, `quantize_arr` in `torch.quantize_per_tensor`. The functions here are the reference that the TIR
+kernels are tested against; the tables and per-channel vectors that kernels consume are computed here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+f32, f64, i32, i64 = np.float32, np.float64, np.int32, np.int64
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
+ENGINES: tuple[Engine, ...] = ("fbgemm", "x86", "onednn", "qnnpack")
+
+VEC_BLOCK = 64
+"""Elements per step of PyTorch's vectorised element-wise loops (two AVX2 registers of bytes); the rest is scalar."""
+
+GRAIN_SIZE = 32768
+"""Elements below which PyTorch's TensorIterator does not split a loop over threads."""
+
+_LARGEST_BELOW_2_31 = f32(2147483520.0)
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """Affine quantization of one tensor: real = scale * (quantized - zero_point)."""
+
+    scale: float
+    zero_point: int
+    dtype: Literal["uint8", "int8"] = "uint8"
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.scale) and f32(self.scale) > 0):
+            raise ValueError(f"scale must be a positive, finite float32, got {self.scale}")
+        if self.dtype not in ("uint8", "int8"):
+            raise ValueError(f"dtype must be uint8 or int8, got {self.dtype}")
+        if not self.quant_min <= self.zero_point <= self.quant_max:
+            raise ValueError(f"zero_point {self.zero_point} lies outside of {self.dtype}")
+
+    @property
+    def quant_min(self) -> int:
+        """Least integer of the dtype."""
+        return 0 if self.dtype == "uint8" else -128
+
+    @property
+    def quant_max(self) -> int:
+        """Greatest integer of the dtype."""
+        return 255 if self.dtype == "uint8" else 127
+
+    @property
+    def scale_f32(self) -> np.float32:
+        """The scale as every kernel sees it."""
+        return f32(self.scale)
+
+
+# ------------------------------------------------------------------ float32 with one rounding per operation
+
+
+def fma_f32(a: object, b: object, c: object) -> F32:
+    """Returns a*b + c rounded once to float32.
+
+    Computes: the product of two float32 is exact in float64; the float64 sum is rounded to odd, so that the second
+    rounding to float32 cannot err.
+    """
+    a64, b64, c64 = np.broadcast_arrays(*(np.asarray(v, f64) for v in (a, b, c)))
+    product = a64 * b64
+    total = product + c64
+    rest = total - product
+    error = (product - (total - rest)) + (c64 - rest)
+    is_even = (np.ascontiguousarray(total).view(i64).reshape(total.shape) & 1) == 0
+    odd = np.where(error > 0, np.nextafter(total, np.inf), np.nextafter(total, -np.inf))
+    return np.where((error != 0) & is_even & np.isfinite(total), odd, total).astype(f32)
+
+
+def reciprocal_f32(scale: object) -> np.float32:
+    """Returns 1.0f / (float)scale, rounded once."""
+    return np.divide(f32(1), np.asarray(scale).astype(f32), dtype=f32)  # type: ignore[no-any-return]
+
+
+def reciprocal_f64(scale: float) -> np.float32:
+    """Returns (float)(1.0 / scale), the division in double."""
+    return f32(1.0 / float(scale))
+
+
+def convert_to_int32(x: object) -> I64:
+    """Rounds to nearest even; what does not fit int32 becomes INT32_MIN, as x86's cvtps2dq does."""
+    rounded = np.rint(np.asarray(x, f64))
+    fits = (rounded < 2.0**31) & (rounded >= -(2.0**31))
+    return np.where(fits, rounded, -(2.0**31)).astype(i64)
+
+
+# ------------------------------------------------------------------ quantizers and dequantizers
+
+
+def quantize_vec(x_f32: object, inverse_scale: object, q: QuantParams) -> I64:
+    """Returns clip(rne(fl(x * inverse_scale)) + zero_point): zero point added after rounding.
+
+    Exactness: ATen `Vectorized<c10::quint8>::quantize` (ATen/cpu/vec/vec256/vec256_qint.h), bit for bit.
+    """
+    scaled = np.minimum(np.multiply(x_f32, inverse_scale, dtype=f32), _LARGEST_BELOW_2_31)
+    return np.clip(convert_to_int32(scaled) + q.zero_point, q.quant_min, q.quant_max)
+
+
+def quantize_val(x_f32: object, q: QuantParams) -> I64:
+    """Returns clip(rne(fl(fl(x * fl(1/scale)) + zero_point))): zero point added before rounding, two roundings.
+
+    Exactness: `at::native::quantize_val` and every scalar tail, bit for bit.
+    """
+    scaled = np.multiply(x_f32, reciprocal_f32(q.scale), dtype=f32)
+    rounded = np.rint(np.add(scaled, f32(q.zero_point), dtype=f32).astype(f64))
+    return np.clip(rounded, q.quant_min, q.quant_max).astype(i64)
+
+
+def quantize_arr(x_f32: object, q: QuantParams) -> I64:
+    """Returns clip(rne(fma(x, fl(1/scale), zero_point))): zero point added before rounding, one rounding.
+
+    Exactness: `fbgemm::QuantizeAvx2`, which `torch.quantize_per_tensor` calls, bit for bit.
+    """
+    scaled = np.minimum(fma_f32(x_f32, reciprocal_f32(q.scale), f32(q.zero_point)), _LARGEST_BELOW_2_31)
+    return np.clip(convert_to_int32(scaled), q.quant_min, q.quant_max)
+
+
+def dequantize_vec(x_q: object, q: QuantParams) -> F32:
+    """Returns fma(scale, x, fl(scale * -zero_point)), as ATen's vectorised loops do."""
+    return fma_f32(q.scale_f32, x_q, np.multiply(q.scale_f32, f32(-q.zero_point), dtype=f32))
+
+
+def dequantize_val(x_q: object, q: QuantParams) -> F32:
+    """Returns fl(scale * (x - zero_point)), the subtraction in integers, as scalar tails and `Tensor.dequantize` do."""
+    return np.multiply(q.scale_f32, (np.asarray(x_q, i64) - q.zero_point).astype(f32), dtype=f32)
+
+
+def vectorised_cut(numel: int, threads: int = 1) -> NDArray[np.bool_]:
+    """Returns which of `numel` flat elements PyTorch's element-wise loops vectorise; the others are scalar tails.
+
+    A range of at least GRAIN_SIZE elements is cut into equal pieces, one a thread, and each piece has its own tail
+    (aten/src/ATen/TensorIterator.cpp `for_each`, Parallel-inl.h `parallel_for`).
+    """
+    piece = vectorised_piece(numel, threads)
+    position = np.arange(numel) % piece
+    length = np.minimum(piece, numel - np.arange(numel) // piece * piece)
+    return position < length // VEC_BLOCK * VEC_BLOCK
+
+
+def vectorised_piece(numel: int, threads: int) -> int:
+    """Returns the number of elements in each thread's piece of an element-wise loop over `numel` elements."""
+    if numel < GRAIN_SIZE or threads == 1:
+        return max(numel, 1)
+    pieces = min(threads, -(-numel // GRAIN_SIZE))
+    return -(-numel // pieces)
+
+
+# ------------------------------------------------------------------ unary operators as tables
+
+_UNARY_F32: dict[str, Callable[[F32], F32]] = {}
+
+
+def _unary(name: str) -> Callable[[Callable[[F32], F32]], Callable[[F32], F32]]:
+    def register(function: Callable[[F32], F32]) -> Callable[[F32], F32]:
+        _UNARY_F32[name] = function
+        return function
+
+    return register
+
+
+@_unary("hardswish")
+def hardswish_f32(x: F32) -> F32:
+    """Returns fl(fl(x * min(max(fl(x+3), 0), 6)) / 6)."""
+    gate = np.minimum(np.maximum(np.add(x, f32(3), dtype=f32), f32(0)), f32(6))
+    return np.divide(np.multiply(x, gate, dtype=f32), f32(6), dtype=f32)
+
+
+@_unary("hardsigmoid")
+def hardsigmoid_f32(x: F32) -> F32:
+    """Returns fl(min(max(fl(x+3), 0), 6) / 6)."""
+    gate = np.minimum(np.maximum(np.add(x, f32(3), dtype=f32), f32(0)), f32(6))
+    return np.divide(gate, f32(6), dtype=f32)
+
+
+def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float = 0.0) -> tuple[NDArray, NDArray]:
+    """Returns two 256-entry tables, indexed by the input byte: for vectorised elements and for tail elements.
+
+    A quantized unary operator is a pure function of the byte, so two tables reproduce it exactly.
+
+    Args:
+        name: hardswish, hardsigmoid, leaky_relu or sigmoid.
+        q_in: parameters of the input.
+        q_out: parameters of the output.
+        slope: negative slope, for leaky_relu only.
+
+    Exactness: bit-exact to torch 2.13's kernels; sigmoid up to the last bit of expf (docs/numerics.md).
+    """
+    x_q = np.arange(256, dtype=i64) + q_in.quant_min
+    dtype = np.dtype(q_out.dtype)
+    vec, val = dequantize_vec(x_q, q_in), dequantize_val(x_q, q_in)
+    if name == "sigmoid":
+        exp_f32 = np.exp(-val.astype(f64)).astype(f32)
+        main_f32 = np.divide(f32(1), np.add(f32(1), exp_f32, dtype=f32), dtype=f32)
+        tail_f32 = (1.0 / (1.0 + exp_f32.astype(f64))).astype(f32)
+        inverse = reciprocal_f64(q_out.scale)
+    elif name == "leaky_relu":
+        main_f32, tail_f32 = (np.multiply(v, np.where(v > 0, f32(1), f32(slope)), dtype=f32) for v in (vec, val))
+        inverse = reciprocal_f32(q_out.scale)
+    else:
+        main_f32, tail_f32 = _UNARY_F32[name](vec), _UNARY_F32[name](val)
+        inverse = reciprocal_f64(q_out.scale)
+    return quantize_vec(main_f32, inverse, q_out).astype(dtype), quantize_val(tail_f32, q_out).astype(dtype)
+
+
+# ------------------------------------------------------------------ convolution and linear
+
+
+@dataclass(frozen=True)
+class Requantization:
+    """Per-channel vectors that turn an exact int32 accumulator into a quantized output.
+
+    Attributes:
+        rule: which engine's formula applies; see `requantize`.
+        multiplier_f32: (C,) float32. fbgemm, qnnpack: combined scale; onednn: weight scale.
+        bias_f32: (C,) float32 or None. fbgemm per-channel: fl(bias / (sa*sw)); else the float bias.
+        bias_scale_f32: fbgemm per-tensor weights: (float)(1.0 / (sa*sw)), applied by FMA; else None.
+        bias_i32: (C,) int32, qnnpack only: added to the accumulator.
+        source_scale_f32, inverse_output_scale_f32: onednn only.
+    """
+
+    rule: Literal["fbgemm", "onednn", "qnnpack"]
+    multiplier_f32: F32
+    bias_f32: F32 | None
+    output: QuantParams
+    relu: bool
+    bias_scale_f32: np.float32 | None = None
+    bias_i32: NDArray[np.int32] | None = None
+    source_scale_f32: np.float32 | None = None
+    inverse_output_scale_f32: np.float32 | None = None
+
+
+def conv_rule(engine: Engine, groups: int, symmetric_weights: bool) -> Literal["fbgemm", "onednn", "qnnpack"]:
+    """Returns which library's arithmetic PyTorch uses for conv2d under `engine` on a CPU with AVX512-VNNI.
+
+    Reference: ATen/native/quantized/cpu/OnednnUtils.h `should_use_onednn_quant`.
+    """
+    if engine == "x86":
+        return "onednn" if groups <= 100 and symmetric_weights else "fbgemm"
+    return engine
+
+
+def linear_rule(engine: Engine) -> Literal["fbgemm", "onednn", "qnnpack"]:
+    """Returns which library's arithmetic PyTorch uses for linear under `engine`."""
+    return "fbgemm" if engine == "x86" else engine
+
+
+def requantization(
+    rule: Literal["fbgemm", "onednn", "qnnpack"],
+    kind: Literal["conv", "linear"],
+    *,
+    input_q: QuantParams,
+    weight_scales: NDArray[np.float64],
+    bias_f32: F32 | None,
+    output_q: QuantParams,
+    relu: bool,
+    channels: int,
+) -> Requantization:
+    """Returns the vectors of the requantization that `rule` defines.
+
+    Args:
+        rule: from `conv_rule` or `linear_rule`.
+        kind: conv or linear; oneDNN treats their weight scales differently.
+        input_q: parameters of the activation.
+        weight_scales: (C,) for per-channel weights, (1,) for per-tensor ones.
+        bias_f32: (C,) or None.
+        output_q: parameters of the output.
+        relu: whether a ReLU follows.
+        channels: C, the number of output channels.
+
+    Exactness: docs/numerics.md, section on convolution and linear.
+    """
+    per_tensor = weight_scales.size == 1
+    weight_scales_f32 = weight_scales.astype(f32)
+    scale_in = input_q.scale_f32
+
+    def per_channel(values: NDArray) -> F32:
+        return np.ascontiguousarray(np.broadcast_to(values.astype(f32), (channels,)))
+
+    if rule == "fbgemm":
+        product = np.multiply(scale_in, weight_scales_f32, dtype=f32)
+        multiplier = per_channel(np.divide(product, output_q.scale_f32, dtype=f32))
+        if bias_f32 is None or not per_tensor:
+            bias = None if bias_f32 is None else np.divide(bias_f32, product, dtype=f32)
+            return Requantization("fbgemm", multiplier, bias, output_q, relu)
+        return Requantization(
+            "fbgemm", multiplier, bias_f32, output_q, relu, bias_scale_f32=reciprocal_f64(float(product[0]))
+        )
+    if rule == "onednn":
+        weights = weight_scales_f32
+        if kind == "linear":
+            inverse = 1.0 / (weight_scales if per_tensor else weights.astype(f64))
+            weights = np.divide(f32(1), inverse.astype(f32), dtype=f32)
+        source = reciprocal_f32(reciprocal_f64(input_q.scale))
+        destination = reciprocal_f32(reciprocal_f64(output_q.scale))
+        return Requantization(
+            "onednn", per_channel(weights), bias_f32, output_q, relu,
+            source_scale_f32=source, inverse_output_scale_f32=reciprocal_f32(destination),
+        )  # fmt: skip
+    multiplier = per_channel(
+        np.multiply(np.multiply(weight_scales_f32, scale_in, dtype=f32), reciprocal_f32(output_q.scale), dtype=f32)
+    )
+    bias_i32 = None
+    if bias_f32 is not None:
+        bias_scale = np.divide(f32(1), (weight_scales * input_q.scale).astype(f32), dtype=f32)
+        bias_i32 = np.rint(np.multiply(bias_f32, bias_scale, dtype=f32).astype(f64)).astype(i32)
+    return Requantization("qnnpack", multiplier, None, output_q, relu, bias_i32=bias_i32)
+
+
+def requantize(acc_i32: object, r: Requantization) -> I64:
+    """Returns the quantized output of exact accumulators with the channel axis last.
+
+    Computes:
+        fbgemm: v = fl(acc); v = fl(v + bias) or fma(bias, bias_scale, v); clip(cvt(fl(v*multiplier)) + z);
+            max(z) if relu
+        onednn: v = fl(fl(acc*sa) * sw); v = fl(v + bias); max(0) if relu; rne(clip(fl(fl(v*inv_so) + z)))
+        qnnpack: v = fl(acc + bias_i32); clip(cvt(fl(v*multiplier)) + z); max(z) if relu
+
+    Exactness: bit-exact to the three libraries inside torch 2.13 (docs/numerics.md).
+    """
+    acc, q = np.asarray(acc_i32, i64), r.output
+    if r.bias_i32 is not None:
+        acc = acc + r.bias_i32
+    v = acc.astype(f32)
+    if r.rule == "onednn":
+        v = np.multiply(np.multiply(v, r.source_scale_f32, dtype=f32), r.multiplier_f32, dtype=f32)
+        v = v if r.bias_f32 is None else np.add(v, r.bias_f32, dtype=f32)
+        v = np.maximum(v, f32(0)) if r.relu else v
+        v = np.add(np.multiply(v, r.inverse_output_scale_f32, dtype=f32), f32(q.zero_point), dtype=f32)
+        return np.rint(np.clip(v, f32(q.quant_min), f32(q.quant_max)).astype(f64)).astype(i64)
+    if r.bias_f32 is not None:
+        fused = r.bias_scale_f32 is not None
+        v = fma_f32(r.bias_f32, r.bias_scale_f32, v) if fused else np.add(v, r.bias_f32, dtype=f32)
+    rounded = np.clip(convert_to_int32(np.multiply(v, r.multiplier_f32, dtype=f32)), -32768, 32767)
+    y = np.clip(np.clip(rounded + q.zero_point, -32768, 32767), q.quant_min, q.quant_max)
+    return np.maximum(y, q.zero_point) if r.relu else y
+
+
+def fbgemm_depthwise_saturates(
+    channels: int, out_channels: int, groups: int, kernel: tuple[int, int], stride: tuple[int, int],
+    padding: tuple[int, int], dilation: tuple[int, int],
+) -> bool:  # fmt: skip
+    """Returns whether FBGEMM runs this convolution in its depthwise kernel, which saturates pairs of taps to int16.
+
+    Reference: FBGEMM src/FbgemmConv.cc ConvFastPath, src/FbgemmI8DepthwiseAvx2-inl.h; measured on torch 2.13.
+    """
+    return (
+        groups == channels
+        and out_channels in (groups, 2 * groups)
+        and groups % 8 == 0
+        and kernel[0] == kernel[1]
+        and kernel[0] in (3, 5, 7)
+        and all(s in (1, 2) for s in stride)
+        and dilation == (1, 1)
+        and padding == ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
+    )
