@@ -44,10 +44,9 @@ class Kernel:
 @contextmanager
 def prim_func() -> Iterator[IRBuilder]:
     """Opens a PrimFunc; `.get()` of the yielded builder returns it after the block."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_attr({"tirx.noalias": True})
-            yield builder
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        yield builder
 
 
 def symbolic_batch() -> tirx.Var:

@@ -26,16 +26,15 @@ from .builder import (
     cast,
     ceil_div,
     flat,
-    for_vectors,
     local,
     prim_func,
     ramp,
-    splat,
     store_prefix,
     symbolic_batch,
 )
 from .dot import DotProduct
 from .requantize import RequantizeEpilogue
+from .staging import copy_flat, stage_rows
 
 
 @dataclass(frozen=True)
@@ -276,58 +275,11 @@ class _ConvEmitter:
     def _stage(
         self, x: Buffer, image: Expr, first_row: Expr, rows: Expr, task_rows: int
     ) -> tuple[Buffer, Expr, int, int]:
-        """Copies the input rows of `rows` output rows into a scratch with the zero point around them."""
-        shape, channels = self.shape, self.scratch_channels
-        top, left, _, right = shape.padding
-        width = shape.in_width + left + right
-        span = (shape.kernel[0] - 1) * shape.dilation[0] + 1
-        row_stride = width * channels
-        scratch = T.alloc_buffer((((task_rows - 1) * shape.stride[0] + span) * row_stride + 64,), self.x_dtype)
-        with T.serial(0, (rows - 1) * shape.stride[0] + span) as row:
-            in_row = first_row * shape.stride[0] + row - top
-            inside = tirx.all(in_row >= 0, in_row < shape.in_height) if top or shape.padding[2] else None
-            base = row * row_stride
-            if inside is None:
-                self._copy_row(scratch, base, x, image, in_row, left, right)
-            else:
-                with T.If(inside):
-                    with T.Then():
-                        self._copy_row(scratch, base, x, image, in_row, left, right)
-                    with T.Else():
-                        self._fill(scratch, base, row_stride)
-        return scratch, tirx.const(0, "int32"), row_stride, channels
-
-    def _copy_row(
-        self, scratch: Buffer, base: Expr, x: Buffer, image: Expr, in_row: Expr, left: int, right: int
-    ) -> None:
-        shape, channels = self.shape, self.scratch_channels
-        source = (image * shape.in_height + in_row) * (shape.in_width * shape.in_channels)
-        self._fill(scratch, base, left * channels)
-        body = base + left * channels
-        if channels == shape.in_channels:
-            self._copy(scratch, body, x, source, shape.in_width * channels)
-        else:
-            with T.serial(0, shape.in_width) as column:
-                for c in range(channels):
-                    value = x[source + column * shape.in_channels + c] if c < shape.in_channels else self._zero()
-                    T.buffer_store(scratch, value, [body + column * channels + c])
-        self._fill(scratch, body + shape.in_width * channels, right * channels)
-
-    def _zero(self) -> Expr:
-        return tirx.const(self.zero_point, self.x_dtype)
-
-    def _fill(self, buffer: Buffer, start: Expr, count: int) -> None:
-        for_vectors(count, lambda at, k: T.buffer_store(buffer, splat(self._zero(), k), [ramp(start + at, k)]))
-
-    def _copy(self, buffer: Buffer, start: Expr, x: Buffer, source: Expr, count: int) -> None:
-        wide = count // 64 * 64
-        if wide:
-            with T.serial(0, count // 64) as step:
-                T.buffer_store(buffer, x[ramp(source + step * 64, 64)], [ramp(start + step * 64, 64)])
-        for_vectors(
-            count - wide,
-            lambda at, k: T.buffer_store(buffer, x[ramp(source + wide + at, k)], [ramp(start + wide + at, k)]),
+        channels = self.scratch_channels
+        scratch, row_stride = stage_rows(
+            self.shape, x, image, first_row, rows, task_rows, self.zero_point, self.x_dtype, channels
         )
+        return scratch, tirx.const(0, "int32"), row_stride, channels
 
     # ---- loops over output channels, rows and tiles
 
@@ -495,8 +447,10 @@ class _LinearEmitter(_ConvEmitter):
                 stride = self.scratch_channels
                 source = T.alloc_buffer((n * stride,), self.x_dtype)
                 with T.serial(0, n) as row:
-                    self._copy(source, row * stride, x, row * self.shape.in_channels, self.shape.in_channels)
-                    self._fill(source, row * stride + self.shape.in_channels, stride - self.shape.in_channels)
+                    channels = self.shape.in_channels
+                    copy_flat(source, row * stride, x, row * channels, channels)
+                    for c in range(channels, stride):
+                        T.buffer_store(source, tirx.const(0, self.x_dtype), [row * stride + c])
             if not ragged:
                 rows(source, stride, block, LANES)
             elif blocks == 1:

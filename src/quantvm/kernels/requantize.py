@@ -45,32 +45,36 @@ class RequantizeEpilogue:
         if len(self.constants) > 1:
             self._bias: Buffer = argument("bias", (self._padded,), str(self.constants[1].dtype))
 
-    def apply(self, acc_i32: Expr, channel: Expr) -> Expr:
-        """Returns LANES int32 values inside the output dtype's range for channels channel..channel+LANES-1."""
-        r, index = self._r, ramp(channel)
+    def apply(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns int32 values inside the output dtype's range for channels channel..channel+lanes-1."""
+        r, index = self._r, ramp(channel, lanes)
+
+        def constant(value: object, dtype: str = "float32") -> Expr:
+            return splat(value, lanes, dtype)
+
         low, high, zero = r.output.quant_min, r.output.quant_max, r.output.zero_point
         if r.bias_i32 is not None:
             acc_i32 = acc_i32 + self._bias[index]
-        v = cast(acc_i32, "float32")
+        v = cast(acc_i32, "float32", lanes)
         if r.rule == "onednn":
-            v = rounded(v * splat(r.source_scale_f32, dtype="float32")) * self._multiplier[index]
-            v = v if r.bias_f32 is None else rounded(v) + self._bias[index]
-            v = tirx.max(v, splat(0.0, dtype="float32")) if r.relu else v
-            v = rounded(v * splat(r.inverse_output_scale_f32, dtype="float32")) + splat(float(zero), dtype="float32")
-            v = clamp(v, splat(float(low), dtype="float32"), splat(float(high), dtype="float32"))
-            return cast(round_even(v), "int32")
+            v = rounded(v * constant(r.source_scale_f32), lanes) * self._multiplier[index]
+            v = v if r.bias_f32 is None else rounded(v, lanes) + self._bias[index]
+            v = tirx.max(v, constant(0.0)) if r.relu else v
+            v = rounded(v * constant(r.inverse_output_scale_f32), lanes) + constant(float(zero))
+            v = clamp(v, constant(float(low)), constant(float(high)))
+            return cast(round_even(v), "int32", lanes)
         if r.bias_f32 is not None:
             fused = r.bias_scale_f32 is not None
-            scale = splat(r.bias_scale_f32, dtype="float32") if fused else None
-            v = fma(self._bias[index], scale, v) if fused else v + self._bias[index]
+            scale = constant(r.bias_scale_f32) if fused else None
+            v = fma(self._bias[index], scale, v, lanes) if fused else v + self._bias[index]
         v = round_even(v * self._multiplier[index])
         if self._may_overflow:
             # cvtps2dq turns what does not fit int32 into INT32_MIN, which ends at quant_min
-            v = tirx.Select(v >= splat(2.0**31, dtype="float32"), splat(-32768.0, dtype="float32"), v)
+            v = tirx.Select(v >= constant(2.0**31), constant(-32768.0), v)
         # Clamping the float integer before the zero point is added equals clamping after: both are exact below 2^24.
         low = max(low, zero) if r.relu else low
-        v = clamp(v, splat(float(low - zero), dtype="float32"), splat(float(high - zero), dtype="float32"))
-        return cast(v, "int32") + splat(zero, dtype="int32")
+        v = clamp(v, constant(float(low - zero)), constant(float(high - zero)))
+        return cast(v, "int32", lanes) + constant(zero, "int32")
 
 
 def padded_channels(channels: int) -> int:

@@ -1,0 +1,179 @@
+"""Element-wise int8 operators: add, multiply, tables (hardswish, hardsigmoid, ...), clamp.
+
+PyTorch vectorises blocks of 64 elements of the flat buffer and treats the rest with other formulas; with several
+threads each one has its own piece and its own rest. These kernels cut the buffer into the same pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tvm.tirx.script.builder as T
+from tvm import tirx
+
+from quantvm.numerics import GRAIN_SIZE, VEC_BLOCK, QuantParams, f32, reciprocal_f32
+
+from .arithmetic import dequantize_val, dequantize_vec, quantize_val, quantize_vec
+from .builder import (
+    LANES,
+    Expr,
+    Kernel,
+    argument,
+    cast,
+    clamp,
+    flat,
+    for_vectors,
+    prim_func,
+    ramp,
+    round_even,
+    splat,
+    symbolic_batch,
+)
+
+Emit = Callable[[Expr, int, bool], None]
+"""emit(index, lanes, is_tail): the operator on `lanes` elements from a flat index."""
+
+
+def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:
+    """Emits the operator over `numel` elements, in PyTorch's pieces, blocks and tails for `threads` threads."""
+    pieces = tirx.min(threads, (numel + (GRAIN_SIZE - 1)) // GRAIN_SIZE)
+    length = (numel + pieces - 1) // pieces
+    with T.parallel(0, pieces) as piece:
+        start = piece * length
+        count = tirx.min(length, numel - start)
+        with T.serial(0, count // VEC_BLOCK) as block, T.serial(0, VEC_BLOCK // LANES) as part:
+            emit(start + block * VEC_BLOCK + part * LANES, LANES, False)
+        with T.serial(0, count % VEC_BLOCK) as rest:
+            emit(start + count // VEC_BLOCK * VEC_BLOCK + rest, 1, True)
+
+
+def add(
+    item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int
+) -> Kernel:
+    """Returns quantized addition of two (n, *item_shape) tensors of one layout.
+
+    Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead.
+    Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13 run with `threads` threads, bit for bit.
+    """
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        a = argument("a", (n, *item_shape), a_q.dtype)
+        b = argument("b", (n, *item_shape), b_q.dtype)
+        y = argument("y", (n, *item_shape), out_q.dtype)
+        numel = n * math.prod(item_shape)
+        a_flat, b_flat, y_flat = flat(a, numel), flat(b, numel), flat(y, numel)
+
+        def emit(at: Expr, lanes: int, is_tail: bool) -> None:
+            dequantize = dequantize_val if is_tail else dequantize_vec
+            index = ramp(at, lanes)
+            total = dequantize(a_flat[index], a_q, lanes) + dequantize(b_flat[index], b_q, lanes)
+            total = T.max(total, splat(0.0, lanes, "float32")) if relu else total
+            if is_tail:
+                value = quantize_val(total, out_q, lanes)
+            else:
+                value = quantize_vec(total, reciprocal_f32(out_q.scale), out_q, lanes)
+            T.buffer_store(y_flat, cast(value, out_q.dtype, lanes), [index])
+
+        _over_pieces(numel, threads, emit)
+    return Kernel("add_relu_u8" if relu else "add_u8", builder.get())
+
+
+def multiply(
+    item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, broadcast: bool
+) -> Kernel:
+    """Returns quantized multiplication of (n, *item_shape) by the same shape, or by (n, 1, 1, C) if `broadcast`.
+
+    Computes: m = fl(fl(sa*sb) * fl(1/so)); clip(rne(fl((a-za)*(b-zb) * m)) + zo); relu: max(., zo).
+    Exactness: `quantized::mul`, `quantized::mul_relu` of torch 2.13, bit for bit; no tail effect.
+    """
+    product_scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
+    multiplier = np.multiply(product_scale, reciprocal_f32(out_q.scale), dtype=f32)
+    low = max(out_q.quant_min, out_q.zero_point) if relu else out_q.quant_min
+    channels, pixels = item_shape[-1], math.prod(item_shape[:-1])
+
+    def value(a: Expr, b: Expr, lanes: int) -> Expr:
+        def centred(x: Expr, q: QuantParams) -> Expr:
+            return cast(x, "int32", lanes) - splat(q.zero_point, lanes, "int32")
+
+        product = cast(centred(a, a_q) * centred(b, b_q), "float32", lanes)
+        y = round_even(product * splat(multiplier, lanes, "float32"))
+        bounds = (float(low - out_q.zero_point), float(out_q.quant_max - out_q.zero_point))
+        y = clamp(y, *(splat(v, lanes, "float32") for v in bounds))
+        return cast(cast(y, "int32", lanes) + splat(out_q.zero_point, lanes, "int32"), out_q.dtype, lanes)
+
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        a = argument("a", (n, *item_shape), a_q.dtype)
+        b = argument("b", (n, 1, 1, channels) if broadcast else (n, *item_shape), b_q.dtype)
+        y = argument("y", (n, *item_shape), out_q.dtype)
+        numel = n * (pixels * channels)
+        a_flat, y_flat = flat(a, numel), flat(y, numel)
+        b_flat = flat(b, n * channels if broadcast else numel)
+        rows = item_shape[0] if len(item_shape) > 1 else 1
+        with T.parallel(0, n * rows) as row, T.serial(0, pixels // rows) as pixel:
+            base = (row * (pixels // rows) + pixel) * channels
+            b_base = row // rows * channels if broadcast else base
+
+            def emit(at: Expr, lanes: int) -> None:
+                product = value(a_flat[ramp(base + at, lanes)], b_flat[ramp(b_base + at, lanes)], lanes)
+                T.buffer_store(y_flat, product, [ramp(base + at, lanes)])
+
+            for_vectors(channels, emit)
+    return Kernel("mul_relu_u8" if relu else "mul_u8", builder.get())
+
+
+def table(
+    item_shape: Sequence[int], main: np.ndarray, tail: np.ndarray, *, in_dtype: str, threads: int, name: str
+) -> Kernel:
+    """Returns y[i] = main[x[i]], or tail[x[i]] for the elements that PyTorch does not vectorise.
+
+    Args:
+        item_shape: shape of one image's tensor.
+        main: (256,) entries, indexed by x - min of its dtype.
+        tail: (256,) entries, likewise.
+        in_dtype: uint8 or int8.
+        threads: PyTorch's thread count, which places the tails.
+        name: what the table computes.
+    """
+    low = 0 if in_dtype == "uint8" else -128
+    one_table = np.array_equal(main, tail)
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, *item_shape), in_dtype)
+        main_buffer = argument("main_table", (256,), str(main.dtype))
+        tail_buffer = None if one_table else argument("tail_table", (256,), str(tail.dtype))
+        y = argument("y", (n, *item_shape), str(main.dtype))
+        numel = n * math.prod(item_shape)
+        x_flat, y_flat = flat(x, numel), flat(y, numel)
+
+        def emit(at: Expr, lanes: int, is_tail: bool) -> None:
+            entries = tail_buffer if is_tail and tail_buffer is not None else main_buffer
+            for lane in range(lanes):
+                index = cast(x_flat[at + lane], "int32", 1) - low
+                T.buffer_store(y_flat, entries[index], [at + lane])
+
+        _over_pieces(numel, threads, emit)
+    return Kernel(f"{name}_table", builder.get(), (main,) if one_table else (main, tail))
+
+
+def clamp_integers(item_shape: Sequence[int], low: int, high: int, dtype: str, name: str) -> Kernel:
+    """Returns min(max(x, low), high) on the integers: relu, relu6, hardtanh, clamp with unchanged parameters."""
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, *item_shape), dtype)
+        y = argument("y", (n, *item_shape), dtype)
+        numel = n * math.prod(item_shape)
+        x_flat, y_flat = flat(x, numel), flat(y, numel)
+
+        def emit(at: Expr, lanes: int, is_tail: bool) -> None:
+            value = clamp(x_flat[ramp(at, lanes)], splat(low, lanes, dtype), splat(high, lanes, dtype))
+            T.buffer_store(y_flat, value, [ramp(at, lanes)])
+
+        _over_pieces(numel, 64, emit)
+    return Kernel(f"{name}_u8", builder.get())

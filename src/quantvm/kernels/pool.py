@@ -1,0 +1,288 @@
+"""Pooling and spatial means of quantized NHWC tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tvm.tirx.script.builder as T
+from tvm import tirx
+
+from quantvm.numerics import QuantParams, f32, reciprocal_f32
+
+from .arithmetic import dequantize_val, quantize_arr
+from .builder import (
+    Buffer,
+    Expr,
+    Kernel,
+    argument,
+    cast,
+    clamp,
+    flat,
+    for_vectors,
+    local,
+    prim_func,
+    ramp,
+    round_even,
+    rounded,
+    splat,
+    symbolic_batch,
+)
+
+
+@dataclass(frozen=True)
+class PoolShape:
+    """Geometry of a 2-d pooling window; `padding` is (top, left) and the same at the far sides."""
+
+    in_height: int
+    in_width: int
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+
+    def _extent(self, axis: int) -> int:
+        size = (self.in_height, self.in_width)[axis]
+        span = (self.kernel[axis] - 1) * self.dilation[axis] + 1
+        reach = size + 2 * self.padding[axis] - span
+        count = (-(-reach // self.stride[axis]) if self.ceil_mode else reach // self.stride[axis]) + 1
+        # the last window must start inside the image or its near padding
+        if self.ceil_mode and (count - 1) * self.stride[axis] >= size + self.padding[axis]:
+            count -= 1
+        return count
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output."""
+        return self._extent(0)
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output."""
+        return self._extent(1)
+
+
+def max_pool2d(shape: PoolShape, dtype: str = "uint8") -> Kernel:
+    """Returns the integer maximum over each window, padding ignored: (n, H, W, C) -> (n, OH, OW, C)."""
+    lowest = 0 if dtype == "uint8" else -128
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), dtype)
+        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), dtype)
+        with T.parallel(0, n * shape.out_height) as row, T.serial(0, shape.out_width) as column:
+            image, out_row = row // shape.out_height, row % shape.out_height
+            top = out_row * shape.stride[0] - shape.padding[0]
+            left = column * shape.stride[1] - shape.padding[1]
+
+            def emit(channel: Expr, lanes: int) -> None:
+                best = local(lanes, dtype)
+                T.buffer_store(best, splat(lowest, lanes, dtype), [ramp(0, lanes)])
+                with T.serial(0, shape.kernel[0]) as kh, T.serial(0, shape.kernel[1]) as kw:
+                    in_row, in_column = top + kh * shape.dilation[0], left + kw * shape.dilation[1]
+                    with T.If(_inside(shape, in_row, in_column)), T.Then():
+                        value = x[image, in_row, in_column, ramp(channel, lanes)]
+                        T.buffer_store(best, T.max(best[ramp(0, lanes)], value), [ramp(0, lanes)])
+                T.buffer_store(y, best[ramp(0, lanes)], [image, out_row, column, ramp(channel, lanes)])
+
+            _for_byte_vectors(shape.channels, emit)
+    return Kernel("max_pool2d_u8", builder.get())
+
+
+def _inside(shape: PoolShape, row: Expr, column: Expr) -> Expr:
+    return tirx.all(row >= 0, row < shape.in_height, column >= 0, column < shape.in_width)
+
+
+def _for_byte_vectors(channels: int, emit: object) -> None:
+    wide = channels // 64 * 64
+    if wide:
+        with T.serial(0, channels // 64) as step:
+            emit(step * 64, 64)  # type: ignore[operator]
+    for_vectors(channels - wide, lambda at, lanes: emit(at + wide, lanes))  # type: ignore[operator]
+
+
+def _window_sums(
+    x: Buffer, image: Expr, rows: tuple[Expr, Expr], columns: tuple[Expr, Expr], channel: Expr, lanes: int
+) -> Buffer:
+    """Emits the int32 sums over rows[0]:rows[1] x columns[0]:columns[1] for `lanes` channels."""
+    acc = local(lanes, "int32")
+    T.buffer_store(acc, splat(0, lanes, "int32"), [ramp(0, lanes)])
+    with T.serial(rows[0], rows[1]) as row, T.serial(columns[0], columns[1]) as column:
+        value = cast(x[image, row, column, ramp(channel, lanes)], "int32", lanes)
+        T.buffer_store(acc, acc[ramp(0, lanes)] + value, [ramp(0, lanes)])
+    return acc
+
+
+def _scaled(acc_f32: Expr, multiplier: Expr, q: QuantParams, lanes: int, zero_before_rounding: bool) -> Expr:
+    zero = splat(float(q.zero_point), lanes, "float32")
+    product = acc_f32 * multiplier
+    value = round_even(rounded(product, lanes) + zero) if zero_before_rounding else round_even(product) + zero
+    low, high = float(q.quant_min), float(q.quant_max)
+    value = clamp(value, splat(low, lanes, "float32"), splat(high, lanes, "float32"))
+    return cast(cast(value, "int32", lanes), q.dtype, lanes)
+
+
+def _divide(a: Expr, b: Expr) -> Expr:
+    return tirx.div(a, b)
+
+
+def avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool, vec_channels: int = 16) -> Kernel:
+    """Returns `F.avg_pool2d` of a channels-last quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
+
+    Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode);
+        acc = sum(q) - zero_point*(elements inside); m = fl(1/size). The first C//vec_channels*vec_channels channels:
+        rne(fl(acc*m)) + z; the others: rne(fl(fl(acc * fl(1/fl(1/m))) + z)).
+    Exactness: torch 2.13 bit for bit; `vec_channels` is 16 on CPUs with AVX512, 8 on those with AVX2.
+    """
+    cut = shape.channels // vec_channels * vec_channels
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), q.dtype)
+        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
+        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
+            image, out_row = task // shape.out_height, task % shape.out_height
+            rows, row_span = _clipped(out_row, shape, 0)
+            columns, column_span = _clipped(out_column, shape, 1)
+            inside = (rows[1] - rows[0]) * (columns[1] - columns[0])
+            size = row_span * column_span if count_include_pad else inside
+            m = _divide(tirx.const(1.0, "float32"), cast(size, "float32", 1))
+            tail_m = _divide(tirx.const(1.0, "float32"), _divide(tirx.const(1.0, "float32"), m))
+
+            def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
+                sums = _window_sums(x, image, rows, columns, channel, lanes)
+                centred = sums[ramp(0, lanes)] - splat(cast(inside, "int32", 1) * q.zero_point, lanes)
+                factor = splat(tail_m if is_tail else m, lanes)
+                value = _scaled(cast(centred, "float32", lanes), factor, q, lanes, is_tail)
+                T.buffer_store(y, value, [image, out_row, out_column, ramp(channel, lanes)])
+
+            for_vectors(cut, lambda at, lanes: emit(at, lanes, False))
+            for_vectors(shape.channels - cut, lambda at, lanes: emit(at + cut, lanes, True))
+    return Kernel("avg_pool2d_u8", builder.get())
+
+
+def _clipped(out: Expr, shape: PoolShape, axis: int) -> tuple[tuple[Expr, Expr], Expr]:
+    """Returns the window's range inside the image, and its span with padding."""
+    size, pad = (shape.in_height, shape.in_width)[axis], shape.padding[axis]
+    start = cast(out, "int32", 1) * shape.stride[axis] - pad
+    stop = tirx.min(start + shape.kernel[axis], size + pad)
+    return (tirx.max(start, 0), tirx.min(stop, size)), stop - start
+
+
+def adaptive_avg_pool2d(in_size: tuple[int, int], channels: int, out_size: tuple[int, int], q: QuantParams) -> Kernel:
+    """Returns `F.adaptive_avg_pool2d` of a channels-last quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
+
+    Computes: window floor(i*H/OH)..ceil((i+1)*H/OH); acc = sum(q) - zero_point*size; s = fl(1/fl(1/size));
+        first C//8*8 channels: rne(fma(acc, fl(1/s), z)); the others: rne(fl(fl(acc * fl(1/s)) + z)).
+    Exactness: torch 2.13 bit for bit.
+    """
+    (height, width), (out_height, out_width) = in_size, out_size
+    cut = channels // 8 * 8
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, height, width, channels), q.dtype)
+        y = argument("y", (n, out_height, out_width, channels), q.dtype)
+        with T.parallel(0, n) as image:
+            for i in range(out_height):
+                for j in range(out_width):
+                    rows = (i * height // out_height, -(-(i + 1) * height // out_height))
+                    columns = (j * width // out_width, -(-(j + 1) * width // out_width))
+                    size = (rows[1] - rows[0]) * (columns[1] - columns[0])
+                    _pool_window(x, y, image, (i, j), rows, columns, size, cut, channels, q)
+    return Kernel("adaptive_avg_pool2d_u8", builder.get())
+
+
+def _pool_window(
+    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], size: int,
+    cut: int, channels: int, q: QuantParams,
+) -> None:  # fmt: skip
+    scale = QuantParams(float(reciprocal_f32(np.divide(f32(1), f32(size), dtype=f32))), q.zero_point, q.dtype)
+
+    def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
+        sums = _window_sums(x, image, rows, columns, channel, lanes)
+        acc = cast(sums[ramp(0, lanes)] - splat(q.zero_point * size, lanes, "int32"), "float32", lanes)
+        if is_tail:
+            value = _scaled(acc, splat(reciprocal_f32(scale.scale), lanes, "float32"), q, lanes, True)
+        else:
+            value = cast(quantize_arr(acc, scale, lanes), q.dtype, lanes)
+        T.buffer_store(y, value, [image, *out, ramp(channel, lanes)])
+
+    for_vectors(cut, lambda at, lanes: emit(at, lanes, False))
+    for_vectors(channels - cut, lambda at, lanes: emit(at + cut, lanes, True))
+
+
+_SUM_STEP = 16
+
+
+def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams) -> Kernel:
+    """Returns `x.mean([2, 3])` of a channels-last quantized tensor: (n, H, W, C) -> (n, C).
+
+    Computes: D_VAL, a float32 sum over pixels in the order of `at::sum`, fl(./(H*W)), Q_ARR.
+    Exactness: torch 2.13 bit for bit. Order (aten/src/ATen/native/cpu/SumKernel.cpp): blocks of 16 pixels are summed
+        into level 0, which is carried up every 16 blocks; the last C%32 channels (C%4 below 8 channels) are four such
+        sums over every fourth pixel.
+    """
+    pixels = in_size[0] * in_size[1]
+    cut = channels // 32 * 32 if channels >= 8 else channels // 4 * 4
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, *in_size, channels), q.dtype)
+        y = argument("y", (n, channels), q.dtype)
+        x_flat = flat(x, n * (pixels * channels))
+        with T.parallel(0, n) as image:
+
+            def real(pixel: Expr, channel: Expr, lanes: int) -> Expr:
+                at = (image * pixels + pixel) * channels + channel
+                return dequantize_val(x_flat[ramp(at, lanes)], q, lanes)
+
+            def finish(total: Expr, channel: Expr, lanes: int) -> None:
+                mean = _divide(total, splat(float(pixels), lanes, "float32"))
+                T.buffer_store(y, cast(quantize_arr(mean, q, lanes), q.dtype, lanes), [image, ramp(channel, lanes)])
+
+            def main(channel: Expr, lanes: int) -> None:
+                total = _cascade_sum(pixels, lambda i: real(i, channel, lanes), lanes)
+                finish(total[ramp(0, lanes)], channel, lanes)
+
+            def tail(at: Expr, lanes: int) -> None:
+                channel, quarter = at + cut, pixels // 4
+                parts = [_cascade_sum(quarter, lambda i, p=p: real(i * 4 + p, channel, lanes), lanes) for p in range(4)]
+                first, index = parts[0], ramp(0, lanes)
+                for i in range(quarter * 4, pixels):
+                    T.buffer_store(first, first[index] + real(tirx.const(i, "int32"), channel, lanes), [index])
+                for part in parts[1:]:
+                    T.buffer_store(first, first[index] + part[index], [index])
+                finish(first[index], channel, lanes)
+
+            for_vectors(cut, main)
+            for_vectors(channels - cut, tail)
+    return Kernel("spatial_mean_u8", builder.get())
+
+
+def _cascade_sum(count: int, value: object, lanes: int) -> Buffer:
+    """Emits the four-level cascade sum of value(0..count-1) and returns the buffer that holds it."""
+    power = max(4, int(np.ceil(np.log2(max(count, 2)))) // 4)
+    step = 1 << power
+    index = ramp(0, lanes)
+    levels = [local(lanes, "float32") for _ in range(4)]
+    zero = splat(0.0, lanes, "float32")
+    for level in levels:
+        T.buffer_store(level, zero, [index])
+    done = 0
+    while done + step <= count:
+        with T.serial(0, step) as i:
+            T.buffer_store(levels[0], levels[0][index] + value(i + done), [index])  # type: ignore[operator]
+        done += step
+        for j in range(1, 4):
+            T.buffer_store(levels[j], levels[j][index] + levels[j - 1][index], [index])
+            T.buffer_store(levels[j - 1], zero, [index])
+            if done & ((step - 1) << (j * power)):
+                break
+    for i in range(done, count):
+        T.buffer_store(levels[0], levels[0][index] + value(tirx.const(i, "int32")), [index])  # type: ignore[operator]
+    for level in levels[1:]:
+        T.buffer_store(levels[0], levels[0][index] + level[index], [index])
+    return levels[0]

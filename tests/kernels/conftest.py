@@ -1,0 +1,51 @@
+"""Runs one kernel alone, on a chosen target, for comparison with PyTorch's own operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import tvm
+
+from quantvm.kernels import Kernel
+from quantvm.tvm_compat import native_target
+
+TARGETS = {"native": None, "plain": {"kind": "llvm", "mcpu": "x86-64"}}
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread():
+    """Where PyTorch's scalar tails lie depends on its thread count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.backends.quantized.engine = "fbgemm"
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=list(TARGETS))
+def target(request):
+    """Code for this CPU, and code for the plainest one."""
+    chosen = TARGETS[request.param]
+    return native_target() if chosen is None else tvm.target.Target(chosen)
+
+
+def run(kernel: Kernel, target: tvm.target.Target, *inputs: np.ndarray, out_shape: tuple, out_dtype="uint8") -> np.ndarray:
+    """Compiles `kernel`, calls it once and returns its output; bytes around the output must stay untouched."""
+    library = tvm.compile(tvm.IRModule({"main": kernel.func}), target=target)
+    out = tvm.runtime.tensor(np.zeros(out_shape, out_dtype))
+    library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*inputs, *kernel.constants)), out)
+    return out.numpy()
+
+
+def nhwc(t: torch.Tensor) -> np.ndarray:
+    """Returns the integers of a quantized NCHW tensor as an NHWC array."""
+    return np.ascontiguousarray(t.int_repr().permute(0, 2, 3, 1).numpy())
+
+
+def quantized(x_u8: np.ndarray, scale: float, zero_point: int, *, channels_last: bool = True) -> torch.Tensor:
+    """Returns an (N, C, H, W) quint8 tensor from NHWC integers, or any tensor from integers of another rank."""
+    t = torch.from_numpy(x_u8)
+    if x_u8.ndim == 4:
+        t = t.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return torch._make_per_tensor_quantized_tensor(t, scale, zero_point)
