@@ -1,0 +1,34 @@
+"""Labelled images in: named sets and folders, the class index, preprocessing, batches.
+
+``load_dataset`` and ``load_calibration`` turn what a user asks for into checked images; ``iterate_batches`` turns these
+into tensors. Where files come from is in ``sets``, how they lie in folders in ``layouts``.
+"""
+
+from quantvm.data.batches import Batch, iterate_batches, iterate_inputs
+from quantvm.data.check import find_bad_images
+from quantvm.data.classes import class_names, imagenet_classes, index_of_wnid
+from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, Sample
+from quantvm.data.loading import load_calibration, load_dataset
+from quantvm.data.preprocess import Preprocessing, preprocess
+from quantvm.data.sets import DATASETS, NamedSet, fetch_data
+
+__all__ = [
+    "DATASETS",
+    "BadImage",
+    "Batch",
+    "CalibrationSet",
+    "Dataset",
+    "NamedSet",
+    "Preprocessing",
+    "Sample",
+    "class_names",
+    "fetch_data",
+    "find_bad_images",
+    "imagenet_classes",
+    "index_of_wnid",
+    "iterate_batches",
+    "iterate_inputs",
+    "load_calibration",
+    "load_dataset",
+    "preprocess",
+]

@@ -1,0 +1,100 @@
+"""What labelled images are to the other stages: samples, data sets, calibration sets. Values only, no file access."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A labelled image.
+
+    Attributes:
+        id: Its path relative to the data set's root, with `/` between the parts.
+        path: The file.
+        label: Its ImageNet class index, 0..999.
+    """
+
+    id: str
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """A file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images of an evaluation, in the order in which they are evaluated; every one was decoded once.
+
+    Attributes:
+        name: The set's name, or the folder as it was given.
+        root: The folder that the ids are relative to.
+        samples: The chosen images, sorted by id.
+        n_requested: How many were asked for, or None for all.
+        bad: Chosen files that cannot be read and were left out.
+        is_default: Whether the set is used only because nothing else was asked for.
+        notes: What a reader of the results should know, one sentence each.
+    """
+
+    name: str
+    root: Path
+    samples: tuple[Sample, ...]
+    n_requested: int | None = None
+    bad: tuple[BadImage, ...] = ()
+    is_default: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the id list, one id a line: equal for the same images in the same order."""
+        return hashlib.sha256("".join(f"{sample.id}\n" for sample in self.samples).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The images that quantized ranges are calibrated on; every one was decoded once.
+
+    Attributes:
+        images: The files, in the order in which they are to be used.
+        source: Where they come from, in words.
+        bad: Files that were drawn, cannot be read and were left out.
+        notes: What a reader of the results should know, one sentence each.
+    """
+
+    images: tuple[Path, ...]
+    source: str
+    bad: tuple[BadImage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def draw_order(ids: Iterable[str], seed: int) -> list[str]:
+    """Returns the ids in an order that looks random and depends on nothing but each id and the seed.
+
+    Sorting by a hash keeps the choice the same on every machine and version of Python, lets a smaller subset lie inside
+    a larger one of the same seed, and does not reshuffle the rest when images are added or removed.
+    """
+    return sorted(ids, key=lambda name: (hashlib.sha256(f"{seed}\n{name}".encode()).digest(), name))
+
+
+def choose_subset(samples: Sequence[Sample], num_samples: int | None, seed: int) -> tuple[Sample, ...]:
+    """Returns a seeded choice of `num_samples` of the samples (or all, if there are no more), sorted by id."""
+    ordered = sorted(samples, key=lambda sample: sample.id)
+    if num_samples is None or num_samples >= len(ordered):
+        return tuple(ordered)
+    chosen = set(draw_order((sample.id for sample in ordered), seed)[:num_samples])
+    return tuple(sample for sample in ordered if sample.id in chosen)

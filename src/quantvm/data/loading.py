@@ -1,0 +1,214 @@
+"""From what a user asks for to checked images: ``load_dataset`` and ``load_calibration``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from quantvm.data.check import OnBadImage, find_bad_images, raise_bad_images
+from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, choose_subset, draw_order
+from quantvm.data.layouts import Layout, all_images, layout_of_folder, single_subfolder
+from quantvm.data.sets import DATASETS, fetch_data, nearest_name
+from quantvm.errors import ConfigError, DataError
+from quantvm.progress import SILENT, Progress
+
+ClassMap = Literal["wnid", "sorted"]
+
+DEFAULT_SET = "sample"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the images that were asked for lie."""
+
+    name: str
+    root: Path
+    train: Path | None
+    layout: Layout | None  # None for a user's own folder
+    notes: tuple[str, ...] = ()
+
+
+def load_dataset(
+    name_or_dir: str | Path | None,
+    *,
+    num_samples: int | None = None,
+    seed: int = 0,
+    class_map: ClassMap = "wnid",
+    on_bad_image: OnBadImage = "stop",
+    progress: Progress = SILENT,
+) -> Dataset:
+    """Returns labelled images that have all been decoded once, in an order that depends on the arguments only.
+
+    Args:
+        name_or_dir: A named set; or a folder that holds ``val/<wnid>/`` or ``<wnid>/``; None for the default, `sample`.
+        num_samples: How many images to choose; None for all. If there are fewer, all are taken and a note says so.
+        seed: Of the choice.
+        class_map: How the folders of a user's own data map to classes: `wnid` by ImageNet's table, `sorted` by the
+            order of their names.
+        on_bad_image: Whether a file that cannot be decoded is an error or is left out and listed.
+        progress: Where downloading and checking are shown.
+
+    Raises:
+        DataError: No such folder or set, no images, unknown class folders, or files that are no images (all are named).
+        DownloadError: A named set cannot be had.
+    """
+    _check_options(num_samples, class_map, on_bad_image)
+    place = _locate(name_or_dir, progress)
+    layout = place.layout or layout_of_folder(place.root, class_map)
+    samples = layout(place.root)
+    chosen = choose_subset(samples, num_samples, seed)
+    notes = list(place.notes)
+    if num_samples is not None and num_samples > len(samples):
+        notes.append(f"{num_samples:,} images were asked for, but {place.name} has {len(samples):,}: all are used")
+    if place.layout is not None and class_map == "sorted":
+        notes.append(f"--class-map sorted has no effect on {place.name}, whose labels are known")
+    elif class_map == "sorted":
+        notes.append("labels are the places of the folders' names in sorted order, as asked by --class-map sorted")
+    bad = find_bad_images([sample.path for sample in chosen], progress=progress)
+    if on_bad_image == "stop":
+        raise_bad_images(bad, f"data set {place.name}")
+    left_out = {image.path for image in bad}
+    kept = tuple(sample for sample in chosen if sample.path not in left_out)
+    if not kept:
+        raise DataError(
+            f"data set {place.name}: all {len(chosen)} chosen images are unreadable, the first is {bad[0].path}: "
+            f"{bad[0].reason}"
+        )
+    for note in notes:
+        progress.note(note)
+    return Dataset(place.name, place.root, kept, num_samples, bad, name_or_dir is None, tuple(notes))
+
+
+def load_calibration(
+    dataset_arg: str | Path | None,
+    calibration_arg: str | Path | None,
+    *,
+    num_samples: int,
+    seed: int,
+    evaluation: Dataset,
+    on_bad_image: OnBadImage = "stop",
+    progress: Progress = SILENT,
+) -> CalibrationSet:
+    """Returns exactly `num_samples` images to calibrate on, or all there are; each has been decoded once.
+
+    They come from `calibration_arg` if given, else from the train part of the data set, else they are a seeded part of
+    the evaluation images; `source` says which. Under `on_bad_image="skip"` a file that cannot be decoded is replaced by
+    the next one drawn.
+
+    Args:
+        dataset_arg: What the evaluation images were loaded from.
+        calibration_arg: A folder (its ``train/`` if it has one), a named set (likewise), or None.
+        num_samples: How many.
+        seed: Of the choice.
+        evaluation: The evaluation images.
+        on_bad_image: Whether a file that cannot be decoded is an error or is left out and listed.
+        progress: Where downloading and checking are shown.
+
+    Raises:
+        DataError: No such folder, no images in it, or files that are no images (all are named).
+        DownloadError: A named set cannot be had.
+    """
+    _check_options(num_samples, "wnid", on_bad_image)
+    if calibration_arg is not None:
+        place = _locate(calibration_arg, progress)
+        root = place.train or place.root
+    else:
+        place = _locate(dataset_arg, progress)
+        if place.train is None:
+            return _part_of_evaluation(evaluation, num_samples, seed)
+        root = place.train
+    if place.layout is not None and root == place.root:
+        candidates = {sample.id: sample.path for sample in place.layout(root)}
+    else:
+        candidates = {path.relative_to(root).as_posix(): path for path in all_images(root)}
+    if not candidates:
+        raise DataError(
+            f"calibration: {root} holds no images, expected at least one; name another with --calibration-data"
+        )
+    order = [candidates[name] for name in draw_order(candidates, seed)]
+    images, bad = _draw_good(order, num_samples, on_bad_image, str(root), progress)
+    where = f"{place.name} ({root.name}/)" if root == place.train else place.name
+    notes = _calibration_notes(images, len(candidates), num_samples, where, evaluation)
+    for note in notes:
+        progress.note(note)
+    return CalibrationSet(images, f"{len(images):,} of {len(candidates):,} images of {where}", bad, notes)
+
+
+def _check_options(num_samples: int | None, class_map: str, on_bad_image: str) -> None:
+    if num_samples is not None and num_samples < 1:
+        raise ConfigError(f"number of images: got {num_samples}, expected at least 1")
+    for name, value, known in (
+        ("class map", class_map, get_args(ClassMap)),
+        ("on bad image", on_bad_image, get_args(OnBadImage)),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name}: got {value!r}, expected {' or '.join(known)}")
+
+
+def _locate(name_or_dir: str | Path | None, progress: Progress) -> _Place:
+    """Finds a named set, which is fetched if need be, or a user's folder and the part of it that holds the images."""
+    if name_or_dir is None or (isinstance(name_or_dir, str) and name_or_dir in DATASETS):
+        named = DATASETS[name_or_dir or DEFAULT_SET]
+        folder = fetch_data(named.name, progress)
+        train = folder / named.train if named.train else None
+        return _Place(named.name, folder / named.images, train, named.layout)
+    root = Path(name_or_dir).expanduser()
+    if not root.exists():
+        near = nearest_name(str(name_or_dir))
+        raise DataError(f"data {name_or_dir}: no such folder or named set{near}; named sets: {', '.join(DATASETS)}")
+    if not root.is_dir():
+        raise DataError(f"data {name_or_dir}: got a file, expected a folder that holds val/<wnid>/ or <wnid>/")
+    notes: tuple[str, ...] = ()
+    if not (root / "val").is_dir() and (inner := single_subfolder(root)) and (inner / "val").is_dir():
+        notes = (f"{name_or_dir}: the images of its only folder {inner.name} are used",)
+        root = inner
+    val, train = root / "val", root / "train"
+    return _Place(
+        str(name_or_dir), val if val.is_dir() else root, train if val.is_dir() and train.is_dir() else None, None, notes
+    )
+
+
+def _part_of_evaluation(evaluation: Dataset, num_samples: int, seed: int) -> CalibrationSet:
+    """Returns a seeded part of the evaluation images, which were checked already."""
+    paths = {sample.id: sample.path for sample in evaluation.samples}
+    images = tuple(paths[name] for name in draw_order(paths, seed)[:num_samples])
+    share = f"all {len(paths):,}" if len(images) == len(paths) else f"{len(images):,} of the {len(paths):,}"
+    why = f"{evaluation.name} has no train part; --calibration-data names other images"
+    source = f"{share} evaluation images themselves ({why})"
+    return CalibrationSet(images, source, notes=("the ranges are calibrated on images that are also evaluated",))
+
+
+def _draw_good(
+    order: Sequence[Path], num_samples: int, on_bad_image: OnBadImage, what: str, progress: Progress
+) -> tuple[tuple[Path, ...], tuple[BadImage, ...]]:
+    """Takes images in order until there are enough good ones."""
+    good: list[Path] = []
+    bad: list[BadImage] = []
+    start = 0
+    while len(good) < num_samples and start < len(order):
+        drawn = order[start : start + num_samples - len(good)]
+        start += len(drawn)
+        new_bad = find_bad_images(drawn, progress=progress, description="check calibration images")
+        bad += new_bad
+        if on_bad_image == "stop":
+            raise_bad_images(new_bad, f"the calibration images in {what}")
+        left_out = {image.path for image in new_bad}
+        good += [path for path in drawn if path not in left_out]
+    if not good:
+        raise DataError(f"calibration: none of the {len(order)} files in {what} can be read as an image")
+    return tuple(good), tuple(bad)
+
+
+def _calibration_notes(
+    images: Sequence[Path], n_there: int, num_samples: int, where: str, evaluation: Dataset
+) -> tuple[str, ...]:
+    notes = []
+    if n_there < num_samples:
+        notes.append(f"{num_samples:,} calibration images were asked for, but {where} has {n_there:,}: all are used")
+    evaluated = {sample.path.resolve() for sample in evaluation.samples}
+    n_both = sum(path.resolve() in evaluated for path in images)
+    if n_both:
+        notes.append(f"{n_both:,} of the {len(images):,} calibration images are also evaluated")
+    return tuple(notes)

@@ -1,0 +1,149 @@
+"""An image file becomes the tensor that a network takes, with the same bits as torchvision's transforms.
+
+PIL and NumPy only, so that a deployed artifact can be fed without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from quantvm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of a network.
+
+    Attributes:
+        resize: Length of the shorter side after scaling, in pixels.
+        crop: Side of the square that is cut from the centre, in pixels.
+        interpolation: How pixels are interpolated; always antialiased.
+        mean: Subtracted from each of R, G, B after their scaling to 0..1.
+        std: Divides each of R, G, B after that.
+    """
+
+    resize: int
+    crop: int
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if self.resize < 1 or self.crop < 1:
+            wrong.append(f"resize {self.resize} and crop {self.crop}, expected at least 1 pixel")
+        if self.interpolation not in get_args(Interpolation):
+            wrong.append(f"interpolation {self.interpolation!r}, expected {' or '.join(get_args(Interpolation))}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
+            wrong.append(f"mean {self.mean} and std {self.std}, expected three numbers each and no std of zero")
+        if wrong:
+            raise ConfigError(f"preprocessing: got {'; got '.join(wrong)}")
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """Returns the fully decoded image in RGB, as torchvision's default loader does.
+
+    Gray, palette and CMYK images are converted and alpha is dropped; an orientation in the EXIF data is not applied; of
+    an animation the first frame counts.
+
+    Raises:
+        DataError: The file is missing, empty, truncated or no image that PIL can read; the message holds the reason
+            only.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if path.stat().st_size == 0:
+            raise DataError("empty file, 0 bytes")
+        with path.open("rb") as file, Image.open(file) as image:
+            return image.convert("RGB")
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError("not an image of a known format") from None
+    except FileNotFoundError:
+        raise DataError("no such file") from None
+    except MemoryError:
+        raise DataError("too large for the memory") from None
+    except Exception as error:  # PIL's decoders raise many kinds on damaged data, struct.error among them
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(reason or type(error).__name__) from error
+
+
+def preprocess(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """Returns the network's input for one image, with the same bits as torchvision's transforms.
+
+    Computes: ``Normalize(ToTensor(CenterCrop(Resize(image))))``, that is ``(x_u8 / 255 - mean) / std`` per channel,
+    each step rounded to float32.
+
+    Exactness: bit-exact to ``torchvision.transforms`` on PIL images.
+
+    Args:
+        path: An image file.
+        preprocessing: Sizes, interpolation, mean and std.
+
+    Returns:
+        (3, crop, crop), CHW, C-contiguous, float32.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    try:
+        image = load_rgb(path)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; remove or replace the file") from error
+    x_u8 = crop_center(np.asarray(_resize_shorter_side(image, preprocessing)), preprocessing.crop)
+    tables = _normalized_values(preprocessing.mean, preprocessing.std)
+    # (H, W, C) -> (C, H, W)
+    return np.stack([tables[channel][x_u8[:, :, channel]] for channel in range(3)])
+
+
+def _resize_shorter_side(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Scales so that the shorter side has the asked length; torchvision truncates the longer one."""
+    from PIL import Image
+
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    new_short, new_long = preprocessing.resize, int(preprocessing.resize * long / short)
+    new_size = (new_short, new_long) if width <= height else (new_long, new_short)
+    if new_size == image.size:
+        return image
+    resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    return image.resize(new_size, resampling[preprocessing.interpolation])
+
+
+def crop_center(x_u8: np.ndarray, crop: int) -> np.ndarray:
+    """Returns the central square of side `crop`; where the image is smaller it is padded with zeros first.
+
+    Args:
+        x_u8: (H, W, C), uint8.
+        crop: Side in pixels.
+    """
+    height, width = x_u8.shape[:2]
+    missing_h, missing_w = max(crop - height, 0), max(crop - width, 0)
+    if missing_h or missing_w:
+        pads = ((missing_h // 2, (missing_h + 1) // 2), (missing_w // 2, (missing_w + 1) // 2), (0, 0))
+        x_u8 = np.pad(x_u8, pads)
+        height, width = x_u8.shape[:2]
+    # Python's round: a half goes to the even neighbour, so 33 - 32 starts at 0 but 35 - 32 at 2.
+    top, left = round((height - crop) / 2.0), round((width - crop) / 2.0)
+    return x_u8[top : top + crop, left : left + crop]
+
+
+@lru_cache(maxsize=16)
+def _normalized_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Returns (3, 256) float32: what each of the 256 values of a channel becomes."""
+    unit_f32 = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean_f32 = np.asarray(mean, dtype=np.float32)[:, None]
+    std_f32 = np.asarray(std, dtype=np.float32)[:, None]
+    return (unit_f32 - mean_f32) / std_f32
