@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from quantvm import numerics
+from quantvm.kernels import conv2d, depthwise
+from quantvm.kernels.conv2d import Conv2dShape
+from quantvm.kernels.dot import PORTABLE, select_dot
+from quantvm.numerics import QuantParams
+from quantvm.tvm_compat import native_target
+
+from .conftest import nhwc, quantized, run
+
+Q = torch.ops.quantized
+
+CASES = {  # (H, W, IC, OC, kernel, stride, padding, dilation, groups)
+    "odd channels": (7, 9, 5, 7, (3, 3), (2, 1), (1, 1), (1, 1), 1),
+    "fewer channels than a lane": (6, 5, 3, 2, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "first layer": (15, 17, 3, 24, (7, 7), (2, 2), (3, 3), (1, 1), 1),
+    "stride 2, no padding": (11, 10, 32, 40, (3, 3), (2, 2), (0, 0), (1, 1), 1),
+    "dilation": (12, 12, 8, 16, (3, 3), (1, 1), (2, 2), (2, 2), 1),
+    "asymmetric kernel and padding": (9, 8, 16, 33, (1, 7), (1, 1), (0, 3), (1, 1), 1),
+    "pointwise": (8, 7, 24, 72, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    "pointwise, prime width": (17, 17, 12, 20, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    "pointwise, odd channels": (5, 5, 7, 10, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    "pointwise with stride": (6, 6, 16, 16, (1, 1), (2, 2), (0, 0), (1, 1), 1),
+    "one pixel": (1, 1, 36, 20, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    "grouped": (6, 7, 12, 20, (3, 3), (1, 1), (1, 1), (1, 1), 2),
+    "grouped, odd": (6, 6, 10, 15, (3, 3), (2, 2), (1, 1), (1, 1), 5),
+    "whole image": (4, 4, 16, 32, (4, 4), (1, 1), (0, 0), (1, 1), 1),
+}
+DEPTHWISE = {  # (H, W, C, OC, kernel, stride, padding, dilation)
+    "3x3": (9, 10, 40, 40, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "3x3 stride 2": (9, 10, 72, 72, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "5x5": (7, 7, 24, 24, (5, 5), (1, 1), (2, 2), (1, 1)),
+    "7x7": (8, 7, 8, 8, (7, 7), (2, 1), (3, 3), (1, 1)),
+    "two outputs a channel": (6, 6, 16, 32, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "odd channels, off the fast path": (7, 6, 13, 13, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "dilated, off the fast path": (9, 9, 16, 16, (3, 3), (1, 1), (2, 2), (2, 2)),
+    "no padding, off the fast path": (8, 8, 48, 48, (3, 3), (1, 1), (0, 0), (1, 1)),
+}
+
+
+class Case:
+    """One random convolution with full-range integers, and PyTorch's answer."""
+
+    def __init__(self, geometry, *, engine="fbgemm", per_channel=True, bias=True, relu=True, asymmetric=False, seed=0):
+        h, w, ic, oc, kernel, stride, padding, dilation, groups = geometry
+        rng = np.random.default_rng(seed)
+        self.shape = Conv2dShape(h, w, ic, oc, kernel, stride, (*padding, *padding), dilation, groups)
+        self.x = rng.integers(0, 256, (2, h, w, ic)).astype(np.uint8)
+        self.weight = rng.integers(-128, 128, (oc, *kernel, ic // groups)).astype(np.int8)
+        self.weight.reshape(-1)[:4] = [-128, 127, -128, -128]
+        self.input_q = QuantParams(float(np.float32(0.0213)), int(rng.integers(0, 256)))
+        scales = rng.uniform(0.002, 0.01, oc if per_channel else 1).astype(np.float32).astype(np.float64)
+        spread = 0.0213 * scales.mean() * 80 * 74 * np.sqrt(self.shape.reduction)
+        self.output_q = QuantParams(float(np.float32(spread / 60)), int(rng.integers(60, 200)))
+        self.bias = (rng.standard_normal(oc) * spread * 0.3).astype(np.float32) if bias else None
+        zeros = rng.integers(-5, 6, scales.size) if asymmetric else np.zeros(scales.size, np.int64)
+        self.weight_zero_points = np.broadcast_to(zeros, (oc,))
+        torch.backends.quantized.engine = engine
+        w_oihw = torch.from_numpy(np.ascontiguousarray(self.weight.transpose(0, 3, 1, 2)))
+        if per_channel:
+            qw = torch._make_per_channel_quantized_tensor(w_oihw, torch.from_numpy(scales), torch.from_numpy(zeros), 0)
+        else:
+            qw = torch._make_per_tensor_quantized_tensor(w_oihw, float(scales[0]), int(zeros[0]))
+        b = None if self.bias is None else torch.from_numpy(self.bias)
+        packed = Q.conv2d_prepack(qw, b, list(stride), list(padding), list(dilation), groups)
+        op = Q.conv2d_relu if relu else Q.conv2d
+        qx = quantized(self.x, self.input_q.scale, self.input_q.zero_point)
+        self.expected = nhwc(op(qx, packed, self.output_q.scale, self.output_q.zero_point))
+        self.rule = numerics.conv_rule(engine, groups, not zeros.any())
+        self.requantization = numerics.requantization(
+            self.rule, "conv", input_q=self.input_q, weight_scales=scales, bias_f32=self.bias,
+            output_q=self.output_q, relu=relu, channels=oc,
+        )  # fmt: skip
+
+    def dense(self, dot) -> np.ndarray:
+        weight = self.weight
+        if self.weight_zero_points.any():
+            weight = weight.astype(np.int16) - self.weight_zero_points.reshape(-1, 1, 1, 1).astype(np.int16)
+        return conv2d.conv2d(self.shape, weight, self.input_q.zero_point, self.requantization, dot)
+
+
+@pytest.mark.parametrize("dot", ["native", "portable"])
+@pytest.mark.parametrize("name", CASES)
+def test_conv2d_equals_torch(name, dot):
+    target = native_target()
+    for seed, options in enumerate(({}, {"per_channel": False}, {"bias": False, "relu": False})):
+        case = Case(CASES[name], seed=seed, **options)
+        kernel = case.dense(select_dot(target) if dot == "native" else PORTABLE)
+        np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=case.expected.shape), case.expected)
+
+
+@pytest.mark.parametrize("name", ["odd channels", "pointwise", "grouped"])
+def test_conv2d_on_the_plainest_cpu(name, target):
+    case = Case(CASES[name])
+    got = run(case.dense(PORTABLE), target, case.x, out_shape=case.expected.shape)
+    np.testing.assert_array_equal(got, case.expected)
+
+
+@pytest.mark.parametrize("name", ["odd channels", "pointwise", "grouped"])
+def test_asymmetric_weights_equal_torch(name):
+    case = Case(CASES[name], asymmetric=True)
+    got = run(case.dense(PORTABLE), native_target(), case.x, out_shape=case.expected.shape)
+    np.testing.assert_array_equal(got, case.expected)
+
+
+@pytest.mark.parametrize("engine", ["x86", "onednn", "qnnpack"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_other_engines_differ_in_the_epilogue_only(engine, per_channel):
+    case = Case(CASES["stride 2, no padding"], engine=engine, per_channel=per_channel)
+    got = run(case.dense(select_dot(native_target())), native_target(), case.x, out_shape=case.expected.shape)
+    np.testing.assert_array_equal(got, case.expected)
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_depthwise_equals_torch(name, asymmetric, target):
+    geometry = (*DEPTHWISE[name], DEPTHWISE[name][2])
+    case = Case(geometry, asymmetric=asymmetric)
+    h, w, c, oc, kernel, stride, padding, dilation, groups = geometry
+    saturates = numerics.fbgemm_depthwise_saturates(c, oc, groups, kernel, stride, padding, dilation)
+    assert saturates == ("off the fast path" not in name)
+    kernel_tir = depthwise.depthwise_conv2d(
+        case.shape, case.weight, case.weight_zero_points, case.input_q.zero_point, case.requantization,
+        saturate_pairs=saturates,
+    )  # fmt: skip
+    np.testing.assert_array_equal(run(kernel_tir, target, case.x, out_shape=case.expected.shape), case.expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 13])
+@pytest.mark.parametrize("features", [(64, 40), (37, 1000), (512, 16), (6, 5)])
+def test_linear_equals_torch(features, batch):
+    k, out = features
+    rng = np.random.default_rng(k)
+    x = rng.integers(0, 256, (batch, k)).astype(np.uint8)
+    weight = rng.integers(-128, 128, (out, k)).astype(np.int8)
+    scales = rng.uniform(0.002, 0.01, out).astype(np.float32).astype(np.float64)
+    bias = rng.standard_normal(out).astype(np.float32)
+    input_q, output_q = QuantParams(float(np.float32(0.03)), 44), QuantParams(float(np.float32(0.7)), 131)
+    zeros = torch.zeros(out, dtype=torch.int64)
+    qw = torch._make_per_channel_quantized_tensor(torch.from_numpy(weight), torch.from_numpy(scales), zeros, 0)
+    packed = Q.linear_prepack(qw, torch.from_numpy(bias))
+    expected = Q.linear(quantized(x, input_q.scale, 44), packed, output_q.scale, 131).int_repr().numpy()
+    r = numerics.requantization(
+        "fbgemm", "linear", input_q=input_q, weight_scales=scales, bias_f32=bias, output_q=output_q, relu=False, channels=out
+    )
+    target = native_target()
+    for dot in (select_dot(target), PORTABLE):
+        kernel = conv2d.linear(k, weight, 44, r, dot)
+        np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
+
+
+def test_a_conversion_that_overflows_int32_ends_at_zero_as_in_fbgemm():
+    case = Case(CASES["pointwise"])
+    tiny = QuantParams(float(np.float32(1e-9)), 100)
+    geometry = CASES["pointwise"]
+    zeros = torch.zeros(geometry[3], dtype=torch.int64)
+    w_oihw = torch.from_numpy(np.ascontiguousarray(case.weight.transpose(0, 3, 1, 2)))
+    scales = np.full(geometry[3], 0.01)
+    qw = torch._make_per_channel_quantized_tensor(w_oihw, torch.from_numpy(scales), zeros, 0)
+    packed = Q.conv2d_prepack(qw, None, [1, 1], [0, 0], [1, 1], 1)
+    expected = nhwc(Q.conv2d(quantized(case.x, case.input_q.scale, case.input_q.zero_point), packed, tiny.scale, 100))
+    assert {0, 255} <= set(np.unique(expected))
+    r = numerics.requantization(
+        "fbgemm", "conv", input_q=case.input_q, weight_scales=scales, bias_f32=None, output_q=tiny, relu=False,
+        channels=geometry[3],
+    )  # fmt: skip
+    kernel = conv2d.conv2d(case.shape, case.weight, case.input_q.zero_point, r, select_dot(native_target()))
+    np.testing.assert_array_equal(run(kernel, native_target(), case.x, out_shape=expected.shape), expected)
