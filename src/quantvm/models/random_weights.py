@@ -1,0 +1,102 @@
+"""Weights that mean nothing but make every layer busy: for parity and latency without any download.
+
+Plain random initialization leaves deep networks with activations that vanish or explode and outputs that are equal for
+all images; both would make parity look better than it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantvm.errors import DataError
+from quantvm.models.registry import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX_IMAGES = 64  # more would not change the statistics visibly, and each costs a pass through the float network
+_LOGIT_STD = 3.0  # about what trained networks have
+
+
+def build_random_model(
+    spec: ModelSpec, calibration_batches: Iterable[np.ndarray] | None = None, seed: int = 0
+) -> nn.Module:
+    """Returns the float module with seeded weights and batch-norm statistics of the first images.
+
+    The classifier is scaled and shifted so that the logits have mean 0 and a deviation of 3 over these images. The same
+    seed and images give the same weights.
+
+    Args:
+        spec: The model.
+        calibration_batches: Each (N, 3, H, W), float32; at most 64 images are used. None: seeded noise.
+        seed: Of the weights, and of the noise.
+    """
+    import torch
+
+    batches = _first_images(spec, calibration_batches, seed)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = spec.build()
+        _initialize(model)
+        _estimate_batch_norm(model, batches)
+        _spread_logits(model, batches)
+    return model.eval()
+
+
+def _first_images(spec: ModelSpec, batches: Iterable[np.ndarray] | None, seed: int) -> list[np.ndarray]:
+    if batches is None:
+        side = spec.preprocessing.crop
+        return [np.random.default_rng(seed).standard_normal((4, 3, side, side)).astype(np.float32)]
+    taken: list[np.ndarray] = []
+    for batch in batches:
+        taken.append(batch[: MAX_IMAGES - sum(map(len, taken))])
+        if sum(map(len, taken)) >= MAX_IMAGES:
+            break
+    if not taken:
+        raise DataError("no calibration images: random weights need some to estimate the batch-norm statistics")
+    return taken
+
+
+def _initialize(model: nn.Module) -> None:
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+
+
+def _estimate_batch_norm(model: nn.Module, batches: list[np.ndarray]) -> None:
+    """Sets every running mean and variance to the average over the batches, each layer seeing normalized input."""
+    import torch
+    from torch import nn
+
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    for batch in batches:
+        model(torch.from_numpy(np.ascontiguousarray(batch)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def _spread_logits(model: nn.Module, batches: list[np.ndarray]) -> None:
+    import torch
+    from torch import nn
+
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    logits = torch.cat([model(torch.from_numpy(np.ascontiguousarray(batch))) for batch in batches])
+    factor = _LOGIT_STD / float((logits - logits.mean(0)).std().clamp_min(1e-6))
+    bias = last.bias
+    assert bias is not None
+    last.weight.mul_(factor)
+    bias.sub_(logits.mean(0)).mul_(factor)

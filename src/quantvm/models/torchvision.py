@@ -1,0 +1,130 @@
+"""The original benchmark's models that torchvision itself can build quantizable, with its published weights.
+
+The float weights are the ones of the original benchmark (IMAGENET1K_V1), not torchvision's later recipes. The builders
+are torchvision's ``quantization`` ones with ``quantize=False`` and no weights: loading is ours (``weights.py``), so
+that the file, its checksum and every failure are in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from quantvm.data.preprocess import Preprocessing
+from quantvm.models.registry import ModelSpec, QuantizedCheckpoint, WeightsFile
+from quantvm.torch_compat import import_torchvision, quiet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BASE_URL = "https://download.pytorch.org/models/"
+PUBLISHED_BY = "torchvision"
+
+
+def imagenet_preprocessing(resize: int, crop: int) -> Preprocessing:
+    """Returns torchvision's preset for classification: bilinear, with ImageNet's own mean and deviation."""
+    return Preprocessing(
+        resize=resize, crop=crop, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+
+
+def torchvision_file(file_name: str, size_mb: float, folder: str = "") -> WeightsFile:
+    """Returns a file of torchvision's, with the checksum prefix that ``-<hex>.pth`` carries.
+
+    Older names end in ``_<hex>.pth``; torch.hub does not take that for a checksum, and neither do we.
+    """
+    stem, dash, digits = file_name.removesuffix(".pth").rpartition("-")
+    return WeightsFile(
+        file_name=file_name,
+        url=f"{BASE_URL}{folder}{file_name}",
+        sha256=digits if dash and stem else None,
+        size_bytes=round(size_mb * 2**20),
+    )
+
+
+def _quantized(
+    file_name: str, size_mb: float, top1: float, top5: float, engine: str = "fbgemm", scheme: str = "per-channel"
+) -> QuantizedCheckpoint:
+    return QuantizedCheckpoint(torchvision_file(file_name, size_mb, "quantized/"), engine, scheme, top1, top5)
+
+
+def _builder(function_name: str, **options: object) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        models = import_torchvision().models.quantization
+        with quiet():
+            return getattr(models, function_name)(weights=None, quantize=False, **options).eval()
+
+    return build
+
+
+def _without_auxiliary_heads(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state_dict.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
+
+
+# The published GoogLeNet and Inception weights come from TensorFlow, whose inputs were normalized otherwise:
+# transform_input redoes it inside the model, as torchvision sets it for these weights. Their own random initialization
+# draws from a truncated normal by way of scipy, takes seconds and is overwritten anyway: init_weights=False.
+_FROM_TENSORFLOW = {"transform_input": True, "aux_logits": False, "init_weights": False}
+
+MODELS: tuple[ModelSpec, ...] = (
+    ModelSpec(
+        name="resnet18",
+        title="resnet18",
+        build=_builder("resnet18"),
+        weights=torchvision_file("resnet18-f37072fd.pth", 44.661),
+        preprocessing=imagenet_preprocessing(256, 224),
+        published_top1=69.758,
+        published_top5=89.078,
+        published_by=PUBLISHED_BY,
+        quantized=_quantized("resnet18_fbgemm_16fa66dd.pth", 11.238, 69.494, 88.882),
+    ),
+    ModelSpec(
+        name="resnet50",
+        title="resnet50",
+        build=_builder("resnet50"),
+        weights=torchvision_file("resnet50-0676ba61.pth", 97.781),
+        preprocessing=imagenet_preprocessing(256, 224),
+        published_top1=76.130,
+        published_top5=92.862,
+        published_by=PUBLISHED_BY,
+        quantized=_quantized("resnet50_fbgemm_bf931d71.pth", 24.759, 75.920, 92.814),
+    ),
+    ModelSpec(
+        name="mobilenet_v2",
+        title="mobilenet_v2",
+        build=_builder("mobilenet_v2"),
+        weights=torchvision_file("mobilenet_v2-b0353104.pth", 13.555),
+        preprocessing=imagenet_preprocessing(256, 224),
+        published_top1=71.878,
+        published_top5=90.286,
+        published_by=PUBLISHED_BY,
+        # Trained with quantization in the loop (QAT).
+        quantized=_quantized(
+            "mobilenet_v2_qnnpack_37f702c5.pth", 3.423, 71.658, 90.150, engine="qnnpack", scheme="per-tensor"
+        ),
+    ),
+    ModelSpec(
+        name="inception_v3",
+        title="inception_v3",
+        build=_builder("inception_v3", **_FROM_TENSORFLOW),
+        weights=torchvision_file("inception_v3_google-0cc3c7bd.pth", 103.903),
+        preprocessing=imagenet_preprocessing(342, 299),
+        published_top1=77.294,
+        published_top5=93.450,
+        published_by=PUBLISHED_BY,
+        adapt_state_dict=_without_auxiliary_heads,
+        quantized=_quantized("inception_v3_google_fbgemm-a2837893.pth", 23.146, 77.176, 93.354),
+    ),
+    ModelSpec(
+        name="googlenet",
+        title="googlenet",
+        build=_builder("googlenet", **_FROM_TENSORFLOW),
+        weights=torchvision_file("googlenet-1378be20.pth", 49.731),
+        preprocessing=imagenet_preprocessing(256, 224),
+        published_top1=69.778,
+        published_top5=89.530,
+        published_by=PUBLISHED_BY,
+        adapt_state_dict=_without_auxiliary_heads,
+        quantized=_quantized("googlenet_fbgemm-c81f6644.pth", 12.618, 69.826, 89.404),
+    ),
+)

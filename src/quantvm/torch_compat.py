@@ -1,0 +1,127 @@
+"""The one file that knows what differs between builds and versions of torch and torchvision.
+
+Here: importing torchvision beside a torch that it was not built for, the quantized engines of this torch, and silence
+for warnings that our users cannot act on. Everything imports torch lazily, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from quantvm.errors import ConfigError
+
+# Registered by torchvision's C++ extension; torchvision/_meta_registrations.py refers to them even where the extension
+# could not be loaded, and then its import ends in "operator torchvision::nms does not exist".
+_TORCHVISION_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+
+# What torch says of its own future, or of how its observers call each other: nothing that a user of quantvm could act
+# on. Matched from the start of the message.
+_QUIET_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
+    (r"\s*torch\.ao\.quantization is deprecated", DeprecationWarning),
+    (r".*torch\.jit.*is deprecated", DeprecationWarning),
+    (r".*torch\.q(u?int8|int32).*deprecated", UserWarning),
+    (r"Please use quant_min and quant_max to specify the range for observers", UserWarning),
+    (r"TypedStorage is deprecated", UserWarning),
+    (r"_aminmax is deprecated", UserWarning),
+)
+
+_schemas_lock = threading.Lock()
+_schemas: list[object] = []  # a torch.library.Library unregisters what it defined when it is collected
+
+
+def import_torchvision() -> ModuleType:
+    """Returns the torchvision module, also where its C++ extension does not fit the installed torch.
+
+    The packaged torchvision is built against CUDA; beside a CPU build of torch its extension does not load and its
+    import fails for want of two operator schemas. Only in that case the schemas are defined first: models and
+    transforms need no more.
+    """
+    loaded = sys.modules.get("torchvision")
+    if loaded is not None and hasattr(loaded, "models"):
+        return loaded
+    with _schemas_lock:
+        if not _torchvision_extension_loads():
+            _define_missing_schemas()
+        with quiet():
+            import torchvision
+    return torchvision
+
+
+def _torchvision_extension_loads() -> bool:
+    """Says whether torchvision's C++ extension fits this torch; loads it if so, as torchvision's import would."""
+    import importlib.util
+
+    import torch
+
+    spec = importlib.util.find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for library in (*Path(folder).glob("_C.so"), *Path(folder).glob("_C*.so"), *Path(folder).glob("_C*.pyd")):
+            try:
+                torch.ops.load_library(str(library))
+            except (ImportError, OSError):
+                continue
+            return True
+    return False
+
+
+def _define_missing_schemas() -> None:
+    import torch
+
+    missing = [
+        name for name in _TORCHVISION_SCHEMAS if not torch._C._jit_get_schemas_for_operator(f"torchvision::{name}")
+    ]
+    if missing:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in missing:
+            library.define(_TORCHVISION_SCHEMAS[name])
+        _schemas.append(library)
+
+
+def torch_engines() -> tuple[str, ...]:
+    """Returns the quantized engines that this build of torch supports on this machine, sorted by name."""
+    import torch
+
+    return tuple(sorted(name for name in torch.backends.quantized.supported_engines if name != "none"))
+
+
+@contextmanager
+def quantization_engine(name: str) -> Iterator[None]:
+    """Makes `name` torch's quantized engine inside the block and restores the one from before.
+
+    The engine decides how weights are packed, and for some operators which kernel runs.
+
+    Raises:
+        ConfigError: This torch build does not support the engine.
+    """
+    import torch
+
+    engines = torch_engines()
+    if name not in engines:
+        raise ConfigError(
+            f"the quantized engine {name!r} is not supported by torch {torch.__version__} on this machine; "
+            f"supported: {', '.join(engines) or 'none'}. Choose one of these with --engine"
+        )
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = name
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides torch's known deprecation warnings inside the block; every other warning passes."""
+    with warnings.catch_warnings():
+        for message, category in _QUIET_WARNINGS:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        yield
