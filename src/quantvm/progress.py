@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
 
@@ -22,17 +22,11 @@ class Task(Protocol):
 class Progress(Protocol):
     """Where long work reports to."""
 
-    def task(self, description: str, total: float | None = None, unit: str = "") -> _TaskContext:
+    def task(self, description: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Task]:
         """Returns a context manager that yields the running Task; `unit` is "" (a count) or "bytes"."""
 
     def note(self, message: str) -> None:
         """Shows one line that stays."""
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _SilentTask:

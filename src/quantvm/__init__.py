@@ -1,0 +1,73 @@
+"""Quantized PyTorch models on Apache TVM: the same bits, real int8 code, measured on real images.
+
+What the command does is a call here. Everything is imported when it is first used, so that ``import quantvm`` costs
+neither torch nor tvm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantvm.data import Dataset, Preprocessing, load_dataset
+    from quantvm.errors import QuantvmError
+    from quantvm.evaluate.benchmark import evaluate
+    from quantvm.evaluate.config import RunConfig
+    from quantvm.models import ModelSpec, build_float_model, get_model, list_models, quantize, resolve_weights
+    from quantvm.report.schema import RunResult
+    from quantvm.runtime import Artifact, TorchRunner, TvmRunner, compile  # noqa: A004 - quantvm.compile is meant
+
+__all__ = [
+    "Artifact",
+    "Dataset",
+    "ModelSpec",
+    "Preprocessing",
+    "QuantvmError",
+    "RunConfig",
+    "RunResult",
+    "TorchRunner",
+    "TvmRunner",
+    "__version__",
+    "build_float_model",
+    "compile",
+    "evaluate",
+    "get_model",
+    "list_models",
+    "load_dataset",
+    "quantize",
+    "resolve_weights",
+]
+
+_HOME = {
+    "Artifact": "quantvm.runtime",
+    "Dataset": "quantvm.data",
+    "ModelSpec": "quantvm.models",
+    "Preprocessing": "quantvm.data",
+    "QuantvmError": "quantvm.errors",
+    "RunConfig": "quantvm.evaluate.config",
+    "RunResult": "quantvm.report.schema",
+    "TorchRunner": "quantvm.runtime",
+    "TvmRunner": "quantvm.runtime",
+    "build_float_model": "quantvm.models",
+    "compile": "quantvm.runtime",
+    "get_model": "quantvm.models",
+    "list_models": "quantvm.models",
+    "load_dataset": "quantvm.data",
+    "quantize": "quantvm.models",
+    "resolve_weights": "quantvm.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("quantvm")
+    if name == "evaluate":  # a package that is also the function, see there
+        return import_module("quantvm.evaluate")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'quantvm' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

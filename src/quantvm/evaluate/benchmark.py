@@ -1,0 +1,256 @@
+"""The main job, and the only place where all stages meet.
+
+For each model: weights, float model, quantized model, TVM artifact; then every batch of images goes through the float
+model, the quantized model and the artifact, as the very same array, and what they answer is compared.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quantvm.errors import ConfigError, QuantvmError, UnsupportedOpError
+from quantvm.evaluate.config import RunConfig
+from quantvm.evaluate.measurement import Measurement
+from quantvm.evaluate.parity import OutputShapeError, judge
+from quantvm.evaluate.plan import Entry, Plan, prepare
+from quantvm.evaluate.stages import Stages
+from quantvm.progress import SILENT, Progress
+from quantvm.report.run_folder import LoggedProgress, RunFolder
+from quantvm.report.schema import SCHEMA_VERSION, ModelRow, RunResult, RunRow, SampleRow
+
+if TYPE_CHECKING:
+    from quantvm.models import ModelSpec, ResolvedWeights
+
+
+class Observer(Protocol):
+    """Told what an evaluation finds, as it finds it."""
+
+    def on_start(self, run: RunRow) -> None:
+        """Called once, before the first model: `run` is complete but for its models."""
+
+    def on_model(self, model: ModelRow) -> None:
+        """Called for each model when its row is final."""
+
+
+class _SilentObserver:
+    def on_start(self, run: RunRow) -> None:
+        pass
+
+    def on_model(self, model: ModelRow) -> None:
+        pass
+
+
+SILENT_OBSERVER: Observer = _SilentObserver()
+
+
+def evaluate(
+    config: RunConfig | None = None,
+    *,
+    progress: Progress = SILENT,
+    observer: Observer = SILENT_OBSERVER,
+    command: str = "quantvm.evaluate",
+    stages: Stages | None = None,
+    **options: Any,
+) -> RunResult:
+    """Returns how the models' accuracy and raw outputs compare between PyTorch and TVM; ``quantvm run`` calls this.
+
+    A model that fails has a row that says so and the others go on. After an interruption by Ctrl-C the result holds
+    what was done until then. If ``config.out`` is set, the run folder is written after each model.
+
+    Args:
+        config: The options; or leave it out and give them by name, as in ``evaluate(models=("resnet18",), seed=1)``.
+        progress: Where long work reports to.
+        observer: Told about each model as it is done.
+        command: What run.json names as the command.
+        stages: The calls that the evaluation is made of.
+        **options: The fields of RunConfig, in place of `config`.
+
+    Raises:
+        QuantvmError: before any model is evaluated, if an option, a name, an image or the weights of a model that was
+            named is wrong, or if no model at all can be evaluated.
+    """
+    if config is not None and options:
+        raise ConfigError(f"evaluate: got a config and also {', '.join(sorted(options))}; give one or the other")
+    config = config or RunConfig(**options)
+    stages = stages or Stages()
+    started_s = time.monotonic()
+    plan = prepare(config, stages, progress)
+    run = _head(plan, stages, command)
+    folder = RunFolder(config.out) if config.out is not None else None
+    try:
+        logged = progress if folder is None else LoggedProgress(progress, folder)
+        return _Evaluation(plan, stages, logged, observer, folder, run, started_s).go()
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def _head(plan: Plan, stages: Stages, command: str) -> RunRow:
+    dataset, calibration = plan.dataset, plan.calibration
+    bad = [{"path": str(bad.path), "reason": bad.reason} for bad in (*dataset.bad, *calibration.bad)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "duration_s": 0.0,
+        "interrupted": False,
+        "config": {**plan.config.as_json(), "threads": plan.threads},
+        "environment": stages.describe_environment(plan.threads),
+        "seed": plan.config.seed,
+        "dataset": {
+            "name": dataset.name,
+            "root": str(dataset.root),
+            "is_default": dataset.is_default,
+            "n_requested": dataset.n_requested,
+            "n_used": len(dataset.samples),
+            "n_bad": len(bad),
+            "bad": bad,
+            "sha256": dataset.sha256,
+            "notes": [*dataset.notes, *calibration.notes],
+        },
+        "models": [],
+    }
+
+
+@dataclass
+class _Evaluation:
+    """One plan under way."""
+
+    plan: Plan
+    stages: Stages
+    progress: Progress
+    observer: Observer
+    folder: RunFolder | None
+    run: RunRow
+    started_s: float
+    samples: list[SampleRow] = field(default_factory=list)
+
+    def go(self) -> RunResult:
+        self.observer.on_start(self.run)
+        try:
+            self.stages.use_threads(self.plan.threads)
+            for entry in self.plan.entries:
+                self._evaluate(entry)
+        except KeyboardInterrupt:
+            self.run["interrupted"] = True
+            for entry in self.plan.entries[len(self.run["models"]) :]:
+                self._add(_row(self.plan, entry.spec, {"reason": "the run was interrupted before its turn"}))
+        return self._save()
+
+    def _evaluate(self, entry: Entry) -> None:
+        """Adds the row of one model, whatever happens to it; only an interruption goes on from here."""
+        if entry.weights is None:
+            self._add(_row(self.plan, entry.spec, {"reason": entry.reason, "remedy": entry.remedy}))
+            return
+        found, started_s = Measurement(), time.monotonic()
+        verdict: dict[str, Any] = {"status": "error"}
+        try:
+            measure(entry.spec, entry.weights, self.plan, self.stages, self.progress, found)
+            verdict = self._judge(found)
+        except KeyboardInterrupt:
+            n_images = len(self.plan.dataset.samples)
+            verdict["reason"] = f"interrupted after {found.parity.images_total} of {n_images} images"
+            verdict |= found.results()
+            raise
+        except OutputShapeError as error:
+            verdict = {"status": "failed", "reason": str(error)}
+        except Exception as error:  # noqa: BLE001 - whatever one model does, the others go on
+            verdict = self._explain(entry.spec, error)
+        finally:
+            if "parity" in verdict:
+                self.samples += found.samples
+            verdict["duration_s"] = time.monotonic() - started_s
+            self._add(_row(self.plan, entry.spec, found.facts | verdict))
+
+    def _judge(self, found: Measurement) -> dict[str, Any]:
+        results, config = found.results(), self.plan.config
+        status, reason = judge(
+            results["parity"], found.parity.mistrust(), results["tvm"]["top1"], config.check_parity, config.min_top1
+        )
+        return {**results, "status": status, "reason": reason}
+
+    def _explain(self, spec: ModelSpec, error: Exception) -> dict[str, Any]:
+        """Returns the verdict on a model that raised, and puts the stack into the log."""
+        remedy = None
+        if self.folder is not None:
+            self.folder.log(f"{spec.name} failed\n{''.join(traceback.format_exception(error))}")
+            remedy = f"the stack is in {self.folder.path / 'log.txt'}"
+        if isinstance(error, UnsupportedOpError):
+            return {"status": "unsupported", "reason": str(error), "remedy": remedy}
+        # A bug's message means little without its kind ("KeyError: 'fc'"); ours are sentences.
+        reason = str(error) if isinstance(error, QuantvmError) else f"{type(error).__name__}: {error}"
+        return {"status": "error", "reason": reason, "remedy": remedy}
+
+    def _add(self, model: ModelRow) -> None:
+        self.run["models"].append(model)
+        self.observer.on_model(model)
+        self._save()
+
+    def _save(self) -> RunResult:
+        self.run["duration_s"] = time.monotonic() - self.started_s
+        result = RunResult(self.run, self.samples)
+        if self.folder is not None:
+            self.folder.save(result)
+        return result
+
+
+def measure(
+    spec: ModelSpec, weights: ResolvedWeights, plan: Plan, stages: Stages, progress: Progress, found: Measurement
+) -> None:
+    """Takes one model through all stages and counts its outputs on every image into `found`.
+
+    The three engines get the very same array of each batch, one after the other, with equal threads.
+
+    Raises:
+        OutputShapeError: if an engine's output is missing or of another shape than the other's.
+    """
+    config = plan.config
+    found.facts["weights"] = {"source": weights.source, "sha256": weights.sha256}
+    inputs = stages.calibration_inputs(spec, plan.calibration, config)
+    float_model = stages.build_float_model(spec, weights, inputs, config)
+    quantized = stages.quantize(spec, weights, float_model, inputs, config, progress)
+    found.facts["calibration"] = stages.calibration_row(weights, plan.calibration)
+    artifact = stages.compile(quantized, spec, config, progress)
+    found.take_report(artifact.report)
+    fp32 = stages.torch_runner(float_model, plan.threads)
+    torch = stages.torch_runner(quantized, plan.threads)
+    tvm = stages.tvm_runner(artifact, plan.threads)
+    samples = plan.dataset.samples
+    with progress.task(f"{spec.title}: evaluate", total=len(samples)) as task:
+        for batch in stages.batches(samples, spec, config):
+            found.add(spec.name, batch, fp32.run(batch.x_f32), torch.run(batch.x_f32), tvm.run(batch.x_f32))
+            task.advance(len(batch.ids))
+
+
+def _row(plan: Plan, spec: ModelSpec, known: dict[str, Any]) -> ModelRow:
+    """Returns a model's row with `known` in place of what is otherwise unknown; its status is then `skipped`."""
+    config = plan.config
+    row: ModelRow = {
+        "name": spec.name,
+        "title": spec.title,
+        "status": "skipped",
+        "reason": None,
+        "remedy": None,
+        "scheme": config.scheme,
+        "engine": config.engine,
+        "flow": "eager",
+        "numerics": config.numerics,
+        "weights": None,
+        "calibration": None,
+        "n_images": 0,
+        "fp32": None,
+        "torch": None,
+        "tvm": None,
+        "parity": None,
+        "int8_mac_share": None,
+        "float_ops": [],
+        "target": None,
+        "import_s": None,
+        "compile_s": None,
+        "duration_s": 0.0,
+    }
+    return {**row, **known}  # type: ignore[typeddict-item]

@@ -1,0 +1,137 @@
+"""What one evaluation is asked to do: ``RunConfig``, its checks and its resolved values."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from quantvm.data.check import OnBadImage
+from quantvm.data.loading import ClassMap
+from quantvm.errors import ConfigError
+from quantvm.evaluate.parity import Tolerance
+from quantvm.models.weights import POLICIES
+
+Scheme = Literal["per-channel", "per-tensor"]
+Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
+Numerics = Literal["torch"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "class_map": get_args(ClassMap),
+    "on_bad_image": get_args(OnBadImage),
+    "scheme": get_args(Scheme),
+    "engine": get_args(Engine),
+    "numerics": get_args(Numerics),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The options of one evaluation; ``quantvm run`` has one of the same name for each field.
+
+    Attributes:
+        models: names of registered models; empty for every model whose weights can be had.
+        data: a named data set or a folder of labelled images; None for the embedded sample.
+        calibration_data: a folder or `sample`; None for the data set's train part, or else a part of its images.
+        calibration_samples: how many images the quantized ranges are calibrated on, at most.
+        num_samples: how many images are evaluated, a seeded choice; None for all.
+        seed: of every random choice.
+        class_map: how folder names map to classes: `wnid` by the ImageNet table, `sorted` by their order.
+        on_bad_image: whether an unreadable image stops the run or is left out of it.
+        weights: `auto`, `random`, `torchvision-quantized`, or a folder that holds the official files.
+        scheme: how weights are quantized: `per-channel` or `per-tensor`.
+        engine: the PyTorch engine whose int8 arithmetic is the reference.
+        numerics: `torch`, the same bits as that engine.
+        target: what TVM compiles for; `native` is this machine.
+        batch_size: images in one call of a network.
+        threads: of both engines; None for TVM_NUM_THREADS, or else the physical cores.
+        check_parity: None, `exact` or `lsb:N`: the greatest difference of raw outputs under which a model passes.
+        min_top1: None, or the least top-1 accuracy of TVM, in percent, under which a model passes.
+        out: the run folder that is written; None to write nothing.
+    """
+
+    models: tuple[str, ...] = ()
+    data: str | None = None
+    calibration_data: str | None = None
+    calibration_samples: int = 1000
+    num_samples: int | None = None
+    seed: int = 0
+    class_map: ClassMap = "wnid"
+    on_bad_image: OnBadImage = "stop"
+    weights: str = "auto"
+    scheme: Scheme = "per-channel"
+    engine: Engine = "fbgemm"
+    numerics: Numerics = "torch"
+    target: str = "native"
+    batch_size: int = 8
+    threads: int | None = None
+    check_parity: str | None = None
+    min_top1: float | None = None
+    out: Path | None = None
+
+    def problems(self) -> list[str]:
+        """Returns one sentence for every option whose value cannot be, in the order of the options."""
+        return [*self._wrong_choices(), *self._wrong_numbers(), *self._wrong_combinations()]
+
+    def _wrong_choices(self) -> Iterator[str]:
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                yield f"{name}: got '{value}', expected {' or '.join(known)}"
+        if self.weights not in POLICIES and not Path(self.weights).expanduser().is_dir():
+            yield f"weights: got '{self.weights}', expected {', '.join(POLICIES)} or a folder that exists"
+
+    def _wrong_numbers(self) -> Iterator[str]:
+        for name in ("calibration_samples", "num_samples", "batch_size", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: got {value}, expected at least 1"
+        if self.seed < 0:
+            yield f"seed: got {self.seed}, expected 0 or more"
+        if self.min_top1 is not None and not 0 <= self.min_top1 <= 100:
+            yield f"min_top1: got {self.min_top1}, expected a percentage from 0 to 100"
+        if self.threads is None:
+            yield from threads_of_environment()[1]
+
+    def _wrong_combinations(self) -> Iterator[str]:
+        if self.check_parity is not None:
+            try:
+                Tolerance.parse(self.check_parity)
+            except ConfigError as error:
+                yield str(error)
+        if self.min_top1 is not None and self.weights == "random":
+            yield "min_top1: with random weights accuracy means nothing; leave one of the two out"
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            yield f"out: {self.out} is a file, expected a folder; name another"
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the options as run.json holds them."""
+        values = dataclasses.asdict(self)
+        values["models"] = list(self.models)
+        values["out"] = None if self.out is None else str(self.out)
+        return values
+
+
+def threads_of_environment() -> tuple[int | None, list[str]]:
+    """Returns what TVM_NUM_THREADS says, and the problems with it."""
+    text = os.environ.get("TVM_NUM_THREADS", "").strip()
+    if not text:
+        return None, []
+    if not text.isdecimal() or int(text) < 1:
+        return None, [f"threads: the environment has TVM_NUM_THREADS='{text}', expected a whole number of at least 1"]
+    return int(text), []
+
+
+def resolve_threads(asked: int | None, physical_cores: int) -> int:
+    """Returns the number of threads of both engines: as asked, else TVM_NUM_THREADS, else the physical cores."""
+    return asked or threads_of_environment()[0] or physical_cores
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raises one ConfigError that lists all the problems, if there are any."""
+    if problems:
+        count = f"{len(problems)} wrong option{'s' if len(problems) > 1 else ''}"
+        raise ConfigError("\n".join([f"{count}:", *(f"  {problem}" for problem in problems)]))

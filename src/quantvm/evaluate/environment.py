@@ -1,0 +1,77 @@
+"""What a run ran on: versions, commit, processor and threads. Reading it imports neither torch nor tvm."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from quantvm.report.schema import CpuRow, EnvironmentRow
+
+_PACKAGES = ("quantvm", "torch", "torchvision", "apache-tvm", "numpy", "pillow", "pyarrow")
+
+# The environment variables that change what is measured.
+_VARIABLES = (
+    "TVM_NUM_THREADS",
+    "TVM_BIND_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "QUANTVM_CACHE",
+    "TORCH_HOME",
+)
+
+
+def installed_version(package: str) -> str | None:
+    """Returns the installed version of a package, or None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """Returns the version of Python and of every package whose arithmetic is measured."""
+    return {"python": platform.python_version(), **{package: installed_version(package) for package in _PACKAGES}}
+
+
+def git_commit(folder: Path | None = None) -> str | None:
+    """Returns the commit that quantvm runs from, with `+changes` if files differ from it; None outside a checkout."""
+    folder = folder or Path(__file__).resolve().parent
+    if not any((parent / ".git").exists() for parent in folder.parents):
+        return None
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        # The git of the PATH is meant, as the user's own shell would take it.
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=5)  # noqa: S603, S607
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def cpu() -> CpuRow:
+    """Returns the processor's name, its instruction set extensions that matter here, and its physical cores."""
+    from quantvm.runtime.target import cpu_features, cpu_model, physical_cores
+
+    return {"model": cpu_model(), "features": list(cpu_features()), "physical_cores": physical_cores()}
+
+
+def describe_environment(threads: int) -> EnvironmentRow:
+    """Returns what run.json says of the machine and the installation."""
+    return {
+        "versions": versions(),
+        "git": git_commit(),
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "threads": threads,
+        "env": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }

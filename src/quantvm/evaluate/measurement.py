@@ -1,0 +1,71 @@
+"""What is found about one model, batch by batch, and how that becomes a row of run.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from quantvm.evaluate.accuracy import AccuracyCount, top_k
+from quantvm.evaluate.parity import ArrayF32, ParityCount, check_outputs, shortest_float
+from quantvm.report.schema import SampleRow
+
+if TYPE_CHECKING:
+    from quantvm.data import Batch
+    from quantvm.runtime import CompileReport
+
+
+@dataclass
+class Measurement:
+    """What is found about one model, image by image, so that an interruption loses nothing."""
+
+    parity: ParityCount = field(default_factory=ParityCount)
+    fp32: AccuracyCount = field(default_factory=AccuracyCount)
+    torch: AccuracyCount = field(default_factory=AccuracyCount)
+    tvm: AccuracyCount = field(default_factory=AccuracyCount)
+    samples: list[SampleRow] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)  # the fields of ModelRow that need no image
+    output_scale: float | None = None
+
+    def add(self, name: str, batch: Batch, fp32_f32: ArrayF32, torch_f32: ArrayF32, tvm_f32: ArrayF32) -> None:
+        """Counts one batch's outputs of the three engines, each (N, classes) float32."""
+        found = self.parity.add(tvm_f32, torch_f32, batch.ids)
+        fp32_top5 = top_k(check_outputs("PyTorch fp32", fp32_f32, len(batch.ids)))
+        self.fp32.add(fp32_top5, batch.labels)
+        self.torch.add(found.expected_top5, batch.labels)
+        self.tvm.add(found.actual_top5, batch.labels)
+        for i, image_id in enumerate(batch.ids):
+            self.samples.append(
+                {
+                    "model": name,
+                    "id": image_id,
+                    "label": int(batch.labels[i]),
+                    "fp32_top5": fp32_top5[i].tolist(),
+                    "torch_top5": found.expected_top5[i].tolist(),
+                    "tvm_top5": found.actual_top5[i].tolist(),
+                    "identical": bool(found.image_identical[i]),
+                    "max_abs_diff": shortest_float(found.abs_diff[i].max()),
+                }
+            )
+
+    def take_report(self, report: CompileReport) -> None:
+        """Notes what the compiler says about the artifact."""
+        self.output_scale = report.output_scale
+        self.facts |= {
+            "int8_mac_share": report.int8_mac_share,
+            "float_ops": list(report.float_ops),
+            "target": report.target,
+            "import_s": report.import_s,
+            "compile_s": report.compile_s,
+        }
+
+    def results(self) -> dict[str, Any]:
+        """Returns the fields of ModelRow that the images counted so far give; none before the first batch."""
+        if self.parity.images_total == 0:
+            return {}
+        return {
+            "n_images": self.parity.images_total,
+            "fp32": self.fp32.row(),
+            "torch": self.torch.row(),
+            "tvm": self.tvm.row(),
+            "parity": self.parity.row(self.output_scale),
+        }

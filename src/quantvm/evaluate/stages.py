@@ -1,0 +1,182 @@
+"""The calls that an evaluation is made of, each imported when it is first made.
+
+This is the only file that imports the stages for the benchmark, and where its options become their arguments. A test,
+or a caller with stages of its own, overrides methods of :class:`Stages`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantvm.evaluate.config import RunConfig
+from quantvm.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from quantvm.data import Batch, CalibrationSet, Dataset, Sample
+    from quantvm.models import ModelSpec, ResolvedWeights
+    from quantvm.report.schema import CalibrationRow, EnvironmentRow
+    from quantvm.runtime import Artifact, Runner
+
+
+class CalibrationInputs:
+    """The calibration images as a model's input, read anew each time that it is iterated over."""
+
+    def __init__(self, calibration: CalibrationSet, spec: ModelSpec, batch_size: int) -> None:
+        self._calibration, self._spec, self._batch_size = calibration, spec, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._calibration.images) // self._batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        from quantvm.data import iterate_inputs
+
+        return iterate_inputs(self._calibration.images, self._spec.preprocessing, self._batch_size)
+
+
+class Stages:
+    """What the benchmark calls of the stages below it, in the order in which it does."""
+
+    def get_model(self, name: str) -> ModelSpec:
+        """Returns the registered model of that name, or raises UnknownNameError."""
+        from quantvm.models import get_model
+
+        return get_model(name)
+
+    def default_models(self) -> Sequence[ModelSpec]:
+        """Returns the models of a run that names none."""
+        from quantvm.models import list_models
+
+        return [spec for spec in list_models() if spec.in_default_run]
+
+    def physical_cores(self) -> int:
+        """Returns the number of physical cores that this process may use."""
+        from quantvm.runtime.target import physical_cores
+
+        return physical_cores()
+
+    def unsupported_options(self, config: RunConfig) -> list[str]:
+        """Returns one sentence for every option that this machine, torch or TVM cannot serve."""
+        from quantvm.torch_compat import torch_engines
+
+        engines = torch_engines()
+        if config.engine not in engines:
+            return [
+                f"engine: this build of torch has no '{config.engine}' on this machine, it has {', '.join(engines)}"
+            ]
+        return []
+
+    def load_dataset(self, config: RunConfig, progress: Progress) -> Dataset:
+        """Returns the labelled images, every one of them checked."""
+        from quantvm.data import load_dataset
+
+        return load_dataset(
+            config.data,
+            num_samples=config.num_samples,
+            seed=config.seed,
+            class_map=config.class_map,
+            on_bad_image=config.on_bad_image,
+            progress=progress,
+        )
+
+    def load_calibration(self, config: RunConfig, dataset: Dataset, progress: Progress) -> CalibrationSet:
+        """Returns the images that the quantized ranges are calibrated on, every one of them checked."""
+        from quantvm.data import load_calibration
+
+        return load_calibration(
+            config.data,
+            config.calibration_data,
+            num_samples=config.calibration_samples,
+            seed=config.seed,
+            evaluation=dataset,
+            on_bad_image=config.on_bad_image,
+            progress=progress,
+        )
+
+    def resolve_weights(self, spec: ModelSpec, config: RunConfig, progress: Progress) -> ResolvedWeights:
+        """Returns where the model's weights lie, after a download if need be, or raises WeightsError."""
+        from quantvm.models import resolve_weights
+
+        return resolve_weights(spec, config.weights, progress=progress)
+
+    def calibration_inputs(self, spec: ModelSpec, calibration: CalibrationSet, config: RunConfig) -> CalibrationInputs:
+        """Returns the calibration images as the model's input."""
+        return CalibrationInputs(calibration, spec, config.batch_size)
+
+    def build_float_model(
+        self, spec: ModelSpec, weights: ResolvedWeights, inputs: CalibrationInputs, config: RunConfig
+    ) -> nn.Module:
+        """Returns the float model with its weights loaded."""
+        from quantvm.models import build_float_model
+
+        return build_float_model(spec, weights, calibration_batches=inputs, seed=config.seed)
+
+    def quantize(
+        self,
+        spec: ModelSpec,
+        weights: ResolvedWeights,
+        float_model: nn.Module,
+        inputs: CalibrationInputs,
+        config: RunConfig,
+        progress: Progress,
+    ) -> nn.Module:
+        """Returns the quantized model."""
+        from quantvm.models import quantize
+
+        return quantize(float_model, inputs, scheme=config.scheme, engine=config.engine, progress=progress)
+
+    def calibration_row(self, weights: ResolvedWeights, calibration: CalibrationSet) -> CalibrationRow:
+        """Returns what run.json says of the model's calibration."""
+        return {"n": len(calibration.images), "source": calibration.source}
+
+    def compile(self, quantized: nn.Module, spec: ModelSpec, config: RunConfig, progress: Progress) -> Artifact:
+        """Returns the quantized model compiled by TVM, for any batch size."""
+        from quantvm import runtime
+
+        crop = spec.preprocessing.crop
+        example_f32 = np.zeros((1, 3, crop, crop), dtype=np.float32)
+        return runtime.compile(
+            quantized,
+            example_f32,
+            numerics=config.numerics,
+            engine=config.engine,
+            target=config.target,
+            progress=progress,
+        )
+
+    def torch_runner(self, module: nn.Module, threads: int) -> Runner:
+        """Returns PyTorch as an engine that maps a batch to raw outputs."""
+        from quantvm.runtime import TorchRunner
+
+        return TorchRunner(module, threads=threads)
+
+    def tvm_runner(self, artifact: Artifact, threads: int) -> Runner:
+        """Returns TVM as an engine that maps a batch to raw outputs."""
+        from quantvm.runtime import TvmRunner
+
+        return TvmRunner(artifact, threads=threads)
+
+    def batches(self, samples: Sequence[Sample], spec: ModelSpec, config: RunConfig) -> Iterator[Batch]:
+        """Yields the images as the model's input, in order."""
+        from quantvm.data import iterate_batches
+
+        return iterate_batches(samples, spec.preprocessing, config.batch_size)
+
+    def describe_environment(self, threads: int) -> EnvironmentRow:
+        """Returns what run.json says of the machine and the installation."""
+        from quantvm.evaluate.environment import describe_environment
+
+        return describe_environment(threads)
+
+    def use_threads(self, threads: int) -> None:
+        """Makes both engines compute with that many threads from now on."""
+        import torch
+
+        # TVM's pool reads the variable when it starts, which is at the first parallel kernel of the process.
+        os.environ["TVM_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)

@@ -1,0 +1,122 @@
+"""What there is and where it lies: models, weights, operators, targets. Nothing here imports torch or tvm."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from quantvm.errors import QuantvmError
+from quantvm.models import get_model, list_models
+from quantvm.models.weights import resolve_weights, weights_at_hand
+from quantvm.progress import SILENT, Progress
+
+
+class ModelListing(TypedDict):
+    """One registered model."""
+
+    name: str
+    title: str
+    input_px: int
+    published_top1: float | None  # percent, of the float weights on the 50,000 validation images
+    published_top5: float | None
+    weights: str
+    at_hand: bool
+
+
+class FetchedWeights(TypedDict):
+    """What came of getting one model's weights: where they are, or the problem."""
+
+    name: str
+    source: str | None
+    path: str | None
+    sha256: str | None
+    problem: str | None
+
+
+def models() -> list[ModelListing]:
+    """Returns the registered models in the order of the reports."""
+    return [
+        {
+            "name": spec.name,
+            "title": spec.title,
+            "input_px": spec.preprocessing.crop,
+            "published_top1": spec.published_top1,
+            "published_top5": spec.published_top5,
+            "weights": spec.weights.package or spec.weights.url or spec.weights.file_name,
+            "at_hand": weights_at_hand(spec),
+        }
+        for spec in list_models()
+    ]
+
+
+def model_lines(rows: Sequence[ModelListing]) -> list[str]:
+    """Returns the models as a table."""
+    head = ("name", "input", "published top-1", "top-5", "weights")
+    cells = [
+        (
+            row["name"],
+            f"{row['input_px']} px",
+            _percent(row["published_top1"]),
+            _percent(row["published_top5"]),
+            "on this machine" if row["at_hand"] else f"to be had from {row['weights']}",
+        )
+        for row in rows
+    ]
+    return columns([head, *cells])
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns rows of cells as lines in which the columns are aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def ops() -> list[str]:
+    """Returns the qualified names of the PyTorch operators that have a converter, sorted.
+
+    They are read from the decorators in the frontend's source: importing the converters would import tvm. A test holds
+    the result against the registry.
+    """
+    spec = importlib.util.find_spec("quantvm.frontend")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    sources = [path for folder in folders for path in sorted(Path(folder).glob("*.py"))]
+    return sorted({name for path in sources for name in _registered_in(path.read_text(encoding="utf-8"))})
+
+
+def _registered_in(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        for decorator in getattr(node, "decorator_list", ()):
+            if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "register_converter":
+                yield from (name.value for name in decorator.args if isinstance(name, ast.Constant))
+
+
+def fetch_all_weights(names: Sequence[str], progress: Progress = SILENT) -> list[FetchedWeights]:
+    """Returns where the weights of the named models (or of all) are now, downloading what is missing.
+
+    Raises:
+        UnknownNameError: there is no model of a name.
+    """
+    specs = [get_model(name) for name in names] or list_models()
+    rows: list[FetchedWeights] = []
+    for spec in specs:
+        row: FetchedWeights = {"name": spec.name, "source": None, "path": None, "sha256": None, "problem": None}
+        try:
+            found = resolve_weights(spec, "auto", progress)
+        except QuantvmError as error:
+            row["problem"] = str(error)
+        else:
+            row["source"], row["path"], row["sha256"] = found.source, str(found.path), found.sha256
+        rows.append(row)
+    return rows
+
+
+def fetch_lines(rows: Sequence[FetchedWeights]) -> list[str]:
+    """Returns one line for each model."""
+    return [f"{row['name']}: {row['problem'] or row['path']}" for row in rows]

@@ -1,0 +1,1 @@
+"""Results to text, Markdown, JSON and Parquet; nothing here measures or decides anything."""

@@ -1,0 +1,83 @@
+"""The run folder: run.json, samples.parquet, report.md and log.txt.
+
+Every file but the log is written beside its name and then moved over it, so that no reader
+meets half a file. The log grows line by line.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from quantvm.errors import ConfigError
+from quantvm.progress import Progress, Task
+from quantvm.report.samples import samples_bytes
+from quantvm.report.schema import RunResult, RunRow
+from quantvm.report.text import markdown_report
+
+
+def default_run_folder(parent: Path = Path("runs")) -> Path:
+    """Returns a new name `runs/<time>-<id>`; the time is UTC, the id keeps two runs of one second apart."""
+    now = datetime.now(timezone.utc)
+    return parent / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def run_json(run: RunRow) -> str:
+    """Returns the text of run.json."""
+    return json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class RunFolder:
+    """A folder that one run writes its results into, as often as it has new ones."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._log = (path / "log.txt").open("w", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"out: cannot write into {path}: {error.strerror}; name another folder") from error
+
+    def log(self, text: str) -> None:
+        """Adds one entry to log.txt, with the time, at once."""
+        print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", file=self._log, flush=True)
+
+    def save(self, result: RunResult) -> None:
+        """Writes run.json, samples.parquet and report.md; what was there before is replaced, file by file."""
+        self._write("samples.parquet", samples_bytes(result.samples))
+        self._write("report.md", markdown_report(result.run).encode())
+        self._write("run.json", run_json(result.run).encode())
+
+    def close(self) -> None:
+        """Closes the log."""
+        self._log.close()
+
+    def _write(self, name: str, content: bytes) -> None:
+        partial = self.path / f".{name}.partial"
+        partial.write_bytes(content)
+        partial.replace(self.path / name)
+
+
+class LoggedProgress:
+    """A Progress that also writes what it is told into a run folder's log."""
+
+    def __init__(self, progress: Progress, folder: RunFolder) -> None:
+        self._progress, self._folder = progress, folder
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+        """Yields the running task; the log has a line for its end, with the duration."""
+        started_s = time.monotonic()
+        with self._progress.task(description, total, unit) as task:
+            yield task
+        self._folder.log(f"{description}: {time.monotonic() - started_s:.1f} s")
+
+    def note(self, message: str) -> None:
+        """Shows the message and logs it."""
+        self._progress.note(message)
+        self._folder.log(message)

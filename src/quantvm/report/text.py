@@ -1,0 +1,217 @@
+"""Results as text: the original benchmark's lines for each model, its Markdown table, and the conditions under it.
+
+Everything is made from run.json alone, so that a report can be made again from a run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from quantvm.report.schema import AccuracyRow, ModelRow, ParityRow, RunRow
+
+TABLE_HEAD = ("Model name | Torch-Top1 | Torch-Top5 | TVM-Top1 | TVM-Top5", "-- | -- | -- | -- | --")
+DETAIL_HEAD = (
+    "Model name | Status | fp32-Top1 | fp32-Top5 | Identical outputs | Identical images | Top-1 agreement | int8 MACs "
+    "| Compile",
+    "-- | -- | -- | -- | -- | -- | -- | -- | --",
+)
+
+
+def model_lines(model: ModelRow) -> list[str]:
+    """Returns what is printed for one model: the original's lines on its first image, then what holds for all images.
+
+    A model that was not measured has its status, reason and remedy instead.
+    """
+    scheme = model["scheme"].replace("-", " ")
+    lines = [f"Model name: {model['title']}, {scheme} quantization"]
+    if model["torch"] is not None and model["tvm"] is not None:
+        lines += [f"PyTorch accuracy: {_accuracy(model['torch'])}", f"TVM accuracy: {_accuracy(model['tvm'])}"]
+    if model["parity"] is not None:
+        lines += _first_image_lines(model["parity"])
+        lines += _all_images_lines(model, model["parity"])
+    return [*lines, *_status_lines(model)]
+
+
+def _accuracy(row: AccuracyRow) -> str:
+    return f"Top1 = {row['top1']:.2f}, Top5 = {row['top5']:.2f}"
+
+
+def _first_image_lines(parity: ParityRow) -> list[str]:
+    first = parity["first_image"]
+    return [
+        f"PyTorch top5 label: {np.array(first['torch_top5_labels'])}",
+        f"TVM top5 label: {np.array(first['tvm_top5_labels'])}",
+        f"PyTorch top5 raw output: {_raw(first['torch_top5_raw'])}",
+        f"TVM top5 raw output: {_raw(first['tvm_top5_raw'])}",
+        f"max abs diff: {_f32(first['max_abs_diff'])}",
+        f"mean abs_diff: {_f32(first['mean_abs_diff'])}",
+        f"{first['identical']} in {first['total']} raw outputs correct.",
+    ]
+
+
+def _raw(values: Sequence[float]) -> str:
+    return np.array2string(np.array(values, dtype=np.float32), max_line_width=1000)
+
+
+def _f32(value: float | None) -> str:
+    return "not finite" if value is None else str(np.float32(value))
+
+
+def _all_images_lines(model: ModelRow, parity: ParityRow) -> Iterator[str]:
+    n = parity["images_total"]
+    yield f"All {n} images: {parity['raw_outputs_identical']} of {parity['raw_outputs_total']} raw outputs identical"
+    yield f"All {n} images: {parity['images_identical']} of {n} images identical"
+    yield f"All {n} images: top-1 agreement {parity['top1_agreement']:.2f} %, greatest difference {_greatest(parity)}"
+    if model["fp32"] is not None:
+        yield f"fp32 accuracy: {_accuracy(model['fp32'])}"
+
+
+def _greatest(parity: ParityRow) -> str:
+    steps = "" if parity["max_lsb"] is None else f" ({parity['max_lsb']} steps of the output's quantization)"
+    return f"{_f32(parity['max_abs_diff'])}{steps}"
+
+
+def _status_lines(model: ModelRow) -> Iterator[str]:
+    reason = f": {model['reason']}" if model["reason"] else ""
+    yield f"Status: {model['status']}{reason}"
+    if model["remedy"]:
+        yield f"Remedy: {model['remedy']}"
+
+
+def notices(run: RunRow) -> list[str]:
+    """Returns what a reader must know before any number, loudest first."""
+    found = []
+    if run["config"]["weights"] == "random":
+        found.append("RANDOM WEIGHTS: the accuracies below mean nothing; parity and latency do.")
+    dataset = run["dataset"]
+    if run["interrupted"]:
+        found.append("INTERRUPTED: what follows is a part of the run.")
+    if dataset["is_default"]:
+        n = dataset["n_used"]
+        found.append(
+            f"DEFAULT DATA: no --data was given, so this is the embedded sample of {n} images, on which one image is "
+            f"{100 / max(n, 1):.1f} points of accuracy. It shows parity; to measure accuracy, name a data set or a "
+            "folder with --data."
+        )
+    if dataset["n_bad"]:
+        found.append(f"BAD IMAGES: {dataset['n_bad']} were left out; they are listed under the table.")
+    return found
+
+
+def accuracy_table(run: RunRow) -> list[str]:
+    """Returns the original's Markdown table; a model that was not measured has its status in place of numbers."""
+    return [*TABLE_HEAD, *(_accuracy_row(model) for model in run["models"])]
+
+
+def _accuracy_row(model: ModelRow) -> str:
+    torch, tvm = model["torch"], model["tvm"]
+    if torch is None or tvm is None:
+        return "|".join([model["title"], *[model["status"]] * 4])
+    numbers = (torch["top1"], torch["top5"], tvm["top1"], tvm["top5"])
+    return "|".join([model["title"], *(f"{number:.2f}" for number in numbers)])
+
+
+def detail_table(run: RunRow) -> list[str]:
+    """Returns the Markdown table of fp32 accuracy, parity and int8 share."""
+    return [*DETAIL_HEAD, *(_detail_row(model) for model in run["models"])]
+
+
+def _detail_row(model: ModelRow) -> str:
+    fp32, parity = model["fp32"], model["parity"]
+    share, compile_s = model["int8_mac_share"], model["compile_s"]
+    cells = [model["title"], model["status"]]
+    cells += ["", ""] if fp32 is None else [f"{fp32['top1']:.2f}", f"{fp32['top5']:.2f}"]
+    if parity is None:
+        cells += ["", "", ""]
+    else:
+        cells += [
+            f"{parity['raw_outputs_identical']} / {parity['raw_outputs_total']}",
+            f"{parity['images_identical']} / {parity['images_total']}",
+            f"{parity['top1_agreement']:.2f} %",
+        ]
+    cells += ["" if share is None else f"{_share_pct(share)} %", "" if compile_s is None else f"{compile_s:.1f} s"]
+    return "|".join(cells)
+
+
+def _share_pct(share: float) -> str:
+    # 99.97 % must not read as 100 %: a share is rounded towards what is still missing.
+    return "100" if share == 1 else f"{int(1000 * share) / 10:.1f}"
+
+
+def remarks(run: RunRow) -> list[str]:
+    """Returns a Markdown list of why models have no row of numbers, are not to be trusted, or compute in float."""
+    lines = []
+    for model in run["models"]:
+        if model["reason"]:
+            remedy = f" {model['remedy']}" if model["remedy"] else ""
+            reason = " ".join(model["reason"].split())
+            lines.append(f"- {model['title']}, {model['status']}: {reason}.{remedy}".replace("..", "."))
+        if model["float_ops"]:
+            lines.append(f"- {model['title']} computes in float: {', '.join(model['float_ops'])}.")
+    lines += [f"- Bad image: {bad['path']}: {bad['reason']}" for bad in run["dataset"]["bad"]]
+    return lines
+
+
+def conditions(run: RunRow) -> list[str]:
+    """Returns a Markdown list of the conditions that the numbers hold under."""
+    config, dataset, environment = run["config"], run["dataset"], run["environment"]
+    asked = "" if dataset["n_requested"] is None else f" ({dataset['n_requested']} asked for, seed {run['seed']})"
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    cpu = environment["cpu"]
+    lines = [
+        f"- Data: {dataset['name']}, n = {dataset['n_used']} images{asked}, id list sha256 {dataset['sha256'][:12]}",
+        *(f"- Data: {note}" for note in dataset["notes"]),
+        f"- Calibration: {_calibrations(run)}",
+        f"- Quantization: {config['scheme']}, engine {config['engine']}; numerics {config['numerics']}, "
+        f"target {_targets(run)}",
+        f"- Threads {environment['threads']}, batch size {config['batch_size']}",
+        f"- Versions: {versions}",
+        f"- CPU: {cpu['model']}, {cpu['physical_cores']} cores; {' '.join(cpu['features']) or 'no int8 extensions'}",
+    ]
+    return [*lines, *_weights(run)]
+
+
+def _calibrations(run: RunRow) -> str:
+    found = {model["calibration"]["source"] for model in run["models"] if model["calibration"] is not None}
+    return "; ".join(sorted(found)) or "none"
+
+
+def _targets(run: RunRow) -> str:
+    found = {model["target"] for model in run["models"] if model["target"]}
+    return "; ".join(sorted(found)) or run["config"]["target"]
+
+
+def _weights(run: RunRow) -> Iterator[str]:
+    for model in run["models"]:
+        weights = model["weights"]
+        if weights is not None:
+            digest = f", sha256 {weights['sha256'][:12]}" if weights["sha256"] else ""
+            yield f"- Weights of {model['title']}: {weights['source']}{digest}"
+
+
+def summary_lines(run: RunRow) -> list[str]:
+    """Returns what is printed at the end of a run: both tables, the remarks and the conditions."""
+    remarked = remarks(run)
+    return [
+        *accuracy_table(run),
+        "",
+        *detail_table(run),
+        "",
+        *([*remarked, ""] if remarked else []),
+        *conditions(run),
+        f"- Duration: {run['duration_s']:.1f} s",
+    ]
+
+
+def markdown_report(run: RunRow) -> str:
+    """Returns report.md: notices, tables, conditions, and the original's lines for every model."""
+    lines = []
+    for notice in notices(run):
+        lines += [f"**{notice}**", ""]
+    lines += ["# Quantized model accuracy: PyTorch vs TVM", "", f"`{run['command']}`, {run['started_at']}", ""]
+    lines += [*summary_lines(run), "", "## Models"]
+    for model in run["models"]:
+        lines += ["", "```text", *model_lines(model), "```"]
+    return "\n".join(lines) + "\n"
