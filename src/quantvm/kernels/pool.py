@@ -128,15 +128,18 @@ def _divide(a: Expr, b: Expr) -> Expr:
     return tirx.div(a, b)
 
 
-def avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool, vec_channels: int = 16) -> Kernel:
-    """Returns `F.avg_pool2d` of a channels-last quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
+def avg_pool2d(
+    shape: PoolShape, q: QuantParams, *, count_include_pad: bool, vec_channels: int = 16, channels_last: bool = True
+) -> Kernel:
+    """Returns `F.avg_pool2d` of a quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
 
     Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode);
         acc = sum(q) - zero_point*(elements inside); m = fl(1/size). The first C//vec_channels*vec_channels channels:
-        rne(fl(acc*m)) + z; the others: rne(fl(fl(acc * fl(1/fl(1/m))) + z)).
+        rne(fl(acc*m)) + z; the others: rne(fl(fl(acc * fl(1/fl(1/m))) + z)). A tensor that PyTorch holds contiguous
+        (`channels_last` false): rne(fl(fl(acc*m) + z)) everywhere.
     Exactness: torch 2.13 bit for bit; `vec_channels` is 16 on CPUs with AVX512, 8 on those with AVX2.
     """
-    cut = shape.channels // vec_channels * vec_channels
+    cut = shape.channels // vec_channels * vec_channels if channels_last else 0
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
@@ -149,7 +152,8 @@ def avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool, vec
             inside = (rows[1] - rows[0]) * (columns[1] - columns[0])
             size = row_span * column_span if count_include_pad else inside
             m = _divide(tirx.const(1.0, "float32"), cast(size, "float32", 1))
-            tail_m = _divide(tirx.const(1.0, "float32"), _divide(tirx.const(1.0, "float32"), m))
+            one = tirx.const(1.0, "float32")
+            tail_m = _divide(one, _divide(one, m)) if channels_last else m
 
             def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
                 sums = _window_sums(x, image, rows, columns, channel, lanes)
@@ -171,11 +175,14 @@ def _clipped(out: Expr, shape: PoolShape, axis: int) -> tuple[tuple[Expr, Expr],
     return (tirx.max(start, 0), tirx.min(stop, size)), stop - start
 
 
-def adaptive_avg_pool2d(in_size: tuple[int, int], channels: int, out_size: tuple[int, int], q: QuantParams) -> Kernel:
-    """Returns `F.adaptive_avg_pool2d` of a channels-last quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
+def adaptive_avg_pool2d(
+    in_size: tuple[int, int], channels: int, out_size: tuple[int, int], q: QuantParams, *, channels_last: bool = True
+) -> Kernel:
+    """Returns `F.adaptive_avg_pool2d` of a quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
 
     Computes: window floor(i*H/OH)..ceil((i+1)*H/OH); acc = sum(q) - zero_point*size; s = fl(1/fl(1/size));
-        first C//8*8 channels: rne(fma(acc, fl(1/s), z)); the others: rne(fl(fl(acc * fl(1/s)) + z)).
+        first C//8*8 channels: rne(fma(acc, fl(1/s), z)); the others: rne(fl(fl(acc * fl(1/s)) + z)). A tensor that
+        PyTorch holds contiguous (`channels_last` false): rne(fl(sum(q) * fl(fl(1/kh)/kw))).
     Exactness: torch 2.13 bit for bit.
     """
     (height, width), (out_height, out_width) = in_size, out_size
@@ -190,15 +197,18 @@ def adaptive_avg_pool2d(in_size: tuple[int, int], channels: int, out_size: tuple
                 for j in range(out_width):
                     rows = (i * height // out_height, -(-(i + 1) * height // out_height))
                     columns = (j * width // out_width, -(-(j + 1) * width // out_width))
-                    size = (rows[1] - rows[0]) * (columns[1] - columns[0])
-                    _pool_window(x, y, image, (i, j), rows, columns, size, cut, channels, q)
+                    if channels_last:
+                        _pool_window(x, y, image, (i, j), rows, columns, cut, channels, q)
+                    else:
+                        _pool_window_contiguous(x, y, image, (i, j), rows, columns, channels, q)
     return Kernel("adaptive_avg_pool2d_u8", builder.get())
 
 
 def _pool_window(
-    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], size: int,
-    cut: int, channels: int, q: QuantParams,
+    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], cut: int,
+    channels: int, q: QuantParams,
 ) -> None:  # fmt: skip
+    size = (rows[1] - rows[0]) * (columns[1] - columns[0])
     scale = QuantParams(float(reciprocal_f32(np.divide(f32(1), f32(size), dtype=f32))), q.zero_point, q.dtype)
 
     def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
@@ -214,17 +224,32 @@ def _pool_window(
     for_vectors(channels - cut, lambda at, lanes: emit(at + cut, lanes, True))
 
 
-_SUM_STEP = 16
+def _pool_window_contiguous(
+    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int],
+    channels: int, q: QuantParams,
+) -> None:  # fmt: skip
+    height, width = f32(rows[1] - rows[0]), f32(columns[1] - columns[0])
+    factor = np.divide(np.divide(f32(1), height, dtype=f32), width, dtype=f32)
+
+    def emit(channel: Expr, lanes: int) -> None:
+        sums = cast(_window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)], "float32", lanes)
+        value = round_even(sums * splat(factor, lanes, "float32"))
+        T.buffer_store(y, cast(cast(value, "int32", lanes), q.dtype, lanes), [image, *out, ramp(channel, lanes)])
+
+    for_vectors(channels, emit)
 
 
-def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams) -> Kernel:
-    """Returns `x.mean([2, 3])` of a channels-last quantized tensor: (n, H, W, C) -> (n, C).
+def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, *, channels_last: bool = True) -> Kernel:
+    """Returns `x.mean([2, 3])` of a quantized tensor: (n, H, W, C) -> (n, C).
 
-    Computes: D_VAL, a float32 sum over pixels in the order of `at::sum`, fl(./(H*W)), Q_ARR.
+    Computes: D_VAL, a float32 sum over pixels in the order of `at::sum`, fl(./(H*W)), Q_ARR. A tensor that PyTorch holds
+        contiguous (`channels_last` false): rne(fl(sum(q) / (H*W))).
     Exactness: torch 2.13 bit for bit. Order (aten/src/ATen/native/cpu/SumKernel.cpp): blocks of 16 pixels are summed
         into level 0, which is carried up every 16 blocks; the last C%32 channels (C%4 below 8 channels) are four such
         sums over every fourth pixel.
     """
+    if not channels_last:
+        return _mean_contiguous(in_size, channels, q)
     pixels = in_size[0] * in_size[1]
     cut = channels // 32 * 32 if channels >= 8 else channels // 4 * 4
     with prim_func() as builder:
@@ -259,6 +284,24 @@ def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams) -> Ker
 
             for_vectors(cut, main)
             for_vectors(channels - cut, tail)
+    return Kernel("spatial_mean_u8", builder.get())
+
+
+def _mean_contiguous(in_size: tuple[int, int], channels: int, q: QuantParams) -> Kernel:
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, *in_size, channels), q.dtype)
+        y = argument("y", (n, channels), q.dtype)
+        with T.parallel(0, n) as image:
+
+            def emit(channel: Expr, lanes: int) -> None:
+                sums = _window_sums(x, image, (0, in_size[0]), (0, in_size[1]), channel, lanes)[ramp(0, lanes)]
+                mean = _divide(cast(sums, "float32", lanes), splat(float(in_size[0] * in_size[1]), lanes, "float32"))
+                value = cast(cast(round_even(mean), "int32", lanes), q.dtype, lanes)
+                T.buffer_store(y, value, [image, ramp(channel, lanes)])
+
+            for_vectors(channels, emit)
     return Kernel("spatial_mean_u8", builder.get())
 
 

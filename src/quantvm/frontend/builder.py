@@ -1,0 +1,99 @@
+"""What converters build with: quantized tensors, and emission of Relax in QDQ form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from quantvm.errors import ModelImportError
+from quantvm.numerics import QuantParams
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A tensor of integers and what they stand for; `expr` has the integers' dtype and PyTorch's logical shape."""
+
+    expr: Expr
+    q: QuantParams
+
+
+def shape_of(x: Expr | QTensor) -> list[Any]:
+    """Returns the logical shape: Python ints, and symbolic expressions where a dimension is dynamic."""
+    expr = x.expr if isinstance(x, QTensor) else x
+    return [int(d) if hasattr(d, "value") else d for d in expr.ty.shape]
+
+
+def constant(value: Any, dtype: str) -> Expr:
+    """Returns a Relax constant."""
+    return relax.const(np.asarray(value, dtype, order="C"), dtype)
+
+
+class QdqBuilder:
+    """Emits bindings of one Relax function; every quantized operator becomes dequantize -> float op -> quantize."""
+
+    def __init__(self, block_builder: relax.BlockBuilder) -> None:
+        self._bb = block_builder
+        self.where = ""
+        self._names: dict[str, int] = {}
+
+    def emit(self, expr: Expr, hint: str = "") -> Expr:
+        """Binds `expr` to a new variable, named after the module path of the current node."""
+        name = re.sub(r"\W+", "_", self.where).strip("_") or "v"
+        name = f"{name}_{hint}" if hint else name
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return self._bb.emit(expr, name if not count else f"{name}_{count}")
+
+    def real(self, x: Expr | QTensor) -> Expr:
+        """Returns the float32 tensor: each quantized use gets a dequantize of its own."""
+        if not isinstance(x, QTensor):
+            return x
+        scale, zero_point = constant(x.q.scale, "float32"), constant(x.q.zero_point, x.q.dtype)
+        return self.emit(relax.op.dequantize(x.expr, scale, zero_point), "dq")
+
+    def quantized(self, x_f32: Expr, q: QuantParams) -> QTensor:
+        """Returns the float32 tensor quantized to `q`."""
+        scale, zero_point = constant(q.scale, "float32"), constant(q.zero_point, q.dtype)
+        return QTensor(self.emit(relax.op.quantize(x_f32, scale, zero_point, out_dtype=q.dtype)), q)
+
+    def quantized_like(self, x: QTensor | Expr, y_f32: Expr) -> QTensor | Expr:
+        """Returns y under x's parameters if x is quantized, else y: for ops that keep their input's parameters."""
+        return self.quantized(y_f32, x.q) if isinstance(x, QTensor) else y_f32
+
+    def moved(self, x: QTensor | Expr, expr_of: Any) -> QTensor | Expr:
+        """Applies a pure data movement (reshape, slice, ...) to the integers themselves."""
+        if isinstance(x, QTensor):
+            return QTensor(self.emit(expr_of(x.expr)), x.q)
+        return self.emit(expr_of(x))
+
+    def params(self, scale: float, zero_point: int, dtype: str = "uint8") -> QuantParams:
+        """Returns checked quantization parameters.
+
+        Raises:
+            ModelImportError: NaN, zero or negative scale, or a zero point outside of the dtype.
+        """
+        try:
+            return QuantParams(float(np.float32(scale)), int(zero_point), dtype)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ModelImportError(f"bad quantization parameters at {self.where or 'the graph'}: {error}") from error
+
+    def expect_quantized(self, op: str, *tensors: Any) -> Sequence[QTensor]:
+        """Returns the tensors if all are quantized.
+
+        Raises:
+            ModelImportError: one of them is a float tensor.
+        """
+        for index, tensor in enumerate(tensors):
+            if not isinstance(tensor, QTensor):
+                raise ModelImportError(
+                    f"{op} at {self.where}: input {index} is a float tensor, expected a quantized one; "
+                    "is a QuantStub missing before it?"
+                )
+        return tensors

@@ -1,0 +1,48 @@
+"""Converters from TorchScript operators to Relax, keyed by qualified name.
+
+To add one:
+ 1. Write a function `(builder, *inputs)` whose parameters follow the op's schema; see the files beside this one.
+ 2. Decorate it with `@register_converter("namespace::op")`. The bare name is not enough: `quantized::linear` and
+    `aten::linear` share it.
+ 3. Add a case to tests/frontend/test_converters.py, which fails while a registered converter has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+Converter = Callable[..., Any]
+_CONVERTERS: dict[str, Converter] = {}
+_QUALIFIED = re.compile(r"^[a-z_]+::[A-Za-z_0-9]+$")
+
+
+def register_converter(*names: str) -> Callable[[Converter], Converter]:
+    """Returns a decorator that registers a converter for each qualified op name.
+
+    Raises:
+        ValueError: a name is not of the form `namespace::op`, or has a converter already.
+    """
+    for name in names:
+        if not _QUALIFIED.match(name):
+            raise ValueError(f"converter name {name!r} is not of the form 'namespace::op', e.g. 'quantized::conv2d'")
+        if name in _CONVERTERS:
+            raise ValueError(f"{name} has a converter already: {_CONVERTERS[name].__qualname__}")
+
+    def register(function: Converter) -> Converter:
+        for name in names:
+            _CONVERTERS[name] = function
+        return function
+
+    return register
+
+
+def find_converter(name: str) -> Converter | None:
+    """Returns the converter of a qualified op name, or None."""
+    return _CONVERTERS.get(name)
+
+
+def supported_ops() -> tuple[str, ...]:
+    """Returns the qualified names of all ops that have a converter, sorted."""
+    return tuple(sorted(_CONVERTERS))

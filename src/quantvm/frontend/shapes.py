@@ -1,0 +1,168 @@
+"""Data movement, sizes and TorchScript's own lists and constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import relax
+
+from quantvm.errors import ModelImportError
+
+from .builder import Expr, QdqBuilder, QTensor, shape_of
+from .registry import register_converter
+
+_INT_MAX = 9223372036854775807
+
+
+def _axis(dim: int, rank: int) -> int:
+    return dim + rank if dim < 0 else dim
+
+
+def _reshaped(b: QdqBuilder, x: Any, shape: Sequence[Any]) -> QTensor | Expr:
+    return b.moved(x, lambda e: relax.op.reshape(e, relax.ShapeExpr(list(shape))))
+
+
+@register_converter("aten::flatten")
+def flatten(b: QdqBuilder, x: Any, start_dim: int = 0, end_dim: int = -1) -> QTensor | Expr:
+    """Returns x with dimensions start_dim..end_dim merged."""
+    shape = shape_of(x)
+    start, end = _axis(start_dim, len(shape)), _axis(end_dim, len(shape))
+    merged = math.prod(shape[start : end + 1]) if start else _product(shape[: end + 1])
+    return _reshaped(b, x, [*shape[:start], merged, *shape[end + 1 :]])
+
+
+def _product(dims: Sequence[Any]) -> Any:
+    total: Any = 1
+    for d in dims:
+        total = d * total if not isinstance(d, int) else total * d
+    return total
+
+
+@register_converter("aten::view", "aten::reshape")
+def reshape(b: QdqBuilder, x: Any, shape: Sequence[Any]) -> QTensor | Expr:
+    """Returns x in another shape; one size may be -1."""
+    dims, old = list(shape), shape_of(x)
+    if any(isinstance(d, int) and d == -1 for d in dims):
+        at = next(i for i, d in enumerate(dims) if isinstance(d, int) and d == -1)
+        rest = [d for i, d in enumerate(dims) if i != at]
+        symbolic_new, symbolic_old = ([d for d in s if not isinstance(d, int)] for s in (rest, old))
+        static = math.prod(d for d in old if isinstance(d, int)) // math.prod(d for d in rest if isinstance(d, int))
+        if len(symbolic_new) == len(symbolic_old):
+            dims[at] = static
+        elif len(symbolic_old) == 1 and not symbolic_new:
+            dims[at] = symbolic_old[0] * static
+        else:
+            raise ModelImportError(f"reshape at {b.where} from {old} to {list(shape)}: the size of -1 is not clear")
+    return _reshaped(b, x, dims)
+
+
+@register_converter("aten::transpose")
+def transpose(b: QdqBuilder, x: Any, dim0: int, dim1: int) -> QTensor | Expr:
+    """Returns x with two dimensions swapped."""
+    rank = len(shape_of(x))
+    axes = list(range(rank))
+    first, second = _axis(dim0, rank), _axis(dim1, rank)
+    axes[first], axes[second] = axes[second], axes[first]
+    return b.moved(x, lambda e: relax.op.permute_dims(e, axes))
+
+
+@register_converter("aten::permute")
+def permute(b: QdqBuilder, x: Any, dims: Sequence[int]) -> QTensor | Expr:
+    """Returns x with its dimensions reordered."""
+    return b.moved(x, lambda e: relax.op.permute_dims(e, [_axis(d, len(dims)) for d in dims]))
+
+
+@register_converter("aten::unsqueeze", "aten::unsqueeze_")
+def unsqueeze(b: QdqBuilder, x: Any, dim: int) -> QTensor | Expr:
+    """Returns x with a dimension of size 1 inserted."""
+    return b.moved(x, lambda e: relax.op.expand_dims(e, _axis(dim, len(shape_of(x)) + 1)))
+
+
+@register_converter("aten::squeeze", "aten::squeeze_")
+def squeeze(b: QdqBuilder, x: Any, dim: int | None = None) -> QTensor | Expr:
+    """Returns x without dimensions of size 1, or without that one."""
+    shape = shape_of(x)
+    axes = [i for i, d in enumerate(shape) if isinstance(d, int) and d == 1]
+    if dim is not None:
+        axes = [a for a in axes if a == _axis(dim, len(shape))]
+    return b.moved(x, lambda e: relax.op.squeeze(e, axes)) if axes else x
+
+
+@register_converter("aten::slice")
+def slice_(b: QdqBuilder, x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
+    """Returns x[..., start:end:step, ...]; a whole dimension is x itself."""
+    size = shape_of(x)[dim]
+    start, end = start or 0, _INT_MAX if end is None else end
+    if start == 0 and end == _INT_MAX and step == 1:
+        return x
+    if not isinstance(size, int):
+        raise ModelImportError(f"slice at {b.where} cuts the dynamic dimension {dim}")
+    bounds = [min(max(v + size if v < 0 else v, 0), size) for v in (start, end)]
+    return b.moved(x, lambda e: relax.op.strided_slice(e, [dim], [bounds[0]], [bounds[1]], [step]))
+
+
+@register_converter("aten::select")
+def select(b: QdqBuilder, x: Any, dim: int, index: int) -> QTensor | Expr:
+    """Returns x[..., index, ...] without that dimension."""
+    shape = shape_of(x)
+    axis = _axis(dim, len(shape))
+    at = index + shape[axis] if index < 0 else index
+    return b.moved(x, lambda e: relax.op.squeeze(relax.op.strided_slice(e, [axis], [at], [at + 1]), [axis]))
+
+
+@register_converter("aten::chunk")
+def chunk(b: QdqBuilder, x: Any, chunks: int, dim: int = 0) -> list[Any]:
+    """Returns the list of `chunks` slices along `dim`, the last one perhaps smaller."""
+    size = shape_of(x)[dim]
+    step = -(-size // chunks)
+    return [slice_(b, x, dim, at, min(at + step, size)) for at in range(0, size, step)]
+
+
+@register_converter("aten::contiguous", "aten::clone", "aten::detach")
+def contiguous(b: QdqBuilder, x: Any, memory_format: Any = None) -> Any:
+    """Returns x: memory layouts are chosen by the lowering."""
+    return x
+
+
+@register_converter("aten::dropout", "aten::dropout_", "aten::feature_dropout")
+def dropout(b: QdqBuilder, x: Any, p: float, train: bool) -> Any:
+    """Returns x: dropout does nothing in inference.
+
+    Raises:
+        ModelImportError: the model was traced in training mode.
+    """
+    if train:
+        raise ModelImportError(f"dropout at {b.where} is in training mode; call model.eval() before tracing")
+    return x
+
+
+@register_converter("aten::size")
+def size(b: QdqBuilder, x: Any, dim: int | None = None) -> Any:
+    """Returns one size, or all; a dynamic one as a symbolic expression."""
+    return shape_of(x) if dim is None else shape_of(x)[dim]
+
+
+@register_converter("prim::NumToTensor", "aten::Int", "aten::IntImplicit", "aten::ScalarImplicit")
+def number(b: QdqBuilder, value: Any) -> Any:
+    """Returns the number: TorchScript's scalar tensors of sizes are plain numbers here."""
+    return value
+
+
+@register_converter("aten::floor_divide", "aten::floordiv")
+def floor_divide(b: QdqBuilder, x: Any, y: Any) -> Any:
+    """Returns x // y on sizes."""
+    return x // y
+
+
+@register_converter("prim::ListConstruct", "prim::TupleConstruct")
+def list_construct(b: QdqBuilder, *items: Any) -> list[Any]:
+    """Returns the items."""
+    return list(items)
+
+
+@register_converter("prim::ListUnpack", "prim::TupleUnpack")
+def list_unpack(b: QdqBuilder, items: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns the items as several results."""
+    return tuple(items)

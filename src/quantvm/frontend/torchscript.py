@@ -1,0 +1,194 @@
+"""TorchScript -> Relax in QDQ form: walks a traced graph and calls the converter of each node.
+
+Quantization parameters and dtypes are propagated forward: TorchScript's value types say no more than `Tensor`.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import tvm
+from tvm import relax, tirx
+
+from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.numerics import ENGINES
+from quantvm.torch_compat import quiet
+
+from . import contractions, elementwise, pooling, shapes  # noqa: F401  (registers the converters)
+from .builder import QdqBuilder, QTensor, constant
+from .registry import find_converter, supported_ops
+
+ENGINE_ATTR = "quantvm.engine"
+"""Module attribute: the PyTorch engine whose arithmetic the quantized operators have."""
+
+
+def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, batch: str = "dynamic") -> tvm.IRModule:
+    """Returns the model in Relax QDQ form, with PyTorch's logical shapes (NCHW).
+
+    Args:
+        model: an eager-quantized `nn.Module`, a traced module, or the path of a saved TorchScript file.
+        example_inputs: one float32 tensor or a sequence of them; their shapes are the function's.
+        engine: PyTorch engine that the model was quantized for; by default what the model says
+            (`quantvm_engine`), else `torch.backends.quantized.engine`.
+        batch: dynamic: dimension 0 of every input is symbolic; static: it is the example's.
+
+    Raises:
+        UnsupportedOpError: operators without a converter, all of them in one message.
+        ModelImportError: no quantized operator, quantization-aware training not converted, or bad parameters.
+    """
+    inputs = tuple(example_inputs) if isinstance(example_inputs, (list, tuple)) else (example_inputs,)
+    inputs = tuple(torch.as_tensor(x) for x in inputs)
+    engine = engine or getattr(model, "quantvm_engine", None) or torch.backends.quantized.engine
+    if engine not in ENGINES:
+        raise ModelImportError(f"unknown quantization engine {engine!r}, expected one of {', '.join(ENGINES)}")
+    script = _script_module(model, inputs)
+    graph = script.inlined_graph
+    _check_ops(graph)
+    return _convert(script, graph, inputs, engine, batch)
+
+
+def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
+    with quiet():
+        if isinstance(model, (str, Path)):
+            path = Path(model)
+            if not path.is_file():
+                raise ModelImportError(f"no such file: {path}")
+            try:
+                return torch.jit.load(str(path), map_location="cpu")
+            except (RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise ModelImportError(
+                    f"{path} is not a TorchScript file that this PyTorch can load: {reason}"
+                ) from error
+        if isinstance(model, torch.jit.ScriptModule):
+            return model
+        if not isinstance(model, torch.nn.Module):
+            raise ModelImportError(f"expected an nn.Module, a traced module or a path, got {type(model).__name__}")
+        if model.training:
+            raise ModelImportError("the model is in training mode; call model.eval() first")
+        with torch.no_grad():
+            return torch.jit.trace(model, inputs, check_trace=False)
+
+
+def _check_ops(graph: Any) -> None:
+    """Raises one error for all that cannot be imported."""
+    nodes = list(graph.nodes())
+    kinds = collections.Counter(node.kind() for node in nodes)
+    fake = [k for k in kinds if "fake_quant" in k]
+    if fake:
+        raise ModelImportError(
+            f"the model holds {', '.join(fake)}: quantization-aware training that was not converted; "
+            "call torch.ao.quantization.convert(model.eval()) first"
+        )
+    missing = [k for k in kinds if k not in ("prim::Constant", "prim::GetAttr") and find_converter(k) is None]
+    if missing:
+        rows = []
+        for kind in missing:
+            first = next(node for node in nodes if node.kind() == kind)
+            rows.append(f"{kind} x{kinds[kind]} (first: {_where(first) or 'graph'}, {_source(first)})")
+        raise UnsupportedOpError(
+            f"{len(missing)} unsupported ops: {'; '.join(rows)}. Supported: `quantvm list ops` "
+            f"({len(supported_ops())} ops). To add one: quantvm.frontend.registry"
+        )
+    if not any(k == "aten::quantize_per_tensor" or k.startswith("quantized::") for k in kinds):
+        raise ModelImportError(
+            "no quantized operator found: this is a float model; quantize it first (quantvm.quantize)"
+        )
+
+
+def _where(node: Any) -> str:
+    """Returns the module path of a node, e.g. layer1.0.conv1."""
+    scope = node.scopeName()
+    return scope.rsplit("/", 1)[-1].removeprefix("__module.").removeprefix("__module") if scope else ""
+
+
+def _source(node: Any) -> str:
+    for line in node.sourceRange().splitlines():
+        if ".py" in line:
+            return line.strip().split("/")[-1].rstrip(":")
+    return "no source line"
+
+
+def _convert(
+    script: torch.jit.ScriptModule, graph: Any, inputs: tuple[torch.Tensor, ...], engine: str, batch: str
+) -> tvm.IRModule:
+    block_builder = relax.BlockBuilder()
+    values: dict[str, Any] = {}
+    n = tirx.Var("n", "int64")
+    graph_inputs = list(graph.inputs())
+    names = [v.debugName() for v in graph_inputs]
+    values[names[0]] = script
+    if len(names) - 1 != len(inputs):
+        raise ModelImportError(f"the model takes {len(names) - 1} inputs, got {len(inputs)} example inputs")
+    params = []
+    for index, x in enumerate(inputs):
+        if x.dtype != torch.float32:
+            raise ModelImportError(f"example input {index} has dtype {x.dtype}, expected float32")
+        shape = [n, *x.shape[1:]] if batch == "dynamic" else list(x.shape)
+        var = relax.Var(f"input_{index}" if len(inputs) > 1 else "input", relax.TensorType(shape, "float32"))
+        params.append(var)
+        values[names[index + 1]] = var
+    with block_builder.function("main", params):
+        with block_builder.dataflow():
+            builder = QdqBuilder(block_builder)
+            for node in graph.nodes():
+                _convert_node(builder, node, values)
+            outputs = [_output(builder, values[v.debugName()]) for v in graph.outputs()]
+            flat = [o for group in outputs for o in (group if isinstance(group, list) else [group])]
+            result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
+        block_builder.emit_func_output(result)
+    return block_builder.get().with_attr(ENGINE_ATTR, engine)
+
+
+def _output(builder: QdqBuilder, value: Any) -> Any:
+    builder.where = "output"
+    if isinstance(value, list):
+        return [builder.real(v) for v in value]
+    return builder.real(value)
+
+
+def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any]) -> None:
+    kind, outputs = node.kind(), [v.debugName() for v in node.outputs()]
+    if kind == "prim::Constant":
+        values[outputs[0]] = _constant(node)
+        return
+    if kind == "prim::GetAttr":
+        owner = values[next(iter(node.inputs())).debugName()]
+        values[outputs[0]] = _attribute(owner, node.s("name"))
+        return
+    converter = find_converter(kind)
+    assert converter is not None  # _check_ops saw every node
+    builder.where = _where(node) or kind.split("::")[1]
+    arguments = [values[v.debugName()] for v in node.inputs()]
+    try:
+        result = converter(builder, *arguments)
+    except (tvm.error.InternalError, TypeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ModelImportError(f"{kind} at {builder.where} ({_source(node)}) cannot be imported: {reason}") from error
+    for name, value in zip(outputs, result if isinstance(result, tuple) else (result,), strict=True):
+        values[name] = value
+
+
+def _constant(node: Any) -> Any:
+    if "value" not in node.attributeNames():
+        return None
+    value = next(iter(node.outputs())).toIValue()
+    if isinstance(value, torch.Tensor) and not value.is_quantized:
+        return value.item() if value.ndim == 0 else constant(value.numpy(), str(value.numpy().dtype))
+    return value
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    value = getattr(owner, name)
+    if isinstance(value, torch.Tensor) and not value.is_quantized:
+        if value.ndim == 0:
+            return value.item()
+        return constant(value.detach().numpy(), str(value.detach().numpy().dtype))
+    return value
+
+
+__all__: Sequence[str] = ["ENGINE_ATTR", "QTensor", "from_torch"]

@@ -1,0 +1,132 @@
+"""Rules for conv2d and linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quantvm import numerics
+from quantvm.kernels import conv2d, depthwise
+from quantvm.kernels.conv2d import Conv2dShape
+from quantvm.kernels.dot import PORTABLE, DotProduct
+from quantvm.numerics import QuantParams
+
+from .composite import Composite, constant_value, is_call
+from .legalize import Legalization, legalizes
+from .tensors import Tensor, in_layout
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """Stored integers, scales and zero points of a weight; `integers` has its output channels first."""
+
+    integers: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+
+    @property
+    def symmetric(self) -> bool:
+        return not self.zero_points.any()
+
+
+def _weight(composite: Composite) -> _Weight:
+    dequantize = next(c for c in composite.calls("relax.dequantize") if hasattr(c.args[0], "value"))
+    integers, scales, zero_points = (constant_value(argument) for argument in dequantize.args[:3])
+    return _Weight(integers, np.atleast_1d(scales).astype(np.float64), np.atleast_1d(zero_points).astype(np.int64))
+
+
+def _bias(composite: Composite) -> np.ndarray | None:
+    return constant_value(composite.call("relax.add").args[1]).reshape(-1) if composite.has("relax.add") else None
+
+
+def _integers_for(dot: DotProduct, weight: _Weight, channels_last: np.ndarray, x: QuantParams) -> tuple[DotProduct, np.ndarray]:
+    """Returns the dot product that is exact for these operands, and the weight in the form that it takes."""
+    if not weight.symmetric:
+        # w - zero_point needs nine bits
+        shift = weight.zero_points.reshape(-1, *(1,) * (channels_last.ndim - 1))
+        return PORTABLE, channels_last.astype(np.int16) - shift.astype(np.int16)
+    return (dot if x.dtype == "uint8" else PORTABLE), channels_last
+
+
+@legalizes("conv2d")
+def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """conv2d (+ bias) (+ relu), under the arithmetic of the engine that PyTorch would dispatch to."""
+    conv = composite.call("relax.nn.conv2d")
+    ((index, input_q),) = composite.inputs(conv)
+    x = state.nhwc(inputs[index])
+    weight = _weight(composite)
+    shape = _conv_shape(conv, x, weight)
+    engine_rule = numerics.conv_rule(state.engine, shape.groups, weight.symmetric)
+    requantization = numerics.requantization(
+        engine_rule, "conv", input_q=input_q, weight_scales=weight.scales, bias_f32=_bias(composite),
+        output_q=composite.output, relu=composite.has("relax.nn.relu"), channels=shape.out_channels,
+    )  # fmt: skip
+    w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
+    if shape.groups == shape.in_channels and shape.groups > 1:
+        saturates = engine_rule == "fbgemm" and numerics.fbgemm_depthwise_saturates(
+            shape.in_channels, shape.out_channels, shape.groups, shape.kernel, shape.stride,
+            (shape.padding[0], shape.padding[1]), shape.dilation,
+        )  # fmt: skip
+        kernel = depthwise.depthwise_conv2d(
+            shape, w_ohwi, np.broadcast_to(weight.zero_points, (shape.out_channels,)), input_q.zero_point, requantization,
+            saturate_pairs=saturates, threads=state.threads, x_dtype=input_q.dtype,
+        )  # fmt: skip
+    else:
+        dot, w = _integers_for(state.dot, weight, w_ohwi, input_q)
+        kernel = conv2d.conv2d(
+            shape, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype
+        )
+    like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC", channels_last=True)
+    return state.run(kernel, [x], like, composite.output.dtype, name)
+
+
+def _conv_shape(conv: Any, x: Tensor, weight: _Weight) -> Conv2dShape:
+    attrs = conv.attrs
+    top, left, bottom, right = (int(p) for p in attrs.padding)
+    out_channels, _, kernel_h, kernel_w = weight.integers.shape
+    return Conv2dShape(
+        in_height=x.shape[2], in_width=x.shape[3], in_channels=x.shape[1], out_channels=out_channels,
+        kernel=(kernel_h, kernel_w), stride=_pair(attrs.strides), padding=(top, left, bottom, right),
+        dilation=_pair(attrs.dilation), groups=int(attrs.groups),
+    )  # fmt: skip
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = (int(v) for v in values)
+    return first, second
+
+
+@legalizes("linear")
+def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """x @ w.T (+ bias) (+ relu), for any number of leading dimensions."""
+    from tvm import relax
+
+    matmul = composite.call("relax.matmul")
+    assert is_call(composite.resolve(matmul.args[1]), "relax.permute_dims")
+    ((index, input_q),) = composite.inputs(matmul)
+    x = in_layout(state.builder, inputs[index], "NCHW")
+    weight = _weight(composite)
+    out_features, in_features = weight.integers.shape
+    requantization = numerics.requantization(
+        numerics.linear_rule(state.engine), "linear", input_q=input_q, weight_scales=weight.scales,
+        bias_f32=_bias(composite), output_q=composite.output, relu=composite.has("relax.nn.relu"), channels=out_features,
+    )  # fmt: skip
+    dot, w = _integers_for(state.dot, weight, weight.integers, input_q)
+    kernel = conv2d.linear(
+        in_features, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype
+    )
+    leading = list(x.shape[:-1])
+    rows = leading[0]
+    for d in leading[1:]:
+        rows = rows * d
+    if len(leading) > 1:
+        flat = state.builder.emit(relax.op.reshape(x.expr, relax.ShapeExpr([rows, in_features])))
+        x = Tensor(flat, (rows, in_features), "flat")
+    y = state.run(kernel, [x], Tensor(None, (rows, out_features), "flat"), composite.output.dtype, name)
+    if len(leading) == 1:
+        return y
+    shape = (*leading, out_features)
+    expr = state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(list(shape))))
+    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")

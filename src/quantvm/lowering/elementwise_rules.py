@@ -1,0 +1,136 @@
+"""Rules for quantize, dequantize, add, mul, concat and activations."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from quantvm import numerics
+from quantvm.errors import ModelImportError
+from quantvm.kernels import concat, elementwise, quantize
+from quantvm.numerics import QuantParams
+
+from .composite import Composite, quant_params
+from .legalize import Legalization, legalizes
+from .tensors import Tensor, in_layout
+
+
+@legalizes("quantize")
+def lower_quantize(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """float32 -> integers; 4-d tensors go to NHWC on the way."""
+    x, q = inputs[0], composite.output
+    if x.layout != "NCHW":
+        return state.run(quantize.quantize(x.item_shape, q), [x], x, q.dtype, name)
+    n, c, h, w = x.shape
+    like = Tensor(None, (n, c, h, w), "NHWC", x.channels_last)
+    return state.run(quantize.quantize_nchw_to_nhwc(c, h, w, q), [x], like, q.dtype, name)
+
+
+@legalizes("dequantize")
+def lower_dequantize(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """Integers -> float32, in PyTorch's logical order."""
+    x = state.logical(inputs[0])
+    q = quant_params(composite.call("relax.dequantize"))
+    return state.run(quantize.dequantize(x.item_shape, q), [x], x, "float32", name)
+
+
+@legalizes("add")
+def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """a + b (+ relu) of equal shapes; the scalar tails lie where PyTorch's memory order puts them."""
+    (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
+    a = state.memory_order(inputs[index_a])
+    b = in_layout(state.builder, inputs[index_b], a.layout)
+    kernel = elementwise.add(
+        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), threads=state.threads
+    )
+    return state.run(kernel, [a, b], a, composite.output.dtype, name)
+
+
+@legalizes("mul")
+def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """a * b (+ relu), either of which may be (n, C, 1, 1)."""
+    (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.multiply"))
+    a, b = state.nhwc(inputs[index_a]), state.nhwc(inputs[index_b])
+    broadcast = a.item_shape != b.item_shape
+    if broadcast and a.item_shape[:2] == (1, 1):
+        a, a_q, b, b_q = b, b_q, a, a_q  # the product is commutative, in every rounding
+    kernel = elementwise.multiply(
+        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), broadcast=broadcast
+    )
+    return state.run(kernel, [a, b], a, composite.output.dtype, name)
+
+
+@legalizes("concat")
+def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """Concatenation, each input requantized; PyTorch's formula depends on all inputs being channels-last."""
+    call = composite.call("relax.concat")
+    operands = composite.inputs(call)
+    tensors, params = [inputs[i] for i, _ in operands], [q for _, q in operands]
+    output, axis, rank = composite.output, int(call.attrs.axis), len(inputs[0].shape)
+    axis = axis + rank if axis < 0 else axis
+    if rank == 4 and axis == 1 and all(t.behaves_channels_last for t in tensors):
+        tensors = [state.nhwc(t) for t in tensors]
+        n, _, h, w = tensors[0].shape
+        channels = [t.shape[1] for t in tensors]
+        kernel = concat.concat_nhwc((h, w), channels, params, output)
+        like = Tensor(None, (n, sum(channels), h, w), "NHWC", channels_last=True)
+        return state.run(kernel, tensors, like, output.dtype, name)
+    pieces = []
+    for tensor, q in zip(tensors, params, strict=True):
+        piece = state.logical(tensor)
+        if q != output:
+            kernel = concat.requantize_arr(piece.item_shape, q, output)
+            piece = state.run(kernel, [piece], piece, output.dtype, f"{name}_requantize")
+        pieces.append(piece.expr)
+    expr = state.builder.emit(relax.op.concat(pieces, axis), name)
+    shape = list(tensors[0].shape)
+    shape[axis] = sum(t.shape[axis] for t in tensors)
+    return Tensor(expr, tuple(shape), "NCHW" if rank == 4 else "flat")
+
+
+@legalizes("hardswish", "hardsigmoid", "sigmoid", "leaky_relu")
+def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
+    q = quant_params(composite.call("relax.dequantize"))
+    slope = float(composite.call("relax.nn.leakyrelu").attrs.alpha) if composite.has("relax.nn.leakyrelu") else 0.0
+    if composite.name in ("hardswish", "hardsigmoid"):
+        _check_gate(composite)
+    main, tail = numerics.unary_tables(composite.name, q, composite.output, slope)
+    x = state.memory_order(inputs[0])
+    kernel = elementwise.table(
+        x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name
+    )
+    return state.run(kernel, [x], x, composite.output.dtype, name)
+
+
+def _check_gate(composite: Composite) -> None:
+    """The pattern matches any x*clip(x+a, b, c)/d; only 3, 0, 6, 6 is PyTorch's."""
+    clip = composite.call("relax.clip")
+    found = [
+        float(composite.call("relax.add").args[1].value.numpy()),
+        *_limits(clip),
+        float(composite.call("relax.divide").args[1].value.numpy()),
+    ]
+    if found != [3.0, 0.0, 6.0, 6.0]:
+        raise ModelImportError(f"{composite.name} with constants {found}, expected [3, 0, 6, 6]")
+
+
+def _limits(clip: object) -> tuple[float, float]:
+    low, high = (argument for argument in clip.args[1:3])  # type: ignore[attr-defined]
+    return tuple(float(getattr(v, "value", v)) for v in (low, high))  # type: ignore[return-value]
+
+
+@legalizes("relu", "clip")
+def lower_clamp(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """relu, relu6, hardtanh and clamp under unchanged parameters: limits on the integers."""
+    q: QuantParams = composite.output
+    if composite.name == "relu":
+        low, high = max(q.zero_point, q.quant_min), q.quant_max
+    else:
+        limits = np.array(_limits(composite.call("relax.clip")), np.float32)
+        low, high = (int(v) for v in numerics.quantize_val(limits, q))
+    x = inputs[0]
+    kernel = elementwise.clamp_integers(x.item_shape, low, high, q.dtype, composite.name)
+    return state.run(kernel, [x], x, q.dtype, name)
+
+

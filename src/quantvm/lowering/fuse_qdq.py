@@ -1,0 +1,17 @@
+"""Groups every dequantize -> float ops -> quantize island into one composite function."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from .patterns import all_patterns
+
+
+def fuse_qdq(module: tvm.IRModule) -> tvm.IRModule:
+    """Returns the module with each quantized operator in a function whose attribute Composite names it.
+
+    Constants, weights among them, are inside of the functions; activations are their parameters. Operators that no
+    pattern takes are left as they are.
+    """
+    return relax.transform.FuseOpsByPattern(all_patterns(), bind_constants=True)(module)

@@ -1,0 +1,140 @@
+"""Replaces each composite by a call of one int8 kernel, choosing memory layouts on the way.
+
+Quantized 4-d tensors live in NHWC. How a composite becomes a kernel is registered per composite name by the rules in
+contraction_rules.py and elementwise_rules.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from quantvm.kernels import Kernel
+from quantvm.kernels.dot import DotProduct
+from quantvm.numerics import Engine
+
+from .composite import Composite, static_shape
+from .tensors import Tensor, call_kernel, in_layout
+
+
+@dataclass
+class Legalization:
+    """State of one legalization: the builder, the numerics to follow, and counts for the report."""
+
+    builder: relax.BlockBuilder
+    engine: Engine
+    threads: int
+    dot: DotProduct
+    has_avx512: bool
+    kernels: Counter[str] = field(default_factory=Counter)
+    int8_macs: int = 0
+
+    def run(self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str) -> Tensor:
+        """Emits `kernel`; the result has the layout, shape and memory format of `like`."""
+        batch, *rest = like.shape
+        item = [rest[1], rest[2], rest[0]] if like.layout == "NHWC" else rest
+        expr = call_kernel(self.builder, kernel, [x.expr for x in inputs], [batch, *item], dtype, name)
+        self.kernels[kernel.name] += 1
+        self.int8_macs += kernel.macs
+        return Tensor(expr, like.shape, like.layout, like.channels_last)
+
+    def nhwc(self, x: Tensor) -> Tensor:
+        """Returns x in NHWC."""
+        return in_layout(self.builder, x, "NHWC")
+
+    def logical(self, x: Tensor) -> Tensor:
+        """Returns x in PyTorch's logical order."""
+        return in_layout(self.builder, x, "NCHW")
+
+    def memory_order(self, x: Tensor) -> Tensor:
+        """Returns x with its elements in the order in which PyTorch stores them."""
+        return self.nhwc(x) if x.behaves_channels_last else self.logical(x)
+
+
+Rule = Callable[[Legalization, Composite, list[Tensor], str], Tensor]
+_RULES: dict[str, Rule] = {}
+
+
+def legalizes(*names: str) -> Callable[[Rule], Rule]:
+    """Returns a decorator that registers how composites of these names become kernels."""
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            if name in _RULES:
+                raise ValueError(f"composite {name} has a rule already")
+            _RULES[name] = rule
+        return rule
+
+    return register
+
+
+def legalized_names() -> frozenset[str]:
+    """Returns the composite names that have a rule."""
+    return frozenset(_RULES)
+
+
+def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
+    """Returns the module with every composite of `main` replaced by a kernel call.
+
+    Args:
+        module: output of `fuse_qdq`.
+        state: numerics and target; its counts are filled in.
+    """
+    main = module["main"]
+    builder = state.builder
+    values: dict[Any, Any] = {}
+    params = [relax.Var(p.name, p.ty) for p in main.params]
+    for old, new in zip(main.params, params, strict=True):
+        values[old] = _tensor(new)
+    with builder.function("main", params):
+        with builder.dataflow():
+            for block in main.body.blocks:
+                for binding in block.bindings:
+                    values[binding.var] = _binding(module, state, binding, values)
+            result = builder.emit_output(_plain(state, main.body.body, values))
+        builder.emit_func_output(result)
+    lowered = builder.get()
+    return lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
+
+
+def _tensor(expr: Any) -> Tensor:
+    """A value in PyTorch's default order."""
+    shape = tuple(static_shape(expr))
+    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
+
+
+def _binding(module: tvm.IRModule, state: Legalization, binding: Any, values: dict[Any, Any]) -> Any:
+    value = binding.value
+    function = module[value.op] if isinstance(getattr(value, "op", None), tvm.ir.GlobalVar) else None
+    if function is not None and function.attrs and "Composite" in function.attrs:
+        composite = Composite(function)
+        inputs = [values[argument] for argument in value.args]
+        return _RULES[composite.name](state, composite, inputs, binding.var.name)
+    if isinstance(value, relax.Var):
+        return values[value]
+    if isinstance(value, relax.Tuple):
+        return relax.Tuple([_plain(state, f, values) for f in value.fields])
+    if isinstance(value, relax.TupleGetItem):
+        return _wrap(state.builder.emit(relax.TupleGetItem(_plain(state, value.tuple_value, values), value.index)))
+    if not hasattr(value, "args"):
+        return value
+    arguments = [_plain(state, argument, values) for argument in value.args]
+    call = tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args)
+    return _wrap(state.builder.emit(call, binding.var.name))
+
+
+def _wrap(var: Any) -> Any:
+    return _tensor(var) if isinstance(var.ty, relax.TensorType) else var
+
+
+def _plain(state: Legalization, expr: Any, values: dict[Any, Any]) -> Any:
+    """Returns an argument of an operator that knows nothing of layouts."""
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([_plain(state, f, values) for f in expr.fields])
+    value = values.get(expr, expr) if isinstance(expr, relax.Var) else expr
+    return state.logical(value).expr if isinstance(value, Tensor) else value

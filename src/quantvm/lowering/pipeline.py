@@ -1,0 +1,105 @@
+"""The order of the lowering passes, and what they report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from quantvm.errors import CompileError
+from quantvm.kernels.builder import target_features
+from quantvm.kernels.dot import select_dot
+
+from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
+from .float_ops import float_ops, legalize_float_ops
+from .fuse_qdq import fuse_qdq
+from .legalize import Legalization, legalize
+
+ENGINE_ATTR = "quantvm.engine"
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """What the lowering follows.
+
+    Attributes:
+        target: a TVM target.
+        numerics: torch: the same bits as the engine that the module's attribute `quantvm.engine` names.
+        threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
+        dot: name of the dot product to force (vnni, portable); by default the first that the target has.
+        dump_dir: folder that receives the module after each phase, as TVMScript.
+    """
+
+    target: tvm.target.Target
+    numerics: str = "torch"
+    threads: int = 1
+    dot: str | None = None
+    dump_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class LoweringReport:
+    """What became of the operators.
+
+    Attributes:
+        int8_macs: multiply-adds per image in int8 kernels.
+        float_macs: multiply-adds per image left in float.
+        float_ops: operators left in float, with the variable that holds the result.
+        kernels: how often each kernel is called.
+    """
+
+    int8_macs: int
+    float_macs: int
+    float_ops: tuple[str, ...]
+    kernels: dict[str, int]
+
+    @property
+    def int8_mac_share(self) -> float:
+        """Share of the multiply-adds that run in int8, 0..1; 1 where there are none at all."""
+        total = self.int8_macs + self.float_macs
+        return self.int8_macs / total if total else 1.0
+
+
+def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule, LoweringReport]:
+    """Returns the module with quantized operators as calls of int8 kernels, and the report.
+
+    Args:
+        module: Relax in QDQ form, with the attribute `quantvm.engine`.
+        options: target and numerics.
+
+    Raises:
+        CompileError: unknown numerics, or a kernel that the target cannot run.
+    """
+    if options.numerics != "torch":
+        raise CompileError(f"unknown numerics {options.numerics!r}, expected 'torch'")
+    dump = _dumper(options.dump_dir)
+    dump(module, "imported")
+    module = fuse_qdq(relax.transform.CanonicalizeBindings()(module))
+    dump(module, "fuse_qdq")
+    try:
+        dot = select_dot(options.target, options.dot)
+    except ValueError as error:
+        raise CompileError(str(error)) from error
+    engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
+    has_avx512 = "avx512f" in target_features(options.target)
+    state = Legalization(relax.BlockBuilder(), engine, options.threads, dot, has_avx512)  # type: ignore[arg-type]
+    module = legalize(module, state)
+    dump(module, "legalize")
+    left_in_float, float_macs = float_ops(module)
+    module = legalize_float_ops(module)
+    dump(module, "float_ops")
+    return module, LoweringReport(state.int8_macs, float_macs, left_in_float, dict(state.kernels))
+
+
+def _dumper(folder: Path | None) -> Callable[[tvm.IRModule, str], None]:
+    counter = iter(range(100))
+
+    def dump(module: tvm.IRModule, phase: str) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{next(counter)}_{phase}.py").write_text(module.script(show_meta=False), encoding="utf-8")
+
+    return dump

@@ -1,0 +1,76 @@
+"""Rules for pools and spatial means; PyTorch's rounding there depends on the memory format."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from quantvm.kernels import pool
+from quantvm.kernels.pool import PoolShape
+
+from .composite import Composite
+from .legalize import Legalization, legalizes
+from .tensors import Tensor
+
+
+def _pool_shape(call: Any, x: Tensor) -> PoolShape:
+    attrs = call.attrs
+    pair = lambda values: tuple(int(v) for v in values)  # noqa: E731
+    padding = pair(attrs.padding)
+    return PoolShape(
+        x.shape[2], x.shape[3], x.shape[1], kernel=pair(attrs.pool_size), stride=pair(attrs.strides),
+        padding=padding[:2], dilation=pair(attrs.dilation), ceil_mode=bool(attrs.ceil_mode),
+    )  # fmt: skip
+
+
+def _resized(x: Tensor, height: int, width: int) -> Tensor:
+    return replace(x, shape=(x.shape[0], x.shape[1], height, width))
+
+
+@legalizes("max_pool2d")
+def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """The integer maximum."""
+    x = state.nhwc(inputs[0])
+    shape = _pool_shape(composite.call("relax.nn.max_pool2d"), x)
+    like = _resized(x, shape.out_height, shape.out_width)
+    return state.run(pool.max_pool2d(shape, composite.output.dtype), [x], like, composite.output.dtype, name)
+
+
+@legalizes("avg_pool2d")
+def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """The average over windows."""
+    x = state.nhwc(inputs[0])
+    call = composite.call("relax.nn.avg_pool2d")
+    shape = _pool_shape(call, x)
+    kernel = pool.avg_pool2d(
+        shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad),
+        vec_channels=16 if state.has_avx512 else 8, channels_last=x.behaves_channels_last,
+    )  # fmt: skip
+    return state.run(kernel, [x], _resized(x, shape.out_height, shape.out_width), composite.output.dtype, name)
+
+
+@legalizes("adaptive_avg_pool2d")
+def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """The average over a given number of windows."""
+    x = state.nhwc(inputs[0])
+    height, width = (int(v) for v in composite.call("relax.nn.adaptive_avg_pool2d").attrs.output_size)
+    kernel = pool.adaptive_avg_pool2d(
+        (x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output, channels_last=x.behaves_channels_last
+    )
+    return state.run(kernel, [x], _resized(x, height, width), composite.output.dtype, name)
+
+
+@legalizes("mean")
+def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """The mean over height and width."""
+    from tvm import relax
+
+    x = state.nhwc(inputs[0])
+    n, c, h, w = x.shape
+    call = composite.call("relax.mean")
+    kernel = pool.spatial_mean((h, w), c, composite.output, channels_last=x.behaves_channels_last)
+    y = state.run(kernel, [x], Tensor(None, (n, c), "flat"), composite.output.dtype, name)
+    if not call.attrs.keepdims:
+        return y
+    expr = state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr([n, 1, 1, c])))
+    return Tensor(expr, (n, c, 1, 1), "NHWC", channels_last=x.channels_last)

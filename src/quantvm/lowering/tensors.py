@@ -1,0 +1,77 @@
+"""Where a value lives while a module is legalized: its physical layout, and the memory format PyTorch would hold it in.
+
+PyTorch's formulas for cat, pools, means and scalar tails depend on the memory format, so it is propagated by PyTorch's
+rules. The physical layout may differ: the quantized input is contiguous in PyTorch, and NHWC here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from tvm import relax, tirx
+
+from quantvm.kernels import Kernel
+
+Layout = Literal["NCHW", "NHWC", "flat"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A value and where it lives.
+
+    Attributes:
+        expr: the Relax expression, in the physical layout.
+        shape: logical (PyTorch) shape; ints, and symbolic expressions where dynamic.
+        layout: physical; flat for ranks other than 4.
+        channels_last: whether PyTorch would hold it in channels-last order.
+    """
+
+    expr: Any
+    shape: tuple[Any, ...]
+    layout: Layout
+    channels_last: bool = False
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Physical shape of one image's part."""
+        return tuple(int(d) for d in static_dims(self.expr)[1:])
+
+    @property
+    def behaves_channels_last(self) -> bool:
+        """Whether PyTorch's is_contiguous(channels_last) holds: also for single channels and single pixels."""
+        if len(self.shape) != 4:
+            return False
+        _, c, h, w = self.shape
+        return self.channels_last or c == 1 or (h == 1 and w == 1)
+
+
+def static_dims(expr: Any) -> list[Any]:
+    """Returns a value's physical shape."""
+    return [int(d) if hasattr(d, "value") else d for d in expr.ty.shape]
+
+
+def in_layout(builder: relax.BlockBuilder, x: Tensor, layout: Layout) -> Tensor:
+    """Returns `x` in the physical layout asked for, moving data only where it must."""
+    if x.layout == layout or x.layout == "flat":
+        return x
+    n, c, h, w = x.shape
+    if (h == 1 and w == 1) or c == 1:
+        dims = [n, c, h, w] if layout == "NCHW" else [n, h, w, c]
+        expr = relax.op.reshape(x.expr, relax.ShapeExpr(dims))
+    else:
+        expr = relax.op.permute_dims(x.expr, [0, 3, 1, 2] if layout == "NCHW" else [0, 2, 3, 1])
+    return replace(x, expr=builder.emit(expr), layout=layout)
+
+
+def call_kernel(
+    builder: relax.BlockBuilder, kernel: Kernel, inputs: list[Any], shape: list[Any], dtype: str, name: str
+) -> Any:
+    """Emits the call of a kernel's PrimFunc and returns the variable that holds its result."""
+    function = kernel.func.with_attr("global_symbol", kernel.name).with_attr("quantvm.kernel", kernel.name)
+    function = function.with_attr("op_pattern", tirx.const(8, "int32"))  # opaque: TVM must not fuse into it
+    constants = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]
+    target = builder.add_func(function, kernel.name)
+    call = relax.call_tir(target, [*inputs, *constants], relax.TensorType(shape, dtype))
+    return builder.emit(call, name)
