@@ -1,6 +1,7 @@
 """A float module becomes a quantized one: PyTorch's eager-mode static quantization after training.
 
-Which module is quantizable is the models' business; how a quantized module is imported is the frontend's.
+Also here: a published checkpoint of an already quantized model, which needs no calibration. Which module is quantizable
+is the models' business; how a quantized module is imported is the frontend's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from quantvm.errors import ConfigError, DataError
+from quantvm.errors import ConfigError, DataError, WeightsError
+from quantvm.models.registry import ModelSpec
+from quantvm.models.weights import ResolvedWeights, load_into, read_state_dict
 from quantvm.progress import SILENT, Progress
 from quantvm.torch_compat import quantization_engine, quiet
 
@@ -48,26 +51,106 @@ def quantize(
     Raises:
         ConfigError: An unknown scheme or engine, an engine that this torch does not have, a module that is not
             quantizable, or no batch at all.
-        DataError: A batch, or what the float model makes of it, holds NaN or an infinity.
+        DataError: A batch is no (N, 3, H, W) float32, or holds NaN or an infinity, or the float model overflows on it.
+        WeightsError: The float model's weights hold NaN or an infinity.
     """
     import torch
-    import torch.ao.quantization as tq
 
     qconfig = make_qconfig(scheme, engine)
+    _check_quantizable(float_model)
     with quantization_engine(engine), quiet(), torch.no_grad():
         model = copy.deepcopy(float_model).eval()
-        if hasattr(model, "fuse_model"):
-            model.fuse_model()
-        model.qconfig = qconfig
-        _skip_observers_of_clamps(model)
-        tq.prepare(model, inplace=True)
+        _prepare(model, qconfig)
         n_images = _calibrate(model, batches, progress)
-        with warnings.catch_warnings():
-            # Of modules that the forward pass never reached, as the adders of blocks without a shortcut.
-            warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
-            tq.convert(model, inplace=True)
+        _convert(model)
     _set_provenance(model, engine, scheme, n_images)
     return model
+
+
+def load_quantized_model(spec: ModelSpec, weights: ResolvedWeights, *, engine: str | None = None) -> nn.Module:
+    """Returns the quantized module that a published checkpoint holds; nothing is calibrated.
+
+    Its attributes ``quantvm_engine``, ``quantvm_scheme`` and ``quantvm_n_calibration`` (0) say how it was made.
+
+    Args:
+        spec: A model for which torchvision publishes a quantized checkpoint.
+        weights: Of kind "quantized", as ``resolve_weights(spec, "torchvision-quantized")`` returns them.
+        engine: The engine to pack the weights for; None: the one that the checkpoint was made for.
+
+    Raises:
+        ConfigError: An unknown engine, or one that this torch does not have.
+        WeightsError: There is no such checkpoint, or the file is damaged or of another model.
+    """
+    import torch
+
+    if spec.quantized is None or weights.path is None or weights.kind != "quantized":
+        raise WeightsError(
+            f"{spec.name}: got {weights.kind} weights ({weights.source}), expected a quantized checkpoint; quantize "
+            "float weights with quantize(), or choose a model that has one with --weights torchvision-quantized"
+        )
+    engine = engine or spec.quantized.engine
+    qconfig = make_qconfig(spec.quantized.scheme, engine)
+    state_dict = read_state_dict(weights.path, spec)
+    with quantization_engine(engine), quiet(), torch.no_grad():
+        model = spec.build()
+        _prepare(model, qconfig)
+        _convert(model)
+        load_into(model, state_dict, f"the quantized {spec.name}", weights.path)
+    _set_provenance(model, engine, spec.quantized.scheme, 0)
+    return model.eval()
+
+
+def _check_quantizable(model: nn.Module) -> None:
+    import torch
+    from torch.ao.nn.quantized import Quantize
+    from torch.ao.quantization import QuantStub
+
+    kinds = {type(module) for module in model.modules()}
+    if Quantize in kinds:
+        raise ConfigError(f"{type(model).__name__} is quantized already; pass the float module it was made from")
+    if QuantStub not in kinds:
+        raise ConfigError(
+            f"{type(model).__name__} is not quantizable: it has no QuantStub, so nothing in it would meet quantized "
+            "input. Take the model from torchvision.models.quantization, or wrap it in "
+            "torch.ao.quantization.QuantWrapper if it neither adds, multiplies nor concatenates tensors itself"
+        )
+    damaged = [
+        name
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        raise WeightsError(
+            f"{len(damaged)} tensors of {type(model).__name__} hold NaN or infinity: {shown}; the weights are damaged"
+        )
+
+
+def _prepare(model: nn.Module, qconfig: Any) -> None:
+    """Fuses and inserts the observers, in place."""
+    import torch.ao.quantization as tq
+    from torch import nn
+
+    fuse_model = getattr(model, "fuse_model", None)
+    if fuse_model is not None:
+        fuse_model()
+    model.qconfig = qconfig
+    for module in model.modules():
+        if type(module) is nn.ReLU6:
+            # Its quantized form takes the scale of its input: an observer's work would be lost.
+            module.qconfig = tq.QConfig(activation=nn.Identity, weight=nn.Identity)
+    tq.prepare(model, inplace=True)
+
+
+def _convert(model: nn.Module) -> None:
+    """Replaces the observed modules by quantized ones, in place."""
+    import torch.ao.quantization as tq
+
+    with warnings.catch_warnings():
+        # Said of modules that the forward pass never reaches, as the adders of blocks without a shortcut, and of all
+        # of them before a checkpoint is loaded.
+        warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
+        tq.convert(model, inplace=True)
 
 
 def make_qconfig(scheme: str, engine: str) -> Any:
@@ -96,16 +179,6 @@ def make_qconfig(scheme: str, engine: str) -> Any:
         return tq.QConfig(activation=default.activation, weight=tq.default_per_channel_weight_observer)
 
 
-def _skip_observers_of_clamps(model: nn.Module) -> None:
-    """Spares ReLU6 its observer: its quantized form takes the scale of its input, so the work would be lost."""
-    import torch.ao.quantization as tq
-    from torch import nn
-
-    for module in model.modules():
-        if type(module) is nn.ReLU6:
-            module.qconfig = tq.QConfig(activation=nn.Identity, weight=nn.Identity)
-
-
 def _calibrate(model: nn.Module, batches: Iterable[np.ndarray], progress: Progress) -> int:
     """Runs the prepared model over every batch; returns the number of images."""
     import torch
@@ -115,12 +188,15 @@ def _calibrate(model: nn.Module, batches: Iterable[np.ndarray], progress: Progre
     with progress.task("calibrate", total=total, unit="") as task:
         for index, x_f32 in enumerate(batches):
             _check_batch(x_f32, index)
-            y = model(torch.from_numpy(np.ascontiguousarray(x_f32)))
-            if not bool(torch.isfinite(y).all()):
-                raise DataError(
-                    f"calibration batch {index}: the float model's output holds NaN or infinity though its input does "
-                    "not; its weights are damaged or of another model"
-                )
+            overflow = f"calibration batch {index}: the float model overflows to NaN or infinity on it"
+            try:
+                y = model(torch.from_numpy(np.ascontiguousarray(x_f32)))
+            except RuntimeError as error:  # a histogram observer met it; other observers let it pass
+                if "is not finite" in str(error):
+                    raise DataError(f"{overflow}: its values are too large, or the weights are") from error
+                raise
+            if isinstance(y, torch.Tensor) and not bool(torch.isfinite(y).all()):
+                raise DataError(f"{overflow}: its values are too large, or the weights are")
             n_images += len(x_f32)
             task.advance()
     if not n_images:

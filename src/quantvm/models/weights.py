@@ -3,7 +3,8 @@
 Policies (``--weights``):
 
 - ``auto``: the package that carries the file, then torch.hub's cache, then quantvm's, else a download into quantvm's.
-- a folder: the official file name in it, or in its ``checkpoints`` or ``hub/checkpoints``.
+- a folder: the official file name in it, or in its ``checkpoints`` or ``hub/checkpoints``; the float weights, and where
+  they are not there, the quantized checkpoint.
 - ``random``: seeded weights, batch-norm statistics re-estimated on images (``random_weights.py``).
 - ``torchvision-quantized``: torchvision's own quantized checkpoint, for the models that have one.
 
@@ -14,14 +15,19 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import os
+import sys
+import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from quantvm.download import cache_dir, download, sha256_of
-from quantvm.errors import DownloadError, WeightsError
+from quantvm.errors import ConfigError, DownloadError, WeightsError
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.progress import SILENT, Progress
 
@@ -29,8 +35,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+Kind = Literal["float", "random", "quantized"]
 POLICIES = ("auto", "random", "torchvision-quantized")
 _SHOWN_KEYS = 5
+_OFFLINE_MEMORY_S = 30.0
+_unreachable: dict[str, tuple[float, str]] = {}  # host -> (when, why)
 
 
 class WeightsUnavailableError(WeightsError):
@@ -60,7 +69,7 @@ class ResolvedWeights:
     source: str
     path: Path | None
     sha256: str | None
-    kind: Literal["float", "random", "quantized"] = "float"
+    kind: Kind = "float"
 
 
 def resolve_weights(spec: ModelSpec, policy: str = "auto", progress: Progress = SILENT) -> ResolvedWeights:
@@ -72,6 +81,7 @@ def resolve_weights(spec: ModelSpec, policy: str = "auto", progress: Progress = 
         progress: Where a download is shown, and files that are not what their name says.
 
     Raises:
+        ConfigError: The policy is neither known nor a folder; that holds for every model.
         WeightsUnavailableError: They cannot be had; its `reason` and `remedy` say why and what to do. Without a
             network this comes within seconds.
     """
@@ -97,12 +107,11 @@ def weights_at_hand(spec: ModelSpec, policy: str = "auto") -> bool:
     if policy in POLICIES:
         file = spec.weights if policy == "auto" else spec.quantized.weights if spec.quantized else None
         return file is not None and any(path.is_file() for _, path in _places(file))
-    return _find_in_folder(Path(policy).expanduser(), spec.weights) is not None
+    files = (spec.weights, spec.quantized.weights) if spec.quantized else (spec.weights,)
+    return any(_find_in_folder(Path(policy).expanduser(), file) is not None for file in files)
 
 
-def _resolve_auto(
-    spec: ModelSpec, file: WeightsFile, kind: Literal["float", "quantized"], progress: Progress
-) -> ResolvedWeights:
+def _resolve_auto(spec: ModelSpec, file: WeightsFile, kind: Kind, progress: Progress) -> ResolvedWeights:
     for source, path in _places(file):
         if not path.is_file():
             continue
@@ -120,7 +129,7 @@ def _resolve_auto(
         )
     destination = cached_path(file)
     try:
-        download(file.url, destination, sha256=file.sha256, progress=progress)
+        _download(file.url, destination, file.sha256, progress)
     except DownloadError as error:
         raise WeightsUnavailableError(
             spec.name,
@@ -129,6 +138,21 @@ def _resolve_auto(
             "into a folder and name it: --weights DIR; or measure parity and latency alone: --weights random",
         ) from error
     return ResolvedWeights(f"downloaded {file.url}", destination, sha256_of(destination), kind)
+
+
+def _download(url: str, destination: Path, sha256: str | None, progress: Progress) -> None:
+    """Downloads, but asks a host that just could not be reached not again for each of the other models."""
+    host = urlsplit(url).netloc
+    failed_at_s, reason = _unreachable.get(host, (-math.inf, ""))
+    if time.monotonic() - failed_at_s < _OFFLINE_MEMORY_S:
+        raise DownloadError(f"{url}: not tried, {reason}")
+    try:
+        download(url, destination, sha256=sha256, progress=progress)
+    except DownloadError as error:
+        if "no connection" in str(error):
+            _unreachable[host] = (time.monotonic(), f"{host} could not be reached a moment ago")
+        raise
+    _unreachable.pop(host, None)
 
 
 def _readable_digest(path: Path) -> str | None:
@@ -162,8 +186,6 @@ def _path_in_package(file: WeightsFile) -> Path | None:
 
 def _torch_hub_dir() -> Path:
     """Returns torch.hub's folder, as torch.hub.get_dir() does, without importing torch for it."""
-    import sys
-
     if "torch" in sys.modules:
         import torch.hub
 
@@ -183,12 +205,14 @@ def _resolve_in_folder(spec: ModelSpec, policy: str, progress: Progress) -> Reso
     if not folder.is_dir():
         nearest = difflib.get_close_matches(policy, POLICIES, n=1, cutoff=0.6)
         hint = f"Did you mean --weights {nearest[0]}? " if nearest else ""
-        raise WeightsUnavailableError(
-            spec.name,
-            f"--weights {policy!r} is neither one of {', '.join(POLICIES)} nor an existing folder",
-            f"{hint}Name a folder that holds {file.file_name}",
+        raise ConfigError(
+            f"--weights {policy!r} is neither one of {', '.join(POLICIES)} nor an existing folder. "
+            f"{hint}Name a folder that holds the published files, as {file.file_name}"
         )
+    kind: Kind = "float"
     path = _find_in_folder(folder, file)
+    if path is None and spec.quantized and (path := _find_in_folder(folder, spec.quantized.weights)) is not None:
+        file, kind = spec.quantized.weights, "quantized"
     if path is None:
         where = f" ({file.url})" if file.url else f" (in the package {file.package})"
         raise WeightsUnavailableError(
@@ -201,7 +225,7 @@ def _resolve_in_folder(spec: ModelSpec, policy: str, progress: Progress) -> Reso
     if not official:
         # A folder is the user's word for these weights: fine-tuned ones under the official name are welcome, and told.
         progress.note(f"{path} is not the published file: got sha256 {digest[:16]}..., published {file.sha256}...")
-    return ResolvedWeights(f"file {path}" + ("" if official else ", not the published one"), path, digest, "float")
+    return ResolvedWeights(f"file {path}" + ("" if official else ", not the published one"), path, digest, kind)
 
 
 def build_float_model(
@@ -256,7 +280,13 @@ def read_state_dict(path: Path, spec: ModelSpec) -> dict[str, Any]:
         raise WeightsError(f"{path}: not a readable state dict ({first_line}); {remedy}") from error
     if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
         raise WeightsError(f"{path}: got a {type(state_dict).__name__}, expected a state dict (names to tensors)")
-    return spec.adapt_state_dict(state_dict) if spec.adapt_state_dict else dict(state_dict)
+    adapted = spec.adapt_state_dict(state_dict) if spec.adapt_state_dict else state_dict
+    # Quantized modules read their format's version from here; a plain dict would be taken for the oldest.
+    metadata = getattr(state_dict, "_metadata", None)
+    result = OrderedDict(adapted)
+    if metadata is not None:
+        result._metadata = metadata  # type: ignore[attr-defined]
+    return result
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, Any], name: str, path: Path) -> None:
@@ -271,16 +301,22 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Any], name: str, path: 
         for key, value in state_dict.items()
         if hasattr(value, "shape") and hasattr(own.get(key), "shape") and value.shape != own[key].shape
     ]
-    # Batch-norm counters are not weights; files saved by torch before 0.4.1 lack them.
-    missing = [key for key in own if key not in state_dict and not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if key not in state_dict]
     unexpected = [key for key in state_dict if key not in own]
+    if not shapes:
+        try:
+            # torch knows which keys older versions of a module may lack, or named otherwise.
+            keys = model.load_state_dict(state_dict, strict=False)
+            missing, unexpected = list(keys.missing_keys), list(keys.unexpected_keys)
+        except (KeyError, RuntimeError) as error:
+            if not missing and not unexpected:
+                raise WeightsError(f"{path} does not fit {name}: {error}") from error
     problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:_SHOWN_KEYS])}{', ...' if len(keys) > _SHOWN_KEYS else ''}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if keys
+        f"{len(names)} {what}: {', '.join(names[:_SHOWN_KEYS])}{', ...' if len(names) > _SHOWN_KEYS else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
     ]
     if problems:
         raise WeightsError(
             f"{path} does not fit {name}: {'; '.join(problems)}. Is it the file of another model or recipe?"
         )
-    model.load_state_dict(dict(state_dict), strict=False)

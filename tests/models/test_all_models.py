@@ -1,0 +1,86 @@
+"""Every model of the registry builds, fuses, quantizes, runs and traces, with random weights and small images."""
+
+import warnings
+
+import pytest
+import torch
+from torch.ao.nn.intrinsic.quantized import ConvReLU2d
+from torch.ao.nn.quantized import Conv2d, Linear, Quantize
+
+from quantvm.models import MODELS, get_model
+from quantvm.models.quantize import quantize
+from quantvm.models.weights import build_float_model, resolve_weights
+from tests.models.conftest import noise_batches
+
+N_CONVOLUTIONS = {
+    "resnet18": 20,
+    "resnet50": 53,
+    "mobilenet_v2": 52,
+    "inception_v3": 94,
+    "googlenet": 57,
+    "mobilenet_v3_small": 52,
+    "efficientnet_lite0": 49,
+    "efficientnet_lite1": 64,
+    "efficientnet_lite2": 64,
+}
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in MODELS])
+def test_model_quantizes_runs_and_traces(name):
+    spec = get_model(name)
+    batches = noise_batches(1, 2, side=96)
+    x = torch.from_numpy(batches[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = build_float_model(spec, resolve_weights(spec, "random"), batches)
+        quantized = quantize(model, batches)
+    modules = [type(module) for module in quantized.modules()]
+    assert sum(kind in (Conv2d, ConvReLU2d) for kind in modules) == N_CONVOLUTIONS[name]
+    assert modules.count(Linear) == (2 if name == "mobilenet_v3_small" else 1)
+    assert modules.count(Quantize) == 1
+    assert not [kind for kind in modules if kind in (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear)]
+    with torch.no_grad():
+        actual = quantized(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(quantized, x)
+        assert torch.equal(traced(x), actual)
+        assert torch.equal(traced(x[:1]), actual[:1])
+    assert actual.shape == (2, 1000)
+    assert actual.unique().numel() > 20
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_input_is_transformed_as_for_the_published_weights(name):
+    model = get_model(name).build()
+    assert model.transform_input
+    assert not model.aux_logits
+
+
+def test_auxiliary_heads_of_the_published_files_are_dropped():
+    adapt = get_model("googlenet").adapt_state_dict
+    assert adapt({"aux1.conv.weight": 0, "aux2.fc.bias": 1, "conv1.weight": 2}) == {"conv1.weight": 2}
+    assert get_model("inception_v3").adapt_state_dict({"AuxLogits.fc.weight": 0, "fc.bias": 1}) == {"fc.bias": 1}
+
+
+def test_published_mobilenet_v3_small_keys_fit():
+    from torchvision.models import mobilenet_v3_small
+
+    published = mobilenet_v3_small(weights=None).eval()
+    model = get_model("mobilenet_v3_small").build()
+    model.load_state_dict(published.state_dict(), strict=True)
+    x = torch.from_numpy(noise_batches(1, side=64)[0])
+    with torch.no_grad():
+        assert torch.allclose(model(x), published(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "googlenet", "inception_v3"])
+def test_published_torchvision_keys_fit(name):
+    """torchvision's float model has the keys of the published file; after the adaption ours has the same."""
+    import torchvision.models as models
+
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    published = getattr(models, name)(weights=None, **options).state_dict()
+    spec = get_model(name)
+    adapted = spec.adapt_state_dict(published) if spec.adapt_state_dict else published
+    assert adapted.keys() == spec.build().state_dict().keys()

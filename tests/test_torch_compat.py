@@ -1,0 +1,82 @@
+"""torch and torchvision beside each other, whatever their builds."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from quantvm.errors import ConfigError
+from quantvm.torch_compat import import_torchvision, quantization_engine, quiet, torch_engines
+
+
+def test_torchvision_imports_and_is_the_real_one():
+    torchvision = import_torchvision()
+    assert torchvision is sys.modules["torchvision"]
+    assert import_torchvision() is torchvision
+    assert hasattr(torchvision.models.quantization, "resnet18")
+
+
+def test_torchvision_imports_after_a_plain_import_failed():
+    code = (
+        "import contextlib\n"
+        "with contextlib.suppress(RuntimeError):\n"
+        "    import torchvision\n"
+        "from quantvm.torch_compat import import_torchvision\n"
+        "print(import_torchvision().models.quantization.googlenet.__name__)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "googlenet", result.stderr
+
+
+def test_schemas_are_there_after_the_import():
+    import_torchvision()
+    assert torch._C._jit_get_schemas_for_operator("torchvision::nms")
+
+
+def test_engines_are_those_of_torch():
+    assert set(torch_engines()) == set(torch.backends.quantized.supported_engines) - {"none"}
+
+
+def test_engine_is_set_inside_the_block_and_restored_even_after_an_error():
+    before = torch.backends.quantized.engine
+    other = next(name for name in torch_engines() if name != before)
+    seen = []
+
+    def fail():
+        with quantization_engine(other):
+            seen.append(torch.backends.quantized.engine)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert seen == [other]
+    assert torch.backends.quantized.engine == before
+
+
+def test_engine_that_torch_lacks_is_named_with_those_it_has():
+    with pytest.raises(ConfigError, match=r"'cudnn'.*supported: .*") as error, quantization_engine("cudnn"):
+        pass
+    assert all(name in str(error.value) for name in torch_engines())
+
+
+@pytest.mark.parametrize(
+    ("message", "category"),
+    [
+        ("torch.ao.quantization is deprecated and will be removed in 2.10.", DeprecationWarning),
+        ("`torch.jit.trace` is deprecated. Please switch to `torch.compile`.", DeprecationWarning),
+        ("Quantized dtypes torch.quint8, torch.qint8, torch.qint32 are deprecated and will be removed", UserWarning),
+    ],
+)
+def test_known_deprecations_are_hidden(message, category):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with quiet():
+            warnings.warn(message, category, stacklevel=1)
+    assert not seen
+
+
+def test_other_warnings_pass():
+    with pytest.warns(UserWarning, match="something else"), quiet():
+        warnings.warn("something else", UserWarning, stacklevel=1)
