@@ -25,12 +25,15 @@ _DAMAGE = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    OSError,  # also gzip's and bz2's own errors
     NotImplementedError,  # a zip compression that Python does not know
     RuntimeError,  # an encrypted zip
     ValueError,
 )
 _MOST_NAMED = 10
+
+
+class DamagedArchiveError(DownloadError):
+    """An archive that no other attempt at extracting it would make better."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ def extract_archive(archive: Path, folder: Path, progress: Progress = SILENT) ->
         progress: Where the work is shown.
 
     Raises:
-        DownloadError: The archive is damaged or empty, is neither zip nor tar, holds a path or a link that leads out of
-            the folder (all of them are named), or does not fit on the disk.
+        DamagedArchiveError: The archive is damaged or empty, is neither zip nor tar, or holds a path or a link that
+            leads out of the folder (all of them are named).
+        DownloadError: Its content does not fit on the disk, or the folder cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DownloadError(f"{archive}: cannot extract into {folder}, which exists; remove it first")
@@ -70,11 +74,11 @@ def extract_archive(archive: Path, folder: Path, progress: Progress = SILENT) ->
         temporary.replace(folder)
     except DownloadError:
         raise
-    except _DAMAGE as error:
-        raise DownloadError(
-            f"{archive} cannot be extracted: {error or type(error).__name__}; if it is damaged, remove it to download "
-            "it again"
-        ) from error
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # gzip's and bz2's own errors have no number
+            raise DownloadError(f"{archive}: cannot extract into {folder}: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise DamagedArchiveError(f"{archive} is damaged: {reason}; remove it to download it again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -82,15 +86,15 @@ def extract_archive(archive: Path, folder: Path, progress: Progress = SILENT) ->
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[list[_Member]]:
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zip_file:
-            yield _zip_members(archive, zip_file)
-    elif tarfile.is_tarfile(archive):
+    if tarfile.is_tarfile(archive):  # asked first: a tar that ends in a zip looks like a zip too
         with tarfile.open(archive) as tar_file:
             yield _tar_members(archive, tar_file)
+    elif zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zip_file:
+            yield _zip_members(archive, zip_file)
     else:
         size = archive.stat().st_size
-        raise DownloadError(
+        raise DamagedArchiveError(
             f"{archive} ({size:,} bytes) is neither a zip nor a tar archive; the server may have sent something else "
             "(a login or error page): remove it to download it again"
         )
@@ -103,6 +107,11 @@ def safe_name(name: str) -> str | None:
         return None
     kept = [part for part in parts if part not in ("", ".")]
     return "/".join(kept) if kept else None
+
+
+def _is_root(name: str) -> bool:
+    """Says whether a member is the folder itself, as in `./`."""
+    return set(name.replace("\\", "/").split("/")) <= {"", "."} and not name.startswith(("/", "\\"))
 
 
 def _link_target(name: str, target: str, *, from_root: bool) -> str | None:
@@ -121,7 +130,7 @@ def _zip_members(archive: Path, zip_file: zipfile.ZipFile) -> list[_Member]:
     for info in zip_file.infolist():
         name = safe_name(info.filename)
         if name is None:
-            if info.filename.strip("./\\"):
+            if not _is_root(info.filename):
                 refused.append(f"{info.filename!r} leads out of the folder")
         elif stat.S_ISLNK(info.external_attr >> 16):
             target = zip_file.read(info).decode("utf-8", "replace") if info.file_size < 4096 else ""
@@ -138,7 +147,7 @@ def _tar_members(archive: Path, tar_file: tarfile.TarFile) -> list[_Member]:
     for info in tar_file:
         name = safe_name(info.name)
         if name is None:
-            if info.name.strip("./\\"):
+            if not _is_root(info.name):
                 refused.append(f"{info.name!r} leads out of the folder")
         elif info.issym() or info.islnk():
             links[name] = _link_target(name, info.linkname, from_root=info.islnk())
@@ -172,12 +181,12 @@ def _with_links(
             refused.append(f"{name!r} is a link to no file of the archive")
     if refused:
         more = f" and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
-        raise DownloadError(
+        raise DamagedArchiveError(
             f"{archive} is not safe to extract: {'; '.join(refused[:_MOST_NAMED])}{more}. Nothing was written; "
             "remove it, and do not trust its source"
         )
     if not members:
-        raise DownloadError(f"{archive} holds no files; remove it to download it again")
+        raise DamagedArchiveError(f"{archive} holds no files; remove it to download it again")
     return members
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from quantvm.archive import extract_archive
 from quantvm.errors import DownloadError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_dir", "download", "exclusive", "extract_archive", "sha256_of"]
 
-_CHUNK_BYTES = 1 << 18
 _CONNECT_TIMEOUT_S = 5.0  # without a network an answer must come in seconds, however long a transfer may stall
 _FIRST_WAIT_S = 0.5
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -59,18 +58,18 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def record_of(destination: Path) -> Path:
+    """Returns the file in which the first seen checksum of a download is recorded, if none was published."""
+    return destination.with_name(f"{destination.name}.sha256.json")
+
+
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Holds a lock named after `path` between processes, so that two runs never write the same file or folder.
+def exclusive(path: Path, progress: Progress = SILENT) -> Iterator[None]:
+    """Makes the folder of `path` and holds a lock between processes, so that two runs never write the same content.
 
     The lock is a file of its own, ``<path>.lock``, which stays: removing it would let a third process lock a new one.
     Where the system or the file system knows no locks, the block runs without one.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(path.name + ".lock").open("w")
@@ -79,9 +78,21 @@ def exclusive(path: Path) -> Iterator[None]:
             f"cannot write to {path.parent}: {error.strerror or error}; choose another cache with QUANTVM_CACHE"
         ) from error
     with lock:
-        with suppress(OSError):  # a network file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for_lock(lock, lambda: progress.note(f"another run is fetching {path.name}; waiting for it"))
         yield
+
+
+def _wait_for_lock(lock: IO[str], tell: Callable[[], None]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with suppress(OSError):  # a network file system without locks
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell()
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def download(
@@ -135,8 +146,10 @@ def download(
         sleep=sleep,
         reraise=True,
     )
-    expected = _Expected(sha256.lower() if sha256 else None, size_bytes, Path(f"{destination}.sha256.json"))
-    with exclusive(destination):
+    expected = _Expected(sha256.lower() if sha256 else None, size_bytes, record_of(destination))
+    if sha256 and destination.is_file() and not expected.mismatch(destination):
+        return destination  # without a lock, so that a cache may be read-only
+    with exclusive(destination, progress):
         if _is_present(url, destination, expected, progress):
             return destination
         transfer = _Transfer(url, destination, expected, progress, timeout_s)
@@ -304,13 +317,14 @@ class _Transfer:
     def _checked_total(self, offset: int, validator: Mapping[str, Any], response: httpx.Response) -> int | None:
         """Returns the whole size that a 206 answer names; drops the partial file if it belongs to another content."""
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", ""))
-        total = _integer(match[2]) if match else None
+        known: int | None = validator.get("size_bytes")
+        total = (_integer(match[2]) if match else None) or known  # the server may say `*`
         etag = response.headers.get("etag")
         same = (
             match is not None
             and int(match[1]) == offset
             and (not etag or not validator.get("etag") or etag == validator["etag"])
-            and (validator.get("size_bytes") is None or total == validator["size_bytes"])
+            and known in (None, total)
         )
         if not same:
             self._drop()
@@ -337,7 +351,7 @@ class _Transfer:
             self.progress.task(f"download {self.destination.name}", total=total, unit="bytes") as task,
         ):
             task.advance(offset)
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
+            for chunk in response.iter_bytes():  # as it arrives: what a given chunk size holds back would be lost
                 file.write(chunk)
                 size += len(chunk)
                 task.advance(len(chunk))
@@ -360,6 +374,9 @@ class _Transfer:
             if resumed:  # the earlier part may be to blame
                 raise _TransientError(message)
             raise DownloadError(f"{message}. Nothing was kept; the file was changed at its source or on the way")
+        if self.expected.size_bytes is None and self.partial.stat().st_size == 0:
+            self._drop()
+            raise _TransientError(f"{self.url}: the server sent an empty file")
         self.expected.record_first_use(self.partial, self.url)
         self.partial.replace(self.destination)
         self._validator_path.unlink(missing_ok=True)

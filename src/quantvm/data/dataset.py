@@ -56,7 +56,7 @@ class Dataset:
     @property
     def sha256(self) -> str:
         """The hash of the id list, one id a line: equal for the same images in the same order."""
-        return hashlib.sha256("".join(f"{sample.id}\n" for sample in self.samples).encode()).hexdigest()
+        return hashlib.sha256(_bytes("".join(f"{sample.id}\n" for sample in self.samples))).hexdigest()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -88,7 +88,11 @@ def draw_order(ids: Iterable[str], seed: int) -> list[str]:
     Sorting by a hash keeps the choice the same on every machine and version of Python, lets a smaller subset lie inside
     a larger one of the same seed, and does not reshuffle the rest when images are added or removed.
     """
-    return sorted(ids, key=lambda name: (hashlib.sha256(f"{seed}\n{name}".encode()).digest(), name))
+    return sorted(ids, key=lambda name: (hashlib.sha256(_bytes(f"{seed}\n{name}")).digest(), name))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # file names need not be valid Unicode
 
 
 def choose_subset(samples: Sequence[Sample], num_samples: int | None, seed: int) -> tuple[Sample, ...]:

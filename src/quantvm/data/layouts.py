@@ -7,9 +7,10 @@ every problem of a kind, and give it to a set in ``sets.py`` (or, if a user's ow
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 from quantvm.data.classes import WNID, index_of_wnid
 from quantvm.data.dataset import Sample
@@ -21,51 +22,55 @@ _N_CLASSES = 1000
 _MOST_NAMED = 20
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+_PARTS_OF_A_SET = frozenset({"train", "training", "valid", "validation", "test"})
 
 
 def wnid_folders(root: Path) -> list[Sample]:
     """Returns the files of ``<wnid>/``; the label is that wnid's ImageNet class, however many classes there are."""
     index = index_of_wnid()
-    folders = _folders(root)
-    unknown = [folder.name for folder in folders if folder.name not in index]
+    folders, _ = _list_folder(root)
+    unknown = [name for name in folders if name not in index]
     if unknown:
-        raise DataError(f"{root}: {_unknown_folders(unknown, len(folders))}")
-    return _labelled(root, ((folder, index[folder.name]) for folder in folders))
+        raise DataError(_unknown_names(root, "class folders", unknown, len(folders)))
+    return _labelled(root, ((name, index[name]) for name in folders))
 
 
 def sorted_folders(root: Path) -> list[Sample]:
     """Returns the files of all folders; the label is the place of the folder's name in sorted order."""
-    folders = _folders(root)
+    folders, _ = _list_folder(root)
     if len(folders) > _N_CLASSES:
         raise DataError(f"{root}: got {len(folders)} class folders, expected at most {_N_CLASSES}")
-    return _labelled(root, ((folder, label) for label, folder in enumerate(folders)))
+    return _labelled(root, ((name, label) for label, name in enumerate(folders)))
 
 
 def index_folders(root: Path) -> list[Sample]:
     """Returns the files of ``0/`` .. ``999/``; the label is the folder's number."""
-    folders = _folders(root)
-    wrong = [folder.name for folder in folders if not folder.name.isdecimal() or int(folder.name) >= _N_CLASSES]
+    folders, _ = _list_folder(root)
+    wrong = [name for name in folders if not _is_class_index(name)]
     if wrong:
         raise DataError(f"{root}: got the folders {_listed(wrong)}, expected numbers from 0 to {_N_CLASSES - 1}")
-    return _labelled(root, ((folder, int(folder.name)) for folder in folders))
+    return _labelled(root, ((name, int(name)) for name in folders))
 
 
 def wnid_files(root: Path) -> list[Sample]:
-    """Returns the images ``<wnid>_<anything>`` that lie flat in a folder; other files are no part of the set."""
+    """Returns the images ``<wnid>_<anything>`` that lie flat in a folder, perhaps among files that are no images."""
     index = index_of_wnid()
-    named = [(path, path.name[:9]) for path in _files(root) if _has_wnid(path)]
-    unknown = sorted({wnid for _, wnid in named if wnid not in index})
+    _, files = _list_folder(root)
+    named = [name for name in files if _has_wnid(name)]
+    unknown = [name for name in named if name[:9] not in index]
+    unknown += [name for name in files if is_image_name(name) and not _has_wnid(name)]
     if unknown:
-        raise DataError(f"{root}: {_unknown_folders(unknown, len({wnid for _, wnid in named}))}")
-    return _some(root, [Sample(path.name, path, index[wnid]) for path, wnid in named])
+        raise DataError(_unknown_names(root, "file names", unknown, len(files)))
+    return _some(root, [Sample(name, root / name, index[name[:9]]) for name in named])
 
 
 def index_files(pattern: str) -> Layout:
     """Returns the layout of files whose name matches the pattern, its group being the class index."""
 
     def layout(root: Path) -> list[Sample]:
-        matches = [(path, re.fullmatch(pattern, path.name)) for path in _files(root)]
-        return _some(root, [Sample(path.name, path, int(match[1])) for path, match in matches if match])
+        _, files = _list_folder(root)
+        matches = [(name, re.fullmatch(pattern, name)) for name in files]
+        return _some(root, [Sample(name, root / name, int(match[1])) for name, match in matches if match])
 
     return layout
 
@@ -79,22 +84,28 @@ def layout_of_folder(root: Path, class_map: str) -> Layout:
     Raises:
         DataError: The folder has neither; the message says what it has and what would do.
     """
-    folders, files = _folders(root), _files(root)
+    folders, files = _list_folder(root)
+    parts = [name for name in folders if name.lower() in _PARTS_OF_A_SET]
+    if parts:
+        raise DataError(
+            f"{root}: got the folders {_listed(parts)} but no val, expected val/<wnid>/<images>; rename the folder of "
+            f"images to evaluate to val, or name it as the data, such as {root / parts[-1]}"
+        )
     if class_map == "sorted":
         if not folders:
             raise DataError(f"{root}: got no folders, but --class-map sorted takes each folder for a class")
         return sorted_folders
     if folders:
-        if all(folder.name.isdecimal() and int(folder.name) < _N_CLASSES for folder in folders):
+        if all(_is_class_index(name) for name in folders):
             raise DataError(
-                f"{root}: got folders named by numbers ({_listed([folder.name for folder in folders])}), expected "
-                "wnids such as n01440764. If the numbers are class indices as in ImageNetV2, use --data imagenetv2, or "
-                "rename the folders to wnids; `--class-map sorted` would order them as text (0, 1, 10, 100, ...)"
+                f"{root}: got folders named by numbers ({_listed(folders)}), expected wnids such as n01440764. If the "
+                "numbers are class indices as in ImageNetV2, use --data imagenetv2, or rename the folders to wnids; "
+                "--class-map sorted would order them as text (0, 1, 10, 100, ...)"
             )
         return wnid_folders
-    if any(_has_wnid(path) for path in files):
+    if any(_has_wnid(name) for name in files):
         return wnid_files
-    if any(path.name.startswith("ILSVRC2012_val_") for path in files):
+    if any(name.startswith("ILSVRC2012_val_") for name in files):
         raise DataError(
             f"{root}: ImageNet's validation images lie flat here, without labels; sort them into folders named by wnid "
             "first (for instance with the valprep.sh that is often used)"
@@ -105,76 +116,83 @@ def layout_of_folder(root: Path, class_map: str) -> Layout:
     )
 
 
-def all_images(root: Path) -> list[Path]:
-    """Returns the files of a folder and of all folders in it, sorted; labels do not matter.
+def image_names(root: Path) -> list[str]:
+    """Returns all files of a folder and of the folders in it as relative paths, sorted; labels do not matter.
 
-    Only names that end like an image count where files lie beside folders: READMEs and archives often do.
+    Of the files that lie directly in `root` only those named like images count: READMEs and archives lie there too.
     """
-    beside = [path for path in _files(root) if path.suffix.lower() in _IMAGE_SUFFIXES]
-    return sorted([*beside, *(path for folder in _folders(root) for path in _files_below(folder))])
+    folders, files = _list_folder(root)
+    below = (name for folder in folders for name in _names_below(root, folder))
+    return sorted([*filter(is_image_name, files), *below])
+
+
+def stray_images(root: Path) -> list[str]:
+    """Returns the names of images that lie beside class folders, where no label can be told."""
+    folders, files = _list_folder(root)
+    return [name for name in files if is_image_name(name)] if folders else []
 
 
 def single_subfolder(root: Path) -> Path | None:
     """Returns the only folder of `root` if there is one and no image beside it: archives often wrap their content."""
-    folders = _folders(root)
-    alone = len(folders) == 1 and not any(path.suffix.lower() in _IMAGE_SUFFIXES for path in _files(root))
-    return folders[0] if alone else None
+    folders, files = _list_folder(root)
+    return root / folders[0] if len(folders) == 1 and not any(map(is_image_name, files)) else None
 
 
-def _labelled(root: Path, folders: Iterable[tuple[Path, int]]) -> list[Sample]:
-    return _some(
-        root,
-        [
-            Sample(path.relative_to(root).as_posix(), path, label)
-            for folder, label in folders
-            for path in _files_below(folder)
-        ],
-    )
+def is_image_name(name: str) -> bool:
+    """Says whether a file is named like an image."""
+    return PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES
+
+
+def _labelled(root: Path, folders: Iterable[tuple[str, int]]) -> list[Sample]:
+    samples = [Sample(name, root / name, label) for folder, label in folders for name in _names_below(root, folder)]
+    return _some(root, samples)
 
 
 def _some(root: Path, samples: list[Sample]) -> list[Sample]:
     if not samples:
         raise DataError(
-            f"{root}: got no images, expected at least one; check the folder, or remove it to fetch it again"
+            f"{root}: got no images, expected at least one; check the folder (remove it if it is a cache's)"
         )
     return samples
 
 
-def _visible(root: Path) -> list[Path]:
+def _list_folder(root: Path) -> tuple[list[str], list[str]]:
+    """Returns the names of folders and of files (dangling links too), sorted, without hidden ones and clutter."""
     try:
-        entries = sorted(root.iterdir(), key=lambda path: path.name)
+        with os.scandir(root) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            named = sorted((entry.name, entry.is_dir()) for entry in visible if entry.name.lower() not in _CLUTTER)
     except FileNotFoundError:
         raise DataError(f"{root}: no such folder; check the path") from None
     except OSError as error:
         raise DataError(f"{root}: cannot be listed as a folder: {error.strerror or error}") from error
-    return [path for path in entries if not path.name.startswith(".") and path.name.lower() not in _CLUTTER]
+    return [name for name, is_folder in named if is_folder], [name for name, is_folder in named if not is_folder]
 
 
-def _folders(root: Path) -> list[Path]:
-    return [path for path in _visible(root) if path.is_dir()]
+def _names_below(root: Path, folder: str) -> Iterator[str]:
+    """Yields all files of a folder of `root`, and of the folders in it, as paths relative to `root`."""
+    folders, files = _list_folder(root / folder)
+    yield from (f"{folder}/{name}" for name in files)
+    for name in folders:
+        yield from _names_below(root, f"{folder}/{name}")
 
 
-def _files(root: Path) -> list[Path]:
-    return [path for path in _visible(root) if not path.is_dir()]
+def _is_class_index(name: str) -> bool:
+    return name.isdecimal() and int(name) < _N_CLASSES
 
 
-def _files_below(root: Path) -> list[Path]:
-    """Returns all files of a folder and its subfolders; a dangling link counts, so that the check names it."""
-    return [path for entry in _visible(root) for path in (_files_below(entry) if entry.is_dir() else [entry])]
+def _has_wnid(name: str) -> bool:
+    return WNID.match(name) is not None and name[9:10] in ("_", ".", "-")
 
 
-def _has_wnid(path: Path) -> bool:
-    return WNID.match(path.name) is not None and path.name[9:10] in ("_", ".", "-")
-
-
-def _unknown_folders(unknown: list[str], n_all: int) -> str:
+def _unknown_names(root: Path, what: str, unknown: list[str], n_all: int) -> str:
     return (
-        f"{len(unknown)} of {n_all} class names are no wnid of ImageNet's 1,000 classes: "
-        f"{_listed(unknown, most=None)}. Rename or remove them; where the labels are the folders' places in sorted order, say so with "
-        "--class-map sorted"
+        f"{root}: {len(unknown)} of {n_all} {what} start with no wnid of ImageNet's 1,000 classes: "
+        f"{', '.join(unknown)}. Rename or remove them; where labels are the places of folders in sorted order, say so "
+        "with --class-map sorted"
     )
 
 
-def _listed(names: list[str], most: int | None = _MOST_NAMED) -> str:
-    shown = names if most is None else names[:most]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 from quantvm.data.check import OnBadImage, find_bad_images, raise_bad_images
 from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, choose_subset, draw_order
-from quantvm.data.layouts import Layout, all_images, layout_of_folder, single_subfolder
-from quantvm.data.sets import DATASETS, fetch_data, nearest_name
+from quantvm.data.layouts import Layout, image_names, layout_of_folder, single_subfolder, stray_images
+from quantvm.data.sets import DATASETS, fetch_data, nearest_name, set_root
 from quantvm.errors import ConfigError, DataError
 from quantvm.progress import SILENT, Progress
 
@@ -59,13 +59,9 @@ def load_dataset(
     layout = place.layout or layout_of_folder(place.root, class_map)
     samples = layout(place.root)
     chosen = choose_subset(samples, num_samples, seed)
-    notes = list(place.notes)
+    notes = [*place.notes, *_layout_notes(place, class_map)]
     if num_samples is not None and num_samples > len(samples):
-        notes.append(f"{num_samples:,} images were asked for, but {place.name} has {len(samples):,}: all are used")
-    if place.layout is not None and class_map == "sorted":
-        notes.append(f"--class-map sorted has no effect on {place.name}, whose labels are known")
-    elif class_map == "sorted":
-        notes.append("labels are the places of the folders' names in sorted order, as asked by --class-map sorted")
+        notes.append(f"{_images(num_samples)} were asked for, but {place.name} has {len(samples):,}: all are used")
     bad = find_bad_images([sample.path for sample in chosen], progress=progress)
     if on_bad_image == "stop":
         raise_bad_images(bad, f"data set {place.name}")
@@ -73,9 +69,11 @@ def load_dataset(
     kept = tuple(sample for sample in chosen if sample.path not in left_out)
     if not kept:
         raise DataError(
-            f"data set {place.name}: all {len(chosen)} chosen images are unreadable, the first is {bad[0].path}: "
-            f"{bad[0].reason}"
+            f"data set {place.name}: none of the chosen files can be read as an image, {len(chosen):,} in all; the "
+            f"first is {bad[0].path}: {bad[0].reason}"
         )
+    if bad:
+        notes.append(f"{len(bad):,} of the {len(chosen):,} chosen files cannot be read as images and are left out")
     for note in notes:
         progress.note(note)
     return Dataset(place.name, place.root, kept, num_samples, bad, name_or_dir is None, tuple(notes))
@@ -120,20 +118,24 @@ def load_calibration(
             return _part_of_evaluation(evaluation, num_samples, seed)
         root = place.train
     if place.layout is not None and root == place.root:
-        candidates = {sample.id: sample.path for sample in place.layout(root)}
+        candidates = [sample.id for sample in place.layout(root)]
     else:
-        candidates = {path.relative_to(root).as_posix(): path for path in all_images(root)}
+        candidates = image_names(root)
     if not candidates:
         raise DataError(
             f"calibration: {root} holds no images, expected at least one; name another with --calibration-data"
         )
-    order = [candidates[name] for name in draw_order(candidates, seed)]
+    order = [root / name for name in draw_order(candidates, seed)]
     images, bad = _draw_good(order, num_samples, on_bad_image, str(root), progress)
     where = f"{place.name} ({root.name}/)" if root == place.train else place.name
-    notes = _calibration_notes(images, len(candidates), num_samples, where, evaluation)
+    notes = _calibration_notes(images, bad, num_samples, where, evaluation)
     for note in notes:
         progress.note(note)
-    return CalibrationSet(images, f"{len(images):,} of {len(candidates):,} images of {where}", bad, notes)
+    return CalibrationSet(images, f"{len(images):,} of {_images(len(candidates))} of {where}", bad, notes)
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _check_options(num_samples: int | None, class_map: str, on_bad_image: str) -> None:
@@ -152,8 +154,9 @@ def _locate(name_or_dir: str | Path | None, progress: Progress) -> _Place:
     if name_or_dir is None or (isinstance(name_or_dir, str) and name_or_dir in DATASETS):
         named = DATASETS[name_or_dir or DEFAULT_SET]
         folder = fetch_data(named.name, progress)
-        train = folder / named.train if named.train else None
-        return _Place(named.name, folder / named.images, train, named.layout)
+        root = set_root(named, folder)
+        train = root / named.train if named.train and (root / named.train).is_dir() else None
+        return _Place(named.name, root / named.images, train, named.layout)
     root = Path(name_or_dir).expanduser()
     if not root.exists():
         near = nearest_name(str(name_or_dir))
@@ -168,6 +171,19 @@ def _locate(name_or_dir: str | Path | None, progress: Progress) -> _Place:
     return _Place(
         str(name_or_dir), val if val.is_dir() else root, train if val.is_dir() and train.is_dir() else None, None, notes
     )
+
+
+def _layout_notes(place: _Place, class_map: str) -> list[str]:
+    """Returns what is to be said about how labels were found."""
+    if place.layout is not None:
+        unused = f"--class-map sorted has no effect on {place.name}, whose labels are known"
+        return [unused] if class_map == "sorted" else []
+    notes = []
+    if stray := stray_images(place.root):
+        notes.append(f"{_images(len(stray))} beside the class folders of {place.root} without a label: not used")
+    if class_map == "sorted":
+        notes.append("labels are the places of the folders' names in sorted order, as asked by --class-map sorted")
+    return notes
 
 
 def _part_of_evaluation(evaluation: Dataset, num_samples: int, seed: int) -> CalibrationSet:
@@ -197,16 +213,20 @@ def _draw_good(
         left_out = {image.path for image in new_bad}
         good += [path for path in drawn if path not in left_out]
     if not good:
-        raise DataError(f"calibration: none of the {len(order)} files in {what} can be read as an image")
+        raise DataError(f"calibration: none of the files in {what} can be read as an image, {len(order):,} in all")
     return tuple(good), tuple(bad)
 
 
 def _calibration_notes(
-    images: Sequence[Path], n_there: int, num_samples: int, where: str, evaluation: Dataset
+    images: Sequence[Path], bad: Sequence[BadImage], num_samples: int, where: str, evaluation: Dataset
 ) -> tuple[str, ...]:
     notes = []
-    if n_there < num_samples:
-        notes.append(f"{num_samples:,} calibration images were asked for, but {where} has {n_there:,}: all are used")
+    if len(images) < num_samples:
+        notes.append(
+            f"{num_samples:,} calibration images were asked for, but {where} has {len(images):,}: all are used"
+        )
+    if bad:
+        notes.append(f"{len(bad):,} files drawn for calibration cannot be read as images and are left out")
     evaluated = {sample.path.resolve() for sample in evaluation.samples}
     n_both = sum(path.resolve() in evaluated for path in images)
     if n_both:

@@ -10,8 +10,9 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantvm.data.layouts import Layout, index_files, index_folders, wnid_files, wnid_folders
-from quantvm.download import cache_dir, download, exclusive, extract_archive
+from quantvm.archive import DamagedArchiveError
+from quantvm.data.layouts import Layout, index_files, index_folders, single_subfolder, wnid_files, wnid_folders
+from quantvm.download import cache_dir, download, exclusive, extract_archive, record_of
 from quantvm.errors import DataError, DownloadError, UnknownNameError
 from quantvm.progress import SILENT, Progress
 
@@ -26,7 +27,7 @@ class NamedSet:
         n_images: How many images are for evaluation.
         class_mapping: How labels are found, in words.
         layout: How they are found.
-        images: The folder of the images for evaluation inside the set's folder; "" for that folder itself.
+        images: The folder of the images for evaluation, inside what the archive or the package holds; "" for all of it.
         train: The folder of images for calibration, or None if there is none.
         url: The archive, or None if a package carries the images.
         sha256: The archive's digest, or None if none was published: then the first one seen is recorded.
@@ -65,7 +66,6 @@ _SETS = (
         n_images=1000,
         class_mapping="the wnid is in the file name",
         layout=wnid_files,
-        images="imagenet-sample-images-master",
         url="https://github.com/EliSchwartz/imagenet-sample-images/archive/refs/heads/master.zip",
         archive_name="imagenet-sample-images.zip",
         size_bytes=110_000_000,
@@ -76,7 +76,6 @@ _SETS = (
         n_images=10_000,
         class_mapping="folders are named by class index, 0..999",
         layout=index_folders,
-        images="imagenetv2-matched-frequency-format-val",
         url="https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
         sha256="f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
         archive_name="imagenetv2-matched-frequency.tar.gz",
@@ -88,8 +87,8 @@ _SETS = (
         n_images=3925,
         class_mapping="folders are named by wnid",
         layout=wnid_folders,
-        images="imagenette2-320/val",
-        train="imagenette2-320/train",
+        images="val",
+        train="train",
         url="https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
         sha256="569b4497c98db6dd29f335d1f109cf315fe127053cedf69010d047f0188e158c",
         archive_name="imagenette2-320.tgz",
@@ -101,8 +100,8 @@ _SETS = (
         n_images=1000,
         class_mapping="folders are named by wnid",
         layout=wnid_folders,
-        images="imagenet_1k/val",
-        train="imagenet_1k/train",
+        images="val",
+        train="train",
         url="https://s3.amazonaws.com/pytorch-tutorial-assets/imagenet_1k.zip",
         archive_name="imagenet_1k.zip",
         size_bytes=260_000_000,
@@ -146,18 +145,44 @@ def fetch_data(name: str, progress: Progress = SILENT) -> Path:
     if folder.is_dir():
         return folder
     archive = folder.parent / named.archive_name
-    assert named.url is not None
-    with exclusive(folder):
-        if folder.is_dir():  # another run was quicker
-            return folder
-        try:
-            download(named.url, archive, sha256=named.sha256, progress=progress)
-        except DownloadError as error:
-            raise DownloadError(f"data set {name}: {error}.\n{_alternatives(named, archive)}") from error
-        extract_archive(archive, folder, progress)
-        archive.unlink()  # its checksum stays recorded
-    progress.note(f"data set {name} is in {folder}")
+    with exclusive(folder, progress):
+        if not folder.is_dir():  # unless another run was quicker
+            try:
+                _download_and_extract(named, archive, folder, progress)
+            except DownloadError as error:
+                message = str(error).rstrip(".")
+                raise DownloadError(f"data set {name}: {message}.\n{_alternatives(named, archive)}") from error
+            progress.note(f"data set {name} is in {folder}")
     return folder
+
+
+def set_root(named: NamedSet, folder: Path) -> Path:
+    """Returns the folder that holds a set's `images` and `train`: archives wrap them into one folder or more."""
+    root = folder
+    while not (named.images and (root / named.images).is_dir()) and (inner := single_subfolder(root)):
+        root = inner
+    if not (root / named.images).is_dir():
+        raise DataError(
+            f"data set {named.name}: {folder} has no folder {named.images}; remove it to fetch the set again, with "
+            f"{named.archive_name}"
+        )
+    return root
+
+
+def _download_and_extract(named: NamedSet, archive: Path, folder: Path, progress: Progress) -> None:
+    assert named.url is not None
+    put_by_hand = archive.is_file()
+    download(named.url, archive, sha256=named.sha256, progress=progress)
+    try:
+        extract_archive(archive, folder, progress)
+    except DamagedArchiveError:
+        # What was no archive, say the login page of a hotel, must not be what later downloads are compared with.
+        if named.sha256 is None:
+            record_of(archive).unlink(missing_ok=True)
+        if not put_by_hand:
+            archive.unlink()
+        raise
+    archive.unlink()  # its checksum stays recorded
 
 
 def _alternatives(named: NamedSet, archive: Path) -> str:
