@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from quantvm.errors import QuantvmError
     from quantvm.evaluate.benchmark import evaluate
     from quantvm.evaluate.config import RunConfig
-    from quantvm.models import ModelSpec, build_float_model, get_model, list_models, quantize, resolve_weights
+    from quantvm.models import ModelSpec, get_model, list_models
+    from quantvm.models.quantize import quantize
+    from quantvm.models.weights import build_float_model, resolve_weights
     from quantvm.report.schema import RunResult
     from quantvm.runtime import Artifact, TorchRunner, TvmRunner, compile  # noqa: A004 - quantvm.compile is meant
 
@@ -49,13 +51,13 @@ _HOME = {
     "RunResult": "quantvm.report.schema",
     "TorchRunner": "quantvm.runtime",
     "TvmRunner": "quantvm.runtime",
-    "build_float_model": "quantvm.models",
+    "build_float_model": "quantvm.models.weights",
     "compile": "quantvm.runtime",
     "get_model": "quantvm.models",
     "list_models": "quantvm.models",
     "load_dataset": "quantvm.data",
-    "quantize": "quantvm.models",
-    "resolve_weights": "quantvm.models",
+    "quantize": "quantvm.models.quantize",
+    "resolve_weights": "quantvm.models.weights",
 }
 
 

@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-list_app = typer.Typer(help="What there is: models, ops, targets.", no_args_is_help=True)
+list_app = typer.Typer(help="What there is: models, data, ops, targets.", no_args_is_help=True)
 fetch_app = typer.Typer(help="Download weights or data sets, to work without a network later.", no_args_is_help=True)
 app.add_typer(list_app, name="list")
 app.add_typer(fetch_app, name="fetch")
@@ -222,28 +222,37 @@ def run(
 @list_app.command("models")
 def list_models(as_json: AsJson = False) -> None:
     """List the models, and whether their weights are on this machine."""
-    from quantvm.inventory import model_lines, models
+    from quantvm import inventory
 
-    rows = models()
-    _print(rows, model_lines(rows), as_json)
+    rows = inventory.list_models()
+    _print(rows, inventory.model_lines(rows), as_json)
+
+
+@list_app.command("data")
+def list_data(as_json: AsJson = False) -> None:
+    """List the named data sets, and whether they are on this machine."""
+    from quantvm import inventory
+
+    rows = inventory.list_data()
+    _print(rows, inventory.data_lines(rows), as_json)
 
 
 @list_app.command("ops")
 def list_ops(as_json: AsJson = False) -> None:
     """List the PyTorch operators that can be imported."""
-    from quantvm.inventory import ops
+    from quantvm import inventory
 
-    names = ops()
+    names = inventory.list_ops()
     _print(names, names, as_json)
 
 
 @list_app.command("targets")
 def list_targets(as_json: AsJson = False) -> None:
     """List what can be compiled for."""
-    from quantvm.inventory import target_lines, targets
+    from quantvm import inventory
 
-    rows = targets()
-    _print(rows, target_lines(rows), as_json)
+    rows = inventory.list_targets()
+    _print(rows, inventory.target_lines(rows), as_json)
 
 
 @fetch_app.command("weights")

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from quantvm.data.sets import DATASETS, NamedSet
+from quantvm.download import cache_dir
 from quantvm.errors import QuantvmError
-from quantvm.models import get_model, list_models
+from quantvm.models import MODELS, get_model
 from quantvm.models.weights import resolve_weights, weights_at_hand
 from quantvm.progress import SILENT, Progress
 
@@ -26,6 +28,15 @@ class ModelListing(TypedDict):
     at_hand: bool
 
 
+class DataListing(TypedDict):
+    """One named data set."""
+
+    name: str
+    n_images: int
+    description: str
+    at_hand: bool
+
+
 class FetchedWeights(TypedDict):
     """What came of getting one model's weights: where they are, or the problem."""
 
@@ -36,7 +47,7 @@ class FetchedWeights(TypedDict):
     problem: str | None
 
 
-def models() -> list[ModelListing]:
+def list_models() -> list[ModelListing]:
     """Returns the registered models in the order of the reports."""
     return [
         {
@@ -48,7 +59,7 @@ def models() -> list[ModelListing]:
             "weights": spec.weights.package or spec.weights.url or spec.weights.file_name,
             "at_hand": weights_at_hand(spec),
         }
-        for spec in list_models()
+        for spec in MODELS
     ]
 
 
@@ -72,13 +83,47 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} %"
 
 
+def list_data() -> list[DataListing]:
+    """Returns the named data sets."""
+    return [
+        {
+            "name": named.name,
+            "n_images": named.n_images,
+            "description": named.description,
+            "at_hand": _is_at_hand(named),
+        }
+        for named in DATASETS.values()
+    ]
+
+
+def _is_at_hand(named: NamedSet) -> bool:
+    if named.package is not None:
+        return importlib.util.find_spec(named.package) is not None
+    return (cache_dir() / "data" / named.name).is_dir()
+
+
+def data_lines(rows: Sequence[DataListing]) -> list[str]:
+    """Returns the data sets as a table."""
+    head = ("name", "images", "where", "what")
+    cells = [
+        (
+            row["name"],
+            f"{row['n_images']:,}",
+            "on this machine" if row["at_hand"] else "to download",
+            row["description"],
+        )
+        for row in rows
+    ]
+    return columns([head, *cells])
+
+
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns rows of cells as lines in which the columns are aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def ops() -> list[str]:
+def list_ops() -> list[str]:
     """Returns the qualified names of the PyTorch operators that have a converter, sorted.
 
     They are read from the decorators in the frontend's source: importing the converters would import tvm. A test holds
@@ -94,7 +139,7 @@ def _registered_in(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         for decorator in getattr(node, "decorator_list", ()):
             if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "register_converter":
-                yield from (name.value for name in decorator.args if isinstance(name, ast.Constant))
+                yield from (str(name.value) for name in decorator.args if isinstance(name, ast.Constant))
 
 
 def fetch_all_weights(names: Sequence[str], progress: Progress = SILENT) -> list[FetchedWeights]:
@@ -103,7 +148,7 @@ def fetch_all_weights(names: Sequence[str], progress: Progress = SILENT) -> list
     Raises:
         UnknownNameError: there is no model of a name.
     """
-    specs = [get_model(name) for name in names] or list_models()
+    specs = [get_model(name) for name in names] or MODELS
     rows: list[FetchedWeights] = []
     for spec in specs:
         row: FetchedWeights = {"name": spec.name, "source": None, "path": None, "sha256": None, "problem": None}

@@ -23,7 +23,8 @@ from quantvm.report.run_folder import LoggedProgress, RunFolder
 from quantvm.report.schema import SCHEMA_VERSION, ModelRow, RunResult, RunRow, SampleRow
 
 if TYPE_CHECKING:
-    from quantvm.models import ModelSpec, ResolvedWeights
+    from quantvm.models import ModelSpec
+    from quantvm.models.weights import ResolvedWeights
 
 
 class Observer(Protocol):
@@ -213,16 +214,17 @@ def measure(
     inputs = stages.calibration_inputs(spec, plan.calibration, config)
     float_model = stages.build_float_model(spec, weights, inputs, config)
     quantized = stages.quantize(spec, weights, float_model, inputs, config, progress)
-    found.facts["calibration"] = stages.calibration_row(weights, plan.calibration)
+    found.take_quantized(quantized, plan.calibration)
     artifact = stages.compile(quantized, spec, config, progress)
     found.take_report(artifact.report)
-    fp32 = stages.torch_runner(float_model, plan.threads)
+    fp32 = None if float_model is None else stages.torch_runner(float_model, plan.threads)
     torch = stages.torch_runner(quantized, plan.threads)
     tvm = stages.tvm_runner(artifact, plan.threads)
     samples = plan.dataset.samples
     with progress.task(f"{spec.title}: evaluate", total=len(samples)) as task:
         for batch in stages.batches(samples, spec, config):
-            found.add(spec.name, batch, fp32.run(batch.x_f32), torch.run(batch.x_f32), tvm.run(batch.x_f32))
+            fp32_f32 = None if fp32 is None else fp32.run(batch.x_f32)
+            found.add(spec.name, batch, fp32_f32, torch.run(batch.x_f32), tvm.run(batch.x_f32))
             task.advance(len(batch.ids))
 
 

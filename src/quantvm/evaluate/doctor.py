@@ -8,25 +8,11 @@ from typing import TypedDict
 
 from quantvm.evaluate.config import resolve_threads, threads_of_environment
 from quantvm.evaluate.environment import cpu, git_commit, versions
+from quantvm.inventory import DataListing, ModelListing, list_data, list_models
 from quantvm.report.schema import CpuRow
 
 # TVM links what it compiles with the first of these, unless CXX names another.
 _LINKERS = ("g++", "clang++", "c++")
-
-
-class ModelAvailability(TypedDict):
-    """Whether a model's weights are on this machine."""
-
-    name: str
-    at_hand: bool
-
-
-class DataAvailability(TypedDict):
-    """Whether a named data set is on this machine."""
-
-    name: str
-    at_hand: bool
-    n_images: int
 
 
 class DoctorReport(TypedDict):
@@ -39,25 +25,19 @@ class DoctorReport(TypedDict):
     engines: list[str]
     target: str | None
     cache: str
-    models: list[ModelAvailability]
-    data: list[DataAvailability]
+    models: list[ModelListing]
+    data: list[DataListing]
     problems: list[str]
 
 
 def examine() -> DoctorReport:
     """Returns the state of the installation; `problems` names what keeps the main job from running, and the cure."""
-    from quantvm.data.sets import DATASETS, set_at_hand
     from quantvm.download import cache_dir
-    from quantvm.models import list_models
-    from quantvm.models.weights import weights_at_hand
 
     processor = cpu()
     engines, engine_problems = _engines()
     target, target_problems = _target()
-    models: list[ModelAvailability] = [{"name": m.name, "at_hand": weights_at_hand(m)} for m in list_models()]
-    data: list[DataAvailability] = [
-        {"name": s.name, "at_hand": set_at_hand(s.name), "n_images": s.n_images} for s in DATASETS.values()
-    ]
+    models, data = list_models(), list_data()
     problems = [*engine_problems, *target_problems, *_linker_problems(), *threads_of_environment()[1]]
     if not any(model["at_hand"] for model in models):
         problems.append("no model's weights are on this machine: run quantvm fetch weights, or install quantvm[sample]")

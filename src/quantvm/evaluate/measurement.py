@@ -10,7 +10,9 @@ from quantvm.evaluate.parity import ArrayF32, ParityCount, check_outputs, shorte
 from quantvm.report.schema import SampleRow
 
 if TYPE_CHECKING:
-    from quantvm.data import Batch
+    from torch import nn
+
+    from quantvm.data import Batch, CalibrationSet
     from quantvm.runtime import CompileReport
 
 
@@ -26,11 +28,13 @@ class Measurement:
     facts: dict[str, Any] = field(default_factory=dict)  # the fields of ModelRow that need no image
     output_scale: float | None = None
 
-    def add(self, name: str, batch: Batch, fp32_f32: ArrayF32, torch_f32: ArrayF32, tvm_f32: ArrayF32) -> None:
-        """Counts one batch's outputs of the three engines, each (N, classes) float32."""
+    def add(self, name: str, batch: Batch, fp32_f32: ArrayF32 | None, torch_f32: ArrayF32, tvm_f32: ArrayF32) -> None:
+        """Counts one batch's outputs of the engines, each (N, classes) float32; fp32's may be None, if there is none."""
         found = self.parity.add(tvm_f32, torch_f32, batch.ids)
-        fp32_top5 = top_k(check_outputs("PyTorch fp32", fp32_f32, len(batch.ids)))
-        self.fp32.add(fp32_top5, batch.labels)
+        fp32_top5 = None
+        if fp32_f32 is not None:
+            fp32_top5 = top_k(check_outputs("PyTorch fp32", fp32_f32, len(batch.ids)))
+            self.fp32.add(fp32_top5, batch.labels)
         self.torch.add(found.expected_top5, batch.labels)
         self.tvm.add(found.actual_top5, batch.labels)
         for i, image_id in enumerate(batch.ids):
@@ -39,13 +43,23 @@ class Measurement:
                     "model": name,
                     "id": image_id,
                     "label": int(batch.labels[i]),
-                    "fp32_top5": fp32_top5[i].tolist(),
+                    "fp32_top5": None if fp32_top5 is None else fp32_top5[i].tolist(),
                     "torch_top5": found.expected_top5[i].tolist(),
                     "tvm_top5": found.actual_top5[i].tolist(),
                     "identical": bool(found.image_identical[i]),
                     "max_abs_diff": shortest_float(found.abs_diff[i].max()),
                 }
             )
+
+    def take_quantized(self, quantized: nn.Module, calibration: CalibrationSet) -> None:
+        """Notes how the quantized model was made, as it says itself: a checkpoint brings its own scheme and ranges."""
+        n = quantized.quantvm_n_calibration
+        source = calibration.source if n else "none, the weights bring their own ranges"
+        self.facts |= {
+            "engine": quantized.quantvm_engine,
+            "scheme": quantized.quantvm_scheme,
+            "calibration": {"n": n, "source": source},
+        }
 
     def take_report(self, report: CompileReport) -> None:
         """Notes what the compiler says about the artifact."""
@@ -64,7 +78,7 @@ class Measurement:
             return {}
         return {
             "n_images": self.parity.images_total,
-            "fp32": self.fp32.row(),
+            "fp32": self.fp32.row() if self.fp32.n else None,
             "torch": self.torch.row(),
             "tvm": self.tvm.row(),
             "parity": self.parity.row(self.output_scale),

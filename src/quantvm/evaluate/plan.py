@@ -14,7 +14,8 @@ from quantvm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from quantvm.data import CalibrationSet, Dataset
-    from quantvm.models import ModelSpec, ResolvedWeights
+    from quantvm.models import ModelSpec
+    from quantvm.models.weights import ResolvedWeights
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from quantvm.data import Batch, CalibrationSet, Dataset, Sample
-    from quantvm.models import ModelSpec, ResolvedWeights
-    from quantvm.report.schema import CalibrationRow, EnvironmentRow
+    from quantvm.models import ModelSpec
+    from quantvm.models.weights import ResolvedWeights
+    from quantvm.report.schema import EnvironmentRow
     from quantvm.runtime import Artifact, Runner
 
 
@@ -100,7 +101,7 @@ class Stages:
 
     def resolve_weights(self, spec: ModelSpec, config: RunConfig, progress: Progress) -> ResolvedWeights:
         """Returns where the model's weights lie, after a download if need be, or raises WeightsError."""
-        from quantvm.models import resolve_weights
+        from quantvm.models.weights import resolve_weights
 
         return resolve_weights(spec, config.weights, progress=progress)
 
@@ -110,29 +111,29 @@ class Stages:
 
     def build_float_model(
         self, spec: ModelSpec, weights: ResolvedWeights, inputs: CalibrationInputs, config: RunConfig
-    ) -> nn.Module:
-        """Returns the float model with its weights loaded."""
-        from quantvm.models import build_float_model
+    ) -> nn.Module | None:
+        """Returns the float model with its weights loaded, or None where only quantized weights were published."""
+        from quantvm.models.weights import build_float_model
 
+        if weights.kind == "quantized":
+            return None
         return build_float_model(spec, weights, calibration_batches=inputs, seed=config.seed)
 
     def quantize(
         self,
         spec: ModelSpec,
         weights: ResolvedWeights,
-        float_model: nn.Module,
+        float_model: nn.Module | None,
         inputs: CalibrationInputs,
         config: RunConfig,
         progress: Progress,
     ) -> nn.Module:
-        """Returns the quantized model."""
-        from quantvm.models import quantize
+        """Returns the quantized model: the float model's, or the one that the weights hold."""
+        from quantvm.models.quantize import load_quantized_model, quantize
 
+        if float_model is None:
+            return load_quantized_model(spec, weights, engine=config.engine)
         return quantize(float_model, inputs, scheme=config.scheme, engine=config.engine, progress=progress)
-
-    def calibration_row(self, weights: ResolvedWeights, calibration: CalibrationSet) -> CalibrationRow:
-        """Returns what run.json says of the model's calibration."""
-        return {"n": len(calibration.images), "source": calibration.source}
 
     def compile(self, quantized: nn.Module, spec: ModelSpec, config: RunConfig, progress: Progress) -> Artifact:
         """Returns the quantized model compiled by TVM, for any batch size."""

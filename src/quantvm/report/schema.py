@@ -160,7 +160,7 @@ class SampleRow(TypedDict):
     model: str
     id: str
     label: int
-    fp32_top5: list[int]
+    fp32_top5: list[int] | None
     torch_top5: list[int]
     tvm_top5: list[int]
     identical: bool

@@ -69,7 +69,8 @@ def _all_images_lines(model: ModelRow, parity: ParityRow) -> Iterator[str]:
 
 
 def _greatest(parity: ParityRow) -> str:
-    steps = "" if parity["max_lsb"] is None else f" ({parity['max_lsb']} steps of the output's quantization)"
+    n = parity["max_lsb"]
+    steps = "" if n is None else f" ({n} step{'' if n == 1 else 's'} of the output's quantization)"
     return f"{_f32(parity['max_abs_diff'])}{steps}"
 
 

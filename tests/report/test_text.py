@@ -1,0 +1,131 @@
+import pytest
+
+from quantvm.report.text import (
+    accuracy_table,
+    conditions,
+    detail_table,
+    markdown_report,
+    model_lines,
+    notices,
+    remarks,
+    summary_lines,
+)
+
+from .rows import SKIPPED, model_row, run_row
+
+ORIGINAL = """\
+Model name: mobilenet_v3 small, per channel quantization
+PyTorch accuracy: Top1 = 87.50, Top5 = 95.00
+TVM accuracy: Top1 = 87.50, Top5 = 95.00
+PyTorch top5 label: [101 386 385 340 354]
+TVM top5 label: [101 386 385 340 351]
+PyTorch top5 raw output: [18.008299 17.13693  14.813278  8.423237  8.13278 ]
+TVM top5 raw output: [17.717844 16.846474 14.232366  8.423237  8.13278 ]
+max abs diff: 0.87136936
+mean abs_diff: 0.14464732
+532 in 1000 raw outputs correct.
+""".splitlines()
+
+
+def test_the_original_lines_come_first_and_exactly():
+    lines = model_lines(model_row())
+    assert lines[: len(ORIGINAL)] == ORIGINAL
+
+
+def test_then_what_holds_for_all_images():
+    assert model_lines(model_row())[len(ORIGINAL) :] == [
+        "All 40 images: 39999 of 40000 raw outputs identical",
+        "All 40 images: 39 of 40 images identical",
+        "All 40 images: top-1 agreement 100.00 %, greatest difference 0.125 (1 step of the output's quantization)",
+        "fp32 accuracy: Top1 = 90.00, Top5 = 97.50",
+        "Status: passed",
+    ]
+
+
+def test_per_tensor_is_named():
+    assert model_lines(model_row(scheme="per-tensor"))[0].endswith(", per tensor quantization")
+
+
+def test_identical_outputs_print_as_zero():
+    model = model_row()
+    model["parity"]["first_image"] |= {"max_abs_diff": 0.0, "mean_abs_diff": 0.0}
+    lines = model_lines(model)
+    assert "max abs diff: 0.0" in lines
+    assert "mean abs_diff: 0.0" in lines
+
+
+def test_a_skipped_model_has_its_reason_and_remedy():
+    assert model_lines(SKIPPED) == [
+        "Model name: resnet18, per channel quantization",
+        "Status: skipped: resnet18-f37072fd.pth is not on this machine",
+        "Remedy: With a network run: quantvm fetch weights",
+    ]
+
+
+def test_the_table_is_the_original_one():
+    assert accuracy_table(run_row()) == [
+        "Model name | Torch-Top1 | Torch-Top5 | TVM-Top1 | TVM-Top5",
+        "-- | -- | -- | -- | --",
+        "mobilenet_v3 small|87.50|95.00|87.50|95.00",
+        "resnet18|skipped|skipped|skipped|skipped",
+    ]
+
+
+def test_every_table_row_has_as_many_cells_as_its_head():
+    for table in (accuracy_table(run_row()), detail_table(run_row())):
+        assert len({line.count("|") for line in table}) == 1
+
+
+@pytest.mark.parametrize(("share", "text"), [(1.0, "100 %"), (0.9999, "99.9 %"), (0.5, "50.0 %"), (0.0, "0.0 %")])
+def test_a_share_is_never_rounded_up(share, text):
+    assert f"|{text}|" in detail_table(run_row(models=[model_row(int8_mac_share=share)]))[-1]
+
+
+def test_nothing_to_notice():
+    assert notices(run_row()) == []
+
+
+def test_random_weights_are_the_first_line():
+    run = run_row(config__weights="random", dataset__is_default=True, dataset__n_used=20, interrupted=True)
+    random, interrupted, default = notices(run)
+    assert random.startswith("RANDOM WEIGHTS")
+    assert interrupted.startswith("INTERRUPTED")
+    assert default.startswith("DEFAULT DATA")
+    assert "one image is 5.0 points" in default
+    assert markdown_report(run).startswith("**RANDOM WEIGHTS")
+
+
+def test_bad_images_are_noticed_and_listed():
+    run = run_row(dataset__n_bad=1, dataset__bad=[{"path": "/data/x.jpg", "reason": "truncated"}])
+    assert notices(run)[0].startswith("BAD IMAGES: 1 ")
+    assert "- Bad image: /data/x.jpg: truncated" in remarks(run)
+
+
+def test_remarks_name_why_a_row_has_no_numbers_and_what_is_float():
+    run = run_row(models=[model_row(float_ops=["aten::softmax"]), SKIPPED])
+    assert remarks(run) == [
+        "- mobilenet_v3 small computes in float: aten::softmax.",
+        "- resnet18, skipped: resnet18-f37072fd.pth is not on this machine. With a network run: quantvm fetch weights",
+    ]
+
+
+def test_conditions_hold_what_a_reader_needs():
+    text = "\n".join(conditions(run_row(dataset__notes=["labels are made up"])))
+    for part in (
+        "shots, n = 40 images (40 asked for, seed 0)",
+        "labels are made up",
+        "Calibration: 20 of 600 images of shots (train)",
+        "per-channel, engine fbgemm; numerics torch, target llvm -mcpu=znver5",
+        "Threads 2, batch size 8",
+        "python 3.11.0, torch 2.13.0",
+        "Some CPU, 2 cores; avx512vnni avx2",
+        "Weights of mobilenet_v3 small: file small.pth, sha256 abababababab",
+    ):
+        assert part in text
+    assert "nothing" not in text
+
+
+def test_a_run_in_which_all_models_failed_still_has_a_summary():
+    run = run_row(models=[SKIPPED])
+    assert "Calibration: none" in "\n".join(summary_lines(run))
+    assert markdown_report(run).count("```") == 2
