@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantvm import download as module
-from quantvm.download import cache_dir, download, exclusive, record_of, sha256_of
+from quantvm.download import UnreachableError, cache_dir, download, exclusive, record_of, sha256_of
 from quantvm.errors import DownloadError
 from quantvm.progress import SilentProgress
 
@@ -301,7 +301,7 @@ class TestFailure:
         with socket.socket() as bound:  # bound but not listening: nobody else gets the port, and nobody answers
             bound.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{bound.getsockname()[1]}/x"
-            with pytest.raises(DownloadError, match=r"no connection.*Check the network") as caught:
+            with pytest.raises(UnreachableError, match=r"no connection.*Check the network") as caught:
                 download(url, tmp_path / "x", sleep=waits.append)
         assert url in str(caught.value)
         assert waits == [0.5]

@@ -24,8 +24,9 @@ from quantvm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import httpx
+    from tenacity import RetryCallState, Retrying
 
-__all__ = ["cache_dir", "download", "exclusive", "extract_archive", "sha256_of"]
+__all__ = ["UnreachableError", "cache_dir", "download", "exclusive", "extract_archive", "record_of", "sha256_of"]
 
 _CONNECT_TIMEOUT_S = 5.0  # without a network an answer must come in seconds, however long a transfer may stall
 _FIRST_WAIT_S = 0.5
@@ -36,8 +37,8 @@ class _TransientError(DownloadError):
     """A failure that another attempt may not meet."""
 
 
-class _UnreachableError(_TransientError):
-    """No connection came about; tried again once only, so that being offline shows quickly."""
+class UnreachableError(_TransientError):
+    """No connection to the server comes about; tried again once only, so that being offline shows quickly."""
 
 
 def cache_dir() -> Path:
@@ -124,28 +125,10 @@ def download(
         sleep: Waits for so many seconds between two attempts.
 
     Raises:
-        DownloadError: No connection, an HTTP error, a truncated transfer after all attempts, another checksum or size
+        UnreachableError: No connection; a DownloadError too.
+        DownloadError: An HTTP error, a truncated transfer after all attempts, another checksum or size
             than expected, or no room.
     """
-    from tenacity import RetryCallState, Retrying, wait_exponential
-
-    def stop(state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        return state.attempt_number >= (min(attempts, 2) if isinstance(error, _UnreachableError) else attempts)
-
-    def tell(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        wait_s = state.next_action.sleep if state.next_action else 0.0
-        progress.note(f"{error}; trying again in {wait_s:g} s ({state.attempt_number + 1} of {attempts})")
-
-    retrying = Retrying(
-        stop=stop,
-        wait=wait_exponential(multiplier=_FIRST_WAIT_S, max=30),
-        retry=lambda state: isinstance(state.outcome and state.outcome.exception(), _TransientError),
-        before_sleep=tell,
-        sleep=sleep,
-        reraise=True,
-    )
     expected = _Expected(sha256.lower() if sha256 else None, size_bytes, record_of(destination))
     if sha256 and destination.is_file() and not expected.mismatch(destination):
         return destination  # without a lock, so that a cache may be read-only
@@ -154,11 +137,36 @@ def download(
             return destination
         transfer = _Transfer(url, destination, expected, progress, timeout_s)
         try:
-            return retrying(transfer.attempt)
+            return _retrying(attempts, progress, sleep)(transfer.attempt)
         except _TransientError as error:
             kept = transfer.partial.stat().st_size if transfer.partial.exists() else 0
             advice = f"; {kept:,} bytes are kept and the next try continues there" if kept else ""
-            raise DownloadError(f"{error}. Check the network (and HTTPS_PROXY), then try again{advice}") from error
+            kind = UnreachableError if isinstance(error, UnreachableError) else DownloadError
+            raise kind(f"{error}. Check the network (and HTTPS_PROXY), then try again{advice}") from error
+
+
+def _retrying(attempts: int, progress: Progress, sleep: Callable[[float], None]) -> Retrying:
+    """Returns what calls a function again after a _TransientError, each time after a longer wait."""
+    import tenacity
+
+    def error_of(state: RetryCallState) -> BaseException | None:
+        return state.outcome.exception() if state.outcome else None
+
+    def most(state: RetryCallState) -> int:
+        return min(attempts, 2) if isinstance(error_of(state), UnreachableError) else attempts
+
+    def tell(state: RetryCallState) -> None:
+        wait_s = state.next_action.sleep if state.next_action else 0.0
+        progress.note(f"{error_of(state)}; trying again in {wait_s:g} s ({state.attempt_number + 1} of {most(state)})")
+
+    return tenacity.Retrying(
+        stop=lambda state: state.attempt_number >= most(state),
+        wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT_S, max=30),
+        retry=lambda state: isinstance(error_of(state), _TransientError),
+        before_sleep=tell,
+        sleep=sleep,
+        reraise=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -244,7 +252,7 @@ class _Transfer:
         try:
             resumed = self._fetch()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            raise _UnreachableError(f"{self.url}: no connection ({error})") from error
+            raise UnreachableError(f"{self.url}: no connection ({error})") from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.TooManyRedirects) as error:
             raise DownloadError(f"{self.url}: {error}; expected an http or https address of a file") from error
         except httpx.RequestError as error:
