@@ -144,7 +144,20 @@ class Counting:
 class TestUnsafe:
     @pytest.mark.parametrize(
         "name",
-        ["../x", "a/../../x", "a/../x", "/etc/x", "//host/x", "C:/x", "c:x", "..\\x", "\\x", "a\\..\\..\\x", ".."],
+        [
+            "../x",
+            "a/../../x",
+            "a/../x",
+            "/etc/x",
+            "//host/x",
+            "C:/x",
+            "c:x",
+            "./C:/x",
+            "..\\x",
+            "\\x",
+            "a\\..\\..\\x",
+            "..",
+        ],
     )
     def test_a_path_that_leads_out(self, make, folder, name):
         with pytest.raises(DamagedArchiveError, match="not safe to extract") as caught:

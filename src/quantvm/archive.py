@@ -103,10 +103,12 @@ def _opened(archive: Path) -> Iterator[list[_Member]]:
 def safe_name(name: str) -> str | None:
     """Returns a member's path in normal form (`/`, no `.`), or None if it leads out of the folder or names no file."""
     parts = name.replace("\\", "/").split("/")
-    if parts[0] == "" or re.match(r"[A-Za-z]:", name) or "\0" in name or ".." in parts:
-        return None
     kept = [part for part in parts if part not in ("", ".")]
-    return "/".join(kept) if kept else None
+    if parts[0] == "" or ".." in parts or "\0" in name or not kept:
+        return None
+    if re.match(r"[A-Za-z]:", kept[0]):  # a drive, also in `./C:/x`
+        return None
+    return "/".join(kept)
 
 
 def _is_root(name: str) -> bool:
