@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,9 @@ class FakeStages(Stages):
 
     def use_threads(self, threads):
         self.threads = threads
+
+    def torch_engine(self, config):
+        return nullcontext()
 
     def build_float_model(self, spec, weights, inputs, config):
         return SimpleNamespace(name=spec.name)

@@ -2,7 +2,7 @@ import io
 
 from quantvm.report.console import ConsolePrinter
 
-from .rows import model_row, run_row
+from .rows import SKIPPED, model_row, run_row
 
 
 class Terminal(io.StringIO):
@@ -24,6 +24,12 @@ def test_a_pipe_gets_plain_text_with_the_notice_first():
     assert text.startswith("RANDOM WEIGHTS")
     assert "\x1b" not in text
     assert "mobilenet_v3 small|87.50|95.00|87.50|95.00\n" in text
+
+
+def test_a_skipped_model_waits_for_the_end():
+    stream = io.StringIO()
+    ConsolePrinter(stream).on_model(SKIPPED)
+    assert stream.getvalue() == ""
 
 
 def test_a_terminal_gets_colours_unless_they_are_unwanted(monkeypatch):

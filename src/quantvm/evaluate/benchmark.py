@@ -150,7 +150,8 @@ class _Evaluation:
         found, started_s = Measurement(), time.monotonic()
         verdict: dict[str, Any] = {"status": "error"}
         try:
-            measure(entry.spec, entry.weights, self.plan, self.stages, self.progress, found)
+            with self.stages.torch_engine(self.plan.config):
+                measure(entry.spec, entry.weights, self.plan, self.stages, self.progress, found)
             verdict = self._judge(found)
         except KeyboardInterrupt:
             n_images = len(self.plan.dataset.samples)

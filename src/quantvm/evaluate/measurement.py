@@ -29,7 +29,7 @@ class Measurement:
     output_scale: float | None = None
 
     def add(self, name: str, batch: Batch, fp32_f32: ArrayF32 | None, torch_f32: ArrayF32, tvm_f32: ArrayF32) -> None:
-        """Counts one batch's outputs of the engines, each (N, classes) float32; fp32's may be None, if there is none."""
+        """Counts one batch's outputs of the engines, each (N, classes) float32; fp32's are None if there is none."""
         found = self.parity.add(tvm_f32, torch_f32, batch.ids)
         fp32_top5 = None
         if fp32_f32 is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,6 +105,12 @@ class Stages:
         from quantvm.models.weights import resolve_weights
 
         return resolve_weights(spec, config.weights, progress=progress)
+
+    def torch_engine(self, config: RunConfig) -> AbstractContextManager[None]:
+        """Returns a block in which PyTorch computes with the engine: some operators choose their kernel by it."""
+        from quantvm.torch_compat import quantization_engine
+
+        return quantization_engine(config.engine)
 
     def calibration_inputs(self, spec: ModelSpec, calibration: CalibrationSet, config: RunConfig) -> CalibrationInputs:
         """Returns the calibration images as the model's input."""

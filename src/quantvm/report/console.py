@@ -29,7 +29,9 @@ class ConsolePrinter:
             self._line("")
 
     def on_model(self, model: ModelRow) -> None:
-        """Prints a model's lines."""
+        """Prints a model's lines; why models were skipped stands at the end, under the tables."""
+        if model["status"] == "skipped":
+            return
         for line in model_lines(model):
             if line.startswith("Status:"):
                 self._line(line, _COLOURS.get(model["status"], _YELLOW))

@@ -69,6 +69,8 @@ def _all_images_lines(model: ModelRow, parity: ParityRow) -> Iterator[str]:
 
 
 def _greatest(parity: ParityRow) -> str:
+    if parity["greatest_difference"] is None:
+        return "0"
     n = parity["max_lsb"]
     steps = "" if n is None else f" ({n} step{'' if n == 1 else 's'} of the output's quantization)"
     return f"{_f32(parity['max_abs_diff'])}{steps}"
@@ -163,8 +165,8 @@ def conditions(run: RunRow) -> list[str]:
     cpu = environment["cpu"]
     lines = [
         f"- Data: {dataset['name']}, n = {dataset['n_used']} images{asked}, id list sha256 {dataset['sha256'][:12]}",
-        *(f"- Data: {note}" for note in dataset["notes"]),
         f"- Calibration: {_calibrations(run)}",
+        *(f"- Note: {note}" for note in dataset["notes"]),
         f"- Quantization: {config['scheme']}, engine {config['engine']}; numerics {config['numerics']}, "
         f"target {_targets(run)}",
         f"- Threads {environment['threads']}, batch size {config['batch_size']}",
