@@ -72,6 +72,14 @@ def test_a_wrong_environment_is_a_problem_unless_the_option_beats_it(monkeypatch
     assert RunConfig(threads=2).problems() == []
 
 
+def test_names_and_paths_may_be_given_as_python_has_them(tmp_path):
+    config = RunConfig(models="resnet18", data=tmp_path, weights=tmp_path, out="runs/x")
+    assert config.models == ("resnet18",)
+    assert config.data == config.weights == str(tmp_path)
+    assert config.out == Path("runs/x")
+    assert RunConfig(models=["a", "b"]).models == ("a", "b")
+
+
 def test_options_are_json():
     values = RunConfig(models=("a", "b"), out=Path("runs/x")).as_json()
     assert json.loads(json.dumps(values)) == values

@@ -13,10 +13,9 @@ from quantvm.data.check import OnBadImage
 from quantvm.data.loading import ClassMap
 from quantvm.errors import ConfigError
 from quantvm.evaluate.parity import Tolerance
+from quantvm.models.quantize import Engine, Scheme
 from quantvm.models.weights import POLICIES
 
-Scheme = Literal["per-channel", "per-tensor"]
-Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
 Numerics = Literal["torch"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -71,6 +70,16 @@ class RunConfig:
     check_parity: str | None = None
     min_top1: float | None = None
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Takes what a caller in Python would naturally give: one name, a list of names, a path as text."""
+        models = (self.models,) if isinstance(self.models, str) else tuple(self.models)
+        object.__setattr__(self, "models", models)
+        for name in ("data", "calibration_data", "weights"):
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        if isinstance(self.out, str):
+            object.__setattr__(self, "out", Path(self.out))
 
     def problems(self) -> list[str]:
         """Returns one sentence for every option whose value cannot be, in the order of the options."""
