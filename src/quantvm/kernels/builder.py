@@ -66,8 +66,12 @@ def flat(buffer: Buffer, numel: Expr) -> Buffer:
 
 
 def local(count: int, dtype: str) -> Buffer:
-    """Allocates `count` elements that LLVM keeps in registers when every index is constant."""
-    return T.alloc_buffer((count,), dtype, scope="local")
+    """Allocates `count` elements, less than 1 KiB, that LLVM keeps in registers when every index is constant.
+
+    TVM puts an allocation on the stack only in scope "global" and below 1 KiB; a call of the runtime's workspace takes
+    its place otherwise, and what lies there stays in memory.
+    """
+    return T.alloc_buffer((count,), dtype)
 
 
 def ramp(start: Expr, lanes: int = LANES, stride: int = 1) -> Expr:

@@ -89,8 +89,8 @@ class Schedule:
     channel_tasks: int
 
 
-MAX_ACCUMULATORS = 28
-"""Of the 32 vector registers, what is left beside the weight and activation operands."""
+VECTOR_REGISTERS = 32
+"""A tile's accumulators, one weight vector a column and one activation must fit, or LLVM spills."""
 
 
 def choose_schedule(shape: Conv2dShape, dot: DotProduct, threads: int, staged: bool) -> Schedule:
@@ -114,7 +114,7 @@ def choose_schedule(shape: Conv2dShape, dot: DotProduct, threads: int, staged: b
 
     best: tuple[float, Schedule] | None = None
     for vectors in range(1, min(group_vectors, 6) + 1):
-        for pixels in range(1, min(MAX_ACCUMULATORS // vectors, max(width, 1)) + 1):
+        for pixels in range(1, min((VECTOR_REGISTERS - 1 - vectors) // vectors, max(width, 1)) + 1):
             if dot.k_step == 1 and pixels * vectors > 16:
                 continue
             blocks = [min(vectors, group_vectors - v) for v in range(0, group_vectors, vectors)]
@@ -331,14 +331,16 @@ class _ConvEmitter:
 
     def _accumulate(
         self, x: Buffer, at: Expr, row_stride: int, pixel_stride: int, group: Expr, vector: Expr, width: int, count: int
-    ) -> Buffer:
+    ) -> list[Buffer]:
+        """Emits the reduction of one tile; accumulator i*count+j holds pixel i, output vector j."""
         shape, dot = self.shape, self.dot
-        acc = local(width * count * LANES, "int32")
+        # One buffer a vector: TVM moves a larger one off the stack, and LLVM then keeps it in memory.
+        acc = [local(LANES, "int32") for _ in range(width * count)]
         packed_vector = group * self.group_vectors + vector
         for j in range(count):
             for i in range(width):
                 start = self.acc_start[ramp((packed_vector + j) * LANES)]
-                T.buffer_store(acc, start, [ramp((i * count + j) * LANES)])
+                T.buffer_store(acc[i * count + j], start, [ramp(0)])
         with T.serial(0, shape.kernel[0]) as kh, T.serial(0, shape.kernel[1]) as kw, T.serial(0, self.steps) as step:
             tap = (
                 at + kh * (shape.dilation[0] * row_stride) + kw * (shape.dilation[1] * pixel_stride) + step * dot.k_step
@@ -347,17 +349,17 @@ class _ConvEmitter:
                 activation = dot.load_x(x, [], tap + i * (shape.stride[1] * pixel_stride))
                 for j in range(count):
                     weights = self.w[packed_vector + j, kh, kw, step, ramp(0, dot.weight_bytes)]
-                    index = [ramp((i * count + j) * LANES)]
-                    T.buffer_store(acc, dot.accumulate(acc[index[0]], activation, weights), index)
+                    total = acc[i * count + j]
+                    T.buffer_store(total, dot.accumulate(total[ramp(0)], activation, weights), [ramp(0)])
         return acc
 
     def _write(
-        self, y: Buffer, at: Expr, acc: Buffer, group: Expr, vector: Expr, width: int, count: int, last_lanes: int
+        self, y: Buffer, at: Expr, acc: list[Buffer], group: Expr, vector: Expr, width: int, count: int, last_lanes: int
     ) -> None:
         for i in range(width):
             for j in range(count):
                 channel = (group * self.group_vectors + vector + j) * LANES
-                value = self.epilogue.apply(acc[ramp((i * count + j) * LANES)], channel)
+                value = self.epilogue.apply(acc[i * count + j][ramp(0)], channel)
                 lanes = last_lanes if j == count - 1 else LANES
                 start = at + i * self.shape.out_channels + (vector + j) * LANES
                 store_prefix(y, [], start, cast(value, self.out_dtype), lanes, self.out_dtype)
