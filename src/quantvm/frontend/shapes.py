@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from quantvm.errors import ModelImportError
+from quantvm.numerics import quantize_val
 
 from .builder import Expr, QdqBuilder, QTensor, shape_of
 from .registry import register_converter
@@ -110,6 +112,23 @@ def select(b: QdqBuilder, x: Any, dim: int, index: int) -> QTensor | Expr:
     axis = _axis(dim, len(shape))
     at = index + shape[axis] if index < 0 else index
     return b.moved(x, lambda e: relax.op.squeeze(relax.op.strided_slice(e, [axis], [at], [at + 1]), [axis]))
+
+
+@register_converter("aten::pad", "aten::constant_pad_nd")
+def pad(b: QdqBuilder, x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = 0.0) -> QTensor | Expr:
+    """Returns x with a constant border; PyTorch fills a quantized tensor with the quantized value."""
+    if not isinstance(mode, str):  # aten::constant_pad_nd(x, pad, value)
+        mode, value = "constant", mode
+    if mode != "constant":
+        raise ModelImportError(f"pad at {b.where} with mode {mode!r} is not supported, expected 'constant'")
+    rank = len(shape_of(x))
+    before_after = [0] * (2 * rank - len(pad))
+    for at in range(len(pad) - 2, -1, -2):  # torch counts from the last dimension
+        before_after += [int(pad[at]), int(pad[at + 1])]
+    fill = float(value or 0.0)
+    if isinstance(x, QTensor):
+        fill = int(quantize_val(np.float32(fill), x.q))
+    return b.moved(x, lambda e: relax.op.nn.pad(e, before_after, pad_value=fill))
 
 
 @register_converter("aten::chunk")

@@ -41,7 +41,9 @@ def _bias(composite: Composite) -> np.ndarray | None:
     return constant_value(composite.call("relax.add").args[1]).reshape(-1) if composite.has("relax.add") else None
 
 
-def _integers_for(dot: DotProduct, weight: _Weight, channels_last: np.ndarray, x: QuantParams) -> tuple[DotProduct, np.ndarray]:
+def _integers_for(
+    dot: DotProduct, weight: _Weight, channels_last: np.ndarray, x: QuantParams
+) -> tuple[DotProduct, np.ndarray]:
     """Returns the dot product that is exact for these operands, and the weight in the form that it takes."""
     if not weight.symmetric:
         # w - zero_point needs nine bits

@@ -97,9 +97,7 @@ def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor],
         _check_gate(composite)
     main, tail = numerics.unary_tables(composite.name, q, composite.output, slope)
     x = state.memory_order(inputs[0])
-    kernel = elementwise.table(
-        x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name
-    )
+    kernel = elementwise.table(x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name)
     return state.run(kernel, [x], x, composite.output.dtype, name)
 
 
@@ -132,5 +130,3 @@ def lower_clamp(state: Legalization, composite: Composite, inputs: list[Tensor],
     x = inputs[0]
     kernel = elementwise.clamp_integers(x.item_shape, low, high, q.dtype, composite.name)
     return state.run(kernel, [x], x, q.dtype, name)
-
-

@@ -27,7 +27,8 @@ def float_ops(module: tvm.IRModule) -> tuple[tuple[str, ...], int]:
 
 
 _MOVEMENT = frozenset(
-    f"relax.{name}" for name in ("reshape", "permute_dims", "strided_slice", "squeeze", "expand_dims", "concat", "split")
+    f"relax.{name}"
+    for name in ("reshape", "permute_dims", "strided_slice", "squeeze", "expand_dims", "concat", "split")
 )
 
 

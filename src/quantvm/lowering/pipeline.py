@@ -14,6 +14,7 @@ from quantvm.kernels.builder import target_features
 from quantvm.kernels.dot import select_dot
 
 from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
+from .composite import is_call, quant_params
 from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
 from .legalize import Legalization, legalize
@@ -49,12 +50,16 @@ class LoweringReport:
         float_macs: multiply-adds per image left in float.
         float_ops: operators left in float, with the variable that holds the result.
         kernels: how often each kernel is called.
+        engine: PyTorch engine whose arithmetic the kernels have.
+        output_scale: step of the output's quantization; None if the output is not just dequantized.
     """
 
     int8_macs: int
     float_macs: int
     float_ops: tuple[str, ...]
     kernels: dict[str, int]
+    engine: str
+    output_scale: float | None
 
     @property
     def int8_mac_share(self) -> float:
@@ -77,6 +82,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         raise CompileError(f"unknown numerics {options.numerics!r}, expected 'torch'")
     dump = _dumper(options.dump_dir)
     dump(module, "imported")
+    output_scale = _output_scale(module)
     module = fuse_qdq(relax.transform.CanonicalizeBindings()(module))
     dump(module, "fuse_qdq")
     try:
@@ -91,7 +97,17 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     left_in_float, float_macs = float_ops(module)
     module = legalize_float_ops(module)
     dump(module, "float_ops")
-    return module, LoweringReport(state.int8_macs, float_macs, left_in_float, dict(state.kernels))
+    return module, LoweringReport(state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale)
+
+
+def _output_scale(module: tvm.IRModule) -> float | None:
+    """Returns the scale of the dequantize that makes the function's result, if one does."""
+    body = module["main"].body
+    values = {binding.var: binding.value for block in body.blocks for binding in block.bindings}
+    expr = body.body
+    while expr in values:
+        expr = values[expr]
+    return quant_params(expr).scale if is_call(expr, "relax.dequantize") else None
 
 
 def _dumper(folder: Path | None) -> Callable[[tvm.IRModule, str], None]:

@@ -1,0 +1,7 @@
+"""Compiling a quantized model, and running it: `compile`, `Artifact`, and PyTorch and TVM behind one contract."""
+
+from .artifact import Artifact, CompileReport
+from .build import compile_model as compile  # noqa: A004 - quantvm.compile is meant
+from .runners import Runner, TorchRunner, TvmRunner
+
+__all__ = ["Artifact", "CompileReport", "Runner", "TorchRunner", "TvmRunner", "compile"]

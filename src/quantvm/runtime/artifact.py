@@ -1,0 +1,115 @@
+"""A compiled model: maps a batch to its outputs, and says what was made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quantvm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """How a model was compiled.
+
+    Attributes:
+        import_s: seconds from the torch program to Relax QDQ.
+        compile_s: seconds of lowering and code generation.
+        int8_mac_share: share of the multiply-adds that run in int8 kernels, 0..1.
+        float_ops: operators left in float.
+        target: TVM target.
+        kernels: how often each kernel is called.
+        engine: PyTorch engine whose arithmetic is reproduced.
+        numerics: torch.
+        threads: PyTorch's thread count that is reproduced.
+        output_scale: step of the output's quantization; None if the output is not just dequantized.
+    """
+
+    import_s: float
+    compile_s: float
+    int8_mac_share: float
+    float_ops: tuple[str, ...]
+    target: str
+    kernels: dict[str, int]
+    engine: str
+    numerics: str
+    threads: int
+    output_scale: float | None
+
+
+class Artifact:
+    """A compiled model. Calling it maps float32 inputs to outputs; torch tensors in, torch tensors out.
+
+    Args:
+        executable: Relax VM executable.
+        input_shapes: logical shape of every input; None where a dimension is dynamic.
+        report: how it was compiled.
+    """
+
+    def __init__(
+        self, executable: Any, input_shapes: tuple[tuple[int | None, ...], ...], report: CompileReport
+    ) -> None:
+        import tvm
+        from tvm import relax
+
+        self._executable = executable
+        self._vm = relax.VirtualMachine(executable, tvm.cpu())
+        self._main = self._vm["main"]
+        self.input_shapes = input_shapes
+        self.report = report
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Returns the output, or a tuple of several, of the same kind (NumPy or torch) as the first input.
+
+        Raises:
+            ConfigError: the number, dtype or shape of the inputs is not the compiled one.
+        """
+        import tvm
+
+        is_torch = [type(x).__module__.split(".")[0] == "torch" for x in inputs]
+        arrays = [
+            x.detach().contiguous().numpy() if t else np.ascontiguousarray(x)
+            for x, t in zip(inputs, is_torch, strict=True)
+        ]
+        self._check(arrays)
+        result = self._main(*(_shared(a, tvm) for a in arrays))
+        if hasattr(result, "numpy"):
+            return _as_kind(result, is_torch[0])
+        return tuple(_as_kind(r, is_torch[0]) for r in result)
+
+    def _check(self, arrays: list[np.ndarray]) -> None:
+        if len(arrays) != len(self.input_shapes):
+            raise ConfigError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
+        problems = []
+        for index, (array, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
+            fits = len(array.shape) == len(shape) and all(
+                e in (None, a) for a, e in zip(array.shape, shape, strict=True)
+            )
+            expected = "(" + ", ".join("n" if d is None else str(d) for d in shape) + ")"
+            if array.dtype != np.float32 or not fits:
+                problems.append(f"input {index} is {array.dtype} {array.shape}, expected float32 {expected}")
+            elif array.shape[0] == 0:
+                problems.append(f"input {index} holds no images")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+_ALIGNMENT_BYTES = 64
+"""TVM's kernels take tensors at this alignment for granted."""
+
+
+def _shared(array: np.ndarray, tvm: Any) -> Any:
+    """Returns the array as a TVM tensor: its own memory where that is aligned and writable, else a copy."""
+    if array.ctypes.data % _ALIGNMENT_BYTES == 0 and array.flags.writeable:
+        return tvm.runtime.from_dlpack(array)
+    return tvm.runtime.tensor(array)
+
+
+def _as_kind(tensor: Any, as_torch: bool) -> Any:
+    if as_torch:
+        import torch
+
+        return torch.from_dlpack(tensor)
+    return np.from_dlpack(tensor)

@@ -1,0 +1,94 @@
+"""What this machine's processor is, and which TVM target stands for it. Imports tvm only to make a target."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from quantvm.errors import CompileError
+
+_CPUINFO = Path("/proc/cpuinfo")
+_RELEVANT = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vnni", "avx_vnni",
+    "avx_vnni_int8", "amx_int8", "asimd", "asimddp", "i8mm", "sve",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> tuple[dict[str, str], ...]:
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    blocks = [block for block in text.split("\n\n") if block.strip()]
+    rows = [dict(_field(line) for line in block.splitlines() if ":" in line) for block in blocks]
+    return tuple(rows)
+
+
+def _field(line: str) -> tuple[str, str]:
+    key, _, value = line.partition(":")
+    return key.strip(), value.strip()
+
+
+def cpu_model() -> str:
+    """Returns the processor's name as the system gives it."""
+    for row in _cpuinfo():
+        if "model name" in row:
+            return row["model name"]
+    return platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Returns the instruction set extensions that matter to int8 code, by their Linux names."""
+    found: set[str] = set()
+    for row in _cpuinfo():
+        found |= set((row.get("flags") or row.get("Features") or "").split())
+    return tuple(name for name in _RELEVANT if name in found)
+
+
+def physical_cores() -> int:
+    """Returns the number of physical cores that this process may use, at least 1."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {
+        (row.get("physical id", "0"), row.get("core id", row.get("processor")))
+        for row in _cpuinfo()
+        if row.get("processor", "").isdigit() and int(row["processor"]) in allowed
+    }
+    return len(cores) or len(allowed) or 1
+
+
+def host_target() -> str:
+    """Returns the TVM target of this machine, e.g. `llvm -mcpu=znver5`."""
+    from quantvm.tvm_compat import native_target
+
+    return f"llvm -mcpu={native_target().attrs['mcpu']}"
+
+
+def parse_target(text: str) -> Any:
+    """Returns the TVM target for `native` or for options like `llvm -mcpu=skylake-avx512 -mattr=+avx512vnni`.
+
+    Raises:
+        CompileError: not an LLVM target, an unknown option, or a CPU that LLVM does not know.
+    """
+    from quantvm.tvm_compat import make_target, native_target
+
+    if text == "native":
+        return native_target()
+    kind, *options = text.split()
+    if kind != "llvm":
+        raise CompileError(
+            f"target {text!r} is of kind {kind!r}; expected 'native' or 'llvm -mcpu=NAME [-mattr=+a,-b]'"
+        )
+    known = {"-mcpu", "-mattr", "-mtriple"}
+    pairs = [option.partition("=") for option in options]
+    wrong = [
+        option for option, (name, equals, value) in zip(options, pairs, strict=True) if name not in known or not value
+    ]
+    if wrong:
+        raise CompileError(
+            f"target {text!r} has unknown options {', '.join(wrong)}; expected {', '.join(sorted(known))}"
+        )
+    return make_target({name.removeprefix("-"): value for name, _, value in pairs})
