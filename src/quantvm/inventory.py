@@ -14,6 +14,7 @@ from quantvm.errors import QuantvmError
 from quantvm.models import MODELS, get_model
 from quantvm.models.weights import resolve_weights, weights_at_hand
 from quantvm.progress import SILENT, Progress
+from quantvm.runtime.target import cpu_features, cpu_model
 
 
 class ModelListing(TypedDict):
@@ -35,6 +36,14 @@ class DataListing(TypedDict):
     n_images: int
     description: str
     at_hand: bool
+
+
+class TargetListing(TypedDict):
+    """One target to compile for; any other `llvm -mcpu=NAME [-mattr=+a,-b]` that LLVM knows will do, too."""
+
+    name: str
+    description: str
+    runs_here: bool
 
 
 class FetchedWeights(TypedDict):
@@ -140,6 +149,32 @@ def _registered_in(source: str) -> Iterator[str]:
         for decorator in getattr(node, "decorator_list", ()):
             if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "register_converter":
                 yield from (str(name.value) for name in decorator.args if isinstance(name, ast.Constant))
+
+
+# Names, what they stand for, and the extensions that a processor must have to run what is compiled for them.
+_TARGETS = (
+    ("llvm -mcpu=sapphirerapids", "x86-64 with AVX-512 VNNI and AMX", {"avx512_vnni", "avx512vl", "amx_int8"}),
+    ("llvm -mcpu=cascadelake", "x86-64 with AVX-512 VNNI", {"avx512_vnni", "avx512vl"}),
+    ("llvm -mcpu=skylake-avx512", "x86-64 with AVX-512, without VNNI: portable kernels", {"avx512bw", "avx512vl"}),
+    ("llvm -mcpu=haswell", "x86-64 with AVX2: portable kernels", {"avx2", "fma"}),
+)
+
+
+def list_targets() -> list[TargetListing]:
+    """Returns this machine as a target, and common other ones."""
+    features = set(cpu_features())
+    here: TargetListing = {"name": "native", "description": f"this machine: {cpu_model()}", "runs_here": True}
+    others: list[TargetListing] = [
+        {"name": name, "description": description, "runs_here": needed <= features}
+        for name, description, needed in _TARGETS
+    ]
+    return [here, *others]
+
+
+def target_lines(rows: Sequence[TargetListing]) -> list[str]:
+    """Returns the targets as a table."""
+    cells = [(row["name"], "yes" if row["runs_here"] else "no", row["description"]) for row in rows]
+    return columns([("target", "runs here", "what"), *cells])
 
 
 def fetch_all_weights(names: Sequence[str], progress: Progress = SILENT) -> list[FetchedWeights]:

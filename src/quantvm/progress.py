@@ -103,13 +103,33 @@ class RichProgress:
         from rich import progress as rp
 
         amount: rp.ProgressColumn = rp.DownloadColumn() if unit == "bytes" else rp.MofNCompleteColumn()
-        columns = (rp.TextColumn("{task.description}"), rp.BarColumn(), amount, rp.TimeRemainingColumn(elapsed_when_finished=True))
+        columns = (
+            rp.TextColumn("{task.description}"),
+            rp.BarColumn(),
+            amount,
+            rp.TimeRemainingColumn(elapsed_when_finished=True),
+        )
         with rp.Progress(*columns, console=self._console) as bars:
             yield _RichTask(bars, bars.add_task(description, total=total))
 
     def note(self, message: str) -> None:
         """Prints the message above any bar."""
         self._console.print(message, highlight=False, markup=False)
+
+
+class TitledProgress:
+    """Puts a title before what is shown, as the name of the model that the work is on."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress, self._title = progress, title
+
+    def task(self, description: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Task]:
+        """Returns the titled task."""
+        return self._progress.task(f"{self._title}: {description}", total, unit)
+
+    def note(self, message: str) -> None:
+        """Shows the titled message."""
+        self._progress.note(f"{self._title}: {message}")
 
 
 def progress_for_stderr() -> Progress:

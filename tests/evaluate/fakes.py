@@ -91,7 +91,7 @@ class FakeStages(Stages):
             name=spec.name, quantvm_engine=config.engine, quantvm_scheme=config.scheme, quantvm_n_calibration=5
         )
 
-    def compile(self, quantized, spec, config, progress):
+    def compile(self, quantized, spec, config, threads, progress):
         report = SimpleNamespace(
             import_s=0.5,
             compile_s=2.0,

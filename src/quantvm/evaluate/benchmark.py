@@ -18,7 +18,7 @@ from quantvm.evaluate.measurement import Measurement
 from quantvm.evaluate.parity import OutputShapeError, judge
 from quantvm.evaluate.plan import Entry, Plan, prepare
 from quantvm.evaluate.stages import Stages
-from quantvm.progress import SILENT, Progress
+from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder
 from quantvm.report.schema import SCHEMA_VERSION, ModelRow, RunResult, RunRow, SampleRow
 
@@ -151,7 +151,8 @@ class _Evaluation:
         verdict: dict[str, Any] = {"status": "error"}
         try:
             with self.stages.torch_engine(self.plan.config):
-                measure(entry.spec, entry.weights, self.plan, self.stages, self.progress, found)
+                titled = TitledProgress(self.progress, entry.spec.title)
+                measure(entry.spec, entry.weights, self.plan, self.stages, titled, found)
             verdict = self._judge(found)
         except KeyboardInterrupt:
             n_images = len(self.plan.dataset.samples)
@@ -212,17 +213,17 @@ def measure(
     """
     config = plan.config
     found.facts["weights"] = {"source": weights.source, "sha256": weights.sha256}
-    inputs = stages.calibration_inputs(spec, plan.calibration, config)
+    inputs = stages.calibration_inputs(spec, plan.calibration)
     float_model = stages.build_float_model(spec, weights, inputs, config)
     quantized = stages.quantize(spec, weights, float_model, inputs, config, progress)
     found.take_quantized(quantized, plan.calibration)
-    artifact = stages.compile(quantized, spec, config, progress)
+    artifact = stages.compile(quantized, spec, config, plan.threads, progress)
     found.take_report(artifact.report)
     fp32 = None if float_model is None else stages.torch_runner(float_model, plan.threads)
     torch = stages.torch_runner(quantized, plan.threads)
     tvm = stages.tvm_runner(artifact, plan.threads)
     samples = plan.dataset.samples
-    with progress.task(f"{spec.title}: evaluate", total=len(samples)) as task:
+    with progress.task("evaluate", total=len(samples)) as task:
         for batch in stages.batches(samples, spec, config):
             fp32_f32 = None if fp32 is None else fp32.run(batch.x_f32)
             found.add(spec.name, batch, fp32_f32, torch.run(batch.x_f32), tvm.run(batch.x_f32))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantvm.errors import CompileError
 from quantvm.evaluate.config import RunConfig
 from quantvm.progress import Progress
 
@@ -26,19 +27,24 @@ if TYPE_CHECKING:
     from quantvm.runtime import Artifact, Runner
 
 
-class CalibrationInputs:
-    """The calibration images as a model's input, read anew each time that it is iterated over."""
+# Observers merge their histograms batch by batch, so the batches decide the quantized ranges. They are the same
+# whatever --batch-size is, or that option would change the network that is measured.
+_CALIBRATION_BATCH_SIZE = 16
 
-    def __init__(self, calibration: CalibrationSet, spec: ModelSpec, batch_size: int) -> None:
-        self._calibration, self._spec, self._batch_size = calibration, spec, batch_size
+
+class CalibrationInputs:
+    """The calibration images as a model's input, in batches of a fixed size, read anew at each iteration."""
+
+    def __init__(self, calibration: CalibrationSet, spec: ModelSpec) -> None:
+        self._calibration, self._spec = calibration, spec
 
     def __len__(self) -> int:
-        return -(-len(self._calibration.images) // self._batch_size)
+        return -(-len(self._calibration.images) // _CALIBRATION_BATCH_SIZE)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         from quantvm.data import iterate_inputs
 
-        return iterate_inputs(self._calibration.images, self._spec.preprocessing, self._batch_size)
+        return iterate_inputs(self._calibration.images, self._spec.preprocessing, _CALIBRATION_BATCH_SIZE)
 
 
 class Stages:
@@ -64,14 +70,18 @@ class Stages:
 
     def unsupported_options(self, config: RunConfig) -> list[str]:
         """Returns one sentence for every option that this machine, torch or TVM cannot serve."""
+        from quantvm.runtime.target import parse_target
         from quantvm.torch_compat import torch_engines
 
+        problems = []
         engines = torch_engines()
         if config.engine not in engines:
-            return [
-                f"engine: this build of torch has no '{config.engine}' on this machine, it has {', '.join(engines)}"
-            ]
-        return []
+            problems.append(f"engine: this torch has no '{config.engine}' on this machine, only {', '.join(engines)}")
+        try:
+            parse_target(config.target)
+        except CompileError as error:
+            problems.append(f"target: {error}")
+        return problems
 
     def load_dataset(self, config: RunConfig, progress: Progress) -> Dataset:
         """Returns the labelled images, every one of them checked."""
@@ -112,9 +122,9 @@ class Stages:
 
         return quantization_engine(config.engine)
 
-    def calibration_inputs(self, spec: ModelSpec, calibration: CalibrationSet, config: RunConfig) -> CalibrationInputs:
+    def calibration_inputs(self, spec: ModelSpec, calibration: CalibrationSet) -> CalibrationInputs:
         """Returns the calibration images as the model's input."""
-        return CalibrationInputs(calibration, spec, config.batch_size)
+        return CalibrationInputs(calibration, spec)
 
     def build_float_model(
         self, spec: ModelSpec, weights: ResolvedWeights, inputs: CalibrationInputs, config: RunConfig
@@ -142,7 +152,9 @@ class Stages:
             return load_quantized_model(spec, weights, engine=config.engine)
         return quantize(float_model, inputs, scheme=config.scheme, engine=config.engine, progress=progress)
 
-    def compile(self, quantized: nn.Module, spec: ModelSpec, config: RunConfig, progress: Progress) -> Artifact:
+    def compile(
+        self, quantized: nn.Module, spec: ModelSpec, config: RunConfig, threads: int, progress: Progress
+    ) -> Artifact:
         """Returns the quantized model compiled by TVM, for any batch size."""
         from quantvm import runtime
 
@@ -154,6 +166,7 @@ class Stages:
             numerics=config.numerics,
             engine=config.engine,
             target=config.target,
+            threads=threads,
             progress=progress,
         )
 
