@@ -125,6 +125,12 @@ def test_conditions_hold_what_a_reader_needs():
     assert "nothing" not in text
 
 
+def test_models_with_the_same_weights_share_a_line():
+    random = {"source": "random", "sha256": None}
+    models = [model_row(title=title, weights=random) for title in ("a", "b")]
+    assert conditions(run_row(models=models))[-1] == "- Weights of a, b: random"
+
+
 def test_a_run_in_which_all_models_failed_still_has_a_summary():
     run = run_row(models=[SKIPPED])
     assert "Calibration: none" in "\n".join(summary_lines(run))

@@ -187,11 +187,14 @@ def _targets(run: RunRow) -> str:
 
 
 def _weights(run: RunRow) -> Iterator[str]:
+    titles_of: dict[str, list[str]] = {}
     for model in run["models"]:
         weights = model["weights"]
         if weights is not None:
             digest = f", sha256 {weights['sha256'][:12]}" if weights["sha256"] else ""
-            yield f"- Weights of {model['title']}: {weights['source']}{digest}"
+            titles_of.setdefault(f"{weights['source']}{digest}", []).append(model["title"])
+    for source, titles in titles_of.items():
+        yield f"- Weights of {', '.join(titles)}: {source}"
 
 
 def summary_lines(run: RunRow) -> list[str]:
