@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 f32, f64, i32, i64 = np.float32, np.float64, np.int32, np.int64
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+Values = Any
+"""Numbers, or an array of any numeric dtype."""
 Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
 ENGINES: tuple[Engine, ...] = ("fbgemm", "x86", "onednn", "qnnpack")
 
@@ -68,7 +70,7 @@ class QuantParams:
 # ------------------------------------------------------------------ float32 with one rounding per operation
 
 
-def fma_f32(a: object, b: object, c: object) -> F32:
+def fma_f32(a: Values, b: Values, c: Values) -> F32:
     """Returns a*b + c rounded once to float32.
 
     Computes: the product of two float32 is exact in float64; the float64 sum is rounded to odd, so that the second
@@ -84,9 +86,9 @@ def fma_f32(a: object, b: object, c: object) -> F32:
     return np.where((error != 0) & is_even & np.isfinite(total), odd, total).astype(f32)
 
 
-def reciprocal_f32(scale: object) -> np.float32:
+def reciprocal_f32(scale: Values) -> np.float32:
     """Returns 1.0f / (float)scale, rounded once."""
-    return np.divide(f32(1), np.asarray(scale).astype(f32), dtype=f32)  # type: ignore[no-any-return]
+    return np.divide(f32(1), np.asarray(scale).astype(f32), dtype=f32)
 
 
 def reciprocal_f64(scale: float) -> np.float32:
@@ -94,7 +96,7 @@ def reciprocal_f64(scale: float) -> np.float32:
     return f32(1.0 / float(scale))
 
 
-def convert_to_int32(x: object) -> I64:
+def convert_to_int32(x: Values) -> I64:
     """Rounds to nearest even; what does not fit int32 becomes INT32_MIN, as x86's cvtps2dq does."""
     rounded = np.rint(np.asarray(x, f64))
     fits = (rounded < 2.0**31) & (rounded >= -(2.0**31))
@@ -104,7 +106,7 @@ def convert_to_int32(x: object) -> I64:
 # ------------------------------------------------------------------ quantizers and dequantizers
 
 
-def quantize_vec(x_f32: object, inverse_scale: object, q: QuantParams) -> I64:
+def quantize_vec(x_f32: Values, inverse_scale: Values, q: QuantParams) -> I64:
     """Returns clip(rne(fl(x * inverse_scale)) + zero_point): zero point added after rounding.
 
     Exactness: ATen `Vectorized<c10::quint8>::quantize` (ATen/cpu/vec/vec256/vec256_qint.h), bit for bit.
@@ -113,7 +115,7 @@ def quantize_vec(x_f32: object, inverse_scale: object, q: QuantParams) -> I64:
     return np.clip(convert_to_int32(scaled) + q.zero_point, q.quant_min, q.quant_max)
 
 
-def quantize_val(x_f32: object, q: QuantParams) -> I64:
+def quantize_val(x_f32: Values, q: QuantParams) -> I64:
     """Returns clip(rne(fl(fl(x * fl(1/scale)) + zero_point))): zero point added before rounding, two roundings.
 
     Exactness: `at::native::quantize_val` and every scalar tail, bit for bit.
@@ -123,7 +125,7 @@ def quantize_val(x_f32: object, q: QuantParams) -> I64:
     return np.clip(rounded, q.quant_min, q.quant_max).astype(i64)
 
 
-def quantize_arr(x_f32: object, q: QuantParams) -> I64:
+def quantize_arr(x_f32: Values, q: QuantParams) -> I64:
     """Returns clip(rne(fma(x, fl(1/scale), zero_point))): zero point added before rounding, one rounding.
 
     Exactness: `fbgemm::QuantizeAvx2`, which `torch.quantize_per_tensor` calls, bit for bit.
@@ -132,12 +134,12 @@ def quantize_arr(x_f32: object, q: QuantParams) -> I64:
     return np.clip(convert_to_int32(scaled), q.quant_min, q.quant_max)
 
 
-def dequantize_vec(x_q: object, q: QuantParams) -> F32:
+def dequantize_vec(x_q: Values, q: QuantParams) -> F32:
     """Returns fma(scale, x, fl(scale * -zero_point)), as ATen's vectorised loops do."""
     return fma_f32(q.scale_f32, x_q, np.multiply(q.scale_f32, f32(-q.zero_point), dtype=f32))
 
 
-def dequantize_val(x_q: object, q: QuantParams) -> F32:
+def dequantize_val(x_q: Values, q: QuantParams) -> F32:
     """Returns fl(scale * (x - zero_point)), the subtraction in integers, as scalar tails and `Tensor.dequantize` do."""
     return np.multiply(q.scale_f32, (np.asarray(x_q, i64) - q.zero_point).astype(f32), dtype=f32)
 
@@ -242,8 +244,8 @@ class Requantization:
     relu: bool
     bias_scale_f32: np.float32 | None = None
     bias_i32: NDArray[np.int32] | None = None
-    source_scale_f32: np.float32 | None = None
-    inverse_output_scale_f32: np.float32 | None = None
+    source_scale_f32: Any = None
+    inverse_output_scale_f32: Any = None
 
 
 def conv_rule(engine: Engine, groups: int, symmetric_weights: bool) -> Literal["fbgemm", "onednn", "qnnpack"]:
@@ -323,7 +325,7 @@ def requantization(
     return Requantization("qnnpack", multiplier, None, output_q, relu, bias_i32=bias_i32)
 
 
-def requantize(acc_i32: object, r: Requantization) -> I64:
+def requantize(acc_i32: Values, r: Requantization) -> I64:
     """Returns the quantized output of exact accumulators with the channel axis last.
 
     Computes:
@@ -337,7 +339,7 @@ def requantize(acc_i32: object, r: Requantization) -> I64:
     acc, q = np.asarray(acc_i32, i64), r.output
     if r.bias_i32 is not None:
         acc = acc + r.bias_i32
-    v = acc.astype(f32)
+    v: Values = acc.astype(f32)
     if r.rule == "onednn":
         v = np.multiply(np.multiply(v, r.source_scale_f32, dtype=f32), r.multiplier_f32, dtype=f32)
         v = v if r.bias_f32 is None else np.add(v, r.bias_f32, dtype=f32)

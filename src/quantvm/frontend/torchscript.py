@@ -169,8 +169,8 @@ def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any]) -> Non
     except (tvm.error.InternalError, TypeError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ModelImportError(f"{kind} at {builder.where} ({_source(node)}) cannot be imported: {reason}") from error
-    for name, value in zip(outputs, result if isinstance(result, tuple) else (result,), strict=True):
-        values[name] = value
+    results = result if isinstance(result, tuple) else (result,)
+    values.update(zip(outputs, results, strict=True))
 
 
 def _constant(node: Any) -> Any:

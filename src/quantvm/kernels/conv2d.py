@@ -346,7 +346,7 @@ class _ConvEmitter:
                 at + kh * (shape.dilation[0] * row_stride) + kw * (shape.dilation[1] * pixel_stride) + step * dot.k_step
             )
             for i in range(width):
-                activation = dot.load_x(x, [], tap + i * (shape.stride[1] * pixel_stride))
+                activation = dot.load_x(x, tap + i * (shape.stride[1] * pixel_stride))
                 for j in range(count):
                     weights = self.w[packed_vector + j, kh, kw, step, ramp(0, dot.weight_bytes)]
                     total = acc[i * count + j]

@@ -23,14 +23,14 @@ class DotProduct:
         name: suffix of the kernels that use it.
         k_step: consecutive input channels that one call consumes.
         accumulate: (acc_i32 vector, activations, weights) -> acc_i32 vector, as one expression.
-        load_x: (buffer, indices, channel) -> k_step activations, splat over the lanes.
+        load_x: (flat buffer, index) -> k_step activations, splat over the lanes.
         requires: LLVM features without which it cannot be compiled.
     """
 
     name: str
     k_step: int
     accumulate: Callable[[Expr, Expr, Expr], Expr]
-    load_x: Callable[[Buffer, list[Expr], Expr], Expr]
+    load_x: Callable[[Buffer, Expr], Expr]
     requires: frozenset[str]
 
     @property
@@ -55,8 +55,8 @@ def _dot_vnni512(acc: Expr, x: Expr, w: Expr) -> Expr:
     )
 
 
-def _load_four(buffer: Buffer, indices: list[Expr], channel: Expr) -> Expr:
-    word = T.reinterpret("int32", buffer[(*indices, ramp(channel, 4))])
+def _load_four(buffer: Buffer, at: Expr) -> Expr:
+    word = T.reinterpret("int32", buffer[ramp(at, 4)])
     return T.reinterpret("uint8x64", splat(word))
 
 
@@ -64,8 +64,8 @@ def _dot_portable(acc: Expr, x: Expr, w: Expr) -> Expr:
     return acc + x * cast(w, "int32")
 
 
-def _load_one(buffer: Buffer, indices: list[Expr], channel: Expr) -> Expr:
-    return splat(cast(buffer[(*indices, channel)], "int32", lanes=1))
+def _load_one(buffer: Buffer, at: Expr) -> Expr:
+    return splat(cast(buffer[at], "int32", lanes=1))
 
 
 VNNI512 = DotProduct("vnni", 4, _dot_vnni512, _load_four, frozenset({"avx512vnni", "avx512bw", "avx512vl"}))

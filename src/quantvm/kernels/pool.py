@@ -242,8 +242,8 @@ def _pool_window_contiguous(
 def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, *, channels_last: bool = True) -> Kernel:
     """Returns `x.mean([2, 3])` of a quantized tensor: (n, H, W, C) -> (n, C).
 
-    Computes: D_VAL, a float32 sum over pixels in the order of `at::sum`, fl(./(H*W)), Q_ARR. A tensor that PyTorch holds
-        contiguous (`channels_last` false): rne(fl(sum(q) / (H*W))).
+    Computes: D_VAL, a float32 sum over pixels in the order of `at::sum`, fl(./(H*W)), Q_ARR. A tensor that PyTorch
+        holds contiguous (`channels_last` false): rne(fl(sum(q) / (H*W))).
     Exactness: torch 2.13 bit for bit. Order (aten/src/ATen/native/cpu/SumKernel.cpp): blocks of 16 pixels are summed
         into level 0, which is carried up every 16 blocks; the last C%32 channels (C%4 below 8 channels) are four such
         sums over every fourth pixel.

@@ -15,7 +15,7 @@ Expr = Any
 
 def constant_value(expr: Expr) -> np.ndarray:
     """Returns the value of a Relax constant."""
-    return expr.value.numpy()  # type: ignore[no-any-return]
+    return expr.value.numpy()
 
 
 def static_shape(expr: Expr) -> list[Any]:

@@ -15,7 +15,7 @@ from quantvm.numerics import QuantParams
 
 from .composite import Composite, constant_value, is_call
 from .legalize import Legalization, legalizes
-from .tensors import Tensor, in_layout
+from .tensors import Tensor, in_layout, without_border
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,13 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     """conv2d (+ bias) (+ relu), under the arithmetic of the engine that PyTorch would dispatch to."""
     conv = composite.call("relax.nn.conv2d")
     ((index, input_q),) = composite.inputs(conv)
-    x = state.nhwc(inputs[index])
+    x, border = inputs[index], (0, 0, 0, 0)
+    if any(x.border) and x.border_value == input_q.zero_point:
+        border, x = x.border, without_border(x)
+    x = state.nhwc(x)
     weight = _weight(composite)
-    shape = _conv_shape(conv, x, weight)
+    own_padding = _padding(conv)
+    shape = _conv_shape(conv, x, weight, border)
     engine_rule = numerics.conv_rule(state.engine, shape.groups, weight.symmetric)
     requantization = numerics.requantization(
         engine_rule, "conv", input_q=input_q, weight_scales=weight.scales, bias_f32=_bias(composite),
@@ -69,11 +73,11 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     if shape.groups == shape.in_channels and shape.groups > 1:
         saturates = engine_rule == "fbgemm" and numerics.fbgemm_depthwise_saturates(
             shape.in_channels, shape.out_channels, shape.groups, shape.kernel, shape.stride,
-            (shape.padding[0], shape.padding[1]), shape.dilation,
+            own_padding[:2], shape.dilation,
         )  # fmt: skip
         kernel = depthwise.depthwise_conv2d(
-            shape, w_ohwi, np.broadcast_to(weight.zero_points, (shape.out_channels,)), input_q.zero_point, requantization,
-            saturate_pairs=saturates, threads=state.threads, x_dtype=input_q.dtype,
+            shape, w_ohwi, np.broadcast_to(weight.zero_points, (shape.out_channels,)), input_q.zero_point,
+            requantization, saturate_pairs=saturates, threads=state.threads, x_dtype=input_q.dtype,
         )  # fmt: skip
     else:
         dot, w = _integers_for(state.dot, weight, w_ohwi, input_q)
@@ -84,9 +88,14 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     return state.run(kernel, [x], like, composite.output.dtype, name)
 
 
-def _conv_shape(conv: Any, x: Tensor, weight: _Weight) -> Conv2dShape:
+def _padding(conv: Any) -> tuple[int, int, int, int]:
+    top, left, bottom, right = (int(p) for p in conv.attrs.padding)
+    return top, left, bottom, right
+
+
+def _conv_shape(conv: Any, x: Tensor, weight: _Weight, border: tuple[int, int, int, int]) -> Conv2dShape:
     attrs = conv.attrs
-    top, left, bottom, right = (int(p) for p in attrs.padding)
+    top, left, bottom, right = (own + extra for own, extra in zip(_padding(conv), border, strict=True))
     out_channels, _, kernel_h, kernel_w = weight.integers.shape
     return Conv2dShape(
         in_height=x.shape[2], in_width=x.shape[3], in_channels=x.shape[1], out_channels=out_channels,
@@ -102,7 +111,7 @@ def _pair(values: Any) -> tuple[int, int]:
 
 @legalizes("linear")
 def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """x @ w.T (+ bias) (+ relu), for any number of leading dimensions."""
+    """X @ w.T (+ bias) (+ relu), for any number of leading dimensions."""
     from tvm import relax
 
     matmul = composite.call("relax.matmul")
@@ -113,7 +122,8 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     out_features, in_features = weight.integers.shape
     requantization = numerics.requantization(
         numerics.linear_rule(state.engine), "linear", input_q=input_q, weight_scales=weight.scales,
-        bias_f32=_bias(composite), output_q=composite.output, relu=composite.has("relax.nn.relu"), channels=out_features,
+        bias_f32=_bias(composite), output_q=composite.output, relu=composite.has("relax.nn.relu"),
+        channels=out_features,
     )  # fmt: skip
     dot, w = _integers_for(state.dot, weight, weight.integers, input_q)
     kernel = conv2d.linear(

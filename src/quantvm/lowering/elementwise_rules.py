@@ -36,7 +36,7 @@ def lower_dequantize(state: Legalization, composite: Composite, inputs: list[Ten
 
 @legalizes("add")
 def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """a + b (+ relu) of equal shapes; the scalar tails lie where PyTorch's memory order puts them."""
+    """A + b (+ relu) of equal shapes; the scalar tails lie where PyTorch's memory order puts them."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
     a = state.memory_order(inputs[index_a])
     b = in_layout(state.builder, inputs[index_b], a.layout)
@@ -48,7 +48,7 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
 
 @legalizes("mul")
 def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """a * b (+ relu), either of which may be (n, C, 1, 1)."""
+    """A * b (+ relu), either of which may be (n, C, 1, 1)."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.multiply"))
     a, b = state.nhwc(inputs[index_a]), state.nhwc(inputs[index_b])
     broadcast = a.item_shape != b.item_shape
@@ -127,6 +127,6 @@ def lower_clamp(state: Legalization, composite: Composite, inputs: list[Tensor],
     else:
         limits = np.array(_limits(composite.call("relax.clip")), np.float32)
         low, high = (int(v) for v in numerics.quantize_val(limits, q))
-    x = inputs[0]
+    x = in_layout(state.builder, inputs[0], inputs[0].layout)
     kernel = elementwise.clamp_integers(x.item_shape, low, high, q.dtype, composite.name)
     return state.run(kernel, [x], x, q.dtype, name)

@@ -18,8 +18,8 @@ from quantvm.kernels import Kernel
 from quantvm.kernels.dot import DotProduct
 from quantvm.numerics import Engine
 
-from .composite import Composite, static_shape
-from .tensors import Tensor, call_kernel, in_layout
+from .composite import Composite, is_call, static_shape
+from .tensors import Tensor, bordered, call_kernel, in_layout
 
 
 @dataclass
@@ -123,9 +123,24 @@ def _binding(module: tvm.IRModule, state: Legalization, binding: Any, values: di
         return _wrap(state.builder.emit(relax.TupleGetItem(_plain(state, value.tuple_value, values), value.index)))
     if not hasattr(value, "args"):
         return value
+    if is_call(value, "relax.nn.pad"):
+        padded = _padded(values.get(value.args[0]), value)
+        if padded is not None:
+            return padded
     arguments = [_plain(state, argument, values) for argument in value.args]
     call = tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args)
     return _wrap(state.builder.emit(call, binding.var.name))
+
+
+def _padded(x: Any, call: Any) -> Tensor | None:
+    """Returns a tensor of integers with a constant border around height and width, not filled in yet."""
+    widths = [int(w) for w in call.attrs.pad_width]
+    if not isinstance(x, Tensor) or len(x.shape) != 4 or any(x.border) or any(widths[:4]):
+        return None
+    if call.ty.dtype not in ("uint8", "int8") or min(widths) < 0 or call.attrs.pad_mode != "constant":
+        return None
+    top, bottom, left, right = widths[4:]
+    return bordered(x, (top, left, bottom, right), int(call.attrs.pad_value))
 
 
 def _wrap(var: Any) -> Any:

@@ -15,12 +15,16 @@ from .tensors import Tensor
 
 def _pool_shape(call: Any, x: Tensor) -> PoolShape:
     attrs = call.attrs
-    pair = lambda values: tuple(int(v) for v in values)  # noqa: E731
-    padding = pair(attrs.padding)
+    top, left, *_ = (int(v) for v in attrs.padding)
     return PoolShape(
-        x.shape[2], x.shape[3], x.shape[1], kernel=pair(attrs.pool_size), stride=pair(attrs.strides),
-        padding=padding[:2], dilation=pair(attrs.dilation), ceil_mode=bool(attrs.ceil_mode),
+        x.shape[2], x.shape[3], x.shape[1], kernel=_pair(attrs.pool_size), stride=_pair(attrs.strides),
+        padding=(top, left), dilation=_pair(attrs.dilation), ceil_mode=bool(attrs.ceil_mode),
     )  # fmt: skip
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = (int(v) for v in values)
+    return first, second
 
 
 def _resized(x: Tensor, height: int, width: int) -> Tensor:

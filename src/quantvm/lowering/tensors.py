@@ -26,12 +26,16 @@ class Tensor:
         shape: logical (PyTorch) shape; ints, and symbolic expressions where dynamic.
         layout: physical; flat for ranks other than 4.
         channels_last: whether PyTorch would hold it in channels-last order.
+        border: (top, left, bottom, right) that `shape` has and `expr` lacks; a convolution pads on its own.
+        border_value: what the border holds.
     """
 
     expr: Any
     shape: tuple[Any, ...]
     layout: Layout
     channels_last: bool = False
+    border: tuple[int, int, int, int] = (0, 0, 0, 0)
+    border_value: int = 0
 
     @property
     def item_shape(self) -> tuple[int, ...]:
@@ -53,7 +57,9 @@ def static_dims(expr: Any) -> list[Any]:
 
 
 def in_layout(builder: relax.BlockBuilder, x: Tensor, layout: Layout) -> Tensor:
-    """Returns `x` in the physical layout asked for, moving data only where it must."""
+    """Returns `x` in the physical layout asked for, its border filled in, moving data only where it must."""
+    if any(x.border):
+        x = _with_border(builder, x)
     if x.layout == layout or x.layout == "flat":
         return x
     n, c, h, w = x.shape
@@ -63,6 +69,28 @@ def in_layout(builder: relax.BlockBuilder, x: Tensor, layout: Layout) -> Tensor:
     else:
         expr = relax.op.permute_dims(x.expr, [0, 3, 1, 2] if layout == "NCHW" else [0, 2, 3, 1])
     return replace(x, expr=builder.emit(expr), layout=layout)
+
+
+def bordered(x: Tensor, border: tuple[int, int, int, int], value: int) -> Tensor:
+    """Returns x with a border that is not filled in yet."""
+    n, c, h, w = x.shape
+    top, left, bottom, right = border
+    return replace(x, shape=(n, c, h + top + bottom, w + left + right), border=border, border_value=value)
+
+
+def without_border(x: Tensor) -> Tensor:
+    """Returns what lies inside of the border."""
+    n, c, h, w = x.shape
+    top, left, bottom, right = x.border
+    return replace(x, shape=(n, c, h - top - bottom, w - left - right), border=(0, 0, 0, 0))
+
+
+def _with_border(builder: relax.BlockBuilder, x: Tensor) -> Tensor:
+    top, left, bottom, right = x.border
+    spatial = [top, bottom, left, right]
+    widths = [0, 0, *spatial, 0, 0] if x.layout == "NHWC" else [0, 0, 0, 0, *spatial]
+    expr = builder.emit(relax.op.nn.pad(x.expr, widths, pad_value=x.border_value))
+    return replace(x, expr=expr, border=(0, 0, 0, 0))
 
 
 def call_kernel(

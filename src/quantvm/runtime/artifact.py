@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from quantvm.errors import ConfigError
+
+from .target import physical_cores
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Artifact:
         import tvm
         from tvm import relax
 
+        # TVM's pool reads both when it starts. It would count hyperthreads wrongly on CPUs that have none, and pin this
+        # process's threads to single cores, PyTorch's among them.
+        os.environ.setdefault("TVM_NUM_THREADS", str(physical_cores()))
+        os.environ.setdefault("TVM_BIND_THREADS", "0")
         self._executable = executable
         self._vm = relax.VirtualMachine(executable, tvm.cpu())
         self._main = self._vm["main"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -50,8 +49,6 @@ def compile_model(
 
     if batch not in ("dynamic", "static"):
         raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
-    # TVM would pin this process's threads to single cores, PyTorch's among them.
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
     tvm_target = parse_target(target)
     threads = threads or torch.get_num_threads()
     with progress.task("compiling", total=3) as task:

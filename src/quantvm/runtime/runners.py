@@ -39,7 +39,7 @@ class TorchRunner:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            return self._module(torch.from_numpy(x_f32)).numpy()  # type: ignore[no-any-return]
+            return self._module(torch.from_numpy(x_f32)).numpy()
 
 
 class TvmRunner:
@@ -60,4 +60,4 @@ class TvmRunner:
 
     def run(self, x_f32: np.ndarray) -> np.ndarray:
         """Returns the artifact's output as float32."""
-        return self._artifact(x_f32)  # type: ignore[no-any-return]
+        return self._artifact(x_f32)

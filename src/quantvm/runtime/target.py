@@ -12,8 +12,8 @@ from quantvm.errors import CompileError
 
 _CPUINFO = Path("/proc/cpuinfo")
 _RELEVANT = (
-    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vnni", "avx_vnni",
-    "avx_vnni_int8", "amx_int8", "asimd", "asimddp", "i8mm", "sve",
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vnni",
+    "avx_vnni", "avx_vnni_int8", "amx_int8", "asimd", "asimddp", "i8mm", "sve",
 )  # fmt: skip
 
 
