@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -105,3 +108,24 @@ def test_wrong_input_is_exit_2_with_a_sentence(run, options, text):
     assert text in result.stderr
     assert "Traceback" not in result.output
     assert found is None
+
+
+def test_ctrl_c_saves_what_was_done_and_is_exit_130(tmp_path):
+    arguments = ["run", "--weights", "random", "--model", "mobilenet_v2,resnet18", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quantvm", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs tests in the background has its children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stderr is not None
+    assert any("calibrate ..." in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "INTERRUPTED" in stdout
+    found = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert found["interrupted"] is True
+    assert [model["status"] for model in found["models"]] == ["error", "skipped"]
