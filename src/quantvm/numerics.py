@@ -221,6 +221,57 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
     return quantize_vec(main_f32, inverse, q_out).astype(dtype), quantize_val(tail_f32, q_out).astype(dtype)
 
 
+# ------------------------------------------------------------------ QNNPACK's own element-wise operators and pools
+
+
+def qnnpack_table(name: str, q_in: QuantParams, q_out: QuantParams) -> NDArray:
+    """Returns the 256-entry table that QNNPACK builds for hardswish, hardsigmoid or sigmoid.
+
+    Computes: rne(clip(fl(fl(fl(1/so) * f(D_VAL(x))) + zo))).
+    Exactness: torch 2.13, bit for bit; sigmoid up to the last bit of expf. Reference: qnnpack/src/hardswish.c.
+    """
+    x_f32 = dequantize_val(np.arange(256, dtype=i64), q_in)
+    if name == "sigmoid":
+        exp_f32 = np.exp(-x_f32.astype(f64)).astype(f32)
+        y_f32 = np.divide(f32(1), np.add(f32(1), exp_f32, dtype=f32), dtype=f32)
+    else:
+        y_f32 = _UNARY_F32[name](x_f32)
+    scaled = np.multiply(reciprocal_f32(q_out.scale), y_f32, dtype=f32)
+    shifted = np.add(scaled, f32(q_out.zero_point), dtype=f32)
+    return np.rint(np.clip(shifted, f32(0), f32(255)).astype(f64)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class FixedPointAdd:
+    """QNNPACK's addition: acc = (a-za)*a_multiplier + (b-zb)*b_multiplier, shifted right, ties away from zero."""
+
+    a_multiplier: int
+    b_multiplier: int
+    shift: int
+
+
+def qnnpack_add(a_q: QuantParams, b_q: QuantParams, out_q: QuantParams) -> FixedPointAdd:
+    """Returns the 22-bit multipliers and the shift that QNNPACK adds with.
+
+    Reference: qnnpack/src/qnnpack/requantization.h. The ratios of the scales must lie in [2^-14, 2^8), as PyTorch
+    demands too.
+
+    Raises:
+        ValueError: they do not.
+    """
+    ratios = [np.divide(q.scale_f32, out_q.scale_f32, dtype=f32) for q in (a_q, b_q)]
+    if min(ratios) < 2.0**-14 or max(ratios) >= 2.0**8:
+        raise ValueError(f"scale ratios {[float(r) for r in ratios]} of an addition are outside of [2^-14, 2^8)")
+    shift = 21 - int(np.floor(np.log2(f64(max(ratios)))))
+    a_multiplier, b_multiplier = (int(np.rint(f64(r) * 2.0**shift)) for r in ratios)
+    return FixedPointAdd(a_multiplier, b_multiplier, shift)
+
+
+def qnnpack_pool_multiplier(scale: float, count: int) -> np.float32:
+    """Returns fl(s / fl(s * count)), which QNNPACK multiplies the sum over a window of `count` elements with."""
+    return np.divide(f32(scale), np.multiply(f32(scale), f32(count), dtype=f32), dtype=f32)
+
+
 # ------------------------------------------------------------------ convolution and linear
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tvm.tirx.script.builder as T
 from tvm import tirx
 
-from quantvm.numerics import GRAIN_SIZE, VEC_BLOCK, QuantParams, f32, reciprocal_f32
+from quantvm.numerics import GRAIN_SIZE, VEC_BLOCK, FixedPointAdd, QuantParams, f32, reciprocal_f32
 
 from .arithmetic import dequantize_val, dequantize_vec, quantize_val, quantize_vec
 from .builder import (
@@ -34,6 +34,10 @@ from .builder import (
 
 Emit = Callable[[Expr, int, bool], None]
 """emit(index, lanes, is_tail): the operator on `lanes` elements from a flat index."""
+
+
+_ANY_THREADS = 64
+"""Pieces at most, for operators whose result does not depend on how the buffer is cut."""
 
 
 def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:
@@ -79,6 +83,54 @@ def add(
 
         _over_pieces(numel, threads, emit)
     return Kernel("add_relu_u8" if relu else "add_u8", builder.get())
+
+
+def add_fixed_point(
+    item_shape: Sequence[int],
+    a_q: QuantParams,
+    b_q: QuantParams,
+    out_q: QuantParams,
+    fixed: FixedPointAdd,
+    *,
+    relu: bool,
+) -> Kernel:
+    """Returns QNNPACK's addition of two (n, *item_shape) tensors of one layout.
+
+    Computes: acc = (a-za)*ma + (b-zb)*mb; acc shifted right by `fixed.shift`, ties away from zero; + zo; clip;
+        relu: max(., zo).
+    Exactness: `quantized::add` of torch 2.13 under the engine qnnpack, bit for bit. |acc| < 2^31, since a multiplier
+        has 22 bits and a centred byte 9.
+    """
+    low = max(out_q.quant_min, out_q.zero_point) if relu else out_q.quant_min
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        a = argument("a", (n, *item_shape), a_q.dtype)
+        b = argument("b", (n, *item_shape), b_q.dtype)
+        y = argument("y", (n, *item_shape), out_q.dtype)
+        numel = n * math.prod(item_shape)
+        a_flat, b_flat, y_flat = flat(a, numel), flat(b, numel), flat(y, numel)
+
+        def emit(at: Expr, lanes: int, is_tail: bool) -> None:
+            index = ramp(at, lanes)
+
+            def constant(value: int) -> Expr:
+                return splat(value, lanes, "int32")
+
+            def term(x: Expr, q: QuantParams, multiplier: int) -> Expr:
+                return (cast(x, "int32", lanes) - constant(q.zero_point)) * constant(multiplier)
+
+            acc = term(a_flat[index], a_q, fixed.a_multiplier) + term(b_flat[index], b_q, fixed.b_multiplier)
+            half = (1 << fixed.shift) - 1
+            negative = tirx.Select(acc < constant(0), constant(1), constant(0))
+            rest = (acc & constant(half)) - negative
+            up = tirx.Select(rest > constant(half >> 1), constant(1), constant(0))
+            value = (acc >> constant(fixed.shift)) + up + constant(out_q.zero_point)
+            value = clamp(value, constant(low), constant(out_q.quant_max))
+            T.buffer_store(y_flat, cast(value, out_q.dtype, lanes), [index])
+
+        _over_pieces(numel, _ANY_THREADS, emit)
+    return Kernel("add_relu_fixed_point_u8" if relu else "add_fixed_point_u8", builder.get())
 
 
 def multiply(
@@ -175,5 +227,5 @@ def clamp_integers(item_shape: Sequence[int], low: int, high: int, dtype: str, n
             value = clamp(x_flat[ramp(at, lanes)], splat(low, lanes, dtype), splat(high, lanes, dtype))
             T.buffer_store(y_flat, value, [ramp(at, lanes)])
 
-        _over_pieces(numel, 64, emit)
+        _over_pieces(numel, _ANY_THREADS, emit)
     return Kernel(f"{name}_u8", builder.get())

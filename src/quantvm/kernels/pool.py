@@ -8,7 +8,7 @@ import numpy as np
 import tvm.tirx.script.builder as T
 from tvm import tirx
 
-from quantvm.numerics import QuantParams, f32, reciprocal_f32
+from quantvm.numerics import QuantParams, f32, qnnpack_pool_multiplier, reciprocal_f32
 
 from .arithmetic import dequantize_val, quantize_arr
 from .builder import (
@@ -173,6 +173,35 @@ def _clipped(out: Expr, shape: PoolShape, axis: int) -> tuple[tuple[Expr, Expr],
     start = cast(out, "int32", 1) * shape.stride[axis] - pad
     stop = tirx.min(start + shape.kernel[axis], size + pad)
     return (tirx.max(start, 0), tirx.min(stop, size)), stop - start
+
+
+def avg_pool2d_qnnpack(shape: PoolShape, q: QuantParams) -> Kernel:
+    """Returns QNNPACK's average pool: (n, H, W, C) -> (n, OH, OW, C); a window as large as the image is its mean.
+
+    Computes: acc = sum(q) - zero_point*(elements inside); m = fl(s / fl(s*KH*KW)), whatever lies in the padding;
+        clip(rne(fl(acc*m)) + z).
+    Exactness: torch 2.13 under the engine qnnpack, bit for bit (avg_pool2d, adaptive_avg_pool2d to 1x1, mean).
+    """
+    factor = qnnpack_pool_multiplier(q.scale, shape.kernel[0] * shape.kernel[1])
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), q.dtype)
+        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
+        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
+            image, out_row = task // shape.out_height, task % shape.out_height
+            rows, _ = _clipped(out_row, shape, 0)
+            columns, _ = _clipped(out_column, shape, 1)
+            inside = cast((rows[1] - rows[0]) * (columns[1] - columns[0]), "int32", 1)
+
+            def emit(channel: Expr, lanes: int) -> None:
+                sums = _window_sums(x, image, rows, columns, channel, lanes)
+                centred = cast(sums[ramp(0, lanes)] - splat(inside * q.zero_point, lanes), "float32", lanes)
+                value = _scaled(centred, splat(factor, lanes, "float32"), q, lanes, False)
+                T.buffer_store(y, value, [image, out_row, out_column, ramp(channel, lanes)])
+
+            for_vectors(shape.channels, emit)
+    return Kernel("avg_pool2d_qnnpack_u8", builder.get())
 
 
 def adaptive_avg_pool2d(

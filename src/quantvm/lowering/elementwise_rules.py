@@ -40,6 +40,12 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
     a = state.memory_order(inputs[index_a])
     b = in_layout(state.builder, inputs[index_b], a.layout)
+    if state.engine == "qnnpack" and composite.output.dtype == "uint8":
+        fixed = numerics.qnnpack_add(a_q, b_q, composite.output)
+        kernel = elementwise.add_fixed_point(
+            a.item_shape, a_q, b_q, composite.output, fixed, relu=composite.has("relax.nn.relu")
+        )
+        return state.run(kernel, [a, b], a, composite.output.dtype, name)
     kernel = elementwise.add(
         a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), threads=state.threads
     )
@@ -95,7 +101,10 @@ def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor],
     slope = float(composite.call("relax.nn.leakyrelu").attrs.alpha) if composite.has("relax.nn.leakyrelu") else 0.0
     if composite.name in ("hardswish", "hardsigmoid"):
         _check_gate(composite)
-    main, tail = numerics.unary_tables(composite.name, q, composite.output, slope)
+    if state.engine == "qnnpack" and composite.name != "leaky_relu" and q.dtype == "uint8":
+        main = tail = numerics.qnnpack_table(composite.name, q, composite.output)
+    else:
+        main, tail = numerics.unary_tables(composite.name, q, composite.output, slope)
     x = state.memory_order(inputs[0])
     kernel = elementwise.table(x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name)
     return state.run(kernel, [x], x, composite.output.dtype, name)

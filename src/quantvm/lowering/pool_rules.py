@@ -46,11 +46,23 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     x = state.nhwc(inputs[0])
     call = composite.call("relax.nn.avg_pool2d")
     shape = _pool_shape(call, x)
+    like = _resized(x, shape.out_height, shape.out_width)
+    if _is_qnnpack(state, composite) and not shape.ceil_mode:
+        return state.run(pool.avg_pool2d_qnnpack(shape, composite.output), [x], like, composite.output.dtype, name)
     kernel = pool.avg_pool2d(
         shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad),
         vec_channels=16 if state.has_avx512 else 8, channels_last=x.behaves_channels_last,
     )  # fmt: skip
-    return state.run(kernel, [x], _resized(x, shape.out_height, shape.out_width), composite.output.dtype, name)
+    return state.run(kernel, [x], like, composite.output.dtype, name)
+
+
+def _is_qnnpack(state: Legalization, composite: Composite) -> bool:
+    return state.engine == "qnnpack" and composite.output.dtype == "uint8"
+
+
+def _whole_image(x: Tensor) -> PoolShape:
+    size = (x.shape[2], x.shape[3])
+    return PoolShape(*size, x.shape[1], kernel=size, stride=size)
 
 
 @legalizes("adaptive_avg_pool2d")
@@ -58,6 +70,9 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
     """The average over a given number of windows."""
     x = state.nhwc(inputs[0])
     height, width = (int(v) for v in composite.call("relax.nn.adaptive_avg_pool2d").attrs.output_size)
+    if _is_qnnpack(state, composite) and (height, width) == (1, 1):
+        kernel = pool.avg_pool2d_qnnpack(_whole_image(x), composite.output)
+        return state.run(kernel, [x], _resized(x, 1, 1), composite.output.dtype, name)
     kernel = pool.adaptive_avg_pool2d(
         (x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output, channels_last=x.behaves_channels_last
     )
@@ -72,9 +87,15 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
     x = state.nhwc(inputs[0])
     n, c, h, w = x.shape
     call = composite.call("relax.mean")
-    kernel = pool.spatial_mean((h, w), c, composite.output, channels_last=x.behaves_channels_last)
-    y = state.run(kernel, [x], Tensor(None, (n, c), "flat"), composite.output.dtype, name)
-    if not call.attrs.keepdims:
+    one_pixel = Tensor(None, (n, c, 1, 1), "NHWC", channels_last=x.channels_last)
+    if _is_qnnpack(state, composite):
+        kernel = pool.avg_pool2d_qnnpack(_whole_image(x), composite.output)
+        y = state.run(kernel, [x], one_pixel, composite.output.dtype, name)
+    else:
+        kernel = pool.spatial_mean((h, w), c, composite.output, channels_last=x.behaves_channels_last)
+        y = state.run(kernel, [x], Tensor(None, (n, c), "flat"), composite.output.dtype, name)
+    if call.attrs.keepdims == (y.layout == "NHWC"):
         return y
-    expr = state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr([n, 1, 1, c])))
-    return Tensor(expr, (n, c, 1, 1), "NHWC", channels_last=x.channels_last)
+    shape = [n, 1, 1, c] if call.attrs.keepdims else [n, c]
+    expr = state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(shape)))
+    return replace(one_pixel, expr=expr) if call.attrs.keepdims else Tensor(expr, (n, c), "flat")
