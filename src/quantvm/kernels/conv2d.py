@@ -8,7 +8,6 @@ Depthwise convolutions are in depthwise.py.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,102 +33,8 @@ from .builder import (
 )
 from .dot import DotProduct
 from .requantize import RequantizeEpilogue
+from .schedule import Conv2dShape, Schedule, choose_schedule
 from .staging import copy_flat, stage_rows
-
-
-@dataclass(frozen=True)
-class Conv2dShape:
-    """Geometry of a 2-d convolution for one image; `padding` is (top, left, bottom, right)."""
-
-    in_height: int
-    in_width: int
-    in_channels: int
-    out_channels: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-    @property
-    def out_height(self) -> int:
-        """Rows of the output."""
-        span = (self.kernel[0] - 1) * self.dilation[0] + 1
-        return (self.in_height + self.padding[0] + self.padding[2] - span) // self.stride[0] + 1
-
-    @property
-    def out_width(self) -> int:
-        """Columns of the output."""
-        span = (self.kernel[1] - 1) * self.dilation[1] + 1
-        return (self.in_width + self.padding[1] + self.padding[3] - span) // self.stride[1] + 1
-
-    @property
-    def reduction(self) -> int:
-        """Products summed into one output."""
-        return self.kernel[0] * self.kernel[1] * self.in_channels // self.groups
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds per image."""
-        return self.out_height * self.out_width * self.out_channels * self.reduction
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether each output pixel reads exactly its own input pixel."""
-        return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a convolution is cut: accumulators per tile, and tasks per image."""
-
-    pixels: int
-    vectors: int
-    row_tasks: int
-    channel_tasks: int
-
-
-VECTOR_REGISTERS = 32
-"""A tile's accumulators, one weight vector a column and one activation must fit, or LLVM spills."""
-
-
-def choose_schedule(shape: Conv2dShape, dot: DotProduct, threads: int, staged: bool) -> Schedule:
-    """Returns the schedule of least estimated cycles for one image on `threads` cores.
-
-    The model counts, per reduction step of a tile, the greater of multiply and load issue (two a cycle) and the
-    accumulation latency, plus the epilogue and the copying of staged rows; tasks run in rounds of `threads`.
-    """
-    group_vectors = ceil_div(shape.out_channels // shape.groups, LANES)
-    rows, width = (shape.out_height, shape.out_width)
-    steps = shape.kernel[0] * shape.kernel[1] * ceil_div(shape.in_channels // shape.groups, dot.k_step)
-    row_bytes = shape.in_width * shape.in_channels
-
-    def tile_cycles(pixels: int, vectors: int) -> float:
-        issue = max(pixels * vectors / 2, (pixels + vectors) / 2, 4.0)
-        return steps * issue + 5 * pixels * vectors + 12
-
-    def width_cycles(pixels: int, vectors: int, count: int) -> float:
-        rest = tile_cycles(count % pixels, vectors) if count % pixels else 0.0
-        return count // pixels * tile_cycles(pixels, vectors) + rest
-
-    best: tuple[float, Schedule] | None = None
-    for vectors in range(1, min(group_vectors, 6) + 1):
-        for pixels in range(1, min((VECTOR_REGISTERS - 1 - vectors) // vectors, max(width, 1)) + 1):
-            if dot.k_step == 1 and pixels * vectors > 16:
-                continue
-            blocks = [min(vectors, group_vectors - v) for v in range(0, group_vectors, vectors)]
-            for channel_tasks in {1, min(threads, len(blocks)), min(2 * threads, len(blocks))}:
-                for row_tasks in {1, min(threads, rows), min(2 * threads, rows), min(4 * threads, rows)}:
-                    task_rows, task_blocks = ceil_div(rows, row_tasks), ceil_div(len(blocks), channel_tasks)
-                    block_cycles = max(width_cycles(pixels, b, width) for b in blocks)
-                    cycles = task_rows * task_blocks * block_cycles * shape.groups + 500
-                    if staged:
-                        cycles += ((task_rows - 1) * shape.stride[0] + shape.kernel[0]) * row_bytes / 16
-                    total = cycles * ceil_div(row_tasks * channel_tasks, threads)
-                    if best is None or total < best[0]:
-                        best = (total, Schedule(pixels, vectors, row_tasks, channel_tasks))
-    assert best is not None
-    return best[1]
 
 
 def conv2d(
@@ -160,7 +65,7 @@ def conv2d(
     out_dtype = requantization.output.dtype
     original = shape
     if shape.is_pointwise and shape.in_height * shape.in_width > 1:
-        shape = _flatten_pixels(shape)
+        shape = shape.flattened()
     staged = any(shape.padding) or (shape.in_channels // shape.groups) % dot.k_step != 0
     if shape.out_height * shape.out_width == 1 and shape.is_pointwise and shape.groups == 1 and not staged:
         return linear(
@@ -168,9 +73,7 @@ def conv2d(
             threads=threads, x_dtype=x_dtype, spatial=True,
         )  # fmt: skip
     if schedule is None:
-        schedule = choose_schedule(_rows_for_schedule(shape), dot, threads, staged)
-    if shape is not original:
-        shape = _fold_pixels(shape, schedule)
+        schedule = choose_schedule(shape, dot, threads, staged)
     emitter = _ConvEmitter(shape, weight, input_zero_point, requantization, dot, schedule, x_dtype, staged)
     with prim_func() as builder:
         T.func_name("main")
@@ -186,24 +89,25 @@ def conv2d(
     return Kernel(f"conv2d_u8i8acc32_{dot.name}", builder.get(), emitter.constants, original.macs)
 
 
-def _flatten_pixels(shape: Conv2dShape) -> Conv2dShape:
-    """A pointwise convolution is a matrix product over all pixels: one row of H*W."""
-    return replace(shape, in_height=1, in_width=shape.in_height * shape.in_width)
+@dataclass(frozen=True)
+class _Span:
+    """The output pixels of one task: rows, and of each row a range of tiles; `last` guards the narrower last tile."""
+
+    first_row: Expr
+    rows: Expr
+    first_tile: Expr
+    tiles: Expr
+    last: Expr | None
 
 
-def _rows_for_schedule(shape: Conv2dShape) -> Conv2dShape:
-    """Lets the cost model cut a flattened row into as many pieces as it likes."""
-    if shape.is_pointwise and shape.in_height == 1 and shape.in_width >= 2 * LANES:
-        for rows in (8, 7, 6, 5, 4, 3, 2):
-            if shape.in_width % rows == 0:
-                return replace(shape, in_height=rows, in_width=shape.in_width // rows)
-    return shape
+@dataclass(frozen=True)
+class _Source:
+    """Where activations are read from: a flat buffer, the offset of the task's first window, and strides."""
 
-
-def _fold_pixels(shape: Conv2dShape, schedule: Schedule) -> Conv2dShape:
-    """Folds H*W pixels into `row_tasks` equal rows where they divide."""
-    rows = math.gcd(schedule.row_tasks, shape.in_width)
-    return replace(shape, in_height=rows, in_width=shape.in_width // rows)
+    buffer: Buffer
+    offset: Expr
+    row_stride: int
+    pixel_stride: int
 
 
 class _ConvEmitter:
@@ -244,48 +148,59 @@ class _ConvEmitter:
     def emit(self, n: Expr, x: Buffer, y: Buffer) -> None:
         shape, schedule = self.shape, self.schedule
         blocks = ceil_div(self.group_vectors, schedule.vectors)
-        channel_tasks = min(schedule.channel_tasks, blocks)
-        task_blocks = ceil_div(blocks, channel_tasks)
+        task_blocks = ceil_div(blocks, min(schedule.channel_tasks, blocks))
         channel_tasks = ceil_div(blocks, task_blocks)
-        task_rows = ceil_div(shape.out_height, min(schedule.row_tasks, shape.out_height))
-        row_tasks = ceil_div(shape.out_height, task_rows)
-        with T.parallel(0, n * (row_tasks * channel_tasks)) as task:
-            image = task // (row_tasks * channel_tasks)
-            row_task = task // channel_tasks % row_tasks
-            channel_task = task % channel_tasks
-            first_row = row_task * task_rows
-            rows = tirx.min(task_rows, shape.out_height - first_row) if shape.out_height % task_rows else task_rows
-            source = (
-                self._stage(x, image, first_row, rows, task_rows) if self.staged else self._direct(x, image, first_row)
-            )
+        pieces = self._row_tasks()
+        with T.parallel(0, n * (pieces * channel_tasks)) as task:
+            image = task // (pieces * channel_tasks)
+            span, task_rows = self._span(task // channel_tasks % pieces, pieces)
+            first_block = task % channel_tasks * task_blocks
+            source = self._stage(x, image, span, task_rows) if self.staged else self._direct(x, image, span)
             target = (y, image * (shape.out_height * shape.out_width * shape.out_channels))
             with T.serial(0, shape.groups) as group:
-                self._channel_blocks(
-                    source, target, group, channel_task * task_blocks, task_blocks, blocks, first_row, rows
-                )
+                self._channel_blocks(source, target, group, first_block, task_blocks, blocks, span)
 
-    # ---- where activations are read from: (buffer, offset of window origin row 0, row stride, pixel stride)
+    def _row_tasks(self) -> int:
+        """Number of pieces of equal size, the last one perhaps smaller, of the rows, or of one row's tiles."""
+        count = self._rows_to_cut()
+        return ceil_div(count, ceil_div(count, min(self.schedule.row_tasks, count)))
 
-    def _direct(self, x: Buffer, image: Expr, first_row: Expr) -> tuple[Buffer, Expr, int, int]:
+    def _rows_to_cut(self) -> int:
+        return (
+            self.shape.out_height if self.shape.out_height > 1 else ceil_div(self.shape.out_width, self.schedule.pixels)
+        )
+
+    def _span(self, piece: Expr, pieces: int) -> tuple[_Span, int]:
+        """Returns the pixels of a piece, and the greatest number of rows that a piece has."""
+        shape, pixels = self.shape, self.schedule.pixels
+        whole, has_rest = shape.out_width // pixels, shape.out_width % pixels != 0
+        size = ceil_div(self._rows_to_cut(), pieces)
+        first = piece * size
+        if shape.out_height > 1:
+            rows = tirx.min(size, shape.out_height - first) if shape.out_height % size else size
+            return _Span(first, rows, 0, whole, None), size
+        tiles = size if whole == pieces * size else tirx.max(tirx.min(size, whole - first), 0)
+        last = piece == pieces - 1 if has_rest and pieces > 1 else None
+        return _Span(0, 1, first, tiles, last), 1
+
+    def _direct(self, x: Buffer, image: Expr, span: _Span) -> _Source:
         shape = self.shape
         row_stride = shape.in_width * shape.in_channels
-        offset = (image * shape.in_height + first_row * shape.stride[0]) * row_stride
-        return x, offset, row_stride, shape.in_channels
+        offset = (image * shape.in_height + span.first_row * shape.stride[0]) * row_stride
+        return _Source(x, offset, row_stride, shape.in_channels)
 
-    def _stage(
-        self, x: Buffer, image: Expr, first_row: Expr, rows: Expr, task_rows: int
-    ) -> tuple[Buffer, Expr, int, int]:
+    def _stage(self, x: Buffer, image: Expr, span: _Span, task_rows: int) -> _Source:
         channels = self.scratch_channels
         scratch, row_stride = stage_rows(
-            self.shape, x, image, first_row, rows, task_rows, self.zero_point, self.x_dtype, channels
+            self.shape, x, image, span.first_row, span.rows, task_rows, self.zero_point, self.x_dtype, channels
         )
-        return scratch, tirx.const(0, "int32"), row_stride, channels
+        return _Source(scratch, tirx.const(0, "int32"), row_stride, channels)
 
     # ---- loops over output channels, rows and tiles
 
     def _channel_blocks(
-        self, source: tuple[Buffer, Expr, int, int], target: tuple[Buffer, Expr], group: Expr, first_block: Expr,
-        task_blocks: int, blocks: int, first_row: Expr, rows: Expr,
+        self, source: _Source, target: tuple[Buffer, Expr], group: Expr, first_block: Expr, task_blocks: int,
+        blocks: int, span: _Span,
     ) -> None:  # fmt: skip
         vectors, ragged = self.schedule.vectors, self.group_out % LANES
         last_vectors = self.group_vectors - (blocks - 1) * vectors
@@ -295,7 +210,7 @@ class _ConvEmitter:
             block = first_block + step
 
             def body(count: int, last_lanes: int) -> None:
-                self._rows(source, target, group, block * vectors, count, last_lanes, first_row, rows)
+                self._rows(source, target, group, block * vectors, count, last_lanes, span)
 
             if uniform and blocks % task_blocks == 0:
                 body(vectors, LANES)
@@ -308,30 +223,32 @@ class _ConvEmitter:
                         body(last_vectors, ragged or LANES)
 
     def _rows(
-        self, source: tuple[Buffer, Expr, int, int], target: tuple[Buffer, Expr], group: Expr, vector: Expr, count: int,
-        last_lanes: int, first_row: Expr, rows: Expr,
+        self, source: _Source, target: tuple[Buffer, Expr], group: Expr, vector: Expr, count: int, last_lanes: int,
+        span: _Span,
     ) -> None:  # fmt: skip
         shape, pixels = self.shape, self.schedule.pixels
-        x, offset, row_stride, pixel_stride = source
         y, y_offset = target
-        with T.serial(0, rows) as row:
-            in_base = offset + row * (shape.stride[0] * row_stride) + group * self.group_in
-            out_base = y_offset + (first_row + row) * (shape.out_width * shape.out_channels) + group * self.group_out
+        with T.serial(0, span.rows) as row:
+            in_base = source.offset + row * (shape.stride[0] * source.row_stride) + group * self.group_in
+            out_row = (span.first_row + row) * (shape.out_width * shape.out_channels)
+            out_base = y_offset + out_row + group * self.group_out
 
             def tile(column: Expr, width: int) -> None:
-                at = in_base + column * (shape.stride[1] * pixel_stride)
-                acc = self._accumulate(x, at, row_stride, pixel_stride, group, vector, width, count)
+                at = in_base + column * (shape.stride[1] * source.pixel_stride)
+                acc = self._accumulate(source, at, group, vector, width, count)
                 self._write(y, out_base + column * shape.out_channels, acc, group, vector, width, count, last_lanes)
 
             if shape.out_width >= pixels:
-                with T.serial(0, shape.out_width // pixels) as column_block:
-                    tile(column_block * pixels, pixels)
-            if shape.out_width % pixels:
-                tile(tirx.const(shape.out_width // pixels * pixels, "int32"), shape.out_width % pixels)
+                with T.serial(0, span.tiles) as step:
+                    tile((span.first_tile + step) * pixels, pixels)
+            rest = shape.out_width % pixels
+            if rest and span.last is None:
+                tile(tirx.const(shape.out_width - rest, "int32"), rest)
+            elif rest:
+                with T.If(span.last), T.Then():
+                    tile(tirx.const(shape.out_width - rest, "int32"), rest)
 
-    def _accumulate(
-        self, x: Buffer, at: Expr, row_stride: int, pixel_stride: int, group: Expr, vector: Expr, width: int, count: int
-    ) -> list[Buffer]:
+    def _accumulate(self, source: _Source, at: Expr, group: Expr, vector: Expr, width: int, count: int) -> list[Buffer]:
         """Emits the reduction of one tile; accumulator i*count+j holds pixel i, output vector j."""
         shape, dot = self.shape, self.dot
         # One buffer a vector: TVM moves a larger one off the stack, and LLVM then keeps it in memory.
@@ -343,10 +260,13 @@ class _ConvEmitter:
                 T.buffer_store(acc[i * count + j], start, [ramp(0)])
         with T.serial(0, shape.kernel[0]) as kh, T.serial(0, shape.kernel[1]) as kw, T.serial(0, self.steps) as step:
             tap = (
-                at + kh * (shape.dilation[0] * row_stride) + kw * (shape.dilation[1] * pixel_stride) + step * dot.k_step
+                at
+                + kh * (shape.dilation[0] * source.row_stride)
+                + kw * (shape.dilation[1] * source.pixel_stride)
+                + step * dot.k_step
             )
             for i in range(width):
-                activation = dot.load_x(x, tap + i * (shape.stride[1] * pixel_stride))
+                activation = dot.load_x(source.buffer, tap + i * (shape.stride[1] * source.pixel_stride))
                 for j in range(count):
                     weights = self.w[packed_vector + j, kh, kw, step, ramp(0, dot.weight_bytes)]
                     total = acc[i * count + j]
@@ -433,7 +353,7 @@ class _LinearEmitter(_ConvEmitter):
         def rows(source: Buffer, stride: int, block: Expr, last_lanes: int) -> None:
             def tile(row: Expr, width: int) -> None:
                 acc = self._accumulate(
-                    source, row * stride, 0, stride, tirx.const(0, "int32"), block * vectors, width, vectors
+                    _Source(source, 0, 0, stride), row * stride, tirx.const(0, "int32"), block * vectors, width, vectors
                 )
                 at = row * self.shape.out_channels
                 self._write(y, at, acc, tirx.const(0, "int32"), block * vectors, width, vectors, last_lanes)

@@ -30,8 +30,8 @@ from .builder import (
     symbolic_batch,
     typed,
 )
-from .conv2d import Conv2dShape
 from .requantize import RequantizeEpilogue, padded_channels
+from .schedule import Conv2dShape
 from .staging import stage_rows
 
 _CHANNELS_PER_STEP = 2 * LANES

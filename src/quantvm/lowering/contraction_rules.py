@@ -9,8 +9,8 @@ import numpy as np
 
 from quantvm import numerics
 from quantvm.kernels import conv2d, depthwise
-from quantvm.kernels.conv2d import Conv2dShape
 from quantvm.kernels.dot import PORTABLE, DotProduct
+from quantvm.kernels.schedule import Conv2dShape
 from quantvm.numerics import QuantParams
 
 from .composite import Composite, constant_value, is_call

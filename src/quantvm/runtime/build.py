@@ -9,7 +9,7 @@ from quantvm.errors import ConfigError
 from quantvm.progress import SILENT, Progress
 
 from .artifact import Artifact, CompileReport
-from .target import parse_target
+from .target import parse_target, target_text
 
 
 def compile_model(
@@ -70,7 +70,7 @@ def compile_model(
             compile_s=compile_s,
             int8_mac_share=report.int8_mac_share,
             float_ops=report.float_ops,
-            target=str(tvm_target),
+            target=target_text(tvm_target),
             kernels=report.kernels,
             engine=report.engine,
             numerics=numerics,

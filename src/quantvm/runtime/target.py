@@ -64,7 +64,17 @@ def host_target() -> str:
     """Returns the TVM target of this machine, e.g. `llvm -mcpu=znver5`."""
     from quantvm.tvm_compat import native_target
 
-    return f"llvm -mcpu={native_target().attrs['mcpu']}"
+    return target_text(native_target())
+
+
+def target_text(target: Any) -> str:
+    """Returns a TVM target as `parse_target` takes it."""
+    parts = [str(target.kind.name)]
+    for name in ("mtriple", "mcpu", "mattr"):
+        value = target.attrs.get(name) if hasattr(target.attrs, "get") else None
+        if value:
+            parts.append(f"-{name}={value if isinstance(value, str) else ','.join(str(v) for v in value)}")
+    return " ".join(parts)
 
 
 def parse_target(text: str) -> Any:
