@@ -1,0 +1,85 @@
+"""Random quantized networks give the same bits in PyTorch and compiled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from quantvm.runtime import compile as compile_model
+
+from .random_network import Plan, RandomNetwork, plans
+
+QUICK = settings(
+    max_examples=200,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+NIGHTLY = settings(QUICK, max_examples=2000, derandomize=False)
+
+
+@pytest.fixture(autouse=True)
+def _torch_state():
+    """Where PyTorch's scalar tails lie depends on its thread count, and its arithmetic on the engine."""
+    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
+    torch.set_num_threads(1)
+    torch.backends.quantized.engine = "fbgemm"
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.quantized.engine = engine
+
+
+@pytest.fixture
+def _nightly(request):
+    if "nightly" not in (request.config.getoption("markexpr") or ""):
+        pytest.skip("a long search; run with -m nightly")
+
+
+def assert_same_bits(plan: Plan, threads: int = 1, batches: tuple[int, ...] = (1, 3)) -> None:
+    """Compiles the plan's network and compares it with PyTorch on batches of both sizes."""
+    network = RandomNetwork(plan)
+    artifact = compile_model(network, network.sample(1, 0), engine="fbgemm", threads=threads)
+    for batch in batches:
+        x = network.sample(batch, plan.seed + batch)
+        actual, expected = artifact(x), network(x)
+        if not plan.returns_all:
+            actual, expected = (actual,), (expected,)
+        if all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True)):
+            continue
+        if plan.returns_all:
+            pytest.fail(first_difference(plan, actual, expected, batch))
+        assert_same_bits(replace(plan, returns_all=True), threads, (batch,))
+        pytest.fail(f"batch {batch}: the output differs, but no intermediate where all are returned; {plan}")
+
+
+def first_difference(plan: Plan, actual: tuple, expected: tuple, batch: int) -> str:
+    """Returns which intermediate differs first, and how."""
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        if a.shape != e.shape:
+            return f"value {index}: shape {tuple(a.shape)}, expected {tuple(e.shape)}; {plan}"
+        if not torch.equal(a, e):
+            step = "the quantized input" if index == 0 else plan.steps[index - 1]
+            wrong = (a != e).nonzero()
+            at = tuple(wrong[0].tolist())
+            return (
+                f"batch {batch}: value {index} ({step}) of shape {tuple(e.shape)} differs first: {len(wrong)} of {e.numel()} elements, "
+                f"at {at} got {a[at].item()!r}, expected {e[at].item()!r}; {plan}"
+            )
+    raise AssertionError("nothing differs")
+
+
+@QUICK
+@given(plans())
+def test_random_networks_have_torchs_bits(plan):
+    assert_same_bits(plan)
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("_nightly")
+@NIGHTLY
+@given(plans(max_steps=12))
+def test_many_random_networks_have_torchs_bits(plan):
+    assert_same_bits(plan)
