@@ -30,7 +30,9 @@ def target(request):
     return native_target() if chosen is None else tvm.target.Target(chosen)
 
 
-def run(kernel: Kernel, target: tvm.target.Target, *inputs: np.ndarray, out_shape: tuple, out_dtype="uint8") -> np.ndarray:
+def run(
+    kernel: Kernel, target: tvm.target.Target, *inputs: np.ndarray, out_shape: tuple, out_dtype="uint8"
+) -> np.ndarray:
     """Compiles `kernel`, calls it once and returns its output; bytes around the output must stay untouched."""
     library = tvm.compile(tvm.IRModule({"main": kernel.func}), target=target)
     out = tvm.runtime.tensor(np.zeros(out_shape, out_dtype))
@@ -47,5 +49,7 @@ def quantized(x_u8: np.ndarray, scale: float, zero_point: int, *, channels_last:
     """Returns an (N, C, H, W) quint8 tensor from NHWC integers, or any tensor from integers of another rank."""
     t = torch.from_numpy(x_u8)
     if x_u8.ndim == 4:
-        t = t.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        t = t.permute(0, 3, 1, 2).contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
     return torch._make_per_tensor_quantized_tensor(t, scale, zero_point)

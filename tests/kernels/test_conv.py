@@ -121,7 +121,7 @@ def test_other_engines_differ_in_the_epilogue_only(engine, per_channel):
 def test_depthwise_equals_torch(name, asymmetric, target):
     geometry = (*DEPTHWISE[name], DEPTHWISE[name][2])
     case = Case(geometry, asymmetric=asymmetric)
-    h, w, c, oc, kernel, stride, padding, dilation, groups = geometry
+    _, _, c, oc, kernel, stride, padding, dilation, groups = geometry
     saturates = numerics.fbgemm_depthwise_saturates(c, oc, groups, kernel, stride, padding, dilation)
     assert saturates == ("off the fast path" not in name)
     kernel_tir = depthwise.depthwise_conv2d(
@@ -146,7 +146,14 @@ def test_linear_equals_torch(features, batch):
     packed = Q.linear_prepack(qw, torch.from_numpy(bias))
     expected = Q.linear(quantized(x, input_q.scale, 44), packed, output_q.scale, 131).int_repr().numpy()
     r = numerics.requantization(
-        "fbgemm", "linear", input_q=input_q, weight_scales=scales, bias_f32=bias, output_q=output_q, relu=False, channels=out
+        "fbgemm",
+        "linear",
+        input_q=input_q,
+        weight_scales=scales,
+        bias_f32=bias,
+        output_q=output_q,
+        relu=False,
+        channels=out,
     )
     target = native_target()
     for dot in (select_dot(target), PORTABLE):

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from quantvm.kernels import concat, elementwise, quantize
-from quantvm.numerics import QuantParams, unary_tables
+from quantvm.numerics import QuantParams, qnnpack_add, qnnpack_table, unary_tables
 
 from .conftest import nhwc, quantized, run
 
@@ -17,7 +17,7 @@ PARAMS = [
     (0.0625, 0, 0.03125, 255, 0.125, 101),
     (2.0**-5, 128, 2.0**-6, 1, 2.0**-4, 0),
 ]
-SHAPES = [(1, 1, 1, 5), (2, 7, 7, 24), (3, 5, 6, 33), (1, 28, 28, 64)]
+SHAPES = [(1, 1, 1, 5), (3, 5, 6, 33), (1, 28, 28, 64)]
 
 
 def as_q(scale: float, zero_point: int) -> QuantParams:
@@ -66,9 +66,7 @@ def test_multiply_equals_torch(shape, params, broadcast, relu, target):
     so = float(np.float32(so * 0.5))
     a = codes(rng, shape)
     b = codes(rng, (shape[0], 1, 1, shape[3]) if broadcast else shape)
-    kernel = elementwise.multiply(
-        shape[1:], as_q(sa, za), as_q(sb, zb), as_q(so, zo), relu=relu, broadcast=broadcast
-    )
+    kernel = elementwise.multiply(shape[1:], as_q(sa, za), as_q(sb, zb), as_q(so, zo), relu=relu, broadcast=broadcast)
     op = Q.mul_relu if relu else Q.mul
     expected = nhwc(op(quantized(a, sa, za), quantized(b, sb, zb), so, zo))
     np.testing.assert_array_equal(run(kernel, target, a, b, out_shape=shape), expected)
@@ -76,7 +74,7 @@ def test_multiply_equals_torch(shape, params, broadcast, relu, target):
 
 @pytest.mark.parametrize("name", ["hardswish", "hardsigmoid", "leaky_relu", "sigmoid"])
 @pytest.mark.parametrize("params", PARAMS)
-@pytest.mark.parametrize("numel", [1, 63, 64, 333, 4096])
+@pytest.mark.parametrize("numel", [63, 333])
 def test_tables_equal_torch(name, params, numel, target):
     rng = np.random.default_rng(3)
     scale, zero_point, so, zo = float(np.float32(params[0])), params[1], float(np.float32(params[4])), params[5]
@@ -123,8 +121,48 @@ def test_quantize_and_dequantize_equal_torch(shape, scale, zero_point, target):
 def test_concat_equals_torch(channels, params, target):
     rng = np.random.default_rng(6)
     so, zo = float(np.float32(params[4])), params[5]
-    qps = [((so, zo), (float(np.float32(params[0])), params[1]), (float(np.float32(params[2])), params[3]))[i % 3] for i in range(len(channels))]
+    qps = [
+        ((so, zo), (float(np.float32(params[0])), params[1]), (float(np.float32(params[2])), params[3]))[i % 3]
+        for i in range(len(channels))
+    ]
     xs = [codes(rng, (2, 3, 4, c)) for c in channels]
     expected = nhwc(Q.cat([quantized(x, *qp) for x, qp in zip(xs, qps, strict=True)], 1, so, zo))
     kernel = concat.concat_nhwc((3, 4), channels, [as_q(*qp) for qp in qps], as_q(so, zo))
     np.testing.assert_array_equal(run(kernel, target, *xs, out_shape=(2, 3, 4, sum(channels))), expected)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("params", PARAMS)
+def test_qnnpack_add_equals_torch(params, relu, target):
+    torch.backends.quantized.engine = "qnnpack"
+    rng = np.random.default_rng(8)
+    sa, za, sb, zb, so, zo = (float(np.float32(v)) if i % 2 == 0 else v for i, v in enumerate(params))
+    shape = (2, 7, 5, 33)
+    a, b = codes(rng, shape), codes(rng, shape)
+    fixed = qnnpack_add(as_q(sa, za), as_q(sb, zb), as_q(so, zo))
+    kernel = elementwise.add_fixed_point(shape[1:], as_q(sa, za), as_q(sb, zb), as_q(so, zo), fixed, relu=relu)
+    op = Q.add_relu if relu else Q.add
+    expected = nhwc(op(quantized(a, sa, za), quantized(b, sb, zb), so, zo))
+    np.testing.assert_array_equal(run(kernel, target, a, b, out_shape=shape), expected)
+
+
+def test_qnnpack_add_refuses_scales_that_pytorch_refuses():
+    with pytest.raises(ValueError, match=r"outside of \[2\^-14, 2\^8\)"):
+        qnnpack_add(as_q(1.0, 0), as_q(1e-6, 0), as_q(1.0, 0))
+
+
+@pytest.mark.parametrize("name", ["hardswish", "hardsigmoid", "sigmoid"])
+@pytest.mark.parametrize("params", PARAMS)
+def test_qnnpack_tables_equal_torch(name, params):
+    torch.backends.quantized.engine = "qnnpack"
+    scale, zero_point, so, zo = float(np.float32(params[0])), params[1], float(np.float32(params[4])), params[5]
+    if name != "hardswish":
+        so, zo = 1 / 256, 0
+    qx = quantized(np.arange(256, dtype=np.uint8).reshape(1, 256), scale, zero_point)
+    ops = {
+        "hardswish": lambda: Q.hardswish(qx, so, zo),
+        "hardsigmoid": lambda: F.hardsigmoid(qx),
+        "sigmoid": lambda: torch.sigmoid(qx),
+    }
+    expected = ops[name]().int_repr().numpy()[0]
+    np.testing.assert_array_equal(qnnpack_table(name, as_q(scale, zero_point), as_q(so, zo)), expected)
