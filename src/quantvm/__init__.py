@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantvm.data import Dataset, Preprocessing, load_dataset
     from quantvm.errors import QuantvmError
+    from quantvm.evaluate.bench import bench
+    from quantvm.evaluate.bench_config import BenchConfig
     from quantvm.evaluate.benchmark import evaluate
     from quantvm.evaluate.config import RunConfig
     from quantvm.models import ModelSpec, get_model, list_models
     from quantvm.models.quantize import quantize
     from quantvm.models.weights import build_float_model, resolve_weights
+    from quantvm.report.bench_schema import BenchResult
     from quantvm.report.schema import RunResult
     from quantvm.runtime import Artifact, TorchRunner, TvmRunner, compile  # noqa: A004 - quantvm.compile is meant
 
 __all__ = [
     "Artifact",
+    "BenchConfig",
+    "BenchResult",
     "Dataset",
     "ModelSpec",
     "Preprocessing",
@@ -31,6 +36,7 @@ __all__ = [
     "TorchRunner",
     "TvmRunner",
     "__version__",
+    "bench",
     "build_float_model",
     "compile",
     "evaluate",
@@ -43,6 +49,8 @@ __all__ = [
 
 _HOME = {
     "Artifact": "quantvm.runtime",
+    "BenchConfig": "quantvm.evaluate.bench_config",
+    "BenchResult": "quantvm.report.bench_schema",
     "Dataset": "quantvm.data",
     "ModelSpec": "quantvm.models",
     "Preprocessing": "quantvm.data",
@@ -51,6 +59,7 @@ _HOME = {
     "RunResult": "quantvm.report.schema",
     "TorchRunner": "quantvm.runtime",
     "TvmRunner": "quantvm.runtime",
+    "bench": "quantvm.evaluate.bench",
     "build_float_model": "quantvm.models.weights",
     "compile": "quantvm.runtime",
     "get_model": "quantvm.models",

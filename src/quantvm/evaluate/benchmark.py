@@ -20,7 +20,7 @@ from quantvm.evaluate.plan import Entry, Plan, prepare
 from quantvm.evaluate.stages import Stages
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder
-from quantvm.report.schema import SCHEMA_VERSION, ModelRow, RunResult, RunRow, SampleRow
+from quantvm.report.schema import SCHEMA_VERSION, HeadRow, ModelRow, RunResult, RunRow, SampleRow
 
 if TYPE_CHECKING:
     from quantvm.models import ModelSpec
@@ -80,7 +80,7 @@ def evaluate(
     stages = stages or Stages()
     started_s = time.monotonic()
     plan = prepare(config, stages, progress)
-    run = _head(plan, stages, command)
+    run: RunRow = {**head(plan, stages, command), "models": []}
     folder = RunFolder(config.out) if config.out is not None else None
     try:
         logged = progress if folder is None else LoggedProgress(progress, folder)
@@ -90,7 +90,8 @@ def evaluate(
             folder.close()
 
 
-def _head(plan: Plan, stages: Stages, command: str) -> RunRow:
+def head(plan: Plan, stages: Stages, command: str) -> HeadRow:
+    """Returns what run.json and bench.json begin with."""
     dataset, calibration = plan.dataset, plan.calibration
     bad = [{"path": str(bad.path), "reason": bad.reason} for bad in (*dataset.bad, *calibration.bad)]
     return {
@@ -113,7 +114,6 @@ def _head(plan: Plan, stages: Stages, command: str) -> RunRow:
             "sha256": dataset.sha256,
             "notes": [*dataset.notes, *calibration.notes],
         },
-        "models": [],
     }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from quantvm.errors import ConfigError
 from quantvm.progress import Progress, Task
 from quantvm.report.samples import samples_bytes
-from quantvm.report.schema import RunResult, RunRow
+from quantvm.report.schema import HeadRow, RunResult
 from quantvm.report.text import markdown_report
 
 
@@ -27,8 +27,8 @@ def default_run_folder(parent: Path = Path("runs")) -> Path:
     return parent / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def run_json(run: RunRow) -> str:
-    """Returns the text of run.json."""
+def run_json(run: HeadRow) -> str:
+    """Returns the text of run.json, or of bench.json."""
     return json.dumps(run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -49,15 +49,16 @@ class RunFolder:
 
     def save(self, result: RunResult) -> None:
         """Writes run.json, samples.parquet and report.md; what was there before is replaced, file by file."""
-        self._write("samples.parquet", samples_bytes(result.samples))
-        self._write("report.md", markdown_report(result.run).encode())
-        self._write("run.json", run_json(result.run).encode())
+        self.write("samples.parquet", samples_bytes(result.samples))
+        self.write("report.md", markdown_report(result.run).encode())
+        self.write("run.json", run_json(result.run).encode())
 
     def close(self) -> None:
         """Closes the log."""
         self._log.close()
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
+        """Writes one file; no reader meets half of it."""
         partial = self.path / f".{name}.partial"
         partial.write_bytes(content)
         partial.replace(self.path / name)

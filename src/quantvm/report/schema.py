@@ -139,8 +139,8 @@ class EnvironmentRow(TypedDict):
     env: dict[str, str]
 
 
-class RunRow(TypedDict):
-    """All of run.json."""
+class HeadRow(TypedDict):
+    """What run.json and bench.json begin with."""
 
     schema_version: int
     command: str
@@ -151,6 +151,11 @@ class RunRow(TypedDict):
     environment: EnvironmentRow
     seed: int
     dataset: DatasetRow
+
+
+class RunRow(HeadRow):
+    """All of run.json."""
+
     models: list[ModelRow]
 
 

@@ -1,0 +1,117 @@
+"""What one benchmark of latency is asked to do: ``BenchConfig`` and its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantvm.evaluate.config import RunConfig
+from quantvm.evaluate.engines import ENGINES
+from quantvm.models.quantize import Engine, Scheme
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """The options of one benchmark of latency; ``quantvm bench`` has one of the same name for each field.
+
+    Attributes:
+        models: names of registered models; empty for every model whose weights can be had.
+        engines: names of engines; empty for all that are installed.
+        batch_sizes: images in one call; each is measured.
+        threads: of every engine; each number is measured. Empty for TVM_NUM_THREADS, or else the physical cores.
+        rounds: at least this many rounds through all engines.
+        seconds: at least so many seconds of calls of each engine.
+        weights: `auto`, `random`, or a folder that holds the official files.
+        data: a named data set or a folder, whose images are the input; None for the embedded sample.
+        calibration_data: a folder or `sample`; None for the data set's train part, or else a part of its images.
+        calibration_samples: how many images the quantized ranges are calibrated on, at most.
+        seed: of every random choice.
+        scheme: how PyTorch and TVM quantize weights: `per-channel` or `per-tensor`; the peers use their own way.
+        tvm_engine: the PyTorch engine whose bits TVM must give.
+        target: what TVM compiles for; `native` is this machine.
+        out: the run folder that is written; None to write nothing.
+    """
+
+    models: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = ()
+    rounds: int = 5
+    seconds: float = 2.0
+    weights: str = "auto"
+    data: str | None = None
+    calibration_data: str | None = None
+    calibration_samples: int = 64
+    seed: int = 0
+    scheme: Scheme = "per-channel"
+    tvm_engine: Engine = "fbgemm"
+    target: str = "native"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Takes what a caller in Python would naturally give: one value for a tuple, a path as text."""
+        for name in ("models", "engines", "batch_sizes", "threads"):
+            value = getattr(self, name)
+            values = (value,) if isinstance(value, str | int) else tuple(value)
+            object.__setattr__(self, name, tuple(dict.fromkeys(values)))
+        for name in ("data", "calibration_data", "weights"):
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        if isinstance(self.out, str):
+            object.__setattr__(self, "out", Path(self.out))
+
+    def run_config(self) -> RunConfig:
+        """Returns the options that choosing models, weights and images needs, as the main job has them."""
+        max_batch = max(self.batch_sizes, default=1)
+        return RunConfig(
+            models=self.models,
+            data=self.data,
+            calibration_data=self.calibration_data,
+            calibration_samples=self.calibration_samples,
+            # The images are input, and calibrate where nothing else does. All of a large set need not be read for it.
+            num_samples=None if self.data is None else max(max_batch, self.calibration_samples),
+            seed=self.seed,
+            weights=self.weights,
+            scheme=self.scheme,
+            engine=self.tvm_engine,
+            target=self.target,
+            batch_size=max_batch,
+            threads=max(self.threads, default=None),
+            out=self.out,
+        )
+
+    def problems(self) -> list[str]:
+        """Returns one sentence for every option of its own whose value cannot be; RunConfig knows the others."""
+        return list(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        unknown = [name for name in self.engines if name not in ENGINES]
+        if unknown:
+            yield f"engines: got '{', '.join(unknown)}', expected some of {', '.join(ENGINES)}"
+        if not self.batch_sizes:
+            yield "batch_sizes: got none, expected at least one"
+        for name in ("batch_sizes", "threads"):
+            wrong = [str(value) for value in getattr(self, name) if value < 1]
+            if wrong:
+                yield f"{name}: got {', '.join(wrong)}, expected at least 1"
+        if self.rounds < 1:
+            yield f"rounds: got {self.rounds}, expected at least 1"
+        if not (self.seconds > 0 and math.isfinite(self.seconds)):
+            yield f"seconds: got {self.seconds}, expected more than 0"
+        if self.weights == "torchvision-quantized":
+            yield (
+                "weights: got 'torchvision-quantized', expected float weights: every engine quantizes the same "
+                "float model"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the options as bench.json holds them."""
+        values = dataclasses.asdict(self)
+        values |= {name: list(getattr(self, name)) for name in ("models", "engines", "batch_sizes", "threads")}
+        values["out"] = None if self.out is None else str(self.out)
+        return values

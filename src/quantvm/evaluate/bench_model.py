@@ -1,0 +1,289 @@
+"""One model through all engines: files built, workers started, bits checked, and only then anything timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantvm.evaluate.bench_config import BenchConfig
+from quantvm.evaluate.bench_stages import BenchStages
+from quantvm.evaluate.engines import Job
+from quantvm.evaluate.latency import alternate, summarize
+from quantvm.evaluate.parity import OutputShapeError, check_outputs
+from quantvm.evaluate.workers import Worker, WorkerError
+from quantvm.report.bench_schema import BenchModelRow, EngineRow, EngineStatus
+
+if TYPE_CHECKING:
+    from quantvm.models import ModelSpec
+    from quantvm.report.schema import WeightsRow
+
+_MIN_CALLS = 5
+_WARM_UP_SECONDS = 0.3
+
+
+@dataclass
+class ModelBench:
+    """One model whose files lie in the job's folder.
+
+    Attributes:
+        spec: the model.
+        weights: where they came from.
+        engines: the names to measure.
+        missing: those among them that cannot run here, and why.
+        job: what the workers are for; engine and threads are put in here.
+        config: the options.
+        stages: the calls.
+        note: shows a line to the user.
+        log: keeps details of a failure.
+    """
+
+    spec: ModelSpec
+    weights: WeightsRow
+    engines: Sequence[str]
+    missing: dict[str, str]
+    job: Job
+    config: BenchConfig
+    stages: BenchStages
+    note: Callable[[str], None]
+    log: Callable[[str], None]
+    built: dict[str, dict[str, Any]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str | None:
+        """The engine whose bits TVM must give; measured only if it is asked for."""
+        return f"torch_{self.config.tvm_engine}" if "tvm" in self.engines else None
+
+    def go(self, threads: Sequence[int]) -> Iterator[BenchModelRow]:
+        """Yields a row for each thread count and batch size, as soon as it is final."""
+        self._build(max(threads))
+        for count in threads:
+            yield from self._measure(count)
+
+    def _names(self) -> list[str]:
+        """Returns the engines to start, the reference before TVM."""
+        first = [self.reference] if self.reference else []
+        return [*first, *(name for name in self.engines if name not in first and name not in self.missing)]
+
+    def _build(self, threads: int) -> None:
+        for name in self._names():
+            try:
+                worker = self.stages.start_worker(replace(self.job, engine=name, threads=threads))
+                try:
+                    self.built[name] = worker.request("build")
+                finally:
+                    worker.close()
+            except WorkerError as error:
+                self.broken[name] = self._told(name, "build", error)
+
+    def _measure(self, threads: int) -> Iterator[BenchModelRow]:
+        with ExitStack() as stack:
+            session = _Session(self, threads)
+            for name in self._names():
+                session.start(name, stack)
+            for batch in self.config.batch_sizes:
+                session.check(batch)
+            for batch in self.config.batch_sizes:
+                session.time(batch)
+                row = session.row(batch)
+                self.note(_outcome(row))
+                yield row
+
+    def _told(self, engine: str, what: str, error: WorkerError) -> str:
+        """Returns why an engine failed, having logged the details."""
+        self.log(f"{self.spec.name}, {engine}, {what}: {error}\n{error.details}")
+        self.note(f"{self.spec.title}: {engine} failed at {what}: {error}")
+        return " ".join(f"{what}: {error}".split())
+
+
+class _Session:
+    """The workers of one model and thread count, all alive, of which one at a time does anything."""
+
+    def __init__(self, bench: ModelBench, threads: int) -> None:
+        self._bench, self._threads = bench, threads
+        self._workers: dict[str, Worker] = {}
+        self._rows: dict[tuple[str, int], EngineRow] = {}
+
+    def start(self, name: str, stack: ExitStack) -> None:
+        """Starts an engine and loads it for every batch size; saves the outputs of each first call."""
+        bench = self._bench
+        facts = bench.built.get(name, {})
+        for batch in bench.config.batch_sizes:
+            self._rows[name, batch] = engine_row(facts)
+        if name in bench.broken:
+            self._fail(name, "error", bench.broken[name])
+            return
+        bench.note(f"{bench.spec.title}, threads {self._threads}: {name} loads")
+        batch = bench.config.batch_sizes[0]
+        try:
+            worker = bench.stages.start_worker(self._job(name))
+            stack.callback(worker.close)
+            self._workers[name] = worker
+            for batch in bench.config.batch_sizes:
+                self._rows[name, batch].update(worker.request("load", batch=batch))  # type: ignore[typeddict-item]
+        except WorkerError as error:
+            self._fail(name, "error", bench._told(name, f"load of batch {batch}", error))
+
+    def check(self, batch: int) -> None:
+        """Compares all outputs with the float model's, and TVM's bits with the reference's; wrong ones get no time."""
+        float_f32 = np.load(self._bench.job.float_output_path)[:batch]
+        outputs = {}
+        for (name, of_batch), row in self._rows.items():
+            if of_batch != batch or row["status"] != "measured":
+                continue
+            try:
+                outputs[name] = check_outputs(name, np.load(self._job(name).output_path(batch)), batch)
+                row["cosine_to_float"] = _cosine(outputs[name], float_f32)
+            except (OutputShapeError, ValueError) as error:
+                self._fail(name, "failed", str(error), batch)
+        if "tvm" in outputs:
+            self._check_bits(outputs["tvm"], outputs.get(self._bench.reference or ""), batch)
+
+    def _check_bits(self, actual_f32: np.ndarray, expected_f32: np.ndarray | None, batch: int) -> None:
+        reference = self._bench.reference
+        if expected_f32 is None:
+            self._fail("tvm", "error", f"its outputs cannot be checked, for {reference} gave none", batch)
+            return
+        if actual_f32.shape != expected_f32.shape:
+            shapes = f"got {actual_f32.shape}, {reference} gives {expected_f32.shape}"
+            self._fail("tvm", "failed", f"wrong output shape: {shapes}", batch)
+            return
+        identical = actual_f32.view(np.uint32) == expected_f32.view(np.uint32)
+        row = self._rows["tvm", batch]
+        row["outputs_identical"], row["outputs_total"] = int(identical.sum()), identical.size
+        if not identical.all():
+            n = identical.size - int(identical.sum())
+            greatest = float(np.abs(actual_f32 - expected_f32).max())
+            reason = f"{n} of {identical.size} raw outputs differ from {reference}'s, by up to {greatest:.6g}: no time"
+            self._fail("tvm", "failed", reason, batch)
+
+    def time(self, batch: int) -> None:
+        """Times the engines that are in order, in rounds."""
+        bench, config = self._bench, self._bench.config
+        ready = [name for name in bench.engines if self._is_ready(name, batch)]
+        ready = [name for name in ready if self._ask(name, batch, "warm_up", seconds=_WARM_UP_SECONDS) is not None]
+
+        def measure(name: str, seconds: float) -> Sequence[float] | None:
+            found = self._ask(name, batch, "measure", seconds=seconds)
+            return None if found is None else found["samples_ms"]
+
+        rounds = alternate(ready, measure, min_rounds=config.rounds, min_seconds=config.seconds)
+        for name, rounds_ms in rounds.items():
+            row = self._rows[name, batch]
+            row.update(summarize(rounds_ms, batch))  # type: ignore[typeddict-item]
+            try:
+                row.update(self._workers[name].request("memory"))  # type: ignore[typeddict-item]
+            except WorkerError as error:
+                self._fail(name, "error", bench._told(name, "memory", error), batch)
+
+    def _is_ready(self, name: str, batch: int) -> bool:
+        row = self._rows.get((name, batch))
+        return row is not None and row["status"] == "measured"
+
+    def _ask(self, name: str, batch: int, operation: str, seconds: float) -> dict[str, Any] | None:
+        """Returns what a worker measured; None, with the reason in its row, if it failed."""
+        try:
+            return self._workers[name].request(operation, batch=batch, calls=_MIN_CALLS, seconds=seconds)
+        except WorkerError as error:
+            reason = self._bench._told(name, f"{operation.replace('_', ' ')} of batch {batch}", error)
+            self._fail(name, "error", reason, batch)
+            return None
+
+    def _fail(self, name: str, status: EngineStatus, reason: str, batch: int | None = None) -> None:
+        """Notes that an engine has no time, for one batch size or for all."""
+        for of_batch in self._bench.config.batch_sizes if batch is None else (batch,):
+            row = self._rows[name, of_batch]
+            row["status"], row["reason"] = status, reason
+
+    def _job(self, name: str) -> Job:
+        return replace(self._bench.job, engine=name, threads=self._threads)
+
+    def row(self, batch: int) -> BenchModelRow:
+        """Returns what was found for one batch size."""
+        bench = self._bench
+        engines: dict[str, EngineRow] = {}
+        for name in bench.engines:
+            if name in bench.missing:
+                engines[name] = engine_row({"status": "missing", "reason": bench.missing[name]})
+            else:
+                engines[name] = self._rows[name, batch]
+        return {
+            "name": bench.spec.name,
+            "title": bench.spec.title,
+            "batch": batch,
+            "threads": self._threads,
+            "weights": bench.weights,
+            "engines": engines,
+            "tvm_vs_best": tvm_vs_best(engines),
+        }
+
+
+def engine_row(known: dict[str, Any]) -> EngineRow:
+    """Returns a row that says `measured` until something goes wrong, with `known` in place of what is unknown."""
+    row: EngineRow = {
+        "status": "measured",
+        "reason": None,
+        "p50_ms": None,
+        "p90_ms": None,
+        "p99_ms": None,
+        "min_ms": None,
+        "n": 0,
+        "n_rounds": 0,
+        "round_p50_ms": [],
+        "images_per_s": None,
+        "spread": None,
+        "spread_warning": False,
+        "first_call_ms": None,
+        "build_s": None,
+        "import_s": None,
+        "compile_s": None,
+        "load_s": None,
+        "artifact_bytes": None,
+        "peak_rss_bytes": None,
+        "inference_peak_rss_bytes": None,
+        "outputs_identical": None,
+        "outputs_total": None,
+        "cosine_to_float": None,
+        "int8_mac_share": None,
+    }
+    return {**row, **known}  # type: ignore[typeddict-item]
+
+
+def tvm_vs_best(engines: dict[str, EngineRow]) -> float | None:
+    """Returns the p50 of the best other engine over TVM's: above 1, TVM is faster; None without either."""
+    p50_ms = {name: row["p50_ms"] for name, row in engines.items() if row["p50_ms"] is not None}
+    tvm_ms = p50_ms.pop("tvm", None)
+    return min(p50_ms.values()) / tvm_ms if tvm_ms and p50_ms else None
+
+
+def _cosine(actual_f32: np.ndarray, expected_f32: np.ndarray) -> float | None:
+    """Returns how alike the outputs are in direction, their means taken off; None if either is constant."""
+    actual, expected = (np.asarray(y - y.mean(), dtype=np.float64).ravel() for y in (actual_f32, expected_f32))
+    norm = float(np.linalg.norm(actual) * np.linalg.norm(expected))
+    return float(actual @ expected) / norm if norm > 0 and np.isfinite(norm) else None
+
+
+def _outcome(row: BenchModelRow) -> str:
+    times = [
+        f"{name} {found['p50_ms']:.2f} ms" if found["p50_ms"] else f"{name} {found['status']}"
+        for name, found in row["engines"].items()
+    ]
+    return f"{row['title']}, batch {row['batch']}, threads {row['threads']}: {', '.join(times)}"
+
+
+def model_job(folder: Path, spec: ModelSpec, config: BenchConfig) -> Job:
+    """Returns the job that all workers of a model share."""
+    return Job(
+        engine="",
+        model=spec.name,
+        folder=str(folder),
+        threads=1,
+        scheme=config.scheme,
+        tvm_engine=config.tvm_engine,
+        target=config.target,
+    )

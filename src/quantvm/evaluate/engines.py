@@ -1,0 +1,241 @@
+"""The engines that are measured, each as it runs inside of its own worker process.
+
+An engine builds a file from the float model and the calibration images, and loads it for a batch size. Both happen in
+processes of their own, so that what quantizing leaves behind is neither in the memory nor in the time of what is
+measured. To add an engine: write a class with ``build`` and ``load``, and list it in :data:`ENGINES`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""Maps a batch, (N, 3, H, W) float32 at a 64-byte boundary, to raw outputs, (N, classes) float32."""
+
+Facts = dict[str, Any]
+"""Fields of EngineRow."""
+
+CALIBRATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker process is for.
+
+    Attributes:
+        engine: a name of :data:`ENGINES`.
+        model: a name of the registry.
+        folder: holds the model's files, see the properties.
+        threads: the engine computes with.
+        scheme: `per-channel` or `per-tensor`, of PyTorch and TVM.
+        tvm_engine: the PyTorch engine whose bits TVM must give.
+        target: what TVM compiles for.
+    """
+
+    engine: str
+    model: str
+    folder: str
+    threads: int
+    scheme: str = "per-channel"
+    tvm_engine: str = "fbgemm"
+    target: str = "native"
+
+    @property
+    def float_model_path(self) -> Path:
+        """The float model's state dict."""
+        return Path(self.folder, "float.pth")
+
+    @property
+    def calibration_path(self) -> Path:
+        """(N, 3, H, W) float32, every calibration image."""
+        return Path(self.folder, "calibration.npy")
+
+    @property
+    def input_path(self) -> Path:
+        """(N, 3, H, W) float32, N the largest batch; a smaller batch is its first rows."""
+        return Path(self.folder, "input.npy")
+
+    @property
+    def float_output_path(self) -> Path:
+        """(N, classes) float32, what the float model answers to the input."""
+        return Path(self.folder, "float_output.npy")
+
+    def output_path(self, batch: int) -> Path:
+        """(batch, classes) float32, what the engine answered at its first call."""
+        return Path(self.folder, f"{self.engine}-{self.threads}-{batch}.npy")
+
+    def float_model(self) -> nn.Module:
+        """Returns the float model that every engine starts from."""
+        import torch
+
+        from quantvm.models import get_model
+
+        model = get_model(self.model).build()
+        model.load_state_dict(torch.load(self.float_model_path, weights_only=True))
+        return model.eval()
+
+    def calibration_batches(self) -> Iterator[np.ndarray]:
+        """Yields the calibration images in batches."""
+        images_f32 = np.load(self.calibration_path)
+        for start in range(0, len(images_f32), CALIBRATION_BATCH):
+            yield images_f32[start : start + CALIBRATION_BATCH]
+
+
+class Engine(Protocol):
+    """One way to run a model in int8."""
+
+    def __init__(self, job: Job) -> None: ...
+
+    def build(self) -> Facts:
+        """Writes the file that is loaded, and returns what is to be said of it."""
+        ...
+
+    def load(self, batch: int) -> tuple[Run, Facts]:
+        """Returns what runs a batch of that size, and what is to be said of loading it."""
+        ...
+
+
+@contextmanager
+def seconds(facts: Facts, name: str) -> Iterator[None]:
+    """Notes how long the block took under `name`."""
+    start_s = time.perf_counter()
+    yield
+    facts[name] = time.perf_counter() - start_s
+
+
+class TorchEngine:
+    """PyTorch: quantized in eager mode, then traced and frozen, which calls the same kernels with less overhead.
+
+    The file of the reference engine is also what TVM imports.
+    """
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        self._job, self._name = job, job.engine.removeprefix("torch_")
+        # Some operators choose their kernel by it, and a file is unpacked for it.
+        torch.backends.quantized.engine = self._name
+        torch.set_num_threads(job.threads)
+        self._frozen: Any = None
+
+    def build(self) -> Facts:
+        """Writes the TorchScript file."""
+        import torch
+
+        from quantvm.models.quantize import quantize
+        from quantvm.torch_compat import quiet
+
+        job = self._job
+        facts: Facts = {}
+        with seconds(facts, "build_s"), quiet(), torch.no_grad():
+            module = quantize(job.float_model(), job.calibration_batches(), scheme=job.scheme, engine=self._name)
+            example_f32 = torch.from_numpy(np.load(job.input_path)[:1])
+            torch.jit.trace(module, example_f32, check_trace=False).save(str(self._path))
+        return {**facts, "artifact_bytes": self._path.stat().st_size}
+
+    def load(self, batch: int) -> tuple[Run, Facts]:
+        """Returns the frozen module, which takes any batch size."""
+        import torch
+
+        from quantvm.torch_compat import quiet
+
+        facts: Facts = {}
+        if self._frozen is None:
+            with seconds(facts, "load_s"), quiet():
+                self._frozen = torch.jit.freeze(torch.jit.load(str(self._path)).eval())
+        frozen = self._frozen
+
+        def run(x_f32: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return frozen(torch.from_numpy(x_f32)).numpy()
+
+        return run, facts
+
+    @property
+    def _path(self) -> Path:
+        return torch_file(self._job.folder, self._name)
+
+
+def torch_file(folder: str, engine: str) -> Path:
+    """Returns where the quantized TorchScript of a PyTorch engine lies."""
+    return Path(folder, f"torch_{engine}.pt")
+
+
+class TvmEngine:
+    """quantvm's own int8 code."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._runner: Any = None
+
+    def build(self) -> Facts:
+        """Does nothing: TVM compiles where it runs, from the file of the reference engine."""
+        return {}
+
+    def load(self, batch: int) -> tuple[Run, Facts]:
+        """Returns the compiled model, which takes any batch size."""
+        if self._runner is not None:
+            return self._runner.run, {}
+        from quantvm import runtime
+
+        job = self._job
+        artifact = runtime.compile(
+            torch_file(job.folder, job.tvm_engine),
+            np.load(job.input_path)[:1],
+            engine=job.tvm_engine,
+            target=job.target,
+            threads=job.threads,
+        )
+        self._runner = runtime.TvmRunner(artifact, threads=job.threads)
+        report = artifact.report
+        return self._runner.run, {
+            "import_s": report.import_s,
+            "compile_s": report.compile_s,
+            "int8_mac_share": report.int8_mac_share,
+        }
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """Where an engine's class is, and the modules that it needs beside quantvm's own dependencies."""
+
+    home: str
+    modules: tuple[str, ...] = ()
+
+    def missing(self) -> tuple[str, ...]:
+        """Returns the modules that are not installed."""
+        return tuple(name for name in self.modules if importlib.util.find_spec(name) is None)
+
+
+_PEERS = "quantvm.evaluate.peer_engines"
+ENGINES: dict[str, EngineKind] = {
+    "tvm": EngineKind(f"{__name__}:TvmEngine"),
+    "torch_fbgemm": EngineKind(f"{__name__}:TorchEngine"),
+    "torch_x86": EngineKind(f"{__name__}:TorchEngine"),
+    "torch_onednn": EngineKind(f"{__name__}:TorchEngine"),
+    "onnxruntime": EngineKind(f"{_PEERS}:OnnxRuntimeEngine", ("onnx", "onnxruntime")),
+    "openvino": EngineKind(f"{_PEERS}:OpenVinoEngine", ("onnx", "openvino", "nncf")),
+}
+"""The engines by name, in the order of the reports."""
+
+
+def make_engine(job: Job) -> Engine:
+    """Returns the engine of a job, in the process that is to run it.
+
+    Of the reference that TVM must equal, a job may name any PyTorch engine, as `torch_qnnpack`.
+    """
+    kind = ENGINES.get(job.engine) or EngineKind(f"{__name__}:TorchEngine")
+    module, _, name = kind.home.partition(":")
+    return getattr(import_module(module), name)(job)

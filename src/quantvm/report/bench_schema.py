@@ -1,0 +1,128 @@
+"""What bench.json holds. Its head is that of run.json; ``None`` is "not known" or "not measured", never zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from quantvm.report.schema import (
+    EXIT_CHECK_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_MODELS_ERRORED,
+    EXIT_OK,
+    HeadRow,
+    WeightsRow,
+)
+
+EngineStatus = Literal["measured", "failed", "missing", "error"]
+
+
+class LatencyRow(TypedDict):
+    """Statistics of the duration of a call, in milliseconds, over all rounds."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    min_ms: float
+    n: int  # calls
+    n_rounds: int
+    round_p50_ms: list[float]  # the median of each round, in order: shows a drift
+    images_per_s: float  # from p50
+    spread: float  # interquartile range over median
+    spread_warning: bool
+
+
+class EngineRow(TypedDict):
+    """One engine on one model, batch size and thread count; times are None unless `status` is `measured`."""
+
+    status: EngineStatus  # failed: its outputs are wrong; missing: not installed
+    reason: str | None
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    min_ms: float | None
+    n: int
+    n_rounds: int
+    round_p50_ms: list[float]
+    images_per_s: float | None
+    spread: float | None
+    spread_warning: bool
+    first_call_ms: float | None
+    build_s: float | None  # quantizing and writing the file that is loaded
+    import_s: float | None  # TVM: from the torch program to Relax
+    compile_s: float | None  # TVM: from Relax to machine code
+    load_s: float | None
+    artifact_bytes: int | None  # of the file that is loaded
+    peak_rss_bytes: int | None  # of the worker process from its start: ru_maxrss
+    inference_peak_rss_bytes: int | None  # from the warm-up on
+    outputs_identical: int | None  # TVM: raw outputs with the same bits as the reference
+    outputs_total: int | None
+    cosine_to_float: float | None  # of all outputs with the float model's: a wildly wrong engine shows
+    int8_mac_share: float | None
+
+
+class BenchModelRow(TypedDict):
+    """All engines on one model, batch size and thread count."""
+
+    name: str
+    title: str
+    batch: int
+    threads: int
+    weights: WeightsRow
+    engines: dict[str, EngineRow]
+    tvm_vs_best: float | None  # p50 of the best other engine over TVM's: above 1, TVM is faster
+
+
+class SkippedRow(TypedDict):
+    """A model that was not measured at all."""
+
+    name: str
+    title: str
+    status: Literal["skipped", "error"]
+    reason: str
+    remedy: str | None
+
+
+class MeanRow(TypedDict):
+    """The geometric mean of `tvm_vs_best` over the models of one setting."""
+
+    batch: int
+    threads: int
+    n_models: int
+    tvm_vs_best: float | None
+
+
+class BenchRow(HeadRow):
+    """All of bench.json."""
+
+    reference: str | None  # the engine whose bits TVM must give; None: TVM is not among the engines
+    load_average: list[float]  # of the machine over the minute before the start, and before the end
+    models: list[BenchModelRow]
+    skipped: list[SkippedRow]
+    means: list[MeanRow]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What one benchmark of latency found: ``bench`` is bench.json."""
+
+    bench: BenchRow
+    named_engines: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The process exit code that says how it ended.
+
+        130 interrupted, 1 TVM gave wrong bits, 3 an engine or a model errored, or an engine that was named is missing,
+        else 0. A missing engine that nobody named is no error.
+        """
+        rows = [(name, row) for model in self.bench["models"] for name, row in model["engines"].items()]
+        if self.bench["interrupted"]:
+            return EXIT_INTERRUPTED
+        if any(row["status"] == "failed" for _, row in rows):
+            return EXIT_CHECK_FAILED
+        errored = any(row["status"] == "error" for _, row in rows)
+        missing = any(row["status"] == "missing" and name in self.named_engines for name, row in rows)
+        if errored or missing or any(model["status"] == "error" for model in self.bench["skipped"]):
+            return EXIT_MODELS_ERRORED
+        return EXIT_OK
