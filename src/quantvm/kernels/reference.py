@@ -1,0 +1,164 @@
+"""NumPy oracles of the kernels: slow, plain, exact. Each carries the name of its kernel with `_ref`.
+
+Activations are NHWC integers; arithmetic is in int64, and in float32 with one rounding per operation. The tests hold
+them against PyTorch's own operators, and the kernels against both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantvm.numerics import (
+    QuantParams,
+    Requantization,
+    dequantize_val,
+    dequantize_vec,
+    f32,
+    quantize_arr,
+    quantize_val,
+    quantize_vec,
+    reciprocal_f32,
+    reciprocal_f64,
+    requantize,
+    vectorised_cut,
+)
+
+from .pool import PoolShape
+from .schedule import Conv2dShape
+
+Integers = NDArray[np.int64]
+
+
+def _windows(shape: Conv2dShape, x: NDArray, zero_point: int) -> Integers:
+    """Returns (N, OH, OW, KH, KW, C): what each output pixel reads, the zero point outside of the image."""
+    top, left, bottom, right = shape.padding
+    padded = np.pad(
+        x.astype(np.int64), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=zero_point
+    )  # fmt: skip
+    taps = []
+    for kh in range(shape.kernel[0]):
+        for kw in range(shape.kernel[1]):
+            row, column = kh * shape.dilation[0], kw * shape.dilation[1]
+            rows = slice(row, row + shape.stride[0] * (shape.out_height - 1) + 1, shape.stride[0])
+            columns = slice(column, column + shape.stride[1] * (shape.out_width - 1) + 1, shape.stride[1])
+            taps.append(padded[:, rows, columns])
+    stacked = np.stack(taps, 3)
+    return stacked.reshape(*stacked.shape[:3], *shape.kernel, x.shape[-1])
+
+
+def conv2d_u8i8acc32_ref(
+    shape: Conv2dShape, x: NDArray, weight: NDArray, zero_point: int, requantization: Requantization
+) -> Integers:
+    """Returns the convolution of `conv2d`: requantize(sum (x - zx) * w).
+
+    Args:
+        shape: geometry.
+        x: (N, H, W, C) integers.
+        weight: (O, KH, KW, C/groups) integers, their zero point subtracted.
+        zero_point: of x, and what padding holds.
+        requantization: rule and per-channel vectors.
+    """
+    windows = _windows(shape, x, zero_point) - zero_point
+    group_in, group_out = shape.in_channels // shape.groups, shape.out_channels // shape.groups
+    parts = []
+    for g in range(shape.groups):
+        w = weight[g * group_out : (g + 1) * group_out].astype(np.int64)
+        parts.append(np.einsum("nhwabc,oabc->nhwo", windows[..., g * group_in : (g + 1) * group_in], w))
+    return requantize(np.concatenate(parts, -1), requantization)
+
+
+def depthwise_conv2d_u8i8acc32_ref(
+    shape: Conv2dShape, x: NDArray, weight: NDArray, weight_zero_points: NDArray, zero_point: int,
+    requantization: Requantization, *, saturate_pairs: bool,
+) -> Integers:  # fmt: skip
+    """Returns the convolution of `depthwise_conv2d`, pairs of products saturated to int16 if asked for.
+
+    Args:
+        shape: geometry; groups == in_channels.
+        x: (N, H, W, C) integers.
+        weight: (O, KH, KW, 1) int8.
+        weight_zero_points: (O,) integers.
+        zero_point: of x, and what padding holds.
+        requantization: rule and per-channel vectors.
+        saturate_pairs: whether sums of two products saturate, as in FBGEMM.
+    """
+    taps = shape.kernel[0] * shape.kernel[1]
+    windows = np.repeat(_windows(shape, x, zero_point), shape.out_channels // shape.in_channels, -1)
+    values = windows.reshape(*windows.shape[:3], taps, shape.out_channels)
+    w = weight.reshape(shape.out_channels, taps).T.astype(np.int64)
+    products = values * w
+    pairs = [products[..., i : i + 2, :].sum(-2) for i in range(0, taps, 2)]
+    acc = sum(np.clip(p, -32768, 32767) if saturate_pairs else p for p in pairs)
+    acc = acc - zero_point * w.sum(0) - weight_zero_points.astype(np.int64) * (values.sum(-2) - taps * zero_point)
+    return requantize(acc, requantization)
+
+
+def add_u8_ref(
+    a: NDArray, b: NDArray, a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int
+) -> Integers:
+    """Returns `add` of two equal shapes in memory order."""
+    main = np.add(dequantize_vec(a, a_q), dequantize_vec(b, b_q), dtype=f32)
+    tail = np.add(dequantize_val(a, a_q), dequantize_val(b, b_q), dtype=f32)
+    if relu:
+        main, tail = np.maximum(main, f32(0)), np.maximum(tail, f32(0))
+    vectorised = vectorised_cut(a.size, threads).reshape(a.shape)
+    return np.where(vectorised, quantize_vec(main, reciprocal_f32(out_q.scale), out_q), quantize_val(tail, out_q))
+
+
+def mul_u8_ref(
+    a: NDArray, b: NDArray, a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool
+) -> Integers:
+    """Returns `multiply` of two shapes that broadcast."""
+    product = (a.astype(np.int64) - a_q.zero_point) * (b.astype(np.int64) - b_q.zero_point)
+    scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
+    multiplier = np.multiply(scale, reciprocal_f32(out_q.scale), dtype=f32)
+    y = np.rint(np.multiply(product.astype(f32), multiplier, dtype=f32)).astype(np.int64) + out_q.zero_point
+    y = np.clip(y, out_q.quant_min, out_q.quant_max)
+    return np.maximum(y, out_q.zero_point) if relu else y
+
+
+def concat_nhwc_u8_ref(xs: Sequence[NDArray], inputs: Sequence[QuantParams], out_q: QuantParams) -> Integers:
+    """Returns `concat_nhwc`: along channels, each input requantized unless its parameters are the output's."""
+    parts = []
+    for x, q in zip(xs, inputs, strict=True):
+        if q == out_q:
+            parts.append(x.astype(np.int64))
+            continue
+        cut = x.shape[-1] // 8 * 8
+        main = quantize_vec(dequantize_vec(x[..., :cut], q), reciprocal_f64(out_q.scale), out_q)
+        parts += [main, quantize_val(dequantize_val(x[..., cut:], q), out_q)]
+    return np.concatenate(parts, -1)
+
+
+def max_pool2d_u8_ref(shape: PoolShape, x: NDArray) -> Integers:
+    """Returns `max_pool2d`: the integer maximum over each window, padding ignored."""
+    out = np.empty((x.shape[0], shape.out_height, shape.out_width, shape.channels), np.int64)
+    for i in range(shape.out_height):
+        for j in range(shape.out_width):
+            rows = [i * shape.stride[0] - shape.padding[0] + k * shape.dilation[0] for k in range(shape.kernel[0])]
+            columns = [j * shape.stride[1] - shape.padding[1] + k * shape.dilation[1] for k in range(shape.kernel[1])]
+            rows = [r for r in rows if 0 <= r < shape.in_height]
+            columns = [c for c in columns if 0 <= c < shape.in_width]
+            out[:, i, j] = x[:, rows][:, :, columns].max((1, 2))
+    return out
+
+
+def adaptive_avg_pool2d_u8_ref(x: NDArray, out_size: tuple[int, int], q: QuantParams) -> Integers:
+    """Returns `adaptive_avg_pool2d` of a channels-last tensor."""
+    n, height, width, channels = x.shape
+    out = np.empty((n, *out_size, channels), np.int64)
+    cut = channels // 8 * 8
+    for i in range(out_size[0]):
+        for j in range(out_size[1]):
+            rows = slice(i * height // out_size[0], -(-(i + 1) * height // out_size[0]))
+            columns = slice(j * width // out_size[1], -(-(j + 1) * width // out_size[1]))
+            window = x[:, rows, columns].astype(np.int64)
+            size = window.shape[1] * window.shape[2]
+            acc = (window.sum((1, 2)) - q.zero_point * size).astype(f32)
+            step = QuantParams(float(reciprocal_f32(np.divide(f32(1), f32(size), dtype=f32))), q.zero_point, q.dtype)
+            out[:, i, j, :cut] = quantize_arr(acc[:, :cut], step)
+            out[:, i, j, cut:] = quantize_val(acc[:, cut:], step)
+    return out
