@@ -6,6 +6,7 @@ on its own goes through `rounded`; an FMA that PyTorch performs is asked for wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,33 @@ def argument(name: str, shape: Sequence[Any], dtype: str) -> Buffer:
 def flat(buffer: Buffer, numel: Expr) -> Buffer:
     """Returns a one-dimensional view of a dense buffer."""
     return T.decl_buffer((numel,), buffer.dtype, data=buffer.data)
+
+
+@dataclass(frozen=True)
+class FlatFunction:
+    """An open PrimFunc over dense tensors of one shape, all seen as flat buffers in memory order."""
+
+    builder: IRBuilder
+    n: Expr
+    numel: Expr
+    inputs: list[Buffer]
+    constants: list[Buffer]
+    output: Buffer
+
+
+@contextmanager
+def flat_function(
+    item_shape: Sequence[int], in_dtypes: Sequence[str], out_dtype: str, constants: Sequence[np.ndarray] = ()
+) -> Iterator[FlatFunction]:
+    """Opens a PrimFunc with inputs and an output of shape (n, *item_shape), and one-dimensional constants."""
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        xs = [argument(f"x{i}", (n, *item_shape), dtype) for i, dtype in enumerate(in_dtypes)]
+        cs = [argument(f"c{i}", c.shape, str(c.dtype)) for i, c in enumerate(constants)]
+        y = argument("y", (n, *item_shape), out_dtype)
+        numel = n * math.prod(item_shape)
+        yield FlatFunction(builder, n, numel, [flat(x, numel) for x in xs], cs, flat(y, numel))
 
 
 def local(count: int, dtype: str) -> Buffer:

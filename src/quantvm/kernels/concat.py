@@ -8,7 +8,7 @@ import tvm.tirx.script.builder as T
 
 from quantvm.numerics import QuantParams, reciprocal_f64
 
-from .arithmetic import dequantize_val, dequantize_vec, quantize_arr, quantize_val, quantize_vec
+from .arithmetic import dequantize_val, dequantize_vec, quantize_val, quantize_vec
 from .builder import Expr, Kernel, argument, cast, flat, for_vectors, prim_func, ramp, symbolic_batch
 from .staging import copy_flat
 
@@ -63,25 +63,3 @@ def _requantize(
     for c in range(cut, channels):
         value = quantize_val(dequantize_val(x[source + c], q, 1), out_q, 1)
         T.buffer_store(y, cast(value, out_q.dtype, 1), [target + c])
-
-
-def requantize_arr(item_shape: Sequence[int], q: QuantParams, out_q: QuantParams) -> Kernel:
-    """Returns Q_ARR(D_VAL(x)) of (n, *item_shape): what `quantized::cat` does per input when one is contiguous."""
-    count = 1
-    for d in item_shape:
-        count *= d
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *item_shape), q.dtype)
-        y = argument("y", (n, *item_shape), out_q.dtype)
-        x_flat, y_flat = flat(x, n * count), flat(y, n * count)
-        with T.parallel(0, n) as image:
-
-            def emit(at: Expr, lanes: int) -> None:
-                index = ramp(image * count + at, lanes)
-                value = quantize_arr(dequantize_val(x_flat[index], q, lanes), out_q, lanes)
-                T.buffer_store(y_flat, cast(value, out_q.dtype, lanes), [index])
-
-            for_vectors(count, emit)
-    return Kernel("requantize_u8", builder.get())

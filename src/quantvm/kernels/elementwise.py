@@ -24,6 +24,7 @@ from .builder import (
     cast,
     clamp,
     flat,
+    flat_function,
     for_vectors,
     prim_func,
     ramp,
@@ -61,14 +62,8 @@ def add(
     Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead.
     Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13 run with `threads` threads, bit for bit.
     """
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        a = argument("a", (n, *item_shape), a_q.dtype)
-        b = argument("b", (n, *item_shape), b_q.dtype)
-        y = argument("y", (n, *item_shape), out_q.dtype)
-        numel = n * math.prod(item_shape)
-        a_flat, b_flat, y_flat = flat(a, numel), flat(b, numel), flat(y, numel)
+    with flat_function(item_shape, (a_q.dtype, b_q.dtype), out_q.dtype) as f:
+        a_flat, b_flat = f.inputs
 
         def emit(at: Expr, lanes: int, is_tail: bool) -> None:
             dequantize = dequantize_val if is_tail else dequantize_vec
@@ -79,10 +74,10 @@ def add(
                 value = quantize_val(total, out_q, lanes)
             else:
                 value = quantize_vec(total, reciprocal_f32(out_q.scale), out_q, lanes)
-            T.buffer_store(y_flat, cast(value, out_q.dtype, lanes), [index])
+            T.buffer_store(f.output, cast(value, out_q.dtype, lanes), [index])
 
-        _over_pieces(numel, threads, emit)
-    return Kernel("add_relu_u8" if relu else "add_u8", builder.get())
+        _over_pieces(f.numel, threads, emit)
+    return Kernel("add_relu_u8" if relu else "add_u8", f.builder.get())
 
 
 def add_fixed_point(
@@ -102,14 +97,8 @@ def add_fixed_point(
         has 22 bits and a centred byte 9.
     """
     low = max(out_q.quant_min, out_q.zero_point) if relu else out_q.quant_min
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        a = argument("a", (n, *item_shape), a_q.dtype)
-        b = argument("b", (n, *item_shape), b_q.dtype)
-        y = argument("y", (n, *item_shape), out_q.dtype)
-        numel = n * math.prod(item_shape)
-        a_flat, b_flat, y_flat = flat(a, numel), flat(b, numel), flat(y, numel)
+    with flat_function(item_shape, (a_q.dtype, b_q.dtype), out_q.dtype) as f:
+        a_flat, b_flat = f.inputs
 
         def emit(at: Expr, lanes: int, is_tail: bool) -> None:
             index = ramp(at, lanes)
@@ -127,10 +116,10 @@ def add_fixed_point(
             up = tirx.Select(rest > constant(half >> 1), constant(1), constant(0))
             value = (acc >> constant(fixed.shift)) + up + constant(out_q.zero_point)
             value = clamp(value, constant(low), constant(out_q.quant_max))
-            T.buffer_store(y_flat, cast(value, out_q.dtype, lanes), [index])
+            T.buffer_store(f.output, cast(value, out_q.dtype, lanes), [index])
 
-        _over_pieces(numel, _ANY_THREADS, emit)
-    return Kernel("add_relu_fixed_point_u8" if relu else "add_fixed_point_u8", builder.get())
+        _over_pieces(f.numel, _ANY_THREADS, emit)
+    return Kernel("add_relu_fixed_point_u8" if relu else "add_fixed_point_u8", f.builder.get())
 
 
 def multiply(
@@ -192,40 +181,27 @@ def table(
         name: what the table computes.
     """
     low = 0 if in_dtype == "uint8" else -128
-    one_table = np.array_equal(main, tail)
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *item_shape), in_dtype)
-        main_buffer = argument("main_table", (256,), str(main.dtype))
-        tail_buffer = None if one_table else argument("tail_table", (256,), str(tail.dtype))
-        y = argument("y", (n, *item_shape), str(main.dtype))
-        numel = n * math.prod(item_shape)
-        x_flat, y_flat = flat(x, numel), flat(y, numel)
+    tables = (main,) if np.array_equal(main, tail) else (main, tail)
+    with flat_function(item_shape, (in_dtype,), str(main.dtype), tables) as f:
+        (x,) = f.inputs
 
         def emit(at: Expr, lanes: int, is_tail: bool) -> None:
-            entries = tail_buffer if is_tail and tail_buffer is not None else main_buffer
+            entries = f.constants[-1 if is_tail else 0]
             for lane in range(lanes):
-                index = cast(x_flat[at + lane], "int32", 1) - low
-                T.buffer_store(y_flat, entries[index], [at + lane])
+                T.buffer_store(f.output, entries[cast(x[at + lane], "int32", 1) - low], [at + lane])
 
-        _over_pieces(numel, threads, emit)
-    return Kernel(f"{name}_table", builder.get(), (main,) if one_table else (main, tail))
+        _over_pieces(f.numel, threads, emit)
+    return Kernel(f"{name}_table", f.builder.get(), tables)
 
 
 def clamp_integers(item_shape: Sequence[int], low: int, high: int, dtype: str, name: str) -> Kernel:
     """Returns min(max(x, low), high) on the integers: relu, relu6, hardtanh, clamp with unchanged parameters."""
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *item_shape), dtype)
-        y = argument("y", (n, *item_shape), dtype)
-        numel = n * math.prod(item_shape)
-        x_flat, y_flat = flat(x, numel), flat(y, numel)
+    with flat_function(item_shape, (dtype,), dtype) as f:
+        (x,) = f.inputs
 
         def emit(at: Expr, lanes: int, is_tail: bool) -> None:
-            value = clamp(x_flat[ramp(at, lanes)], splat(low, lanes, dtype), splat(high, lanes, dtype))
-            T.buffer_store(y_flat, value, [ramp(at, lanes)])
+            value = clamp(x[ramp(at, lanes)], splat(low, lanes, dtype), splat(high, lanes, dtype))
+            T.buffer_store(f.output, value, [ramp(at, lanes)])
 
-        _over_pieces(numel, _ANY_THREADS, emit)
-    return Kernel(f"{name}_u8", builder.get())
+        _over_pieces(f.numel, _ANY_THREADS, emit)
+    return Kernel(f"{name}_u8", f.builder.get())

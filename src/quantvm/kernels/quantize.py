@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tvm.tirx.script.builder as T
 
@@ -16,6 +16,7 @@ from .builder import (
     argument,
     cast,
     flat,
+    flat_function,
     for_vectors,
     prim_func,
     ramp,
@@ -36,6 +37,15 @@ def quantize(item_shape: Sequence[int], q: QuantParams) -> Kernel:
 def dequantize(item_shape: Sequence[int], q: QuantParams) -> Kernel:
     """Returns `Tensor.dequantize` of (n, *item_shape) integers: fl(scale * (x - zero_point)), bit for bit."""
     return _flat_map("dequantize_u8", item_shape, q.dtype, "float32", lambda x, k: dequantize_val(x, q, k))
+
+
+def requantize_arr(item_shape: Sequence[int], q: QuantParams, out_q: QuantParams) -> Kernel:
+    """Returns Q_ARR(D_VAL(x)) of (n, *item_shape): what `quantized::cat` does per input when one is contiguous."""
+
+    def value(x: Expr, lanes: int) -> Expr:
+        return cast(quantize_arr(dequantize_val(x, q, lanes), out_q, lanes), out_q.dtype, lanes)
+
+    return _flat_map("requantize_u8", item_shape, q.dtype, out_q.dtype, value)
 
 
 def quantize_nchw_to_nhwc(channels: int, height: int, width: int, q: QuantParams) -> Kernel:
@@ -59,21 +69,19 @@ def quantize_nchw_to_nhwc(channels: int, height: int, width: int, q: QuantParams
     return Kernel("quantize_nchw_to_nhwc_u8", builder.get())
 
 
-def _flat_map(name: str, item_shape: Sequence[int], in_dtype: str, out_dtype: str, value: object) -> Kernel:
+def _flat_map(
+    name: str, item_shape: Sequence[int], in_dtype: str, out_dtype: str, value: Callable[[Expr, int], Expr]
+) -> Kernel:
     count = math.prod(item_shape)
     rows = item_shape[0] if len(item_shape) > 1 else 1
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *item_shape), in_dtype)
-        y = argument("y", (n, *item_shape), out_dtype)
-        x_flat, y_flat = flat(x, n * count), flat(y, n * count)
-        with T.parallel(0, n * rows) as row:
+    with flat_function(item_shape, (in_dtype,), out_dtype) as f:
+        (x,) = f.inputs
+        with T.parallel(0, f.n * rows) as row:
             base = row * (count // rows)
 
             def emit(at: Expr, lanes: int) -> None:
                 index = ramp(base + at, lanes)
-                T.buffer_store(y_flat, value(x_flat[index], lanes), [index])  # type: ignore[operator]
+                T.buffer_store(f.output, value(x[index], lanes), [index])
 
             for_vectors(count // rows, emit)
-    return Kernel(name, builder.get())
+    return Kernel(name, f.builder.get())

@@ -85,7 +85,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     for tensor, q in zip(tensors, params, strict=True):
         piece = state.logical(tensor)
         if q != output:
-            kernel = concat.requantize_arr(piece.item_shape, q, output)
+            kernel = quantize.requantize_arr(piece.item_shape, q, output)
             piece = state.run(kernel, [piece], piece, output.dtype, f"{name}_requantize")
         pieces.append(piece.expr)
     expr = state.builder.emit(relax.op.concat(pieces, axis), name)
