@@ -134,12 +134,10 @@ def output_params(rng: np.random.Generator, y_f32: torch.Tensor) -> tuple[float,
 
 def quantized_weight(rng: np.random.Generator, shape: tuple[int, ...], scheme: str) -> torch.Tensor:
     """Returns a qint8 weight over the full range: per tensor or per channel, symmetric or with zero points."""
-    integers = rng.integers(-LARGEST_WEIGHT - 1, LARGEST_WEIGHT + 1, shape).astype(np.int8)
+    integers = rng.integers(-LARGEST_WEIGHT - 1, LARGEST_WEIGHT + 1, shape)
     if rng.random() < 0.5:  # bell-shaped, as trained ones are
-        integers = np.clip(np.rint(rng.normal(0, LARGEST_WEIGHT / 4, shape)), -LARGEST_WEIGHT, LARGEST_WEIGHT).astype(
-            np.int8
-        )
-    values = torch.from_numpy(integers)
+        integers = np.clip(np.rint(rng.normal(0, LARGEST_WEIGHT / 4, shape)), -LARGEST_WEIGHT, LARGEST_WEIGHT)
+    values = torch.from_numpy(integers.astype(np.int8))
     count = 1 if "tensor" in scheme else shape[0]
     scales = rng.uniform(0.002, 0.02, count).astype(np.float32).astype(np.float64)
     zero_points = rng.integers(-20, 20, count) if "asymmetric" in scheme else np.zeros(count, np.int64)
@@ -154,12 +152,10 @@ def quantized_weight(rng: np.random.Generator, shape: tuple[int, ...], scheme: s
 def _set_weights(
     module: Any, rng: np.random.Generator, weight: torch.Tensor, has_bias: bool, float_output: Any
 ) -> nn.Module:
-    y_f32 = float_output(weight.dequantize(), None)
-    bias = (
-        torch.from_numpy(rng.normal(0, float(y_f32.std(correction=0)) / 2 + 1e-3, weight.shape[0]).astype(np.float32))
-        if has_bias
-        else None
-    )
+    bias = None
+    if has_bias:
+        spread = float(float_output(weight.dequantize(), None).std(correction=0)) / 2 + 1e-3
+        bias = torch.from_numpy(rng.normal(0, spread, weight.shape[0]).astype(np.float32))
     module.set_weight_bias(weight, bias)
     module.scale, module.zero_point = output_params(rng, float_output(weight.dequantize(), bias))
     return module
@@ -277,7 +273,6 @@ def _conv2d_step(draw: Any, at: int, shape: _Shape) -> tuple[Step, _Shape] | Non
 
 
 def _pool_step(draw: Any, at: int, shape: _Shape, op: str) -> tuple[Step, _Shape] | None:
-    c, h, w = shape
     kernel = draw(st.sampled_from([(2, 2), (3, 3), (3, 2), (1, 1)]))
     options = {
         "kernel_size": kernel, "stride": draw(st.sampled_from([(1, 1), (2, 2), (2, 1)])),
@@ -333,13 +328,11 @@ def _joining_step(draw: Any, op: str, at: int, shapes: list[_Shape]) -> tuple[St
 
 
 def _linear_step(draw: Any, at: int) -> Step:
-    scheme = draw(st.sampled_from(["per channel", "per tensor", "per tensor asymmetric"]))
-    features = draw(st.sampled_from([1, 10, 16, 35]))
-    return Step(
-        "linear",
-        (at,),
-        {"features": features, "bias": draw(st.booleans()), "relu": draw(st.booleans()), "scheme": scheme},
-    )
+    options = {
+        "features": draw(st.sampled_from([1, 10, 16, 35])), "bias": draw(st.booleans()), "relu": draw(st.booleans()),
+        "scheme": draw(st.sampled_from(["per channel", "per tensor", "per tensor asymmetric"])),
+    }  # fmt: skip
+    return Step("linear", (at,), options)
 
 
 _KINDS = (

@@ -65,8 +65,8 @@ def first_difference(plan: Plan, actual: tuple, expected: tuple, batch: int) -> 
             wrong = (a != e).nonzero()
             at = tuple(wrong[0].tolist())
             return (
-                f"batch {batch}: value {index} ({step}) of shape {tuple(e.shape)} differs first: {len(wrong)} of {e.numel()} elements, "
-                f"at {at} got {a[at].item()!r}, expected {e[at].item()!r}; {plan}"
+                f"batch {batch}: value {index} ({step}) of shape {tuple(e.shape)} differs first: {len(wrong)} of "
+                f"{e.numel()} elements, at {at} got {a[at].item()!r}, expected {e[at].item()!r}; {plan}"
             )
     raise AssertionError("nothing differs")
 

@@ -44,7 +44,7 @@ class QuantParams:
     dtype: Literal["uint8", "int8"] = "uint8"
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.scale) and f32(self.scale) > 0):
+        if not (0 < self.scale <= np.finfo(f32).max and f32(self.scale) > 0):
             raise ValueError(f"scale must be a positive, finite float32, got {self.scale}")
         if self.dtype not in ("uint8", "int8"):
             raise ValueError(f"dtype must be uint8 or int8, got {self.dtype}")
