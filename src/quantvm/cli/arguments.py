@@ -1,0 +1,49 @@
+"""What all commands do with their arguments, errors and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from quantvm.errors import QuantvmError
+from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_USAGE
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+QUANTIZATION = "Quantization and compilation"
+"""Heads the options of that kind in the help of every command that has them."""
+
+
+@contextmanager
+def errors_to_exit_codes() -> Iterator[None]:
+    """Prints an error that the user can act on, without a stack, and ends the process with its exit code."""
+    try:
+        yield
+    except QuantvmError as error:
+        typer.echo(f"quantvm: {error}", err=True)
+        raise typer.Exit(EXIT_USAGE) from error
+    except KeyboardInterrupt as interrupt:
+        typer.echo("quantvm: interrupted", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from interrupt
+
+
+def names_of(given: list[str] | None) -> tuple[str, ...]:
+    """Returns the names of a repeated option, each of which may hold several separated by commas."""
+    return tuple(name.strip() for names in given or () for name in names.split(",") if name.strip())
+
+
+def numbers_of(given: list[str] | None, option: str) -> tuple[int, ...]:
+    """Returns the whole numbers of a repeated option, each of which may hold several separated by commas."""
+    wrong = [name for name in names_of(given) if not name.isdecimal()]
+    if wrong:
+        raise typer.BadParameter(f"got '{', '.join(wrong)}', expected whole numbers", param_hint=option)
+    return tuple(int(name) for name in names_of(given))
+
+
+def print_result(value: object, lines: Iterable[str], as_json: bool) -> None:
+    """Prints the value as JSON, or the lines."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))

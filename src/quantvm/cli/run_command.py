@@ -1,0 +1,151 @@
+"""``quantvm run``: accuracy and parity."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantvm.cli.arguments import QUANTIZATION, errors_to_exit_codes, names_of
+
+_DATA = "Data"
+_CHECKS = "Checks and output"
+
+
+def run(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="A model to evaluate; repeat it, or separate names by commas. Without it: every model whose weights "
+            "can be had. See: quantvm list models.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|DIR|random|torchvision-quantized",
+            help="auto: an installed package, a cache, or a download. DIR: a folder with the official files. random: "
+            "seeded weights; accuracy then means nothing, parity and latency do.",
+        ),
+    ] = "auto",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="sample, imagenet-1k, imagenet-samples, imagenetv2 or imagenette; or a folder with val/<wnid>/ or "
+            "<wnid>/. Without it: sample.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    num_samples: Annotated[
+        int | None, typer.Option(metavar="N", help="Evaluate N images, a seeded choice.", rich_help_panel=_DATA)
+    ] = None,
+    calibration_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Images to calibrate on. Without it: the data's train part, or else a part of the evaluated images.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    calibration_samples: Annotated[
+        int, typer.Option(metavar="N", help="Calibrate on N images, or all there are.", rich_help_panel=_DATA)
+    ] = 1000,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of every random choice.", rich_help_panel=_DATA)] = 0,
+    class_map: Annotated[
+        str,
+        typer.Option(
+            metavar="wnid|sorted",
+            help="How folder names become classes: by ImageNet's table, or by their sorted order.",
+            rich_help_panel=_DATA,
+        ),
+    ] = "wnid",
+    on_bad_image: Annotated[
+        str,
+        typer.Option(
+            metavar="stop|skip",
+            help="Whether an unreadable image stops the run before it begins, or is left out and listed.",
+            rich_help_panel=_DATA,
+        ),
+    ] = "stop",
+    scheme: Annotated[
+        str,
+        typer.Option(metavar="per-channel|per-tensor", help="How weights are quantized.", rich_help_panel=QUANTIZATION),
+    ] = "per-channel",
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="fbgemm|x86|onednn|qnnpack",
+            help="The PyTorch engine whose int8 arithmetic is the reference.",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = "fbgemm",
+    numerics: Annotated[
+        str,
+        typer.Option(metavar="torch", help="torch: the same bits as the engine.", rich_help_panel=QUANTIZATION),
+    ] = "torch",
+    target: Annotated[
+        str,
+        typer.Option(metavar="TARGET", help="See: quantvm list targets.", rich_help_panel=QUANTIZATION),
+    ] = "native",
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Images in one call of a network.", rich_help_panel=QUANTIZATION)
+    ] = 8,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="T",
+            help="Of both engines. Without it: TVM_NUM_THREADS, or else the physical cores.",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
+    check_parity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact|lsb:N",
+            help="Exit 1 if raw outputs differ at all, or by more than N steps of the output's quantization.",
+            rich_help_panel=_CHECKS,
+        ),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Exit 1 if TVM's top-1 accuracy is below X percent.", rich_help_panel=_CHECKS),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run folder. Without it: runs/<time>-<id>.", rich_help_panel=_CHECKS),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print run.json instead of text.", rich_help_panel=_CHECKS)
+    ] = False,
+) -> None:
+    """Quantize, compile, and compare accuracy and raw outputs of PyTorch and TVM on real images.
+
+    Results go to stdout and, with one row for each image, into the run folder.
+
+    Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, 3 some models errored, 130 interrupted.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("model", "as_json", "out")}
+    with errors_to_exit_codes():
+        from quantvm.evaluate.benchmark import SILENT_OBSERVER, evaluate
+        from quantvm.evaluate.config import RunConfig
+        from quantvm.progress import progress_for_stderr
+        from quantvm.report.console import ConsolePrinter
+        from quantvm.report.run_folder import default_run_folder, run_json
+
+        config = RunConfig(models=names_of(model), out=out or default_run_folder(), **options)
+        printer = ConsolePrinter()
+        command = shlex.join(["quantvm", *sys.argv[1:]])
+        observer = SILENT_OBSERVER if as_json else printer
+        result = evaluate(config, progress=progress_for_stderr(), observer=observer, command=command)
+        if as_json:
+            typer.echo(run_json(result.run), nl=False)
+        else:
+            printer.on_end(result.run)
+        typer.echo(f"Results are in {config.out}", err=True)
+        raise typer.Exit(result.exit_code)
