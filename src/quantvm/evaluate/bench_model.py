@@ -174,12 +174,12 @@ class _Session:
 
         rounds = alternate(ready, measure, min_rounds=config.rounds, min_seconds=config.seconds)
         for name, rounds_ms in rounds.items():
-            row = self._rows[name, batch]
-            row.update(summarize(rounds_ms, batch))  # type: ignore[typeddict-item]
             try:
-                row.update(self._workers[name].request("memory"))  # type: ignore[typeddict-item]
+                memory = self._workers[name].request("memory")
             except WorkerError as error:
                 self._fail(name, "error", bench._told(name, "memory", error), batch)
+            else:
+                self._rows[name, batch].update({**summarize(rounds_ms, batch), **memory})  # type: ignore[typeddict-item]
 
     def _is_ready(self, name: str, batch: int) -> bool:
         row = self._rows.get((name, batch))

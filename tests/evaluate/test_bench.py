@@ -1,0 +1,196 @@
+"""The chain of a benchmark of latency, with workers that need no process."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from quantvm.errors import ConfigError, UnknownNameError
+from quantvm.evaluate.bench import bench
+from quantvm.evaluate.bench_config import BenchConfig
+from quantvm.evaluate.engines import ENGINES
+
+from .bench_fakes import MS, FakeBenchStages, failing
+
+
+def run(stages=None, **options):
+    return bench(stages=stages or FakeBenchStages(), **{"threads": 1, **options})
+
+
+def test_every_engine_has_a_row_and_tvm_is_compared_with_the_best():
+    found = run().bench
+    assert [model["name"] for model in found["models"]] == ["alpha", "beta"]
+    for model in found["models"]:
+        assert list(model["engines"]) == list(ENGINES)
+        assert {name: row["p50_ms"] for name, row in model["engines"].items()} == MS
+        assert model["tvm_vs_best"] == pytest.approx(2.5 / 2.0)
+    assert found["means"] == [{"batch": 1, "threads": 1, "n_models": 2, "tvm_vs_best": pytest.approx(1.25)}]
+    row = found["models"][0]["engines"]["tvm"]
+    assert (row["outputs_identical"], row["outputs_total"]) == (10, 10)
+    assert (row["build_s"], row["load_s"], row["first_call_ms"]) == (1.0, 0.5, 9.0)
+    assert (row["peak_rss_bytes"], row["inference_peak_rss_bytes"]) == (3 * 2**20, 2**20)
+    assert row["cosine_to_float"] == pytest.approx(1.0)
+
+
+def test_bits_are_checked_before_anything_is_timed_and_workers_end():
+    stages = FakeBenchStages()
+    run(stages, models="alpha", batch_sizes=(1, 2))
+    operations = [operation for *_, operation, _ in stages.asked]
+    assert operations.index("warm_up") > max(i for i, name in enumerate(operations) if name == "load")
+    assert not any(worker.open for worker in stages.workers)
+
+
+def test_rounds_alternate_between_engines():
+    stages = FakeBenchStages()
+    run(stages, models="alpha", engines=("tvm", "torch_x86"), rounds=3, seconds=0.1)
+    measured = [engine for _, engine, _, operation, _ in stages.asked if operation == "measure"]
+    assert measured == ["tvm", "torch_x86", "torch_x86", "tvm", "tvm", "torch_x86"]
+
+
+def test_the_reference_is_started_for_the_check_but_not_timed_unless_it_is_asked_for():
+    stages = FakeBenchStages()
+    found = run(stages, models="alpha", engines=("tvm", "openvino"), tvm_engine="x86").bench
+    assert list(found["models"][0]["engines"]) == ["tvm", "openvino"]
+    assert found["reference"] == "torch_x86"
+    assert next(engine for _, engine, _, operation, _ in stages.asked if operation == "load") == "torch_x86"
+    assert "torch_x86" not in {engine for _, engine, _, operation, _ in stages.asked if operation == "measure"}
+
+
+def test_a_sweep_has_a_row_for_each_setting():
+    found = run(models="alpha", batch_sizes=(1, 8), threads=(1, 2)).bench
+    settings = [(model["threads"], model["batch"]) for model in found["models"]]
+    assert settings == [(1, 1), (1, 8), (2, 1), (2, 8)]
+    assert [model["engines"]["tvm"]["p50_ms"] for model in found["models"]] == [2, 16, 1, 8]
+    assert found["models"][3]["engines"]["tvm"]["images_per_s"] == pytest.approx(1000)
+    assert [(mean["threads"], mean["batch"]) for mean in found["means"]] == settings
+
+
+def test_wrong_bits_get_no_time_and_exit_1():
+    def flip(y_f32):
+        y_f32[0, 3] = np.nextafter(y_f32[0, 3], np.float32(9))
+        return y_f32
+
+    stages = FakeBenchStages(trouble={"tvm": {"outputs": flip}})
+    result = run(stages, models="alpha")
+    assert result.exit_code == 1
+    row = result.bench["models"][0]["engines"]["tvm"]
+    assert (row["status"], row["p50_ms"], row["outputs_identical"]) == ("failed", None, 9)
+    assert "1 of 10 raw outputs differ from torch_fbgemm's" in row["reason"]
+    assert result.bench["models"][0]["tvm_vs_best"] is None
+    assert ("tvm", "measure") not in {(engine, operation) for _, engine, _, operation, _ in stages.asked}
+    assert result.bench["models"][0]["engines"]["openvino"]["p50_ms"] == 2.5
+
+
+def test_a_negative_zero_is_another_bit():
+    stages = FakeBenchStages(
+        trouble={"tvm": {"outputs": lambda y: y * np.float32(-0.0)}, "torch_fbgemm": {"outputs": lambda y: y * 0}}
+    )
+    assert run(stages, models="alpha").exit_code == 1
+
+
+@pytest.mark.parametrize("operation", ["build", "load", "warm_up", "measure", "memory"])
+def test_an_engine_that_fails_leaves_its_column_empty_and_the_others_go_on(operation):
+    result = run(FakeBenchStages(trouble={"openvino": {operation: failing()}}), models="alpha")
+    assert result.exit_code == 3
+    engines = result.bench["models"][0]["engines"]
+    assert engines["openvino"]["status"] == "error"
+    assert "engine on fire" in engines["openvino"]["reason"]
+    assert {name: row["p50_ms"] for name, row in engines.items() if name != "openvino"} == {
+        name: ms for name, ms in MS.items() if name != "openvino"
+    }
+
+
+def test_without_the_reference_tvm_gets_no_time():
+    result = run(FakeBenchStages(trouble={"torch_fbgemm": {"load": failing()}}), models="alpha")
+    assert result.exit_code == 3
+    row = result.bench["models"][0]["engines"]["tvm"]
+    assert (row["status"], row["p50_ms"]) == ("error", None)
+    assert "torch_fbgemm gave none" in row["reason"]
+
+
+def test_a_missing_engine_is_an_error_only_if_it_was_named():
+    missing = {"openvino": "not installed: openvino"}
+    result = run(FakeBenchStages(missing=missing), models="alpha")
+    assert result.exit_code == 0
+    row = result.bench["models"][0]["engines"]["openvino"]
+    assert (row["status"], row["reason"], row["p50_ms"]) == ("missing", "not installed: openvino", None)
+    assert run(FakeBenchStages(missing=missing), models="alpha", engines=("tvm", "openvino")).exit_code == 3
+    with pytest.raises(ConfigError, match="none of the engines can run"):
+        run(FakeBenchStages(missing=missing), engines="openvino")
+
+
+def test_a_model_that_fails_is_listed_and_the_others_go_on():
+    result = run(FakeBenchStages(broken_models=("alpha",)))
+    assert result.exit_code == 3
+    assert [model["name"] for model in result.bench["models"]] == ["beta"]
+    assert result.bench["skipped"][0]["reason"] == "RuntimeError: weights on fire"
+
+
+def test_models_without_weights_are_listed():
+    result = run(FakeBenchStages(unavailable=("beta",)))
+    assert result.exit_code == 0
+    assert [(model["name"], model["status"]) for model in result.bench["skipped"]] == [("beta", "skipped")]
+
+
+def test_an_interruption_keeps_what_was_done_and_ends_the_workers(tmp_path):
+    stages = FakeBenchStages(models=("alpha", "beta", "gamma"), trouble={"torch_x86": {}})
+    measure_of_beta = stages.trouble["torch_x86"]
+    original = stages.write_model
+
+    def write_model(spec, *others):
+        if spec.name == "beta":
+            measure_of_beta["measure"] = KeyboardInterrupt()
+        original(spec, *others)
+
+    stages.write_model = write_model
+    result = run(stages, out=tmp_path / "out")
+    assert result.exit_code == 130
+    saved = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert [model["name"] for model in saved["models"]] == ["alpha"]
+    assert [model["name"] for model in saved["skipped"]] == ["beta", "gamma"]
+    assert not any(worker.open for worker in stages.workers)
+
+
+def test_the_run_folder_holds_json_report_and_stacks(tmp_path):
+    stages = FakeBenchStages(trouble={"openvino": {"load": failing()}})
+    result = run(stages, models="alpha", out=tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert saved == result.bench
+    assert {"schema_version", "command", "config", "environment", "seed", "dataset"} <= set(saved)
+    assert saved["config"]["threads"] == [1]
+    assert saved["config"]["engines"] == list(ENGINES)
+    assert saved["load_average"] == [0.25, 0.25]
+    assert saved["environment"]["versions"]["onnxruntime"] == "1.2.3"
+    assert (tmp_path / "out" / "report.md").read_text().startswith("# Latency of int8 engines")
+    assert "the stack" in (tmp_path / "out" / "log.txt").read_text()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["bench.json", "log.txt", "report.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"engines": ("tvm", "tensorrt")}, "engines: got 'tensorrt'"),
+        ({"batch_sizes": (1, 0)}, "batch_sizes: got 0"),
+        ({"batch_sizes": ()}, "batch_sizes: got none"),
+        ({"threads": (-1,)}, "threads: got -1"),
+        ({"rounds": 0}, "rounds: got 0"),
+        ({"seconds": float("nan")}, "seconds: got nan"),
+        ({"seconds": 0}, "seconds: got 0"),
+        ({"weights": "torchvision-quantized"}, "expected float weights"),
+        ({"tvm_engine": "fbgem"}, "engine: got 'fbgem'"),
+        ({"models": ("delta",)}, "unknown model 'delta'"),
+    ],
+)
+def test_wrong_options_are_found_before_any_work(options, text):
+    stages = FakeBenchStages()
+    with pytest.raises((ConfigError, UnknownNameError), match=text):
+        run(stages, **options)
+    assert stages.workers == []
+
+
+def test_options_take_one_value_or_several_and_none_twice():
+    config = BenchConfig(models="alpha", engines="tvm", batch_sizes=8, threads=[2, 1, 2], out="there")
+    assert (config.models, config.engines, config.batch_sizes, config.threads) == (("alpha",), ("tvm",), (8,), (2, 1))
+    assert json.dumps(config.as_json())
