@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from quantvm.cli import app
 
+from .evaluate.bench_fakes import FakeBenchStages, failing
 from .evaluate.fakes import FakeStages, scores_of
 
 
@@ -138,6 +139,68 @@ def test_outputs_that_differ_are_seen_by_the_parity_check(cli):
     assert cli("run", stages=stages).exit_code == 0
     assert cli("run", "--check-parity", "lsb:4", stages=stages).exit_code == 0
     assert cli("run", "--check-parity", "lsb:3", stages=stages).exit_code == 1
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Returns a function that runs `quantvm bench` with fake stages in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
+
+    def run(*arguments, stages=FakeBenchStages):
+        monkeypatch.setattr("quantvm.evaluate.bench.BenchStages", stages)
+        return CliRunner().invoke(app, ["bench", *arguments])
+
+    return run
+
+
+def test_bench_prints_its_table_and_writes_a_run_folder(bench, tmp_path):
+    result = bench()
+    assert result.exit_code == 0, result.output
+    assert "| geometric mean |" in result.stdout
+    assert "loads" not in result.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "bench.json").is_file()
+    assert f"Results are in runs/{folder.name}" in result.stderr
+
+
+def test_every_option_of_bench_reaches_the_configuration(bench):
+    options = {
+        "rounds": 2,
+        "seconds": 0.5,
+        "weights": "random",
+        "data": "sample",
+        "calibration-data": "sample",
+        "calibration-samples": 12,
+        "seed": 7,
+        "scheme": "per-tensor",
+        "tvm-engine": "x86",
+        "target": "native",
+        "out": "there",
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    lists = ("--model", "beta,alpha", "--engines", "tvm", "--engines", "openvino", "--batch-size", "1,8")
+    result = bench("--json", *lists, "--threads", "1", "--threads", "2", *arguments)
+    config = json.loads(result.stdout)["config"]
+    assert config.pop("models") == ["beta", "alpha"]
+    assert config.pop("engines") == ["tvm", "openvino"]
+    assert config.pop("batch_sizes") == [1, 8]
+    assert config.pop("threads") == [1, 2]
+    assert config == {name.replace("-", "_"): value for name, value in options.items()}
+
+
+@pytest.mark.parametrize("arguments", [["--batch-size", "1,x"], ["--engines", "tensorrt"], ["--model", "gamma"]])
+def test_wrong_usage_of_bench_is_exit_2_without_a_run_folder(bench, tmp_path, arguments):
+    result = bench(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bench_exits_1_on_wrong_bits_and_3_on_an_engine_that_fails(bench):
+    wrong = {"tvm": {"outputs": lambda y: y + 1}}
+    assert bench(stages=lambda: FakeBenchStages(trouble=wrong)).exit_code == 1
+    assert bench(stages=lambda: FakeBenchStages(trouble={"openvino": {"load": failing()}})).exit_code == 3
 
 
 @pytest.mark.parametrize("what", ["models", "data", "ops", "targets"])

@@ -69,6 +69,7 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
         ("--help",),
         ("--version",),
         ("run", "--help"),
+        ("bench", "--help"),
         ("list", "models"),
         ("list", "data"),
         ("list", "ops"),
@@ -106,13 +107,14 @@ def test_every_command_and_option_has_help():
     check(typer.main.get_command(app), "quantvm")
 
 
-def test_the_readme_names_every_option_of_run():
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_the_readme_names_every_option(command):
     import typer.main
 
     from quantvm.cli import app
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    options = [option for p in typer.main.get_command(app).commands["run"].params for option in p.opts]
+    options = [option for p in typer.main.get_command(app).commands[command].params for option in p.opts]
     assert [option for option in options if option.startswith("--") and f"`{option}" not in text] == []
 
 

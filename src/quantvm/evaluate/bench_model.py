@@ -72,6 +72,7 @@ class ModelBench:
 
     def _build(self, threads: int) -> None:
         for name in self._names():
+            self.note(f"{self.spec.title}: {name} builds")
             try:
                 worker = self.stages.start_worker(replace(self.job, engine=name, threads=threads))
                 try:

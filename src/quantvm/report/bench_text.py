@@ -94,18 +94,25 @@ def _remarks(bench: BenchRow) -> list[str]:
                 settings_of.setdefault(f"{name}: {remark}", []).append(setting)
     n = len(bench["models"])
     lines = [f"- {remark}" + (f" [{'; '.join(of)}]" if len(of) < n else "") for remark, of in settings_of.items()]
-    noisy = [
-        f"{model['title']} {name} {100 * row['spread']:.0f} %"
-        for model in bench["models"]
-        for name, row in model["engines"].items()
-        if row["spread_warning"] and row["spread"] is not None
-    ]
-    if noisy:
-        lines.append(f"- ~ spread: half of the samples lie further apart than 10 % of the median: {', '.join(noisy)}")
+    lines += _spread_remarks(bench)
     for left in bench["skipped"]:
         remedy = f" {left['remedy']}" if left["remedy"] else ""
         lines.append(f"- {left['title']}, {left['status']}: {' '.join(left['reason'].split())}.{remedy}")
     return lines
+
+
+def _spread_remarks(bench: BenchRow) -> Iterator[str]:
+    """Yields how many measurements are too noisy, and the worst of them."""
+    rows = [(model, name, row) for model in bench["models"] for name, row in model["engines"].items()]
+    noisy = [(row["spread"] or 0, model, name) for model, name, row in rows if row["spread_warning"]]
+    if noisy:
+        spread, model, name = max(noisy, key=lambda item: item[0])
+        worst = f"{name} on {model['title']}, batch {model['batch']}, {_threads(model['threads'])}"
+        n = sum(row["p50_ms"] is not None for _, _, row in rows)
+        yield (
+            f"- ~ marks a noisy time, its interquartile range above 10 % of the median: {len(noisy)} of {n} are, most of "
+            f"all {worst} with {100 * spread:.0f} %. Something else may have used the cores"
+        )
 
 
 def _engine_remarks(row: EngineRow, random_weights: bool) -> Iterator[str]:
