@@ -73,6 +73,17 @@ def test_a_worker_builds_loads_measures_and_tells_its_memory(worker, toy):
     assert memory["inference_peak_rss_bytes"] is None or memory["inference_peak_rss_bytes"] > 2**20
 
 
+def test_the_memory_of_the_parent_is_not_the_workers(toy):
+    ballast = np.ones(2**27, dtype=np.uint8)  # 128 MiB that the system counts into a child until it is another program
+    worker = ProcessWorker(toy)
+    try:
+        worker.request("load", batch=1)
+        peak_bytes = worker.request("memory")["peak_rss_bytes"]
+    finally:
+        worker.close()
+    assert peak_bytes < ballast.nbytes if sys.platform == "linux" else peak_bytes > 0
+
+
 def test_an_engine_that_raises_is_told_and_the_process_lives_on(worker):
     with pytest.raises(WorkerError, match="RuntimeError: thirteen images") as caught:
         worker.request("load", batch=13)

@@ -53,7 +53,7 @@ class EngineRow(TypedDict):
     compile_s: float | None  # TVM: from Relax to machine code
     load_s: float | None
     artifact_bytes: int | None  # of the file that is loaded
-    peak_rss_bytes: int | None  # of the worker process from its start: ru_maxrss
+    peak_rss_bytes: int | None  # of the worker process from its start
     inference_peak_rss_bytes: int | None  # from the warm-up on
     outputs_identical: int | None  # TVM: raw outputs with the same bits as the reference
     outputs_total: int | None

@@ -110,8 +110,8 @@ def _spread_remarks(bench: BenchRow) -> Iterator[str]:
         worst = f"{name} on {model['title']}, batch {model['batch']}, {_threads(model['threads'])}"
         n = sum(row["p50_ms"] is not None for _, _, row in rows)
         yield (
-            f"- ~ marks a noisy time, its interquartile range above 10 % of the median: {len(noisy)} of {n} are, most of "
-            f"all {worst} with {100 * spread:.0f} %. Something else may have used the cores"
+            f"- ~ marks a noisy time, its interquartile range above 10 % of the median: {len(noisy)} of {n} are, most "
+            f"of all {worst} with {100 * spread:.0f} %. Something else may have used the cores"
         )
 
 
