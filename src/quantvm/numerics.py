@@ -120,7 +120,8 @@ def quantize_val(x_f32: Values, q: QuantParams) -> I64:
 
     Exactness: `at::native::quantize_val` and every scalar tail, bit for bit.
     """
-    scaled = np.multiply(x_f32, reciprocal_f32(q.scale), dtype=f32)
+    with np.errstate(over="ignore"):  # saturates, like any other large value
+        scaled = np.multiply(x_f32, reciprocal_f32(q.scale), dtype=f32)
     rounded = np.rint(np.add(scaled, f32(q.zero_point), dtype=f32).astype(f64))
     return np.clip(rounded, q.quant_min, q.quant_max).astype(i64)
 

@@ -49,7 +49,14 @@ class QdqBuilder:
         name = f"{name}_{hint}" if hint else name
         count = self._names.get(name, 0)
         self._names[name] = count + 1
-        return self._bb.emit(expr, name if not count else f"{name}_{count}")
+        var = self._bb.emit(expr, name if not count else f"{name}_{count}")
+        if getattr(var.ty, "shape", ()) is None:
+            operands = ", ".join(str(shape_of(x)) for x in expr.args if getattr(x.ty, "shape", None) is not None)
+            raise ModelImportError(
+                f"{expr.op.name.removeprefix('relax.')} at {self.where}: the shape of its result does not follow from "
+                f"{operands}; a dynamic batch cannot be broadcast against another dimension (batch='static' can)"
+            )
+        return var
 
     def real(self, x: Expr | QTensor) -> Expr:
         """Returns the float32 tensor: each quantized use gets a dequantize of its own."""

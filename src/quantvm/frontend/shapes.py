@@ -95,7 +95,9 @@ def squeeze(b: QdqBuilder, x: Any, dim: int | None = None) -> QTensor | Expr:
 @register_converter("aten::slice")
 def slice_(b: QdqBuilder, x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
     """Returns x[..., start:end:step, ...]; a whole dimension is x itself."""
-    size = shape_of(x)[dim]
+    shape = shape_of(x)
+    dim = _axis(dim, len(shape))
+    size = shape[dim]
     start, end = start or 0, _INT_MAX if end is None else end
     if start == 0 and end == _INT_MAX and step == 1:
         return x
@@ -139,9 +141,18 @@ def chunk(b: QdqBuilder, x: Any, chunks: int, dim: int = 0) -> list[Any]:
     return [slice_(b, x, dim, at, min(at + step, size)) for at in range(0, size, step)]
 
 
-@register_converter("aten::contiguous", "aten::clone", "aten::detach")
-def contiguous(b: QdqBuilder, x: Any, memory_format: Any = None) -> Any:
-    """Returns x: memory layouts are chosen by the lowering."""
+_CONTIGUOUS_FORMAT = 0  # torch.contiguous_format as TorchScript numbers it
+
+
+@register_converter("aten::contiguous")
+def contiguous(b: QdqBuilder, x: Any, memory_format: int = _CONTIGUOUS_FORMAT) -> Any:
+    """Returns x in PyTorch's default memory order, on which some of its formulas depend: a reshape to its own shape."""
+    return _reshaped(b, x, shape_of(x)) if memory_format == _CONTIGUOUS_FORMAT else x
+
+
+@register_converter("aten::clone", "aten::detach")
+def clone(b: QdqBuilder, x: Any, memory_format: int | None = None) -> Any:
+    """Returns x: nothing is written to in place."""
     return x
 
 

@@ -6,6 +6,7 @@ Quantization parameters and dtypes are propagated forward: TorchScript's value t
 from __future__ import annotations
 
 import collections
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from quantvm.numerics import ENGINES
 from quantvm.torch_compat import quiet
 
 from . import contractions, elementwise, pooling, shapes  # noqa: F401  (registers the converters)
+from .aliases import stale_reads
 from .builder import QdqBuilder, QTensor, constant
 from .registry import find_converter, supported_ops
 
@@ -70,6 +72,9 @@ def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.Sc
             raise ModelImportError(f"expected an nn.Module, a traced module or a path, got {type(model).__name__}")
         if model.training:
             raise ModelImportError("the model is in training mode; call model.eval() first")
+        # PyTorch's own quantized modules read their scale as a number, which is meant to be a constant
+        scale_readers = r"torch\.(ao\.nn\.quantized|_ops)"
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=scale_readers)
         with torch.no_grad():
             return torch.jit.trace(model, inputs, check_trace=False)
 
@@ -84,6 +89,10 @@ def _check_ops(graph: Any) -> None:
             f"the model holds {', '.join(fake)}: quantization-aware training that was not converted; "
             "call torch.ao.quantization.convert(model.eval()) first"
         )
+    if not any(k == "aten::quantize_per_tensor" or k.startswith("quantized::") for k in kinds):
+        raise ModelImportError(
+            "no quantized operator found: this is a float model; quantize it first (quantvm.quantize)"
+        )
     missing = [k for k in kinds if k not in ("prim::Constant", "prim::GetAttr") and find_converter(k) is None]
     if missing:
         rows = []
@@ -94,9 +103,11 @@ def _check_ops(graph: Any) -> None:
             f"{len(missing)} unsupported ops: {'; '.join(rows)}. Supported: `quantvm list ops` "
             f"({len(supported_ops())} ops). To add one: quantvm.frontend.registry"
         )
-    if not any(k == "aten::quantize_per_tensor" or k.startswith("quantized::") for k in kinds):
+    for write, read in stale_reads(graph):
         raise ModelImportError(
-            "no quantized operator found: this is a float model; quantize it first (quantvm.quantize)"
+            f"{write.kind()} at {_where(write) or 'graph'} ({_source(write)}) writes in place to a tensor that "
+            f"{read.kind()} at {_where(read) or 'graph'} ({_source(read)}) reads under another name; "
+            f"use {write.kind().removesuffix('_')}, which returns a new tensor"
         )
 
 
@@ -137,18 +148,18 @@ def _convert(
             builder = QdqBuilder(block_builder)
             for node in graph.nodes():
                 _convert_node(builder, node, values)
-            outputs = [_output(builder, values[v.debugName()]) for v in graph.outputs()]
-            flat = [o for group in outputs for o in (group if isinstance(group, list) else [group])]
+            flat = [o for v in graph.outputs() for o in _outputs(builder, values[v.debugName()])]
             result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
         block_builder.emit_func_output(result)
     return block_builder.get().with_attr(ENGINE_ATTR, engine)
 
 
-def _output(builder: QdqBuilder, value: Any) -> Any:
+def _outputs(builder: QdqBuilder, value: Any) -> list[Any]:
+    """Returns the float tensors of a result, nested lists and tuples flattened."""
     builder.where = "output"
-    if isinstance(value, list):
-        return [builder.real(v) for v in value]
-    return builder.real(value)
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _outputs(builder, item)]
+    return [builder.real(value)]
 
 
 def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     operands = composite.inputs(call)
     tensors, params = [inputs[i] for i, _ in operands], [q for _, q in operands]
     output, axis, rank = composite.output, int(call.attrs.axis), len(inputs[0].shape)
-    axis = axis + rank if axis < 0 else axis
+    # PyTorch takes its channels-last kernel for dim=1 and not for dim=-3
     if rank == 4 and axis == 1 and all(t.behaves_channels_last for t in tensors):
         tensors = [state.nhwc(t) for t in tensors]
         n, _, h, w = tensors[0].shape
@@ -88,6 +88,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
             kernel = quantize.requantize_arr(piece.item_shape, q, output)
             piece = state.run(kernel, [piece], piece, output.dtype, f"{name}_requantize")
         pieces.append(piece.expr)
+    axis = axis + rank if axis < 0 else axis
     expr = state.builder.emit(relax.op.concat(pieces, axis), name)
     shape = list(tensors[0].shape)
     shape[axis] = sum(t.shape[axis] for t in tensors)

@@ -113,7 +113,8 @@ def _binding(module: tvm.IRModule, state: Legalization, binding: Any, values: di
     function = module[value.op] if isinstance(getattr(value, "op", None), tvm.ir.GlobalVar) else None
     if function is not None and function.attrs and "Composite" in function.attrs:
         composite = Composite(function)
-        inputs = [values[argument] for argument in value.args]
+        # a composite of derived dynamic sizes, like 8*n, also takes these; its kernel does not
+        inputs = [values[argument] for argument in value.args if not isinstance(argument, relax.ShapeExpr)]
         return _RULES[composite.name](state, composite, inputs, binding.var.name)
     if isinstance(value, relax.Var):
         return values[value]

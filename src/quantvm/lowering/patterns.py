@@ -7,8 +7,9 @@ from itertools import product
 from typing import Any
 
 from tvm.relax.dpl import is_const, is_op, is_tuple, wildcard
+from tvm_ffi import structural_equal
 
-from .composite import constant_value
+from .composite import constant_value, static_shape
 
 Pattern = Any
 Check = Callable[[Any], bool]
@@ -40,11 +41,12 @@ def _contractions() -> Iterator[tuple[str, Pattern]]:
             yield name, _quantize(_relu(y) if has_relu else y)
 
 
-def _binary() -> Iterator[tuple[str, Pattern]]:
-    for name, op in (("add", "relax.add"), ("mul", "relax.multiply")):
+def _binary() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
+    for name, op, check in (("add", "relax.add", _equal_shapes), ("mul", "relax.multiply", _equal_shapes_or_gate)):
         for has_relu in (True, False):
-            y = is_op(op)(_dequantize(), _dequantize())
-            yield name, _quantize(_relu(y) if has_relu else y)
+            a, b = _dequantize(), _dequantize()
+            y = is_op(op)(a, b)
+            yield name, _quantize(_relu(y) if has_relu else y), {"a": a, "b": b}, check
 
 
 def _concat() -> Iterator[tuple[str, Pattern]]:
@@ -68,9 +70,8 @@ def _same_params() -> Iterator[tuple[str, Pattern, Pattern]]:
     for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"):
         x = _dequantize()
         yield name, _quantize(is_op(f"relax.nn.{name}")(x)), x
-    for name, op in (("mean", "relax.mean"), ("relu", "relax.nn.relu")):
-        x = _dequantize()
-        yield name, _quantize(is_op(op)(x)), x
+    x = _dequantize()
+    yield "relu", _quantize(is_op("relax.nn.relu")(x)), x
     x = _dequantize()
     yield "clip", _quantize(is_op("relax.clip")(x, wildcard(), wildcard())), x
 
@@ -82,6 +83,44 @@ def _keeps_params(context: Any) -> bool:
     return first == second
 
 
+def _spatial_mean() -> tuple[str, Pattern, dict[str, Pattern], Check]:
+    x = _dequantize()
+    mean = is_op("relax.mean")(x)
+    pattern = _quantize(mean)
+    return "mean", pattern, {"quantize": pattern, "dequantize": x, "mean": mean}, _is_spatial_mean
+
+
+def _is_spatial_mean(context: Any) -> bool:
+    call = context.annotated_expr["mean"]
+    rank = len(call.args[0].ty.shape)
+    axes = range(rank) if call.attrs.axis is None else (int(axis) % rank for axis in call.attrs.axis)
+    return rank == 4 and sorted(axes) == [2, 3] and _keeps_params(context)
+
+
+def _operand_shapes(context: Any) -> list[list[Any]]:
+    return [static_shape(context.annotated_expr[name]) for name in ("a", "b")]
+
+
+def _equal_shapes(context: Any) -> bool:
+    """Whether nothing is broadcast: where its scalar tails then lie follows from the shape alone."""
+    a, b = _operand_shapes(context)
+    return _same(a, b)
+
+
+def _equal_shapes_or_gate(context: Any) -> bool:
+    """Whether the shapes are equal, or one is (n, C, 1, 1) of the other: squeeze-and-excite."""
+    a, b = _operand_shapes(context)
+    gates = [[*shape[:2], 1, 1] for shape in (a, b)]
+    return _same(a, b) or (len(a) == len(b) == 4 and (_same(gates[0], b) or _same(gates[1], a)))
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(
+        x == y if isinstance(x, int) and isinstance(y, int) else structural_equal(x, y)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
 def _scalar_params(context: Any) -> bool:
     """Whether activations are quantized per tensor: only weights may be per channel."""
     return constant_value(context.matched_expr.args[1]).ndim == 0
@@ -89,11 +128,16 @@ def _scalar_params(context: Any) -> bool:
 
 def all_patterns() -> list[tuple]:
     """Returns (composite name, pattern, annotations, check) tuples for `relax.transform.FuseOpsByPattern`."""
-    rows: list[tuple] = []
-    for name, pattern in (*_contractions(), *_binary(), *_concat(), *_unary()):
-        rows.append((f"quantvm.{name}", pattern, {}, lambda context: True))
-    for name, pattern, dequantize in _same_params():
-        rows.append((f"quantvm.{name}", pattern, {"quantize": pattern, "dequantize": dequantize}, _keeps_params))
+
+    def anything(context: Any) -> bool:
+        return True
+
+    plain: list[tuple] = [(name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(), *_unary())]
+    kept = [
+        (name, pattern, {"quantize": pattern, "dequantize": dequantize}, _keeps_params)
+        for name, pattern, dequantize in _same_params()
+    ]
+    rows: list[tuple] = [(f"quantvm.{name}", *rest) for name, *rest in (*plain, *_binary(), *kept, _spatial_mean())]
     rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _scalar_params))
     rows.append(("quantvm.dequantize", _dequantize(), {}, _scalar_params))
     return rows

@@ -1,0 +1,53 @@
+"""Writes in place: converters return new values, which is the same thing only if nobody reads the old memory again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+_VIEWS = frozenset(
+    f"aten::{name}"
+    for name in (
+        "view", "reshape", "flatten", "transpose", "permute", "contiguous", "unsqueeze", "squeeze", "slice", "select",
+        "chunk", "detach", "dropout", "feature_dropout",
+    )
+) | {"prim::ListUnpack", "prim::ListConstruct", "prim::TupleConstruct", "prim::TupleUnpack"}  # fmt: skip
+"""Operators whose result may share memory with their first input; PyTorch copies in some cases only."""
+
+_WRITES = frozenset(
+    f"aten::{name}_" for name in ("relu", "relu6", "hardtanh", "hardsigmoid", "sigmoid", "clamp", "add", "mul")
+)
+
+
+Region = tuple[str, ...]
+"""A value whose memory it is, and which piece of it; one region overlaps another if it begins with it."""
+
+
+def stale_reads(graph: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields (write, read): a node that writes in place, and a later one that reads the same memory by an older name.
+
+    A traced graph gives the result of the write wherever the program read the very tensor that was written to. It does
+    not for a view of it that was taken before, nor for the tensor that it is a view of.
+    """
+    regions: dict[str, Region] = {}
+    made: dict[str, int] = {}
+    writes: list[tuple[int, Region, Any]] = []
+    for index, node in enumerate([*graph.nodes(), graph.return_node()]):
+        inputs, outputs = ([v.debugName() for v in values] for values in (node.inputs(), node.outputs()))
+        for name in inputs:
+            region = regions.get(name, (name,))
+            for written_at, written, write in writes:
+                if written_at > made.get(name, -1) and _overlap(region, written):
+                    yield write, node
+        made.update(dict.fromkeys(outputs, index))
+        if inputs and node.kind() in _VIEWS | _WRITES:
+            region = regions.get(inputs[0], (inputs[0],))
+            is_cut = node.kind() == "prim::ListUnpack"  # the pieces of a chunk share nothing
+            regions.update({name: (*region, name) if is_cut else region for name in outputs})
+        if node.kind() in _WRITES:
+            writes.append((index, region, node))
+
+
+def _overlap(a: Region, b: Region) -> bool:
+    shared = min(len(a), len(b))
+    return a[:shared] == b[:shared]
