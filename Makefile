@@ -24,8 +24,9 @@ install: $(STAMP) ## make .venv with everything in it
 bench: $(STAMP) ## the main job: quantize, compile, compare on the embedded sample images
 	$(BIN)/quantvm run $(ARGS)
 
+# Threads that wait must not spin: two test processes share the cores.
 test: $(STAMP) ## the test suite
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

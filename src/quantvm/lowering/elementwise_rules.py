@@ -6,7 +6,6 @@ import numpy as np
 from tvm import relax
 
 from quantvm import numerics
-from quantvm.errors import ModelImportError
 from quantvm.kernels import concat, elementwise, quantize
 from quantvm.numerics import QuantParams
 
@@ -100,8 +99,6 @@ def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor],
     """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))
     slope = float(composite.call("relax.nn.leakyrelu").attrs.alpha) if composite.has("relax.nn.leakyrelu") else 0.0
-    if composite.name in ("hardswish", "hardsigmoid"):
-        _check_gate(composite)
     if state.engine == "qnnpack" and composite.name != "leaky_relu" and q.dtype == "uint8":
         main = tail = numerics.qnnpack_table(composite.name, q, composite.output)
     else:
@@ -109,18 +106,6 @@ def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor],
     x = state.memory_order(inputs[0])
     kernel = elementwise.table(x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name)
     return state.run(kernel, [x], x, composite.output.dtype, name)
-
-
-def _check_gate(composite: Composite) -> None:
-    """The pattern matches any x*clip(x+a, b, c)/d; only 3, 0, 6, 6 is PyTorch's."""
-    clip = composite.call("relax.clip")
-    found = [
-        float(composite.call("relax.add").args[1].value.numpy()),
-        *_limits(clip),
-        float(composite.call("relax.divide").args[1].value.numpy()),
-    ]
-    if found != [3.0, 0.0, 6.0, 6.0]:
-        raise ModelImportError(f"{composite.name} with constants {found}, expected [3, 0, 6, 6]")
 
 
 def _limits(clip: object) -> tuple[float, float]:

@@ -55,14 +55,26 @@ def _concat() -> Iterator[tuple[str, Pattern]]:
 
 
 def _unary() -> Iterator[tuple[str, Pattern]]:
-    def gate(x: Pattern) -> Pattern:
-        return is_op("relax.clip")(is_op("relax.add")(x, is_const()), wildcard(), wildcard())
-
-    x = _dequantize()
-    yield "hardswish", _quantize(is_op("relax.divide")(is_op("relax.multiply")(x, gate(x)), is_const()))
-    yield "hardsigmoid", _quantize(is_op("relax.divide")(gate(_dequantize()), is_const()))
     yield "sigmoid", _quantize(is_op("relax.sigmoid")(_dequantize()))
     yield "leaky_relu", _quantize(is_op("relax.nn.leakyrelu")(_dequantize()))
+
+
+def _gated() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
+    """Hardswish and hardsigmoid, written out as they are in QDQ form."""
+    for name in ("hardswish", "hardsigmoid"):
+        x, shift, divisor = _dequantize(), is_const(), is_const()
+        clip = is_op("relax.clip")(is_op("relax.add")(x, shift), wildcard(), wildcard())
+        product = is_op("relax.multiply")(x, clip) if name == "hardswish" else clip
+        pattern = _quantize(is_op("relax.divide")(product, divisor))
+        yield name, pattern, {"shift": shift, "clip": clip, "divisor": divisor}, _is_gate
+
+
+def _is_gate(context: Any) -> bool:
+    """Whether the constants of clip(x + a, b, c) / d are PyTorch's 3, 0, 6 and 6."""
+    found = context.annotated_expr
+    low, high = (float(limit.value) for limit in found["clip"].args[1:3])
+    shift, divisor = (constant_value(found[name]) for name in ("shift", "divisor"))
+    return shift.size == divisor.size == 1 and (float(shift), low, high, float(divisor)) == (3.0, 0.0, 6.0, 6.0)
 
 
 def _same_params() -> Iterator[tuple[str, Pattern, Pattern]]:
@@ -78,9 +90,9 @@ def _same_params() -> Iterator[tuple[str, Pattern, Pattern]]:
 
 def _keeps_params(context: Any) -> bool:
     """Whether the island's dequantize and quantize have equal parameters."""
-    ends = [context.annotated_expr[end] for end in ("quantize", "dequantize")]
-    first, second = ([constant_value(argument).tolist() for argument in call.args[1:3]] for call in ends)
-    return first == second
+    quantize, dequantize = (context.annotated_expr[end] for end in ("quantize", "dequantize"))
+    first, second = ([constant_value(v).tolist() for v in call.args[1:3]] for call in (quantize, dequantize))
+    return first == second and quantize.ty.dtype == dequantize.args[0].ty.dtype
 
 
 def _spatial_mean() -> tuple[str, Pattern, dict[str, Pattern], Check]:
@@ -137,7 +149,9 @@ def all_patterns() -> list[tuple]:
         (name, pattern, {"quantize": pattern, "dequantize": dequantize}, _keeps_params)
         for name, pattern, dequantize in _same_params()
     ]
-    rows: list[tuple] = [(f"quantvm.{name}", *rest) for name, *rest in (*plain, *_binary(), *kept, _spatial_mean())]
+    rows: list[tuple] = [
+        (f"quantvm.{name}", *rest) for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean())
+    ]
     rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _scalar_params))
     rows.append(("quantvm.dequantize", _dequantize(), {}, _scalar_params))
     return rows
