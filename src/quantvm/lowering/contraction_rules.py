@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,8 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
         in_features, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype
     )
     leading = list(x.shape[:-1])
+    rows_per_image = math.prod(int(d) for d in leading[1:])
+    kernel = replace(kernel, macs=kernel.macs * rows_per_image)
     rows = leading[0]
     for d in leading[1:]:
         rows = rows * d

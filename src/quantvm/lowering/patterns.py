@@ -133,9 +133,10 @@ def _same(a: list[Any], b: list[Any]) -> bool:
     )
 
 
-def _scalar_params(context: Any) -> bool:
-    """Whether activations are quantized per tensor: only weights may be per channel."""
-    return constant_value(context.matched_expr.args[1]).ndim == 0
+def _is_per_tensor(context: Any) -> bool:
+    """Whether an activation with a batch is quantized per tensor: only weights may be per channel."""
+    call = context.matched_expr
+    return constant_value(call.args[1]).ndim == 0 and len(call.ty.shape) > 0
 
 
 def all_patterns() -> list[tuple]:
@@ -152,6 +153,6 @@ def all_patterns() -> list[tuple]:
     rows: list[tuple] = [
         (f"quantvm.{name}", *rest) for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean())
     ]
-    rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _scalar_params))
-    rows.append(("quantvm.dequantize", _dequantize(), {}, _scalar_params))
+    rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _is_per_tensor))
+    rows.append(("quantvm.dequantize", _dequantize(), {}, _is_per_tensor))
     return rows

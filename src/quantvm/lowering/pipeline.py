@@ -14,7 +14,7 @@ from quantvm.kernels.builder import target_features
 from quantvm.kernels.dot import select_dot
 
 from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
-from .composite import is_call, quant_params
+from .composite import constant_value, is_call, quant_params
 from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
 from .legalize import Legalization, legalize
@@ -101,13 +101,15 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
 
 
 def _output_scale(module: tvm.IRModule) -> float | None:
-    """Returns the scale of the dequantize that makes the function's result, if one does."""
+    """Returns the scale of the per-tensor dequantize that makes the function's result, if one does."""
     body = module["main"].body
     values = {binding.var: binding.value for block in body.blocks for binding in block.bindings}
     expr = body.body
     while expr in values:
         expr = values[expr]
-    return quant_params(expr).scale if is_call(expr, "relax.dequantize") else None
+    if not is_call(expr, "relax.dequantize") or constant_value(expr.args[1]).ndim:
+        return None
+    return quant_params(expr).scale
 
 
 def _dumper(folder: Path | None) -> Callable[[tvm.IRModule, str], None]:
