@@ -35,6 +35,23 @@ def _dequantized(value: Any) -> Any:
     return value.dequantize() if value.is_quantized else value
 
 
+def outputs_of(value: Any) -> tuple[torch.Tensor, ...]:
+    """Returns one output or several as a tuple."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+class Together(nn.Module):
+    """Many cases in one module: compiling them one by one takes five times as long."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__()
+        self.cases = nn.ModuleList(modules)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(y for case in self.cases for y in outputs_of(case(x)))
+
+
 def conv2d(
     in_channels: int, out_channels: int, kernel: int = 3, *, relu: bool = False, bias: bool = True, groups: int = 1,
     stride: int = 1, padding: int = 0, dilation: int = 1, scheme: str = "per channel", scale: float = 0.31,

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 import tvm
-from torch import nn
 
 from quantvm.frontend import from_torch
 from quantvm.frontend.registry import register_converter, supported_ops
 from quantvm.runtime import compile as compile_model
-from tests.quantized_modules import image
+from tests.quantized_modules import Together, image, outputs_of
 
 from .cases import CASES, Case
 
@@ -31,29 +30,13 @@ def _torch_state():
     torch.backends.quantized.engine = engine
 
 
-def outputs_of(value: Any) -> tuple[torch.Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-class _Together(nn.Module):
-    """Many cases in one module: compiling them one by one takes five times as long."""
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        super().__init__()
-        self.cases = nn.ModuleList(modules)
-        self.eval()
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(y for case in self.cases for y in outputs_of(case(x)))
-
-
 @pytest.fixture(scope="module")
 def compiled():
     """Maps the identity of a case to what runs it; cases that do not compile together are compiled alone, if asked."""
     together = [case for case in CASES if not case.scripted and case.shape == IMAGE]
     modules = [case.module() for case in together]
     try:
-        artifact = compile_model(_Together(modules), image(*IMAGE), engine="fbgemm", threads=1)
+        artifact = compile_model(Together(modules), image(*IMAGE), engine="fbgemm", threads=1)
     except Exception:  # noqa: BLE001 - each case then fails or passes on its own
         return {}
     results = {batch: list(artifact(image(batch, *IMAGE[1:], seed=batch))) for batch in BATCHES}
