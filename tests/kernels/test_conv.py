@@ -77,11 +77,11 @@ class Case:
             output_q=self.output_q, relu=relu, channels=oc,
         )  # fmt: skip
 
-    def dense(self, dot) -> np.ndarray:
+    def dense(self, dot, isa=PLAIN, post=NO_POST_OPS) -> Kernel:
         weight = self.weight
         if self.weight_zero_points.any():
             weight = weight.astype(np.int16) - self.weight_zero_points.reshape(-1, 1, 1, 1).astype(np.int16)
-        return conv2d.conv2d(self.shape, weight, self.input_q.zero_point, self.requantization, dot)
+        return conv2d.conv2d(self.shape, weight, self.input_q.zero_point, self.requantization, dot, isa=isa, post=post)
 
 
 @pytest.mark.parametrize("dot", ["native", "portable"])

@@ -83,7 +83,14 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     else:
         dot, w = _integers_for(state.dot, weight, w_ohwi, input_q)
         kernel = conv2d.conv2d(
-            shape, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype
+            shape,
+            w,
+            input_q.zero_point,
+            requantization,
+            dot,
+            threads=state.threads,
+            x_dtype=input_q.dtype,
+            isa=state.isa,
         )
     like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC", channels_last=True)
     return state.run(kernel, [x], like, composite.output.dtype, name)
@@ -128,7 +135,14 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     )  # fmt: skip
     dot, w = _integers_for(state.dot, weight, weight.integers, input_q)
     kernel = conv2d.linear(
-        in_features, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype
+        in_features,
+        w,
+        input_q.zero_point,
+        requantization,
+        dot,
+        threads=state.threads,
+        x_dtype=input_q.dtype,
+        isa=state.isa,
     )
     leading = list(x.shape[:-1])
     rows_per_image = math.prod(int(d) for d in leading[1:])

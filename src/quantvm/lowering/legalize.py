@@ -16,6 +16,7 @@ from tvm import relax
 
 from quantvm.kernels import Kernel
 from quantvm.kernels.dot import DotProduct
+from quantvm.kernels.isa import Isa
 from quantvm.numerics import Engine
 
 from .composite import Composite, is_call, static_shape
@@ -30,6 +31,7 @@ class Legalization:
     engine: Engine
     threads: int
     dot: DotProduct
+    isa: Isa
     has_avx512: bool
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
