@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from quantvm import numerics
-from quantvm.kernels import conv2d, depthwise
+from quantvm.kernels import Kernel, conv2d, depthwise
 from quantvm.kernels.conv2d import Conv2dShape
 from quantvm.kernels.dot import PORTABLE, select_dot
+from quantvm.kernels.epilogue import NO_POST_OPS
+from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import QuantParams
 from quantvm.tvm_compat import native_target
 
@@ -40,6 +42,12 @@ DEPTHWISE = {  # (H, W, C, OC, kernel, stride, padding, dilation)
     "odd channels, off the fast path": (7, 6, 13, 13, (3, 3), (1, 1), (1, 1), (1, 1)),
     "dilated, off the fast path": (9, 9, 16, 16, (3, 3), (1, 1), (2, 2), (2, 2)),
     "no padding, off the fast path": (8, 8, 48, 48, (3, 3), (1, 1), (0, 0), (1, 1)),
+    "rows of whole vectors": (5, 8, 16, 16, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "rows of several periods and a rest": (4, 27, 40, 40, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "many channels": (4, 5, 184, 184, (5, 5), (1, 1), (2, 2), (1, 1)),
+    "many channels, stride 2": (6, 7, 184, 184, (5, 5), (2, 2), (2, 2), (1, 1)),
+    "narrow image, stride 2": (3, 3, 120, 120, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "rows shorter than a vector": (3, 2, 16, 16, (3, 3), (1, 1), (1, 1), (1, 1)),
 }
 
 
@@ -90,7 +98,7 @@ def test_conv2d_equals_torch(name, dot):
     target = native_target()
     for seed, options in enumerate(({}, {"per_channel": False}, {"bias": False, "relu": False})):
         case = Case(CASES[name], seed=seed, **options)
-        kernel = case.dense(select_dot(target) if dot == "native" else PORTABLE)
+        kernel = case.dense(select_dot(target), select_isa(target)) if dot == "native" else case.dense(PORTABLE)
         np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=case.expected.shape), case.expected)
 
 
@@ -112,8 +120,10 @@ def test_asymmetric_weights_equal_torch(name):
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_other_engines_differ_in_the_epilogue_only(engine, per_channel):
     case = Case(CASES["stride 2, no padding"], engine=engine, per_channel=per_channel)
-    got = run(case.dense(select_dot(native_target())), native_target(), case.x, out_shape=case.expected.shape)
-    np.testing.assert_array_equal(got, case.expected)
+    target = native_target()
+    for isa in (PLAIN, select_isa(target)):
+        got = run(case.dense(select_dot(target), isa), target, case.x, out_shape=case.expected.shape)
+        np.testing.assert_array_equal(got, case.expected)
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
@@ -126,7 +136,7 @@ def test_depthwise_equals_torch(name, asymmetric, target):
     assert saturates == ("off the fast path" not in name)
     kernel_tir = depthwise.depthwise_conv2d(
         case.shape, case.weight, case.weight_zero_points, case.input_q.zero_point, case.requantization,
-        saturate_pairs=saturates,
+        saturate_pairs=saturates, isa=select_isa(target),
     )  # fmt: skip
     np.testing.assert_array_equal(run(kernel_tir, target, case.x, out_shape=case.expected.shape), case.expected)
 
@@ -156,8 +166,8 @@ def test_linear_equals_torch(features, batch):
         channels=out,
     )
     target = native_target()
-    for dot in (select_dot(target), PORTABLE):
-        kernel = conv2d.linear(k, weight, 44, r, dot)
+    for dot, isa in ((select_dot(target), select_isa(target)), (select_dot(target), PLAIN), (PORTABLE, PLAIN)):
+        kernel = conv2d.linear(k, weight, 44, r, dot, isa=isa)
         np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
@@ -176,5 +186,7 @@ def test_a_conversion_that_overflows_int32_ends_at_zero_as_in_fbgemm():
         "fbgemm", "conv", input_q=case.input_q, weight_scales=scales, bias_f32=None, output_q=tiny, relu=False,
         channels=geometry[3],
     )  # fmt: skip
-    kernel = conv2d.conv2d(case.shape, case.weight, case.input_q.zero_point, r, select_dot(native_target()))
-    np.testing.assert_array_equal(run(kernel, native_target(), case.x, out_shape=expected.shape), expected)
+    target = native_target()
+    for isa in (PLAIN, select_isa(target)):
+        kernel = conv2d.conv2d(case.shape, case.weight, case.input_q.zero_point, r, select_dot(target), isa=isa)
+        np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=expected.shape), expected)

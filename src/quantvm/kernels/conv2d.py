@@ -86,9 +86,10 @@ def conv2d(
         n = symbolic_batch()
         out_numel = n * math.prod(out_shape)
         x = argument("x", (n, original.in_height, original.in_width, original.in_channels), x_dtype)
-        emitter.epilogue.declare_residual((n, *out_shape), out_numel, flat)
+        emitter.epilogue.declare_residual((n, *out_shape))
         emitter.declare()
         y = argument("y", (n, *out_shape), emitter.epilogue.output.dtype)
+        emitter.epilogue.view_residual(out_numel)
         emitter.emit(n, flat(x, n * original.in_height * original.in_width * original.in_channels), flat(y, out_numel))
     return Kernel(f"conv2d_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, original.macs)
 
@@ -349,9 +350,10 @@ def linear(
         T.func_name("main")
         n = symbolic_batch()
         x = argument("x", (n, *unit, in_features), x_dtype)
-        emitter.epilogue.declare_residual((n, *unit, out_features), n * out_features, flat)
+        emitter.epilogue.declare_residual((n, *unit, out_features))
         emitter.declare()
         y = argument("y", (n, *unit, out_features), emitter.epilogue.output.dtype)
+        emitter.epilogue.view_residual(n * out_features)
         emitter.emit_rows(n, flat(x, n * in_features), flat(y, n * out_features))
     return Kernel(f"linear_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, shape.macs)
 

@@ -1,4 +1,4 @@
-"""What happens to an accumulator before it is stored: requantize, then perhaps add a residual, clip, look up in a table.
+"""What happens to an accumulator before it is stored: requantize; perhaps add a residual, clip, look up in a table.
 
 Fusing these changes no bit: each step takes the integer that the step before would have stored.
 """
@@ -16,7 +16,7 @@ from quantvm.numerics import QuantParams, Requantization, reciprocal_f32
 
 from . import x86
 from .arithmetic import dequantize_vec, quantize_vec
-from .builder import LANES, Buffer, Expr, argument, cast, clamp, ramp, splat, store_prefix
+from .builder import LANES, Buffer, Expr, argument, cast, clamp, flat, local, ramp, splat, store_prefix
 from .isa import Isa
 from .requantize import RequantizeEpilogue
 
@@ -120,11 +120,15 @@ class Epilogue:
         table = () if post.table is None else (post.table,)
         self.constants: tuple[np.ndarray, ...] = (*self.requantize.constants, *table)
 
-    def declare_residual(self, shape: Sequence[Expr], numel: Expr, flat_view: object) -> None:
+    def declare_residual(self, shape: Sequence[Expr]) -> None:
         """Adds the tensor to add as an argument of the open PrimFunc, if there is one."""
         if self._post.residual is not None:
-            other = argument("residual", shape, self._post.residual.other.dtype)
-            self._residual: Buffer = flat_view(other, numel)  # type: ignore[operator]
+            self._residual_argument: Buffer = argument("residual", shape, self._post.residual.other.dtype)
+
+    def view_residual(self, numel: Expr) -> None:
+        """Sees the tensor to add as a flat buffer; to be called behind the last argument."""
+        if self._post.residual is not None:
+            self._residual: Buffer = flat(self._residual_argument, numel)
 
     def declare(self) -> None:
         """Adds the constants as arguments of the open PrimFunc, in the order of `constants`."""
@@ -175,6 +179,19 @@ class Epilogue:
                     part = x86.shuffle([packed], range(start, start + width))
                     T.buffer_store(y, part, [ramp(base + offset, width)])
                     start, offset = start + width, offset + width
+
+    def store_lanes(self, y: Buffer, at: Expr, acc_i32: Expr, channel: Expr, lanes: int) -> None:
+        """Emits the way of one vector of any length, by portable code; there is no residual."""
+        value, bounds = self.requantize.apply(acc_i32, channel, lanes), self._bounds
+        if bounds != self.requantize.bounds:
+            value = clamp(value, *(splat(v, lanes, "int32") for v in bounds))
+        if self._post.table is None:
+            T.buffer_store(y, cast(value, self.output.dtype, lanes), [ramp(at, lanes)])
+            return
+        indices = local(lanes, "int32")
+        T.buffer_store(indices, value, [ramp(0, lanes)])
+        for lane in range(lanes):
+            T.buffer_store(y, self._table[indices[lane]], [at + lane])
 
     # ---- vectors whose segments alternate
 
@@ -244,7 +261,7 @@ class Epilogue:
         quarters = [self._table[ramp(64 * i, 64)] for i in range(4)]
         if count == 64:
             return x86.look_up(packed, quarters)
-        wide = x86.shuffle([packed], [i % count for i in range(64)])
+        wide = x86.shuffle([packed] * (64 // count), range(64))
         return x86.shuffle([x86.look_up(wide, quarters)], range(count))
 
 

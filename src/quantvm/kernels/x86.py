@@ -1,4 +1,4 @@
-"""AVX512 instructions that LLVM does not find on its own, as expressions; each works on vectors of 128, 256 or 512 bits."""
+"""AVX512 instructions that LLVM does not find on its own, as expressions on vectors of 128, 256 or 512 bits."""
 
 from __future__ import annotations
 
@@ -98,3 +98,22 @@ def look_up(x_u8: Expr, quarters: Sequence[Expr]) -> Expr:
         return intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "uint8x64", first, x_u8, second)
 
     return tirx.Select(x_u8 < splat(128, 64, "uint8"), of_half(*quarters[:2]), of_half(*quarters[2:]))
+
+
+_PAIRS = {4: "llvm.x86.ssse3.pmadd.ub.sw.128", 8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}
+
+
+def multiply_pairs(x_u8: Expr, w_i8: Expr, lanes: int) -> Expr:
+    """Returns vpmaddubsw: int16 x[2i]*w[2i] + x[2i+1]*w[2i+1], saturated; of 4*lanes bytes."""
+    return intrinsic(_PAIRS[lanes], typed("int16", 2 * lanes), x_u8, w_i8)
+
+
+def add_word_pairs(acc_i32: Expr, words_i16: Expr, lanes: int) -> Expr:
+    """Returns vpdpwssd with ones: acc[i] + words[2i] + words[2i+1], exact."""
+    name = f"llvm.x86.avx512.vpdpwssd.{32 * lanes}"
+    return intrinsic(name, typed("int32", lanes), acc_i32, words_i16, splat(1, 2 * lanes, "int16"))
+
+
+def dot_bytes(acc_i32: Expr, x_u8: Expr, w_i8: Expr, lanes: int) -> Expr:
+    """Returns vpdpbusd: acc[i] + the sum of four products, exact."""
+    return intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", typed("int32", lanes), acc_i32, x_u8, w_i8)
