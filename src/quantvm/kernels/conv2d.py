@@ -143,6 +143,11 @@ class _ConvEmitter:
         self.group_out = shape.out_channels // shape.groups
         self.group_vectors = ceil_div(self.group_out, LANES)
         padded = self.group_vectors * LANES * shape.groups
+        # A row of the window is one run of bytes, of which only the end is padded to whole steps, not every pixel.
+        merged = staged and shape.groups == 1 and shape.dilation[1] == 1 and self.group_in % dot.k_step != 0
+        if merged:
+            weight = weight.reshape(shape.out_channels, shape.kernel[0], 1, -1)
+        self.window = (shape.kernel[0], 1) if merged else shape.kernel
         packed = [dot.pack(w) for w in np.split(weight, shape.groups)]
         self.packed = np.concatenate(packed)
         start = np.zeros((shape.groups, self.group_vectors * LANES), np.int32)
@@ -154,9 +159,8 @@ class _ConvEmitter:
         self.epilogue = Epilogue(spread, padded, acc_bound, isa, post)
         self.constants = (self.packed, self.start, *self.epilogue.constants)
         self.steps = self.packed.shape[3]
-        self.scratch_channels = (
-            ceil_div(self.group_in, dot.k_step) * dot.k_step if shape.groups == 1 else shape.in_channels
-        )
+        whole_steps = shape.groups == 1 and not merged
+        self.scratch_channels = ceil_div(self.group_in, dot.k_step) * dot.k_step if whole_steps else shape.in_channels
 
     def declare(self) -> None:
         self.w = argument("w", self.packed.shape, str(self.packed.dtype))
@@ -312,7 +316,7 @@ class _ConvEmitter:
             for i in range(width):
                 start = self.acc_start[ramp((packed_vector + j) * LANES)]
                 T.buffer_store(acc[i * count + j], start, [ramp(0)])
-        with T.serial(0, shape.kernel[0]) as kh, T.serial(0, shape.kernel[1]) as kw, T.serial(0, self.steps) as step:
+        with T.serial(0, self.window[0]) as kh, T.serial(0, self.window[1]) as kw, T.serial(0, self.steps) as step:
             tap = (
                 at
                 + kh * (shape.dilation[0] * source.row_stride)
@@ -320,7 +324,7 @@ class _ConvEmitter:
                 + step * dot.k_step
             )
             if ahead is not None:
-                self._fetch(ahead, (kh * shape.kernel[1] + kw) * self.steps + step)
+                self._fetch(ahead, (kh * self.window[1] + kw) * self.steps + step)
             for i, pixel in enumerate(pixels):
                 activation = dot.load_x(source.buffer, tap + pixel)
                 for j in range(count):
@@ -440,13 +444,10 @@ class _LinearEmitter(_ConvEmitter):
         with T.parallel(0, blocks) as block:
             source, stride = x, self.shape.in_channels
             if self.staged:
-                stride = self.scratch_channels
-                source = T.alloc_buffer((n * stride,), self.x_dtype)
+                # the last step of a row reads a few bytes of what follows, and multiplies them with zero
+                source = T.alloc_buffer((n * stride + LANES,), self.x_dtype)
                 with T.serial(0, n) as row:
-                    channels = self.shape.in_channels
-                    copy_flat(source, row * stride, x, row * channels, channels)
-                    for c in range(channels, stride):
-                        T.buffer_store(source, tirx.const(0, self.x_dtype), [row * stride + c])
+                    copy_flat(source, row * stride, x, row * stride, stride)
             if not ragged:
                 rows(source, stride, block, LANES)
             elif blocks == 1:

@@ -9,8 +9,11 @@ import tvm.tirx.script.builder as T
 
 from quantvm.numerics import QuantParams
 
+from . import x86
 from .arithmetic import dequantize_val, quantize_arr
 from .builder import (
+    LANES,
+    Buffer,
     Expr,
     Kernel,
     argument,
@@ -22,6 +25,7 @@ from .builder import (
     ramp,
     symbolic_batch,
 )
+from .isa import PLAIN, Isa
 
 
 def quantize(item_shape: Sequence[int], q: QuantParams) -> Kernel:
@@ -48,8 +52,9 @@ def requantize_arr(item_shape: Sequence[int], q: QuantParams, out_q: QuantParams
     return _flat_map("requantize_u8", item_shape, q.dtype, out_q.dtype, value)
 
 
-def quantize_nchw_to_nhwc(channels: int, height: int, width: int, q: QuantParams) -> Kernel:
+def quantize_nchw_to_nhwc(channels: int, height: int, width: int, q: QuantParams, isa: Isa = PLAIN) -> Kernel:
     """Returns `torch.quantize_per_tensor` of (n, C, H, W) float32 as (n, H, W, C) integers."""
+    packs = isa.packs and channels == _RGB
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
@@ -60,13 +65,27 @@ def quantize_nchw_to_nhwc(channels: int, height: int, width: int, q: QuantParams
             image, line = row // height, row % height
 
             def emit(column: Expr, lanes: int) -> None:
-                for c in range(channels):
-                    value = quantize_arr(x[image, c, line, ramp(column, lanes)], q, lanes)
-                    at = (row * width + column) * channels + c
-                    T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at, lanes, channels)])
+                at = (row * width + column) * channels
+                values = [quantize_arr(x[image, c, line, ramp(column, lanes)], q, lanes) for c in range(channels)]
+                if packs and lanes == LANES:
+                    _store_pixels(y_flat, at, values, q.dtype)
+                    return
+                for c, value in enumerate(values):
+                    T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
 
             for_vectors(width, emit)
     return Kernel("quantize_nchw_to_nhwc_u8", builder.get())
+
+
+_RGB = 3
+
+
+def _store_pixels(y: Buffer, at: Expr, planes_i32: list[Expr], dtype: str) -> None:
+    """Emits 16 pixels of three channels, interleaved; the values are inside of the dtype's range."""
+    packed = x86.pack_to_bytes([*planes_i32, planes_i32[0]], 0, dtype, LANES)
+    order = [16 * (pixel // 4) + 4 * c + pixel % 4 for pixel in range(LANES) for c in range(_RGB)]
+    for start, count in ((0, 32), (32, 16)):
+        T.buffer_store(y, x86.shuffle([packed], order[start : start + count]), [ramp(at + start, count)])
 
 
 def _flat_map(

@@ -116,7 +116,10 @@ def _candidates(shape: Conv2dShape, dot: DotProduct, threads: int) -> Iterator[S
 def _estimated_cycles(shape: Conv2dShape, dot: DotProduct, threads: int, staged: bool, schedule: Schedule) -> float:
     pixels, width = schedule.pixels, shape.out_width
     group_vectors = _group_vectors(shape)
-    steps = shape.kernel[0] * shape.kernel[1] * ceil_div(shape.in_channels // shape.groups, dot.k_step)
+    run = shape.kernel[1] * (shape.in_channels // shape.groups)
+    if shape.dilation[1] != 1 or shape.groups > 1:
+        run = shape.kernel[1] * ceil_div(shape.in_channels // shape.groups, dot.k_step) * dot.k_step
+    steps = shape.kernel[0] * ceil_div(run, dot.k_step)
 
     def tile(count: int) -> float:
         vectors = schedule.vectors

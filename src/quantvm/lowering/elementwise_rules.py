@@ -22,7 +22,7 @@ def lower_quantize(state: Legalization, composite: Composite, inputs: list[Tenso
         return state.run(quantize.quantize(x.item_shape, q), [x], x, q.dtype, name)
     n, c, h, w = x.shape
     like = Tensor(None, (n, c, h, w), "NHWC", x.channels_last)
-    return state.run(quantize.quantize_nchw_to_nhwc(c, h, w, q), [x], like, q.dtype, name)
+    return state.run(quantize.quantize_nchw_to_nhwc(c, h, w, q, state.isa), [x], like, q.dtype, name)
 
 
 @legalizes("dequantize")
