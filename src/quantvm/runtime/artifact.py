@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +47,8 @@ class CompileReport:
 class Artifact:
     """A compiled model. Calling it maps float32 inputs to outputs; torch tensors in, torch tensors out.
 
+    Several threads may call it; they take turns, each call using all of TVM's threads.
+
     Args:
         executable: Relax VM executable.
         input_shapes: logical shape of every input; None where a dimension is dynamic.
@@ -64,6 +68,8 @@ class Artifact:
         self._executable = executable
         self._vm = relax.VirtualMachine(executable, tvm.cpu())
         self._main = self._vm["main"]
+        # A Relax VM keeps its registers from call to call: it must not be entered twice at once.
+        self._lock = threading.Lock()
         self.input_shapes = input_shapes
         self.report = report
 
@@ -75,32 +81,42 @@ class Artifact:
         """
         import tvm
 
-        is_torch = [type(x).__module__.split(".")[0] == "torch" for x in inputs]
-        arrays = [
-            x.detach().contiguous().numpy() if t else np.ascontiguousarray(x)
-            for x, t in zip(inputs, is_torch, strict=True)
-        ]
-        self._check(arrays)
-        result = self._main(*(_shared(a, tvm) for a in arrays))
+        given = [x if _is_torch(x) else np.asarray(x) for x in inputs]
+        self._check(given)
+        arrays = [_dense(x) for x in given]
+        with self._lock:
+            result = self._main(*(_shared(a, tvm) for a in arrays))
+        as_torch = _is_torch(inputs[0])
         if hasattr(result, "numpy"):
-            return _as_kind(result, is_torch[0])
-        return tuple(_as_kind(r, is_torch[0]) for r in result)
+            return _as_kind(result, as_torch)
+        return tuple(_as_kind(r, as_torch) for r in result)
 
-    def _check(self, arrays: list[np.ndarray]) -> None:
-        if len(arrays) != len(self.input_shapes):
-            raise ConfigError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
+    def _check(self, given: list[Any]) -> None:
+        if len(given) != len(self.input_shapes):
+            raise ConfigError(f"the model takes {len(self.input_shapes)} inputs, got {len(given)}")
         problems = []
-        for index, (array, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
-            fits = len(array.shape) == len(shape) and all(
-                e in (None, a) for a, e in zip(array.shape, shape, strict=True)
-            )
+        for index, (x, shape) in enumerate(zip(given, self.input_shapes, strict=True)):
+            fits = len(x.shape) == len(shape) and all(e in (None, a) for a, e in zip(x.shape, shape, strict=True))
             expected = "(" + ", ".join("n" if d is None else str(d) for d in shape) + ")"
-            if array.dtype != np.float32 or not fits:
-                problems.append(f"input {index} is {array.dtype} {array.shape}, expected float32 {expected}")
-            elif array.shape[0] == 0:
+            dtype = str(x.dtype).removeprefix("torch.")
+            if dtype != "float32" or not fits:
+                problems.append(f"input {index} is {dtype} {tuple(x.shape)}, expected float32 {expected}")
+            elif x.shape[0] == 0:
                 problems.append(f"input {index} holds no images")
         if problems:
             raise ConfigError("; ".join(problems))
+        sizes = [x.shape[0] for x, shape in zip(given, self.input_shapes, strict=True) if shape[0] is None]
+        if len(set(sizes)) > 1:
+            raise ConfigError(f"the inputs hold batches of {' and '.join(map(str, sizes))} images, expected equal ones")
+
+
+def _is_torch(x: Any) -> bool:
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _dense(x: Any) -> np.ndarray:
+    return x.detach().cpu().contiguous().numpy() if _is_torch(x) else np.ascontiguousarray(x)
 
 
 _ALIGNMENT_BYTES = 64

@@ -49,6 +49,8 @@ def compile_model(
 
     if batch not in ("dynamic", "static"):
         raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: got {threads}, expected at least 1")
     tvm_target = parse_target(target)
     threads = threads or torch.get_num_threads()
     with progress.task("compiling", total=3) as task:

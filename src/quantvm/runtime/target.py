@@ -87,7 +87,7 @@ def parse_target(text: str) -> Any:
 
     if text == "native":
         return native_target()
-    kind, *options = text.split()
+    kind, *options = text.split() or [""]
     if kind != "llvm":
         raise CompileError(
             f"target {text!r} is of kind {kind!r}; expected 'native' or 'llvm -mcpu=NAME [-mattr=+a,-b]'"
