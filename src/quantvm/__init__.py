@@ -21,12 +21,20 @@ if TYPE_CHECKING:
     from quantvm.models.weights import build_float_model, resolve_weights
     from quantvm.report.bench_schema import BenchResult
     from quantvm.report.schema import RunResult
-    from quantvm.runtime import Artifact, TorchRunner, TvmRunner, compile  # noqa: A004 - quantvm.compile is meant
+    from quantvm.runtime import (
+        Artifact,
+        CompileReport,
+        TorchRunner,
+        TvmRunner,
+        compile,  # noqa: A004 - quantvm.compile is meant
+        load,
+    )
 
 __all__ = [
     "Artifact",
     "BenchConfig",
     "BenchResult",
+    "CompileReport",
     "Dataset",
     "ModelSpec",
     "Preprocessing",
@@ -42,6 +50,7 @@ __all__ = [
     "evaluate",
     "get_model",
     "list_models",
+    "load",
     "load_dataset",
     "quantize",
     "resolve_weights",
@@ -51,6 +60,7 @@ _HOME = {
     "Artifact": "quantvm.runtime",
     "BenchConfig": "quantvm.evaluate.bench_config",
     "BenchResult": "quantvm.report.bench_schema",
+    "CompileReport": "quantvm.runtime",
     "Dataset": "quantvm.data",
     "ModelSpec": "quantvm.models",
     "Preprocessing": "quantvm.data",
@@ -64,6 +74,7 @@ _HOME = {
     "compile": "quantvm.runtime",
     "get_model": "quantvm.models",
     "list_models": "quantvm.models",
+    "load": "quantvm.runtime",
     "load_dataset": "quantvm.data",
     "quantize": "quantvm.models.quantize",
     "resolve_weights": "quantvm.models.weights",

@@ -43,10 +43,16 @@ def cpu_model() -> str:
 
 def cpu_features() -> tuple[str, ...]:
     """Returns the instruction set extensions that matter to int8 code, by their Linux names."""
+    found = cpu_flags()
+    return tuple(name for name in _RELEVANT if name in found)
+
+
+def cpu_flags() -> frozenset[str]:
+    """Returns all extensions that the system reports, by their Linux names; empty where it reports nothing."""
     found: set[str] = set()
     for row in _cpuinfo():
         found |= set((row.get("flags") or row.get("Features") or "").split())
-    return tuple(name for name in _RELEVANT if name in found)
+    return frozenset(found)
 
 
 def physical_cores() -> int:
