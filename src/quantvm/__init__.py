@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         CompileReport,
         TorchRunner,
         TvmRunner,
+        audit,
         compile,  # noqa: A004 - quantvm.compile is meant
         load,
     )
@@ -44,6 +45,7 @@ __all__ = [
     "TorchRunner",
     "TvmRunner",
     "__version__",
+    "audit",
     "bench",
     "build_float_model",
     "compile",
@@ -69,6 +71,7 @@ _HOME = {
     "RunResult": "quantvm.report.schema",
     "TorchRunner": "quantvm.runtime",
     "TvmRunner": "quantvm.runtime",
+    "audit": "quantvm.runtime",
     "bench": "quantvm.evaluate.bench",
     "build_float_model": "quantvm.models.weights",
     "compile": "quantvm.runtime",

@@ -23,10 +23,10 @@ class BuiltLibrary:
 
     Args:
         executable: Relax VM executable.
-        kernel_of: the int8 kernel that each function of the code is; functions left in float are not in it.
+        kernel_of: the int8 kernel that each function of the code is; None for an operator that was left in float.
     """
 
-    def __init__(self, executable: Any, kernel_of: Mapping[str, str]) -> None:
+    def __init__(self, executable: Any, kernel_of: Mapping[str, str | None]) -> None:
         self.executable, self.kernel_of = executable, dict(kernel_of)
         self._vm: Any = None
 
@@ -154,11 +154,11 @@ def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Arti
     )
 
 
-def _kernel_names(lowered: Any) -> dict[str, str]:
-    """Returns the kernel of each function that is one, by its name in the code."""
+def _kernel_names(lowered: Any) -> dict[str, str | None]:
+    """Returns the kernel of each function but main; None for an operator that was left in float."""
     found = {}
     for variable, function in lowered.functions.items():
-        attrs = function.attrs
-        if attrs and "quantvm.kernel" in attrs:
-            found[str(variable.name_hint)] = str(attrs["quantvm.kernel"])
+        kernel = function.attrs.get("quantvm.kernel") if function.attrs else None
+        found[str(variable.name_hint)] = None if kernel is None else str(kernel)
+    del found["main"]
     return found
