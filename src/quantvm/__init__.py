@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from quantvm.evaluate.bench import bench
     from quantvm.evaluate.bench_config import BenchConfig
     from quantvm.evaluate.benchmark import evaluate
+    from quantvm.evaluate.compile_config import CompileConfig
+    from quantvm.evaluate.compiling import compile_to_file
     from quantvm.evaluate.config import RunConfig
     from quantvm.models import ModelSpec, get_model, list_models
     from quantvm.models.quantize import quantize
@@ -35,6 +37,7 @@ __all__ = [
     "Artifact",
     "BenchConfig",
     "BenchResult",
+    "CompileConfig",
     "CompileReport",
     "Dataset",
     "ModelSpec",
@@ -49,6 +52,7 @@ __all__ = [
     "bench",
     "build_float_model",
     "compile",
+    "compile_to_file",
     "evaluate",
     "get_model",
     "list_models",
@@ -62,6 +66,7 @@ _HOME = {
     "Artifact": "quantvm.runtime",
     "BenchConfig": "quantvm.evaluate.bench_config",
     "BenchResult": "quantvm.report.bench_schema",
+    "CompileConfig": "quantvm.evaluate.compile_config",
     "CompileReport": "quantvm.runtime",
     "Dataset": "quantvm.data",
     "ModelSpec": "quantvm.models",
@@ -75,6 +80,7 @@ _HOME = {
     "bench": "quantvm.evaluate.bench",
     "build_float_model": "quantvm.models.weights",
     "compile": "quantvm.runtime",
+    "compile_to_file": "quantvm.evaluate.compiling",
     "get_model": "quantvm.models",
     "list_models": "quantvm.models",
     "load": "quantvm.runtime",

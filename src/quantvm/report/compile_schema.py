@@ -19,7 +19,7 @@ class KernelAuditRow(TypedDict):
     """One function of the compiled code."""
 
     function: str
-    kernel: str | None  # None: an operator that was left in float
+    kernel: str | None  # None: a function of TVM, for an operator left in float or to move data
     calls: int  # in one run of the model
     dot_instructions: dict[str, int]  # in its code, loops counted once
 

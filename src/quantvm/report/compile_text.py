@@ -58,7 +58,7 @@ def audit_table(rows: list[KernelAuditRow]) -> list[str]:
     for row in rows:
         total.update(row["dot_instructions"])
     cells = [
-        (row["function"], row["kernel"] or "(float)", str(row["calls"]), *_counts(row["dot_instructions"]))
+        (row["function"], row["kernel"] or "(of TVM)", str(row["calls"]), *_counts(row["dot_instructions"]))
         for row in rows
     ]
     functions = f"total of {len(rows)} functions"

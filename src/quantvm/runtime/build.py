@@ -23,7 +23,7 @@ class BuiltLibrary:
 
     Args:
         executable: Relax VM executable.
-        kernel_of: the int8 kernel that each function of the code is; None for an operator that was left in float.
+        kernel_of: the int8 kernel that each function of the code is; None for TVM's own functions.
     """
 
     def __init__(self, executable: Any, kernel_of: Mapping[str, str | None]) -> None:
@@ -155,7 +155,7 @@ def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Arti
 
 
 def _kernel_names(lowered: Any) -> dict[str, str | None]:
-    """Returns the kernel of each function but main; None for an operator that was left in float."""
+    """Returns the kernel of each function but main; None for TVM's own: operators left in float, and moved data."""
     found = {}
     for variable, function in lowered.functions.items():
         kernel = function.attrs.get("quantvm.kernel") if function.attrs else None

@@ -32,7 +32,7 @@ class KernelAudit:
 
     Attributes:
         function: its name.
-        kernel: the int8 kernel that it is; None for an operator that was left in float.
+        kernel: the int8 kernel that it is; None for a function of TVM: an operator left in float, or moved data.
         calls: how often a run calls it.
         dot_instructions: how many of each kind its code holds, loops counted once.
     """
