@@ -23,15 +23,7 @@ if TYPE_CHECKING:
     from quantvm.models.weights import build_float_model, resolve_weights
     from quantvm.report.bench_schema import BenchResult
     from quantvm.report.schema import RunResult
-    from quantvm.runtime import (
-        Artifact,
-        CompileReport,
-        TorchRunner,
-        TvmRunner,
-        audit,
-        compile,  # noqa: A004 - quantvm.compile is meant
-        load,
-    )
+    from quantvm.runtime import Artifact, CompileReport, TorchRunner, TvmRunner, audit, compile, load  # noqa: A004
 
 __all__ = [
     "Artifact",

@@ -16,8 +16,7 @@ from quantvm.evaluate import compiling
 from quantvm.evaluate.compile_config import CompileConfig
 from quantvm.report.compile_text import audit_table
 from quantvm.report.table import aligned, bytes_text
-from quantvm.torch_compat import quiet
-from tests.quantized_modules import Quantized, SmallNetwork, image
+from tests.quantized_modules import Quantized, SmallNetwork, image, save_traced
 
 SHAPE = (3, 19, 17)
 FILE = ("--input-shape", "1,3,19,17", "--threads", "1")
@@ -41,20 +40,14 @@ def network():
 
 @pytest.fixture(scope="module")
 def program(network, tmp_path_factory):
-    path = tmp_path_factory.mktemp("program") / "small.pt"
-    with quiet():
-        torch.jit.trace(network, image(1, *SHAPE), check_trace=False).save(str(path))
-    return path
+    return save_traced(network, image(1, *SHAPE), tmp_path_factory.mktemp("program") / "small.pt")
 
 
 @pytest.fixture(scope="module")
 def half_float(tmp_path_factory):
     """A program of which one operator stays float."""
-    path = tmp_path_factory.mktemp("program") / "softmax.pt"
     module = Quantized(lambda x: torch.quantize_per_tensor(torch.softmax(x.dequantize(), 1), 0.1, 3, torch.quint8))
-    with quiet():
-        torch.jit.trace(module, image(1, 3, 4, 4), check_trace=False).save(str(path))
-    return path
+    return save_traced(module, image(1, 3, 4, 4), tmp_path_factory.mktemp("program") / "softmax.pt")
 
 
 def test_a_torchscript_file_becomes_a_model_file(cli, program, network, tmp_path):

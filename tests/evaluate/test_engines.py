@@ -11,9 +11,8 @@ import torch
 from quantvm.evaluate.bench_config import BenchConfig
 from quantvm.evaluate.bench_model import ModelBench, _Session
 from quantvm.evaluate.engines import Job, TvmEngine, torch_file
-from quantvm.torch_compat import quiet
 from tests.evaluate.bench_fakes import FakeBenchStages
-from tests.quantized_modules import SmallNetwork, image
+from tests.quantized_modules import SmallNetwork, image, save_traced
 
 SHAPE = (3, 19, 17)
 
@@ -26,9 +25,7 @@ def network():
 
 @pytest.fixture
 def job(network, tmp_path):
-    with quiet():
-        program = torch.jit.trace(network, image(1, *SHAPE), check_trace=False)
-    program.save(str(torch_file(str(tmp_path), "fbgemm")))
+    save_traced(network, image(1, *SHAPE), torch_file(str(tmp_path), "fbgemm"))
     job = Job(engine="tvm", model="small", folder=str(tmp_path), threads=2, thread_counts=(1, 2))
     np.save(job.input_path, image(2, *SHAPE).numpy())
     return job

@@ -19,8 +19,7 @@ from quantvm.runtime import cache_key as cache_key_module
 from quantvm.runtime.cache import CompileCache, default_cache
 from quantvm.runtime.cache_key import cache_key, digest_of_module
 from quantvm.runtime.target import parse_target
-from quantvm.torch_compat import quiet
-from tests.quantized_modules import Quantized, SmallNetwork, conv2d, image
+from tests.quantized_modules import Quantized, SmallNetwork, conv2d, image, save_traced
 
 SHAPE = (3, 19, 17)
 
@@ -148,8 +147,7 @@ def test_the_digest_of_the_sources_sees_every_file_that_compiles(tmp_path, monke
 def test_two_processes_agree_on_the_key(tmp_path):
     path = tmp_path / "model.pt"
     x = image(1, *SHAPE)
-    with quiet():
-        torch.jit.trace(network(), x, check_trace=False).save(str(path))
+    save_traced(network(), x, path)
     program = f"""
 import sys, numpy as np
 from quantvm.frontend import from_torch
