@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,14 @@ def _dequantized(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_dequantized(v) for v in value)
     return value.dequantize() if value.is_quantized else value
+
+
+def save_traced(module: nn.Module, example: torch.Tensor, path: Path) -> Path:
+    """Writes a module as a TorchScript file; returns its path."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.jit.trace(module, example, check_trace=False).save(str(path))
+    return path
 
 
 def outputs_of(value: Any) -> tuple[torch.Tensor, ...]:

@@ -38,6 +38,9 @@ def test_tvm_beside_pytorch(tmp_path):
     assert tvm["cosine_to_float"] == torch["cosine_to_float"]
     assert tvm["int8_mac_share"] > 0.99
     assert tvm["compile_s"] > 0
+    assert 0 < tvm["load_s"] < 1
+    assert tvm["artifact_bytes"] > 10 * 2**20
+    assert tvm["inference_peak_rss_bytes"] < torch["inference_peak_rss_bytes"]
     assert torch["artifact_bytes"] > 10 * 2**20
     assert "| resnet18 |" in result.stdout
 

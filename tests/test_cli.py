@@ -67,6 +67,7 @@ def test_every_option_reaches_the_configuration(cli):
         "batch-size": 3,
         "threads": 2,
         "check-parity": "lsb:2",
+        "min-int8-macs": 0.5,
         "out": "there",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
@@ -81,6 +82,14 @@ def test_a_failed_check_is_exit_1(cli):
     assert cli("run", "--min-top1", "99").exit_code == 1
 
 
+def test_too_little_in_int8_is_exit_1(cli):
+    assert cli("run", "--min-int8-macs", "0.99").exit_code == 0
+    result = cli("run", "--min-int8-macs", "0.9999")
+    assert result.exit_code == 1
+    expected = "int8 check not met: 0.9996 of the multiply-adds run in int8 kernels, asked for at least 0.9999"
+    assert f"Status: failed: {expected}" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -88,6 +97,7 @@ def test_a_failed_check_is_exit_1(cli):
         (["--model", "gamma"], "unknown model 'gamma'"),
         (["--weights", "/no/such/folder"], "a folder that exists"),
         (["--batch-size", "many"], "Invalid value"),
+        (["--min-int8-macs", "99"], "min_int8_macs: got 99.0, expected a share from 0 to 1"),
         (["--no-such-option"], "No such option"),
     ],
 )

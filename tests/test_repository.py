@@ -75,6 +75,8 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
         ("list", "ops"),
         ("list", "targets"),
         ("fetch", "--help"),
+        ("compile", "--help"),
+        ("cache", "list"),
         ("doctor", "--help"),
     ],
     ids=" ".join,
@@ -107,7 +109,7 @@ def test_every_command_and_option_has_help():
     check(typer.main.get_command(app), "quantvm")
 
 
-@pytest.mark.parametrize("command", ["run", "bench"])
+@pytest.mark.parametrize("command", ["run", "bench", "compile"])
 def test_the_readme_names_every_option(command):
     import typer.main
 

@@ -15,18 +15,22 @@ if TYPE_CHECKING:
     from quantvm.evaluate.bench import bench
     from quantvm.evaluate.bench_config import BenchConfig
     from quantvm.evaluate.benchmark import evaluate
+    from quantvm.evaluate.compile_config import CompileConfig
+    from quantvm.evaluate.compiling import compile_to_file
     from quantvm.evaluate.config import RunConfig
     from quantvm.models import ModelSpec, get_model, list_models
     from quantvm.models.quantize import quantize
     from quantvm.models.weights import build_float_model, resolve_weights
     from quantvm.report.bench_schema import BenchResult
     from quantvm.report.schema import RunResult
-    from quantvm.runtime import Artifact, TorchRunner, TvmRunner, compile  # noqa: A004 - quantvm.compile is meant
+    from quantvm.runtime import Artifact, CompileReport, TorchRunner, TvmRunner, audit, compile, load  # noqa: A004
 
 __all__ = [
     "Artifact",
     "BenchConfig",
     "BenchResult",
+    "CompileConfig",
+    "CompileReport",
     "Dataset",
     "ModelSpec",
     "Preprocessing",
@@ -36,12 +40,15 @@ __all__ = [
     "TorchRunner",
     "TvmRunner",
     "__version__",
+    "audit",
     "bench",
     "build_float_model",
     "compile",
+    "compile_to_file",
     "evaluate",
     "get_model",
     "list_models",
+    "load",
     "load_dataset",
     "quantize",
     "resolve_weights",
@@ -51,6 +58,8 @@ _HOME = {
     "Artifact": "quantvm.runtime",
     "BenchConfig": "quantvm.evaluate.bench_config",
     "BenchResult": "quantvm.report.bench_schema",
+    "CompileConfig": "quantvm.evaluate.compile_config",
+    "CompileReport": "quantvm.runtime",
     "Dataset": "quantvm.data",
     "ModelSpec": "quantvm.models",
     "Preprocessing": "quantvm.data",
@@ -59,11 +68,14 @@ _HOME = {
     "RunResult": "quantvm.report.schema",
     "TorchRunner": "quantvm.runtime",
     "TvmRunner": "quantvm.runtime",
+    "audit": "quantvm.runtime",
     "bench": "quantvm.evaluate.bench",
     "build_float_model": "quantvm.models.weights",
     "compile": "quantvm.runtime",
+    "compile_to_file": "quantvm.evaluate.compiling",
     "get_model": "quantvm.models",
     "list_models": "quantvm.models",
+    "load": "quantvm.runtime",
     "load_dataset": "quantvm.data",
     "quantize": "quantvm.models.quantize",
     "resolve_weights": "quantvm.models.weights",

@@ -44,3 +44,11 @@ class ModelImportError(QuantvmError, ValueError):
 
 class CompileError(QuantvmError, RuntimeError):
     """A target or option under which the module cannot be compiled."""
+
+
+class ModelFileError(QuantvmError, ValueError):
+    """A file that is no saved model, is damaged, or is of another version."""
+
+
+class MachineError(QuantvmError, RuntimeError):
+    """Compiled code that this machine cannot run."""

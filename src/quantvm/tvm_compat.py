@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import tvm
@@ -33,8 +35,7 @@ def make_target(options: Mapping[str, str]) -> Any:
     try:
         target = tvm.target.Target(fields)
     except (ValueError, TypeError, tvm.error.InternalError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise CompileError(f"TVM does not take the target {dict(options)}: {reason}") from error
+        raise CompileError(f"TVM does not take the target {dict(options)}: {_last_line(error)}") from error
     cpu = options.get("mcpu")
     if cpu is not None:
         known = {str(name) for name in tvm.get_global_func("target.llvm_get_cpu_archlist")(target)}
@@ -64,6 +65,70 @@ def build_executable(module: tvm.IRModule, target: Any) -> Any:
         relax.transform.AttachGlobalSymbol(),
     ]
     return tvm.compile(module, target=target, relax_pipeline=tvm.transform.Sequential(passes))
+
+
+def start_vm(module: Any) -> Any:
+    """Returns a Relax virtual machine on this CPU; `vm["main"]` is the model.
+
+    Args:
+        module: an executable of `build_executable`, whose code is generated now, or a module of `load_library`.
+    """
+    from tvm.runtime.vm import VirtualMachine
+
+    return VirtualMachine(module, tvm.cpu())
+
+
+def load_library(path: Path) -> Any:
+    """Returns the module in a shared library of `write_library`; the file may be removed afterwards.
+
+    Raises:
+        OSError: the library cannot be loaded.
+    """
+    try:
+        return tvm.runtime.load_module(str(path))
+    except (RuntimeError, ValueError, tvm.error.InternalError) as error:
+        raise OSError(_last_line(error)) from error
+
+
+def write_library(executable: Any, path: Path) -> None:
+    """Writes an executable as a shared library.
+
+    Raises:
+        CompileError: there is no linker, or it fails.
+    """
+    from tvm.support import cc
+
+    linker = cc.get_cc()
+    if linker is None:
+        raise CompileError(
+            "a compiled model can only be saved with a C++ linker, and none was found; install g++ or clang, or name "
+            "one by the environment variable CXX"
+        )
+    try:
+        executable.export_library(str(path))
+    except (RuntimeError, OSError, ValueError, tvm.error.InternalError) as error:
+        raise CompileError(f"the linker {linker} failed: {_last_line(error)}") from error
+
+
+def assembly(executable: Any) -> str:
+    """Returns the assembly of all code of an executable of `build_executable`."""
+    modules = [executable.mod, *executable.mod.imports]
+    return "\n".join(module.inspect_source("asm") for module in modules if module.kind == "llvm")
+
+
+def called_functions(executable: Any) -> Counter[str]:
+    """Returns how often each function is called in one run of an executable, TVM's own among them."""
+    lines = (line.split() for line in executable.as_text().splitlines())
+    return Counter(words[1] for words in lines if len(words) > 1 and words[0] == "call")
+
+
+def tvm_version() -> str:
+    """Returns TVM's version."""
+    return str(tvm.__version__)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def use_threads(threads: int) -> None:

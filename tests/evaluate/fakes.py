@@ -95,6 +95,8 @@ class FakeStages(Stages):
         report = SimpleNamespace(
             import_s=0.5,
             compile_s=2.0,
+            cached=False,
+            load_s=None,
             int8_mac_share=0.9996,
             float_ops=("aten::softmax",),
             target="llvm -mcpu=fake",

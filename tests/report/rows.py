@@ -47,6 +47,8 @@ PASSED = {
     "target": "llvm -mcpu=znver5",
     "import_s": 0.5,
     "compile_s": 12.25,
+    "cached": False,
+    "load_s": None,
     "duration_s": 20.0,
 }
 
@@ -58,7 +60,7 @@ SKIPPED = {
     "reason": "resnet18-f37072fd.pth is not on this machine",
     "remedy": "With a network run: quantvm fetch weights",
     **dict.fromkeys(("weights", "calibration", "fp32", "torch", "tvm", "parity", "int8_mac_share", "target")),
-    **dict.fromkeys(("import_s", "compile_s")),
+    **dict.fromkeys(("import_s", "compile_s", "cached")),
     "n_images": 0,
     "duration_s": 0.0,
 }

@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from quantvm.cli.bench_command import bench
+from quantvm.cli.cache_commands import cache_app
+from quantvm.cli.compile_command import compile  # noqa: A004 - the command's name
 from quantvm.cli.inventory_commands import doctor, fetch_app, list_app
 from quantvm.cli.run_command import run
 
@@ -28,8 +30,10 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(bench)
+app.command()(compile)
 app.add_typer(list_app, name="list")
 app.add_typer(fetch_app, name="fetch")
+app.add_typer(cache_app, name="cache")
 app.command()(doctor)
 
 

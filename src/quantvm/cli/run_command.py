@@ -116,6 +116,14 @@ def run(
         float | None,
         typer.Option(metavar="X", help="Exit 1 if TVM's top-1 accuracy is below X percent.", rich_help_panel=_CHECKS),
     ] = None,
+    min_int8_macs: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Exit 1 if less than this share, 0 to 1, of the multiply-adds run in int8 kernels.",
+            rich_help_panel=_CHECKS,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run folder. Without it: runs/<time>-<id>.", rich_help_panel=_CHECKS),

@@ -61,7 +61,7 @@ class ModelBench:
 
     def go(self, threads: Sequence[int]) -> Iterator[BenchModelRow]:
         """Yields a row for each thread count and batch size, as soon as it is final."""
-        self._build(max(threads))
+        self._build(tuple(threads))
         for count in threads:
             yield from self._measure(count)
 
@@ -70,11 +70,12 @@ class ModelBench:
         first = [self.reference] if self.reference else []
         return [*first, *(name for name in self.engines if name not in first and name not in self.missing)]
 
-    def _build(self, threads: int) -> None:
+    def _build(self, threads: tuple[int, ...]) -> None:
         for name in self._names():
             self.note(f"{self.spec.title}: {name} builds")
             try:
-                worker = self.stages.start_worker(replace(self.job, engine=name, threads=threads))
+                job = replace(self.job, engine=name, threads=max(threads), thread_counts=threads)
+                worker = self.stages.start_worker(job)
                 try:
                     self.built[name] = worker.request("build")
                 finally:
@@ -202,7 +203,9 @@ class _Session:
             row["status"], row["reason"] = status, reason
 
     def _job(self, name: str) -> Job:
-        return replace(self._bench.job, engine=name, threads=self._threads)
+        # TVM runs in a process like that of a deployed model, unless it still has to be compiled there.
+        deployed = name == "tvm" and "artifact_bytes" in self._bench.built.get(name, {})
+        return replace(self._bench.job, engine=name, threads=self._threads, deployed=deployed)
 
     def row(self, batch: int) -> BenchModelRow:
         """Returns what was found for one batch size."""

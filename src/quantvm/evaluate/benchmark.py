@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from quantvm.errors import ConfigError, QuantvmError, UnsupportedOpError
 from quantvm.evaluate.config import RunConfig
 from quantvm.evaluate.measurement import Measurement
-from quantvm.evaluate.parity import OutputShapeError, judge
+from quantvm.evaluate.parity import OutputShapeError, int8_share_problem, judge
 from quantvm.evaluate.plan import Entry, Plan, prepare
 from quantvm.evaluate.stages import Stages
 from quantvm.progress import SILENT, Progress, TitledProgress
@@ -171,8 +171,14 @@ class _Evaluation:
 
     def _judge(self, found: Measurement) -> dict[str, Any]:
         results, config = found.results(), self.plan.config
+        share = int8_share_problem(found.facts["int8_mac_share"], config.min_int8_macs)
         status, reason = judge(
-            results["parity"], found.parity.mistrust(), results["tvm"]["top1"], config.check_parity, config.min_top1
+            results["parity"],
+            found.parity.mistrust(),
+            results["tvm"]["top1"],
+            config.check_parity,
+            config.min_top1,
+            [share] if share else [],
         )
         return {**results, "status": status, "reason": reason}
 
@@ -255,6 +261,8 @@ def _row(plan: Plan, spec: ModelSpec, known: dict[str, Any]) -> ModelRow:
         "target": None,
         "import_s": None,
         "compile_s": None,
+        "cached": None,
+        "load_s": None,
         "duration_s": 0.0,
     }
     return {**row, **known}  # type: ignore[typeddict-item]

@@ -49,6 +49,7 @@ class RunConfig:
         threads: of both engines; None for TVM_NUM_THREADS, or else the physical cores.
         check_parity: None, `exact` or `lsb:N`: the greatest difference of raw outputs under which a model passes.
         min_top1: None, or the least top-1 accuracy of TVM, in percent, under which a model passes.
+        min_int8_macs: None, or the least share of multiply-adds in int8 kernels, 0..1, under which a model passes.
         out: the run folder that is written; None to write nothing.
     """
 
@@ -69,6 +70,7 @@ class RunConfig:
     threads: int | None = None
     check_parity: str | None = None
     min_top1: float | None = None
+    min_int8_macs: float | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -102,6 +104,8 @@ class RunConfig:
             yield f"seed: got {self.seed}, expected 0 or more"
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 100:
             yield f"min_top1: got {self.min_top1}, expected a percentage from 0 to 100"
+        if self.min_int8_macs is not None and not 0 <= self.min_int8_macs <= 1:
+            yield f"min_int8_macs: got {self.min_int8_macs}, expected a share from 0 to 1"
         if self.threads is None:
             yield from threads_of_environment()[1]
 

@@ -139,11 +139,19 @@ def answer(worker: Callable[[], Any], request: dict[str, Any]) -> dict[str, Any]
     return {"ok": True, "facts": facts}
 
 
+def leave_out_compilers() -> None:
+    """Makes this process one that can only run saved models: TVM would import PyTorch wherever it is installed."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails from now on
+    os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+
+
 def main() -> None:
     """Serves one job until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = Job(**json.loads(sys.stdin.readline()))
+    if job.deployed:
+        leave_out_compilers()
     made: list[Worker] = []
 
     def worker() -> Worker:

@@ -18,8 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from quantvm.errors import CompileError
+
 if TYPE_CHECKING:
     from torch import nn
+
+    from quantvm.runtime import Artifact
 
 Run = Callable[[np.ndarray], np.ndarray]
 """Maps a batch, (N, 3, H, W) float32 at a 64-byte boundary, to raw outputs, (N, classes) float32."""
@@ -42,6 +46,8 @@ class Job:
         scheme: `per-channel` or `per-tensor`, of PyTorch and TVM.
         tvm_engine: the PyTorch engine whose bits TVM must give.
         target: what TVM compiles for.
+        thread_counts: all that a build is for; TVM's code depends on them. Empty: `threads` only.
+        deployed: whether the process has neither PyTorch nor TVM's compiler, as where a saved model runs.
     """
 
     engine: str
@@ -51,6 +57,8 @@ class Job:
     scheme: str = "per-channel"
     tvm_engine: str = "fbgemm"
     target: str = "native"
+    thread_counts: tuple[int, ...] = ()
+    deployed: bool = False
 
     @property
     def float_model_path(self) -> Path:
@@ -174,15 +182,23 @@ def torch_file(folder: str, engine: str) -> Path:
 
 
 class TvmEngine:
-    """quantvm's own int8 code."""
+    """quantvm's own int8 code, compiled from the file of the reference engine into a file of its own."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._runner: Any = None
 
     def build(self) -> Facts:
-        """Does nothing: TVM compiles where it runs, from the file of the reference engine."""
-        return {}
+        """Writes a model file for each thread count; without a linker there is none, and `load` compiles."""
+        facts: Facts = {}
+        for threads in self._job.thread_counts or (self._job.threads,):
+            artifact = self._compiled(threads)
+            facts |= self._facts(artifact)
+            try:
+                facts["artifact_bytes"] = artifact.save(self._path(threads)).stat().st_size
+            except CompileError:
+                return {}
+        return facts
 
     def load(self, batch: int) -> tuple[Run, Facts]:
         """Returns the compiled model, which takes any batch size."""
@@ -190,21 +206,39 @@ class TvmEngine:
             return self._runner.run, {}
         from quantvm import runtime
 
+        path = self._path(self._job.threads)
+        if path.is_file():
+            artifact = runtime.load(path)
+            facts: Facts = {"load_s": artifact.report.load_s}
+        else:
+            artifact = self._compiled(self._job.threads)
+            facts = self._facts(artifact)
+        self._runner = runtime.TvmRunner(artifact, threads=self._job.threads)
+        return self._runner.run, facts
+
+    def _compiled(self, threads: int) -> Artifact:
+        from quantvm import runtime
+
         job = self._job
-        artifact = runtime.compile(
+        return runtime.compile(
             torch_file(job.folder, job.tvm_engine),
             np.load(job.input_path)[:1],
             engine=job.tvm_engine,
             target=job.target,
-            threads=job.threads,
+            threads=threads,
+            cache=True,
         )
-        self._runner = runtime.TvmRunner(artifact, threads=job.threads)
+
+    def _facts(self, artifact: Artifact) -> Facts:
         report = artifact.report
-        return self._runner.run, {
+        return {
             "import_s": report.import_s,
             "compile_s": report.compile_s,
             "int8_mac_share": report.int8_mac_share,
         }
+
+    def _path(self, threads: int) -> Path:
+        return Path(self._job.folder, f"tvm-{threads}.qvm")
 
 
 @dataclass(frozen=True)

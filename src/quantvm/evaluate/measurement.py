@@ -70,6 +70,8 @@ class Measurement:
             "target": report.target,
             "import_s": report.import_s,
             "compile_s": report.compile_s,
+            "cached": report.cached,
+            "load_s": report.load_s,
         }
 
     def results(self) -> dict[str, Any]:

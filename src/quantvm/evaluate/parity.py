@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -256,14 +257,19 @@ def _steps(max_abs_diff: float, output_scale: float | None) -> int | None:
 
 
 def judge(
-    parity: ParityRow, mistrust: str | None, tvm_top1: float, check_parity: str | None, min_top1: float | None
+    parity: ParityRow,
+    mistrust: str | None,
+    tvm_top1: float,
+    check_parity: str | None,
+    min_top1: float | None,
+    others: Sequence[str] = (),
 ) -> tuple[Status, str | None]:
     """Returns the verdict on one model and the reason for it.
 
-    `failed` if a check that was asked for is not met, `mistrusted` if the outputs prove little, else `passed`; a pass
-    with differing outputs says so in its reason.
+    `failed` if a check that was asked for is not met, or one of the `others`, of which each is a reason; `mistrusted`
+    if the outputs prove little, else `passed`; a pass with differing outputs says so in its reason.
     """
-    problems = []
+    problems = list(others)
     difference = _difference(parity)
     if check_parity is not None and difference is not None:
         allowed = Tolerance.parse(check_parity).max_lsb
@@ -277,6 +283,13 @@ def judge(
     if mistrust:
         return "mistrusted", mistrust
     return "passed", difference
+
+
+def int8_share_problem(share: float, least: float | None) -> str | None:
+    """Returns why a share of multiply-adds in int8 kernels, 0..1, is too small; None if it is not."""
+    if least is None or share >= least:
+        return None
+    return f"int8 check not met: {share:.4f} of the multiply-adds run in int8 kernels, asked for at least {least:g}"
 
 
 def _difference(parity: ParityRow) -> str | None:

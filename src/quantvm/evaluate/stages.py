@@ -153,9 +153,15 @@ class Stages:
         return quantize(float_model, inputs, scheme=config.scheme, engine=config.engine, progress=progress)
 
     def compile(
-        self, quantized: nn.Module, spec: ModelSpec, config: RunConfig, threads: int, progress: Progress
+        self,
+        quantized: nn.Module,
+        spec: ModelSpec,
+        config: RunConfig,
+        threads: int,
+        progress: Progress,
+        cache: bool = True,
     ) -> Artifact:
-        """Returns the quantized model compiled by TVM, for any batch size."""
+        """Returns the quantized model compiled by TVM, for any batch size, maybe in an earlier run."""
         from quantvm import runtime
 
         crop = spec.preprocessing.crop
@@ -167,6 +173,7 @@ class Stages:
             engine=config.engine,
             target=config.target,
             threads=threads,
+            cache=cache,
             progress=progress,
         )
 

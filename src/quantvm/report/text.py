@@ -134,7 +134,9 @@ def _detail_row(model: ModelRow) -> str:
             f"{parity['images_identical']} / {parity['images_total']}",
             f"{parity['top1_agreement']:.2f} %",
         ]
-    cells += ["" if share is None else f"{_share_pct(share)} %", "" if compile_s is None else f"{compile_s:.1f} s"]
+    cached = " (cached)" if model["cached"] else ""
+    cells += ["" if share is None else f"{_share_pct(share)} %"]
+    cells += ["" if compile_s is None else f"{compile_s:.1f} s{cached}"]
     return "|".join(cells)
 
 

@@ -1,15 +1,47 @@
-"""From a quantized torch program to an Artifact: import, lower, generate code."""
+"""From a quantized torch program to an Artifact: import, lower, generate code, or find all that in the cache."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from quantvm.errors import ConfigError
+from quantvm.errors import CompileError, ConfigError, ModelFileError
 from quantvm.progress import SILENT, Progress
 
 from .artifact import Artifact, CompileReport
+from .cache import CompileCache, default_cache
+from .requirements import requirements_of
+from .signature import signature_of
 from .target import parse_target, target_text
+
+
+class BuiltLibrary:
+    """Code that was compiled in this process.
+
+    Args:
+        executable: Relax VM executable.
+        kernel_of: the int8 kernel that each function of the code is; None for TVM's own functions.
+    """
+
+    def __init__(self, executable: Any, kernel_of: Mapping[str, str | None]) -> None:
+        self.executable, self.kernel_of = executable, dict(kernel_of)
+        self._vm: Any = None
+
+    def start(self) -> Any:
+        """Returns the model's main function."""
+        from quantvm.tvm_compat import start_vm
+
+        self._vm = start_vm(self.executable)
+        return self._vm["main"]
+
+    def write(self, path: Path) -> None:
+        """Writes the code as a shared library."""
+        from quantvm.tvm_compat import write_library
+
+        write_library(self.executable, path)
 
 
 def compile_model(
@@ -21,6 +53,7 @@ def compile_model(
     target: str = "native",
     batch: str = "dynamic",
     threads: int | None = None,
+    cache: bool = False,
     progress: Progress = SILENT,
 ) -> Artifact:
     """Returns the quantized model compiled to int8 code.
@@ -34,6 +67,8 @@ def compile_model(
         batch: dynamic: any number of images; static: that of the example.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels; by default
             `torch.get_num_threads()`.
+        cache: take the code from the user's cache if it was compiled before, else keep it there. The key is made of all
+            that the code depends on. Needs a C++ linker; without one the model is compiled, and `progress` told why.
         progress: where a long compilation reports to.
 
     Raises:
@@ -44,30 +79,67 @@ def compile_model(
     import torch
 
     from quantvm.frontend import from_torch
-    from quantvm.lowering import LoweringOptions, lower
-    from quantvm.tvm_compat import build_executable
 
     if batch not in ("dynamic", "static"):
         raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads: got {threads}, expected at least 1")
     tvm_target = parse_target(target)
     threads = threads or torch.get_num_threads()
+    store = default_cache() if cache else None
     with progress.task("compiling", total=3) as task:
         start_s = time.perf_counter()
         module = from_torch(model_or_path, example_inputs, engine=engine, batch=batch)
         import_s = time.perf_counter() - start_s
         task.advance()
-        lowered, report = lower(module, LoweringOptions(tvm_target, numerics=numerics, threads=threads))
-        task.advance()
-        executable = build_executable(lowered, tvm_target)
-        compile_s = time.perf_counter() - start_s - import_s
-        task.advance()
-    shapes = tuple(_shape(param) for param in module["main"].params)
+        if store is None or store.limit_bytes == 0:
+            artifact = _generate(module, tvm_target, numerics, threads)
+        else:
+            artifact = _cached(store, module, tvm_target, numerics, threads, progress)
+        task.advance(2)
+    artifact.report = dataclasses.replace(artifact.report, import_s=import_s)
+    return artifact
+
+
+def _cached(
+    store: CompileCache, module: Any, tvm_target: Any, numerics: str, threads: int, progress: Progress
+) -> Artifact:
+    """Returns the code of a module from the cache, or generates it and keeps it there."""
+    from .cache_key import cache_key
+
+    start_s = time.perf_counter()
+    key = cache_key(module, tvm_target, numerics=numerics, threads=threads)
+    found = store.find(key)
+    if found is not None:
+        found.report = dataclasses.replace(found.report, cached=True, load_s=time.perf_counter() - start_s)
+        return found
+    artifact = _generate(module, tvm_target, numerics, threads)
+    try:
+        store.store(key, artifact)
+    except (CompileError, ModelFileError) as error:
+        progress.note(f"the compiled model is not kept for the next time: {error}")
+        return artifact
+    stored = store.find(key)  # loading it takes less time than TVM's in-memory code generation
+    return stored or artifact
+
+
+def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Artifact:
+    """Lowers an imported module and generates its code; the report's import_s is not known here."""
+    from quantvm.lowering import LoweringOptions, lower
+    from quantvm.tvm_compat import build_executable
+
+    from .float_reasons import float_reasons
+
+    start_s = time.perf_counter()
+    lowered, report = lower(module, LoweringOptions(tvm_target, numerics=numerics, threads=threads))
+    kernel_of = _kernel_names(lowered)
+    executable = build_executable(lowered, tvm_target)
     return Artifact(
-        executable,
-        shapes,
+        BuiltLibrary(executable, kernel_of),
+        signature_of(module),
         CompileReport(
-            import_s=import_s,
-            compile_s=compile_s,
+            import_s=0.0,
+            compile_s=time.perf_counter() - start_s,
             int8_mac_share=report.int8_mac_share,
             float_ops=report.float_ops,
             target=target_text(tvm_target),
@@ -76,9 +148,17 @@ def compile_model(
             numerics=numerics,
             threads=threads,
             output_scale=report.output_scale,
+            float_reasons=float_reasons(module, report.float_ops),
         ),
+        requirements_of(tvm_target),
     )
 
 
-def _shape(param: Any) -> tuple[int | None, ...]:
-    return tuple(int(d) if hasattr(d, "value") else None for d in param.ty.shape)
+def _kernel_names(lowered: Any) -> dict[str, str | None]:
+    """Returns the kernel of each function but main; None for TVM's own: operators left in float, and moved data."""
+    found = {}
+    for variable, function in lowered.functions.items():
+        kernel = function.attrs.get("quantvm.kernel") if function.attrs else None
+        found[str(variable.name_hint)] = None if kernel is None else str(kernel)
+    del found["main"]
+    return found

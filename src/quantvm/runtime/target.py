@@ -43,10 +43,16 @@ def cpu_model() -> str:
 
 def cpu_features() -> tuple[str, ...]:
     """Returns the instruction set extensions that matter to int8 code, by their Linux names."""
+    found = cpu_flags()
+    return tuple(name for name in _RELEVANT if name in found)
+
+
+def cpu_flags() -> frozenset[str]:
+    """Returns all extensions that the system reports, by their Linux names; empty where it reports nothing."""
     found: set[str] = set()
     for row in _cpuinfo():
         found |= set((row.get("flags") or row.get("Features") or "").split())
-    return tuple(name for name in _RELEVANT if name in found)
+    return frozenset(found)
 
 
 def physical_cores() -> int:
@@ -87,7 +93,7 @@ def parse_target(text: str) -> Any:
 
     if text == "native":
         return native_target()
-    kind, *options = text.split()
+    kind, *options = text.split() or [""]
     if kind != "llvm":
         raise CompileError(
             f"target {text!r} is of kind {kind!r}; expected 'native' or 'llvm -mcpu=NAME [-mattr=+a,-b]'"

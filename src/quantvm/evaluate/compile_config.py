@@ -1,0 +1,95 @@
+"""What one compilation is asked to do: ``CompileConfig`` and its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantvm.errors import UnknownNameError
+from quantvm.evaluate.config import RunConfig
+from quantvm.models import get_model
+from quantvm.models.quantize import Engine, Scheme
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    """The options of one compilation; ``quantvm compile`` has one of the same name for each field.
+
+    Attributes:
+        model: a saved TorchScript file, or the name of a registered model, which is quantized as in the main job.
+        out: the model file that is written; None to write nothing.
+        input_shapes: of a TorchScript file, which does not say them: the shape of each input, any number of images
+            first.
+        weights, data, calibration_data, calibration_samples, seed, scheme: of a registered model, as in RunConfig.
+        engine: the PyTorch engine that the model is quantized for, and whose bits the code gives.
+        numerics: `torch`, the same bits as that engine.
+        target: what TVM compiles for; `native` is this machine.
+        threads: PyTorch's thread count that is reproduced; None for TVM_NUM_THREADS, or else the physical cores.
+        audit: whether the dot-product instructions of every kernel are counted; it is then compiled anew.
+        min_int8_macs: None, or the least share of multiply-adds in int8 kernels, 0..1, for the check to be met.
+    """
+
+    model: str
+    out: Path | None = None
+    input_shapes: tuple[tuple[int, ...], ...] = ((1, 3, 224, 224),)
+    weights: str = "auto"
+    data: str | None = None
+    calibration_data: str | None = None
+    calibration_samples: int = 1000
+    seed: int = 0
+    scheme: Scheme = "per-channel"
+    engine: Engine = "fbgemm"
+    numerics: str = "torch"
+    target: str = "native"
+    threads: int | None = None
+    audit: bool = False
+    min_int8_macs: float | None = None
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the model is a name of the registry, and no file lies there under that name."""
+        if Path(self.model).is_file():
+            return False
+        try:
+            get_model(self.model)
+        except UnknownNameError:
+            return False
+        return True
+
+    def run_config(self) -> RunConfig:
+        """Returns the options that choosing weights and images needs, as the main job has them."""
+        return RunConfig(
+            models=(self.model,) if self.is_registered else (),
+            data=self.data,
+            calibration_data=self.calibration_data,
+            calibration_samples=self.calibration_samples,
+            # Only calibration reads images; without a set of its own it takes them from these.
+            num_samples=None if self.data is None else self.calibration_samples,
+            seed=self.seed,
+            weights=self.weights,
+            scheme=self.scheme,
+            engine=self.engine,
+            numerics=self.numerics,  # type: ignore[arg-type]  # it checks its fields
+            target=self.target,
+            threads=self.threads,
+            min_int8_macs=self.min_int8_macs,
+        )
+
+    def problems(self) -> list[str]:
+        """Returns one sentence for every option whose value cannot be, in the order of the options."""
+        return [*self._own_problems(), *self.run_config().problems()]
+
+    def _own_problems(self) -> Iterator[str]:
+        if not self.is_registered and not Path(self.model).is_file():
+            try:
+                get_model(self.model)
+            except UnknownNameError as error:
+                yield f"model: there is no file '{self.model}', and it is no registered model: {error}"
+        for shape in self.input_shapes:
+            if len(shape) < 2 or min(shape) < 1:
+                yield f"input_shape: got {','.join(map(str, shape))}, expected sizes of at least 1, as 1,3,224,224"
+        if self.out is not None and self.out.is_dir():
+            yield f"out: {self.out} is a folder, expected the name of a file"
+        elif self.out is not None and not self.out.parent.is_dir():
+            yield f"out: the folder {self.out.parent} does not exist"

@@ -1,0 +1,113 @@
+"""One model compiled into a file: a saved TorchScript program, or a registered model that is quantized first."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantvm.download import sha256_of
+from quantvm.evaluate.compile_config import CompileConfig
+from quantvm.evaluate.config import raise_problems, resolve_threads
+from quantvm.evaluate.parity import int8_share_problem
+from quantvm.evaluate.plan import prepare
+from quantvm.evaluate.stages import Stages
+from quantvm.progress import SILENT, Progress, TitledProgress
+from quantvm.report.compile_schema import CompileResult, CompileRow
+from quantvm.report.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from quantvm.runtime import Artifact
+
+
+def compile_to_file(
+    config: CompileConfig, *, progress: Progress = SILENT, stages: Stages | None = None
+) -> CompileResult:
+    """Returns what the model was compiled to, after writing the file if one is asked for.
+
+    The file is written even where the share of multiply-adds in int8 is below what was asked for.
+
+    Raises:
+        QuantvmError: an option, the model or its weights are wrong, it cannot be compiled, or the file not be written.
+    """
+    stages = stages or Stages()
+    raise_problems(config.problems())
+    compiled = _registered if config.is_registered else _torchscript
+    artifact = compiled(config, progress, stages)
+    file = None if config.out is None else artifact.save(config.out)
+    return CompileResult(_row(config, artifact, file))
+
+
+def _registered(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
+    """Quantizes and compiles a model of the registry, as the main job does."""
+    run_config = config.run_config()
+    plan = prepare(run_config, stages, progress)
+    (entry,) = plan.entries
+    assert entry.weights is not None  # a named model has weights, or prepare raises
+    stages.use_threads(plan.threads)
+    with stages.torch_engine(run_config):
+        titled = TitledProgress(progress, entry.spec.title)
+        inputs = stages.calibration_inputs(entry.spec, plan.calibration)
+        float_model = stages.build_float_model(entry.spec, entry.weights, inputs, run_config)
+        quantized = stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
+        return stages.compile(quantized, entry.spec, run_config, plan.threads, titled, cache=not config.audit)
+
+
+def _torchscript(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
+    from quantvm import runtime
+
+    run_config = config.run_config()
+    raise_problems(stages.unsupported_options(run_config))
+    threads = resolve_threads(config.threads, stages.physical_cores())
+    with stages.torch_engine(run_config):
+        return runtime.compile(
+            config.model,
+            [np.zeros(shape, np.float32) for shape in config.input_shapes],
+            numerics=config.numerics,
+            engine=config.engine,
+            target=config.target,
+            threads=threads,
+            cache=not config.audit,  # assembly is only at hand where code is generated
+            progress=progress,
+        )
+
+
+def _row(config: CompileConfig, artifact: Artifact, file: Path | None) -> CompileRow:
+    from quantvm import runtime
+
+    report = artifact.report
+    audited = None
+    if config.audit:
+        audited = [dataclasses.asdict(kernel) for kernel in runtime.audit(artifact)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": config.model,
+        "file": None if file is None else str(file),
+        "size_bytes": None if file is None else file.stat().st_size,
+        "sha256": None if file is None else sha256_of(file),
+        "target": report.target,
+        "architecture": artifact.requirements.architecture,
+        "cpu_features": list(artifact.requirements.cpu_features),
+        "engine": report.engine,
+        "numerics": report.numerics,
+        "threads": report.threads,
+        "inputs": [_tensor(spec) for spec in artifact.signature.inputs],
+        "outputs": [_tensor(spec) for spec in artifact.signature.outputs],
+        "int8_mac_share": report.int8_mac_share,
+        "float_ops": [
+            {"op": op, "reason": reason} for op, reason in zip(report.float_ops, report.float_reasons, strict=True)
+        ],
+        "kernels": report.kernels,
+        "import_s": report.import_s,
+        "compile_s": report.compile_s,
+        "cached": report.cached,
+        "load_s": report.load_s,
+        "audit": audited,  # type: ignore[typeddict-item]  # the fields of KernelAudit
+        "problem": int8_share_problem(report.int8_mac_share, config.min_int8_macs),
+    }
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    return {**dataclasses.asdict(spec), "shape": list(spec.shape)}
