@@ -155,8 +155,9 @@ def _registered_in(source: str) -> Iterator[str]:
 _TARGETS = (
     ("llvm -mcpu=sapphirerapids", "x86-64 with AVX-512 VNNI and AMX", {"avx512_vnni", "avx512vl", "amx_int8"}),
     ("llvm -mcpu=cascadelake", "x86-64 with AVX-512 VNNI", {"avx512_vnni", "avx512vl"}),
-    ("llvm -mcpu=skylake-avx512", "x86-64 with AVX-512, without VNNI: portable kernels", {"avx512bw", "avx512vl"}),
-    ("llvm -mcpu=haswell", "x86-64 with AVX2: portable kernels", {"avx2", "fma"}),
+    ("llvm -mcpu=alderlake", "x86-64 with AVX-VNNI, without AVX-512", {"avx_vnni", "avx2", "fma"}),
+    ("llvm -mcpu=skylake-avx512", "x86-64 with AVX-512, without VNNI", {"avx512bw", "avx512vl"}),
+    ("llvm -mcpu=haswell", "x86-64 with AVX2", {"avx2", "fma"}),
 )
 
 

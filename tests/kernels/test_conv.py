@@ -6,13 +6,15 @@ import torch
 
 from quantvm import numerics
 from quantvm.kernels import conv2d, depthwise
+from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv2d import Conv2dShape
-from quantvm.kernels.dot import PORTABLE, select_dot
+from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.numerics import QuantParams
 from quantvm.tvm_compat import native_target
 
 from .conftest import nhwc, quantized, run
 
+RUNNABLE = [dot.name for dot in DOT_PRODUCTS if dot.requires <= target_features(native_target())]
 Q = torch.ops.quantized
 
 CASES = {  # (H, W, IC, OC, kernel, stride, padding, dilation, groups)
@@ -84,13 +86,13 @@ class Case:
         return conv2d.conv2d(self.shape, weight, self.input_q.zero_point, self.requantization, dot)
 
 
-@pytest.mark.parametrize("dot", ["native", "portable"])
+@pytest.mark.parametrize("dot", RUNNABLE)
 @pytest.mark.parametrize("name", CASES)
 def test_conv2d_equals_torch(name, dot):
     target = native_target()
     for seed, options in enumerate(({}, {"per_channel": False}, {"bias": False, "relu": False})):
         case = Case(CASES[name], seed=seed, **options)
-        kernel = case.dense(select_dot(target) if dot == "native" else PORTABLE)
+        kernel = case.dense(select_dot(target, dot))
         np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=case.expected.shape), case.expected)
 
 
@@ -156,8 +158,8 @@ def test_linear_equals_torch(features, batch):
         channels=out,
     )
     target = native_target()
-    for dot in (select_dot(target), PORTABLE):
-        kernel = conv2d.linear(k, weight, 44, r, dot)
+    for dot in RUNNABLE:
+        kernel = conv2d.linear(k, weight, 44, r, select_dot(target, dot))
         np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 

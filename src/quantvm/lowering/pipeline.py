@@ -30,7 +30,7 @@ class LoweringOptions:
         target: a TVM target.
         numerics: torch: the same bits as the engine that the module's attribute `quantvm.engine` names.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
-        dot: name of the dot product to force (vnni, portable); by default the first that the target has.
+        dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
         dump_dir: folder that receives the module after each phase, as TVMScript.
     """
 
