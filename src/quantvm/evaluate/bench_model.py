@@ -16,7 +16,7 @@ from quantvm.evaluate.engines import Job
 from quantvm.evaluate.latency import alternate, summarize
 from quantvm.evaluate.parity import OutputShapeError, check_outputs
 from quantvm.evaluate.workers import Worker, WorkerError
-from quantvm.report.bench_schema import BenchModelRow, EngineRow, EngineStatus
+from quantvm.report.bench_schema import BenchModelRow, EngineRow, EngineStatus, ProfileRow
 
 if TYPE_CHECKING:
     from quantvm.models import ModelSpec
@@ -91,9 +91,17 @@ class ModelBench:
                 session.check(batch)
             for batch in self.config.batch_sizes:
                 session.time(batch)
-                row = session.row(batch)
-                self.note(_outcome(row))
-                yield row
+                if not self.config.profile:
+                    yield self._row(session, batch)
+            # a profile compiles anew, which must not count as memory of a batch that is timed later
+            for batch in self.config.batch_sizes if self.config.profile else ():
+                session.profile(batch)
+                yield self._row(session, batch)
+
+    def _row(self, session: _Session, batch: int) -> BenchModelRow:
+        row = session.row(batch)
+        self.note(_outcome(row))
+        return row
 
     def _told(self, engine: str, what: str, error: WorkerError) -> str:
         """Returns why an engine failed, having logged the details."""
@@ -109,6 +117,7 @@ class _Session:
         self._bench, self._threads = bench, threads
         self._workers: dict[str, Worker] = {}
         self._rows: dict[tuple[str, int], EngineRow] = {}
+        self._profiles: dict[int, ProfileRow] = {}
 
     def start(self, name: str, stack: ExitStack) -> None:
         """Starts an engine and loads it for every batch size; saves the outputs of each first call."""
@@ -182,6 +191,13 @@ class _Session:
             else:
                 self._rows[name, batch].update({**summarize(rounds_ms, batch), **memory})  # type: ignore[typeddict-item]
 
+    def profile(self, batch: int) -> None:
+        """Asks TVM where its time goes."""
+        if self._is_ready("tvm", batch):
+            found = self._ask("tvm", batch, "profile", seconds=self._bench.config.seconds)
+            if found is not None:
+                self._profiles[batch] = found  # type: ignore[assignment]
+
     def _is_ready(self, name: str, batch: int) -> bool:
         row = self._rows.get((name, batch))
         return row is not None and row["status"] == "measured"
@@ -221,6 +237,7 @@ class _Session:
             "weights": bench.weights,
             "engines": engines,
             "tvm_vs_best": tvm_vs_best(engines),
+            "profile": self._profiles.get(batch),
         }
 
 

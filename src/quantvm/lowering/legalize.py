@@ -18,6 +18,7 @@ from quantvm.kernels import Kernel
 from quantvm.kernels.dot import DotProduct
 from quantvm.numerics import Engine
 
+from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
 from .tensors import Tensor, bordered, call_kernel, in_layout
 
@@ -33,6 +34,8 @@ class Legalization:
     has_avx512: bool
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
+    calls: list[KernelCall] = field(default_factory=list)
+    composite: Composite | None = None
 
     def run(self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str) -> Tensor:
         """Emits `kernel`; the result has the layout, shape and memory format of `like`."""
@@ -41,6 +44,8 @@ class Legalization:
         expr = call_kernel(self.builder, kernel, [x.expr for x in inputs], [batch, *item], dtype, name)
         self.kernels[kernel.name] += 1
         self.int8_macs += kernel.macs
+        op = self.composite.name if self.composite is not None else kernel.name
+        self.calls.append(KernelCall(name, op, kernel.name, "", len(inputs), kernel.macs))
         return Tensor(expr, like.shape, like.layout, like.channels_last)
 
     def nhwc(self, x: Tensor) -> Tensor:
@@ -115,7 +120,8 @@ def _binding(module: tvm.IRModule, state: Legalization, binding: Any, values: di
         composite = Composite(function)
         # a composite of derived dynamic sizes, like 8*n, also takes these; its kernel does not
         inputs = [values[argument] for argument in value.args if not isinstance(argument, relax.ShapeExpr)]
-        return _RULES[composite.name](state, composite, inputs, binding.var.name)
+        state.composite = composite
+        return _RULES[composite.name](state, composite, inputs, composite.layer or composite.name)
     if isinstance(value, relax.Var):
         return values[value]
     if isinstance(value, relax.Tuple):

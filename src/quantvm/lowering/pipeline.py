@@ -14,6 +14,7 @@ from quantvm.kernels.builder import target_features
 from quantvm.kernels.dot import select_dot
 
 from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
+from .calls import KernelCall, kernel_calls
 from .composite import constant_value, is_call, quant_params
 from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
@@ -52,6 +53,7 @@ class LoweringReport:
         kernels: how often each kernel is called.
         engine: PyTorch engine whose arithmetic the kernels have.
         output_scale: step of the output's quantization; None if the output is not just dequantized.
+        calls: every call of a kernel or another function, in order of execution.
     """
 
     int8_macs: int
@@ -60,6 +62,7 @@ class LoweringReport:
     kernels: dict[str, int]
     engine: str
     output_scale: float | None
+    calls: tuple[KernelCall, ...] = ()
 
     @property
     def int8_mac_share(self) -> float:
@@ -97,7 +100,10 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     left_in_float, float_macs = float_ops(module)
     module = legalize_float_ops(module)
     dump(module, "float_ops")
-    return module, LoweringReport(state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale)
+    return module, LoweringReport(
+        state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,
+        kernel_calls(module, state.calls),
+    )  # fmt: skip
 
 
 def _output_scale(module: tvm.IRModule) -> float | None:
