@@ -1,4 +1,7 @@
-"""What there is and where it lies: models, weights, operators, targets. Nothing here imports torch or tvm."""
+"""What there is and where it lies: models, weights, operators, targets, kernels.
+
+Nothing here imports torch or tvm, but for `list_kernels`, which asks the compiler what a target can do.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,30 @@ class TargetListing(TypedDict):
     name: str
     description: str
     runs_here: bool
+
+
+class CandidateListing(TypedDict):
+    """One implementation of a kernel."""
+
+    name: str
+    chosen: bool
+    missing: list[str]  # features that it requires and the target lacks
+
+
+class KernelListing(TypedDict):
+    """One kernel and its implementations, the preferred first; of those that lack nothing the first is chosen."""
+
+    name: str
+    description: str
+    applies_to: str  # what the choice is for, and what other cases take
+    candidates: list[CandidateListing]
+
+
+class KernelsListing(TypedDict):
+    """What a target gets for each kernel."""
+
+    target: str
+    kernels: list[KernelListing]
 
 
 class FetchedWeights(TypedDict):
@@ -176,6 +203,54 @@ def target_lines(rows: Sequence[TargetListing]) -> list[str]:
     """Returns the targets as a table."""
     cells = [(row["name"], "yes" if row["runs_here"] else "no", row["description"]) for row in rows]
     return columns([("target", "runs here", "what"), *cells])
+
+
+def list_kernels(target: str = "native") -> KernelsListing:
+    """Returns which implementation of each kernel `target` gets, by the code that selects them.
+
+    Raises:
+        CompileError: not a target that code can be generated for.
+    """
+    from quantvm.kernels.catalogue import kernel_choices
+    from quantvm.runtime.target import parse_target, target_text
+
+    parsed = parse_target(target)
+    kernels: list[KernelListing] = [
+        {
+            "name": choice.name,
+            "description": choice.summary,
+            "applies_to": choice.applies_to,
+            "candidates": [
+                {"name": each.name, "chosen": each.chosen, "missing": list(each.missing)} for each in choice.candidates
+            ],
+        }
+        for choice in kernel_choices(parsed)
+    ]
+    return {"target": target_text(parsed), "kernels": kernels}
+
+
+def kernel_lines(listing: KernelsListing) -> list[str]:
+    """Returns the kernels that have a choice, with the reason for each candidate, and then those that have none."""
+    lines = [f"Target: {listing['target']}", ""]
+    alike: dict[str, list[KernelListing]] = {}
+    for kernel in listing["kernels"]:
+        alike.setdefault(str(kernel["candidates"]), []).append(kernel)
+    for kernels in sorted(alike.values(), key=lambda group: -len(group[0]["candidates"])):
+        candidates = kernels[0]["candidates"]
+        if len(candidates) == 1:
+            lines += ["One implementation for every CPU:"]
+            rows = [(k["name"], k["description"].partition(": ")[0]) for k in kernels]
+            lines += [f"  {line}" for line in columns(rows)]
+            continue
+        lines.append(f"{', '.join(kernel['name'] for kernel in kernels)} ({kernels[0]['applies_to']}):")
+        lines += [*(f"  {line}" for line in columns([(c["name"], _reason(c)) for c in candidates])), ""]
+    return lines
+
+
+def _reason(candidate: CandidateListing) -> str:
+    if candidate["missing"]:
+        return f"lacks {', '.join(candidate['missing'])}"
+    return "chosen: the first that lacks nothing" if candidate["chosen"] else "would run, but comes after"
 
 
 def fetch_all_weights(names: Sequence[str], progress: Progress = SILENT) -> list[FetchedWeights]:

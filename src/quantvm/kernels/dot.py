@@ -123,16 +123,21 @@ DOT_PRODUCTS = (VNNI512, AVXVNNI, AVX512, AVX2, PORTABLE)
 """The fastest first."""
 
 
+def missing_features(target: tvm.target.Target) -> tuple[tuple[DotProduct, frozenset[str]], ...]:
+    """Returns every dot product in the order of preference, with what it requires and `target` lacks."""
+    features = target_features(target)
+    return tuple((dot, dot.requires - features) for dot in DOT_PRODUCTS)
+
+
 def select_dot(target: tvm.target.Target, name: str | None = None) -> DotProduct:
     """Returns the first dot product whose features `target` has, or the one called `name`.
 
     Raises:
         ValueError: `name` is unknown, or the target lacks a feature that it requires.
     """
-    features = target_features(target)
-    for dot in DOT_PRODUCTS:
-        if name in (None, dot.name) and dot.requires <= features:
+    for dot, missing in missing_features(target):
+        if name in (None, dot.name) and not missing:
             return dot
         if name == dot.name:
-            raise ValueError(f"dot product {name} requires {sorted(dot.requires - features)}, which {target} lacks")
+            raise ValueError(f"dot product {name} requires {sorted(missing)}, which {target} lacks")
     raise ValueError(f"unknown dot product {name!r}, expected one of {[dot.name for dot in DOT_PRODUCTS]}")

@@ -19,7 +19,7 @@ def profile_lines(profile: ProfileRow) -> list[str]:
     total_ms = profile["total_ms"]
     calls = [
         (
-            call["layer"], call["op"], _shapes(call), _variant(call),
+            call["layer"] if call["layer"] != call["op"] else "", call["op"], _shapes(call), _variant(call),
             *_figures(call["p50_ms"], total_ms, call["macs"]),
         )
         for call in profile["calls"]
