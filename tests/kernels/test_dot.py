@@ -9,15 +9,19 @@ import pytest
 import torch
 import tvm
 
+from quantvm import numerics
 from quantvm.frontend import from_torch
 from quantvm.kernels.builder import target_features
+from quantvm.kernels.conv2d import linear
 from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.kernels.schedule import Conv2dShape, choose_schedule
 from quantvm.lowering import LoweringOptions, lower
+from quantvm.numerics import QuantParams
 from quantvm.tvm_compat import build_executable, make_target, native_target
 
 from ..quantized_modules import SmallNetwork, image
-from .test_conv import Case
+from .conftest import run
+from .test_conv import RUNNABLE, Case
 
 CHOSEN = {  # CPU: dot product, instruction
     "cascadelake": ("vnni", r"vpdpbusd\b.*%zmm"),
@@ -111,6 +115,18 @@ def test_packing_puts_consecutive_input_channels_of_a_lane_together():
     np.testing.assert_array_equal(packed[0, 0, 0, 0, :12], [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13])
     np.testing.assert_array_equal(packed[0, 0, 0, 1, :12], [4, 0, 0, 0, 9, 0, 0, 0, 14, 0, 0, 0])
     assert PORTABLE.pack(w).shape == (1, 1, 1, 5, 16)
+
+
+@pytest.mark.parametrize("dot", RUNNABLE)
+@pytest.mark.parametrize("weight", [-128, 127])
+def test_the_greatest_products_do_not_saturate(dot, weight):
+    r = numerics.requantization(
+        "fbgemm", "linear", input_q=QuantParams(1.0, 0), weight_scales=np.ones(16), bias_f32=None,
+        output_q=QuantParams(2.0**14, 128), relu=False, channels=16,
+    )  # fmt: skip
+    kernel = linear(64, np.full((16, 64), weight, np.int8), 0, r, select_dot(native_target(), dot))
+    got = run(kernel, native_target(), np.full((7, 64), 255, np.uint8), out_shape=(7, 16))
+    np.testing.assert_array_equal(got, 128 + np.rint(64 * 255 * weight / 2.0**14).astype(int))
 
 
 @pytest.fixture(scope="module")
