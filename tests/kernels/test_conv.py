@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from quantvm import numerics
-from quantvm.kernels import conv2d, depthwise
+from quantvm.kernels import Kernel, conv2d, depthwise
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv2d import Conv2dShape
 from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
+from quantvm.kernels.epilogue import NO_POST_OPS
+from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import QuantParams
 from quantvm.tvm_compat import native_target
 
@@ -42,6 +44,12 @@ DEPTHWISE = {  # (H, W, C, OC, kernel, stride, padding, dilation)
     "odd channels, off the fast path": (7, 6, 13, 13, (3, 3), (1, 1), (1, 1), (1, 1)),
     "dilated, off the fast path": (9, 9, 16, 16, (3, 3), (1, 1), (2, 2), (2, 2)),
     "no padding, off the fast path": (8, 8, 48, 48, (3, 3), (1, 1), (0, 0), (1, 1)),
+    "rows of whole vectors": (5, 8, 16, 16, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "rows of several periods and a rest": (4, 27, 40, 40, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "many channels": (4, 5, 184, 184, (5, 5), (1, 1), (2, 2), (1, 1)),
+    "many channels, stride 2": (6, 7, 184, 184, (5, 5), (2, 2), (2, 2), (1, 1)),
+    "narrow image, stride 2": (3, 3, 120, 120, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "rows shorter than a vector": (3, 2, 16, 16, (3, 3), (1, 1), (1, 1), (1, 1)),
 }
 
 
@@ -79,11 +87,11 @@ class Case:
             output_q=self.output_q, relu=relu, channels=oc,
         )  # fmt: skip
 
-    def dense(self, dot) -> np.ndarray:
+    def dense(self, dot, isa=PLAIN, post=NO_POST_OPS) -> Kernel:
         weight = self.weight
         if self.weight_zero_points.any():
             weight = weight.astype(np.int16) - self.weight_zero_points.reshape(-1, 1, 1, 1).astype(np.int16)
-        return conv2d.conv2d(self.shape, weight, self.input_q.zero_point, self.requantization, dot)
+        return conv2d.conv2d(self.shape, weight, self.input_q.zero_point, self.requantization, dot, isa=isa, post=post)
 
 
 @pytest.mark.parametrize("dot", RUNNABLE)
@@ -92,7 +100,8 @@ def test_conv2d_equals_torch(name, dot):
     target = native_target()
     for seed, options in enumerate(({}, {"per_channel": False}, {"bias": False, "relu": False})):
         case = Case(CASES[name], seed=seed, **options)
-        kernel = case.dense(select_dot(target, dot))
+        isa = PLAIN if dot == "portable" else select_isa(target)
+        kernel = case.dense(select_dot(target, dot), isa)
         np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=case.expected.shape), case.expected)
 
 
@@ -114,8 +123,10 @@ def test_asymmetric_weights_equal_torch(name):
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_other_engines_differ_in_the_epilogue_only(engine, per_channel):
     case = Case(CASES["stride 2, no padding"], engine=engine, per_channel=per_channel)
-    got = run(case.dense(select_dot(native_target())), native_target(), case.x, out_shape=case.expected.shape)
-    np.testing.assert_array_equal(got, case.expected)
+    target = native_target()
+    for isa in (PLAIN, select_isa(target)):
+        got = run(case.dense(select_dot(target), isa), target, case.x, out_shape=case.expected.shape)
+        np.testing.assert_array_equal(got, case.expected)
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
@@ -128,7 +139,7 @@ def test_depthwise_equals_torch(name, asymmetric, target):
     assert saturates == ("off the fast path" not in name)
     kernel_tir = depthwise.depthwise_conv2d(
         case.shape, case.weight, case.weight_zero_points, case.input_q.zero_point, case.requantization,
-        saturate_pairs=saturates,
+        saturate_pairs=saturates, isa=select_isa(target),
     )  # fmt: skip
     np.testing.assert_array_equal(run(kernel_tir, target, case.x, out_shape=case.expected.shape), case.expected)
 
@@ -158,8 +169,8 @@ def test_linear_equals_torch(features, batch):
         channels=out,
     )
     target = native_target()
-    for dot in RUNNABLE:
-        kernel = conv2d.linear(k, weight, 44, r, select_dot(target, dot))
+    for dot, isa in ((RUNNABLE[0], PLAIN), *((dot, select_isa(target)) for dot in RUNNABLE), ("portable", PLAIN)):
+        kernel = conv2d.linear(k, weight, 44, r, select_dot(target, dot), isa=isa)
         np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
@@ -178,5 +189,7 @@ def test_a_conversion_that_overflows_int32_ends_at_zero_as_in_fbgemm():
         "fbgemm", "conv", input_q=case.input_q, weight_scales=scales, bias_f32=None, output_q=tiny, relu=False,
         channels=geometry[3],
     )  # fmt: skip
-    kernel = conv2d.conv2d(case.shape, case.weight, case.input_q.zero_point, r, select_dot(native_target()))
-    np.testing.assert_array_equal(run(kernel, native_target(), case.x, out_shape=expected.shape), expected)
+    target = native_target()
+    for isa in (PLAIN, select_isa(target)):
+        kernel = conv2d.conv2d(case.shape, case.weight, case.input_q.zero_point, r, select_dot(target), isa=isa)
+        np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=expected.shape), expected)

@@ -9,6 +9,7 @@ Depthwise convolutions are in depthwise.py.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,17 +24,16 @@ from .builder import (
     Expr,
     Kernel,
     argument,
-    cast,
     ceil_div,
     flat,
     local,
     prim_func,
     ramp,
-    store_prefix,
     symbolic_batch,
 )
 from .dot import DotProduct
-from .requantize import RequantizeEpilogue
+from .epilogue import NO_POST_OPS, Epilogue, Piece, PostOps
+from .isa import PLAIN, Isa
 from .schedule import Conv2dShape, Schedule, choose_schedule
 from .staging import copy_flat, stage_rows
 
@@ -48,8 +48,12 @@ def conv2d(
     threads: int = 2,
     schedule: Schedule | None = None,
     x_dtype: str = "uint8",
+    isa: Isa = PLAIN,
+    post: PostOps = NO_POST_OPS,
 ) -> Kernel:
     """Returns an exact quantized convolution: (n, H, W, C) integers -> (n, OH, OW, O) integers.
+
+    With `post.residual` the kernel takes the tensor to add, of the output's shape, after x.
 
     Args:
         shape: geometry.
@@ -60,10 +64,11 @@ def conv2d(
         threads: cores to cut the work for.
         schedule: register blocking; chosen by a cost model by default.
         x_dtype: uint8 or int8.
+        isa: instruction groups that may be used.
+        post: operators fused behind the requantization.
 
     Exactness: acc = sum (x - zx) * w in int32, by starting at -zx * sum(w); then `numerics.requantize`.
     """
-    out_dtype = requantization.output.dtype
     original = shape
     if shape.is_pointwise and shape.in_height * shape.in_width > 1:
         shape = shape.flattened()
@@ -71,23 +76,23 @@ def conv2d(
     if shape.out_height * shape.out_width == 1 and shape.is_pointwise and shape.groups == 1 and not staged:
         return linear(
             shape.in_channels, weight[:, 0, 0, :], input_zero_point, requantization, dot,
-            threads=threads, x_dtype=x_dtype, spatial=True,
+            threads=threads, x_dtype=x_dtype, spatial=True, isa=isa, post=post,
         )  # fmt: skip
     if schedule is None:
         schedule = choose_schedule(shape, dot, threads, staged)
-    emitter = _ConvEmitter(shape, weight, input_zero_point, requantization, dot, schedule, x_dtype, staged)
+    emitter = _ConvEmitter(shape, weight, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post)
+    out_shape = (original.out_height, original.out_width, original.out_channels)
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
+        out_numel = n * math.prod(out_shape)
         x = argument("x", (n, original.in_height, original.in_width, original.in_channels), x_dtype)
+        emitter.epilogue.declare_residual((n, *out_shape))
         emitter.declare()
-        y = argument("y", (n, original.out_height, original.out_width, original.out_channels), out_dtype)
-        emitter.emit(
-            n,
-            flat(x, n * original.in_height * original.in_width * original.in_channels),
-            flat(y, n * original.out_height * original.out_width * original.out_channels),
-        )
-    return Kernel(f"conv2d_u8i8acc32_{dot.name}", builder.get(), emitter.constants, original.macs)
+        y = argument("y", (n, *out_shape), emitter.epilogue.output.dtype)
+        emitter.epilogue.view_residual(out_numel)
+        emitter.emit(n, flat(x, n * original.in_height * original.in_width * original.in_channels), flat(y, out_numel))
+    return Kernel(f"conv2d_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, original.macs)
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,9 @@ class _ConvEmitter:
 
     def __init__(
         self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int, requantization: Requantization,
-        dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool,
+        dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool, isa: Isa, post: PostOps,
     ) -> None:  # fmt: skip
         self.shape, self.dot, self.schedule, self.x_dtype, self.staged = shape, dot, schedule, x_dtype, staged
-        self.out_dtype = requantization.output.dtype
         self.zero_point = input_zero_point
         self.group_in = shape.in_channels // shape.groups
         self.group_out = shape.out_channels // shape.groups
@@ -132,9 +136,8 @@ class _ConvEmitter:
         start[:, : self.group_out] = -input_zero_point * sums
         self.start = start.reshape(-1)
         spread = _spread_channels(requantization, shape.groups, self.group_vectors * LANES)
-        self.epilogue = RequantizeEpilogue(
-            spread, padded, shape.reduction * 255 * int(np.abs(weight.astype(int)).max())
-        )
+        acc_bound = shape.reduction * 255 * int(np.abs(weight.astype(int)).max())
+        self.epilogue = Epilogue(spread, padded, acc_bound, isa, post)
         self.constants = (self.packed, self.start, *self.epilogue.constants)
         self.steps = self.packed.shape[3]
         self.scratch_channels = (
@@ -278,13 +281,18 @@ class _ConvEmitter:
     def _write(
         self, y: Buffer, at: Expr, acc: list[Buffer], group: Expr, vector: Expr, width: int, count: int, last_lanes: int
     ) -> None:
-        for i in range(width):
-            for j in range(count):
-                channel = (group * self.group_vectors + vector + j) * LANES
-                value = self.epilogue.apply(acc[i * count + j][ramp(0)], channel)
-                lanes = last_lanes if j == count - 1 else LANES
-                start = at + i * self.shape.out_channels + (vector + j) * LANES
-                store_prefix(y, [], start, cast(value, self.out_dtype), lanes, self.out_dtype)
+        first = (group * self.group_vectors + vector) * LANES
+        pieces = [
+            Piece(
+                acc[i * count + j][ramp(0)],
+                first + j * LANES,
+                i * self.shape.out_channels + j * LANES,
+                last_lanes if j == count - 1 else LANES,
+            )
+            for i in range(width)
+            for j in range(count)
+        ]
+        self.epilogue.store(y, at + vector * LANES, pieces)
 
 
 def _spread_channels(r: Requantization, groups: int, group_padded: int) -> Requantization:
@@ -312,6 +320,8 @@ def linear(
     threads: int = 2,
     x_dtype: str = "uint8",
     spatial: bool = False,
+    isa: Isa = PLAIN,
+    post: PostOps = NO_POST_OPS,
 ) -> Kernel:
     """Returns an exact quantized matrix product: (n, K) integers -> (n, O) integers.
 
@@ -324,6 +334,8 @@ def linear(
         threads: cores to cut the work for.
         x_dtype: uint8 or int8.
         spatial: whether tensors are (n, 1, 1, K) and (n, 1, 1, O).
+        isa: instruction groups that may be used.
+        post: operators fused behind the requantization.
     """
     out_features = weight.shape[0]
     shape = Conv2dShape(1, 1, in_features, out_features)
@@ -332,16 +344,20 @@ def linear(
     width = max(d for d in (4, 3, 2, 1) if vectors % d == 0 and vectors // d >= min(threads, vectors))
     schedule = Schedule(max(1, min(6, dot.greatest_pixels(width))), width, 1, vectors // width)
     weight_ohwi = weight[:, None, None, :]
-    emitter = _LinearEmitter(shape, weight_ohwi, input_zero_point, requantization, dot, schedule, x_dtype, staged)
+    emitter = _LinearEmitter(
+        shape, weight_ohwi, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post
+    )
     unit = (1, 1) if spatial else ()
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
         x = argument("x", (n, *unit, in_features), x_dtype)
+        emitter.epilogue.declare_residual((n, *unit, out_features))
         emitter.declare()
-        y = argument("y", (n, *unit, out_features), requantization.output.dtype)
+        y = argument("y", (n, *unit, out_features), emitter.epilogue.output.dtype)
+        emitter.epilogue.view_residual(n * out_features)
         emitter.emit_rows(n, flat(x, n * in_features), flat(y, n * out_features))
-    return Kernel(f"linear_u8i8acc32_{dot.name}", builder.get(), emitter.constants, shape.macs)
+    return Kernel(f"linear_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, shape.macs)
 
 
 class _LinearEmitter(_ConvEmitter):

@@ -17,27 +17,50 @@ class RequantizeEpilogue:
         r: the rule and its vectors.
         channels_padded: length that the per-channel vectors are padded to, a multiple of LANES.
         acc_bound: greatest |acc_i32| that can occur; proves that the float-to-int conversion cannot overflow.
+        order: channel whose constants stand at each place of the vectors; by default its own.
     """
 
-    def __init__(self, r: Requantization, channels_padded: int, acc_bound: int) -> None:
-        self._r, self._padded = r, channels_padded
+    def __init__(
+        self, r: Requantization, channels_padded: int, acc_bound: int, order: np.ndarray | None = None
+    ) -> None:
+        self._r, self._padded, self._order = r, channels_padded, order
+        self.output = r.output
         self.constants: list[np.ndarray] = [self._pad(r.multiplier_f32)]
         if r.bias_f32 is not None:
             self.constants.append(self._pad(r.bias_f32))
         elif r.bias_i32 is not None:
             self.constants.append(self._pad(r.bias_i32))
-        self._may_overflow = self._greatest(acc_bound) >= 2.0**31
+        self.may_overflow = self._greatest(acc_bound) >= 2.0**31
 
     def _pad(self, vector: np.ndarray) -> np.ndarray:
         padded = np.zeros(self._padded, vector.dtype)
-        padded[: vector.size] = vector
+        if self._order is None:
+            padded[: vector.size] = vector
+        else:
+            padded[: self._order.size] = vector[self._order]
         return padded
 
     def _greatest(self, acc_bound: int) -> float:
         r = self._r
         bias = 0.0 if r.bias_f32 is None else np.abs(r.bias_f32.astype(np.float64)) * float(r.bias_scale_f32 or 1)
         bias = bias if r.bias_i32 is None else np.abs(r.bias_i32.astype(np.float64))
-        return float(np.max((acc_bound + bias) * np.abs(r.multiplier_f32.astype(np.float64)) * 1.001))
+        scale = np.abs(r.multiplier_f32.astype(np.float64))
+        if r.rule == "onednn":
+            scale = scale * float(r.source_scale_f32)
+            bias = 0.0 if r.bias_f32 is None else np.abs(r.bias_f32.astype(np.float64))
+            return float(np.max((acc_bound * scale + bias) * float(r.inverse_output_scale_f32) * 1.001 + 256))
+        return float(np.max((acc_bound + bias) * scale * 1.001))
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Least and greatest quantized value, with the relu if there is one."""
+        output = self._r.output
+        return max(output.quant_min, output.zero_point) if self._r.relu else output.quant_min, output.quant_max
+
+    @property
+    def zero_included(self) -> bool:
+        """Whether `scaled` has the output's zero point in it already."""
+        return self._r.rule == "onednn"
 
     def declare(self) -> None:
         """Adds the constants as arguments of the open PrimFunc, in the order of `constants`."""
@@ -45,14 +68,16 @@ class RequantizeEpilogue:
         if len(self.constants) > 1:
             self._bias: Buffer = argument("bias", (self._padded,), str(self.constants[1].dtype))
 
-    def apply(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
-        """Returns int32 values inside the output dtype's range for channels channel..channel+lanes-1."""
+    def scaled(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns the float32 value before it is rounded to an integer and clipped; no zero point is added yet.
+
+        Under the rule onednn the zero point is in it, and so is the relu.
+        """
         r, index = self._r, ramp(channel, lanes)
 
-        def constant(value: object, dtype: str = "float32") -> Expr:
-            return splat(value, lanes, dtype)
+        def constant(value: object) -> Expr:
+            return splat(value, lanes, "float32")
 
-        low, high, zero = r.output.quant_min, r.output.quant_max, r.output.zero_point
         if r.bias_i32 is not None:
             acc_i32 = acc_i32 + self._bias[index]
         v = cast(acc_i32, "float32", lanes)
@@ -60,21 +85,34 @@ class RequantizeEpilogue:
             v = rounded(v * constant(r.source_scale_f32), lanes) * self._multiplier[index]
             v = v if r.bias_f32 is None else rounded(v, lanes) + self._bias[index]
             v = tirx.max(v, constant(0.0)) if r.relu else v
-            v = rounded(v * constant(r.inverse_output_scale_f32), lanes) + constant(float(zero))
-            v = clamp(v, constant(float(low)), constant(float(high)))
-            return cast(round_even(v), "int32", lanes)
+            return rounded(v * constant(r.inverse_output_scale_f32), lanes) + constant(float(r.output.zero_point))
         if r.bias_f32 is not None:
             fused = r.bias_scale_f32 is not None
             scale = constant(r.bias_scale_f32) if fused else None
             v = fma(self._bias[index], scale, v, lanes) if fused else v + self._bias[index]
-        v = round_even(v * self._multiplier[index])
-        if self._may_overflow:
+        return v * self._multiplier[index]
+
+    def real(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns float32 integers inside the output dtype's range for channels channel..channel+lanes-1."""
+
+        def constant(value: object) -> Expr:
+            return splat(value, lanes, "float32")
+
+        (low, high), zero = self.bounds, self._r.output.zero_point
+        v = self.scaled(acc_i32, channel, lanes)
+        if self.zero_included:
+            # this rule clips before it rounds; the bounds are integers, so that the order is of no consequence
+            return clamp(round_even(v), constant(float(low)), constant(float(high)))
+        v = round_even(v)
+        if self.may_overflow:
             # cvtps2dq turns what does not fit int32 into INT32_MIN, which ends at quant_min
             v = tirx.Select(v >= constant(2.0**31), constant(-32768.0), v)
         # Clamping the float integer before the zero point is added equals clamping after: both are exact below 2^24.
-        low = max(low, zero) if r.relu else low
-        v = clamp(v, constant(float(low - zero)), constant(float(high - zero)))
-        return cast(v, "int32", lanes) + constant(zero, "int32")
+        return clamp(v, constant(float(low - zero)), constant(float(high - zero))) + constant(float(zero))
+
+    def apply(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns int32 values inside the output dtype's range for channels channel..channel+lanes-1."""
+        return cast(self.real(acc_i32, channel, lanes), "int32", lanes)
 
 
 def padded_channels(channels: int) -> int:

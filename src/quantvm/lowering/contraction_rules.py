@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from quantvm import numerics
-from quantvm.kernels import conv2d, depthwise
+from quantvm.kernels import Kernel, conv2d, depthwise
 from quantvm.kernels.dot import PORTABLE, DotProduct
+from quantvm.kernels.epilogue import PostOps
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.numerics import QuantParams
 
 from .composite import Composite, constant_value, is_call
+from .deferred import Deferred
 from .legalize import Legalization, legalizes
 from .tensors import Tensor, in_layout, without_border
 
@@ -54,7 +56,7 @@ def _integers_for(
 
 
 @legalizes("conv2d")
-def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Deferred:
     """conv2d (+ bias) (+ relu), under the arithmetic of the engine that PyTorch would dispatch to."""
     conv = composite.call("relax.nn.conv2d")
     ((index, input_q),) = composite.inputs(conv)
@@ -71,22 +73,30 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
         output_q=composite.output, relu=composite.has("relax.nn.relu"), channels=shape.out_channels,
     )  # fmt: skip
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
-    if shape.groups == shape.in_channels and shape.groups > 1:
+    is_depthwise = shape.groups == shape.in_channels and shape.groups > 1
+    if is_depthwise:
         saturates = engine_rule == "fbgemm" and numerics.fbgemm_depthwise_saturates(
             shape.in_channels, shape.out_channels, shape.groups, shape.kernel, shape.stride,
             own_padding[:2], shape.dilation,
         )  # fmt: skip
-        kernel = depthwise.depthwise_conv2d(
-            shape, w_ohwi, np.broadcast_to(weight.zero_points, (shape.out_channels,)), input_q.zero_point,
-            requantization, saturate_pairs=saturates, threads=state.threads, x_dtype=input_q.dtype,
-        )  # fmt: skip
+        zero_points = np.broadcast_to(weight.zero_points, (shape.out_channels,))
+
+        def build(post: PostOps) -> Kernel:
+            return depthwise.depthwise_conv2d(
+                shape, w_ohwi, zero_points, input_q.zero_point, requantization, saturate_pairs=saturates,
+                threads=state.threads, x_dtype=input_q.dtype, isa=state.isa, post=post,
+            )  # fmt: skip
     else:
         dot, w = _integers_for(state.dot, weight, w_ohwi, input_q)
-        kernel = conv2d.conv2d(
-            shape, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype
-        )
+
+        def build(post: PostOps) -> Kernel:
+            return conv2d.conv2d(
+                shape, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype,
+                isa=state.isa, post=post,
+            )  # fmt: skip
+
     like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC", channels_last=True)
-    return state.run(kernel, [x], like, composite.output.dtype, name)
+    return Deferred(build, x, like, composite.output, name, takes_residual=not is_depthwise and shape.groups == 1)
 
 
 def _padding(conv: Any) -> tuple[int, int, int, int]:
@@ -128,7 +138,14 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     )  # fmt: skip
     dot, w = _integers_for(state.dot, weight, weight.integers, input_q)
     kernel = conv2d.linear(
-        in_features, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype
+        in_features,
+        w,
+        input_q.zero_point,
+        requantization,
+        dot,
+        threads=state.threads,
+        x_dtype=input_q.dtype,
+        isa=state.isa,
     )
     leading = list(x.shape[:-1])
     rows_per_image = math.prod(int(d) for d in leading[1:])

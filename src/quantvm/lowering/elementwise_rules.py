@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 from tvm import relax
 
 from quantvm import numerics
 from quantvm.kernels import concat, elementwise, quantize
 from quantvm.numerics import QuantParams
 
+from .activation import clamp_limits, unary_tables
 from .composite import Composite, quant_params
 from .legalize import Legalization, legalizes
 from .tensors import Tensor, in_layout
@@ -98,30 +98,17 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))
-    slope = float(composite.call("relax.nn.leakyrelu").attrs.alpha) if composite.has("relax.nn.leakyrelu") else 0.0
-    if state.engine == "qnnpack" and composite.name != "leaky_relu" and q.dtype == "uint8":
-        main = tail = numerics.qnnpack_table(composite.name, q, composite.output)
-    else:
-        main, tail = numerics.unary_tables(composite.name, q, composite.output, slope)
+    main, tail = unary_tables(state.engine, composite)
     x = state.memory_order(inputs[0])
     kernel = elementwise.table(x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name)
     return state.run(kernel, [x], x, composite.output.dtype, name)
-
-
-def _limits(clip: object) -> tuple[float, float]:
-    low, high = (argument for argument in clip.args[1:3])  # type: ignore[attr-defined]
-    return tuple(float(getattr(v, "value", v)) for v in (low, high))  # type: ignore[return-value]
 
 
 @legalizes("relu", "clip")
 def lower_clamp(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """relu, relu6, hardtanh and clamp under unchanged parameters: limits on the integers."""
     q: QuantParams = composite.output
-    if composite.name == "relu":
-        low, high = max(q.zero_point, q.quant_min), q.quant_max
-    else:
-        limits = np.array(_limits(composite.call("relax.clip")), np.float32)
-        low, high = (int(v) for v in numerics.quantize_val(limits, q))
+    low, high = clamp_limits(composite)
     x = in_layout(state.builder, inputs[0], inputs[0].layout)
     kernel = elementwise.clamp_integers(x.item_shape, low, high, q.dtype, composite.name)
     return state.run(kernel, [x], x, q.dtype, name)

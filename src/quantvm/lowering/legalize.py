@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tvm
@@ -16,10 +16,12 @@ from tvm import relax
 
 from quantvm.kernels import Kernel
 from quantvm.kernels.dot import DotProduct
+from quantvm.kernels.isa import Isa
 from quantvm.numerics import Engine
 
 from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
+from .deferred import Deferred, fuse
 from .tensors import Tensor, bordered, call_kernel, in_layout
 
 
@@ -31,21 +33,34 @@ class Legalization:
     engine: Engine
     threads: int
     dot: DotProduct
+    isa: Isa
     has_avx512: bool
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
     calls: list[KernelCall] = field(default_factory=list)
-    composite: Composite | None = None
+    op: str = ""
 
-    def run(self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str) -> Tensor:
-        """Emits `kernel`; the result has the layout, shape and memory format of `like`."""
+    def run(
+        self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str,
+        of: tuple[str, str] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Emits `kernel`; the result has the layout, shape and memory format of `like`.
+
+        Args:
+            kernel: what is called.
+            inputs: its activations.
+            like: what the result is like.
+            dtype: of the result.
+            name: of the variable that holds the result.
+            of: (layer, operator) that profiles name; by default `name` and the composite under way.
+        """
         batch, *rest = like.shape
         item = [rest[1], rest[2], rest[0]] if like.layout == "NHWC" else rest
         expr = call_kernel(self.builder, kernel, [x.expr for x in inputs], [batch, *item], dtype, name)
         self.kernels[kernel.name] += 1
         self.int8_macs += kernel.macs
-        op = self.composite.name if self.composite is not None else kernel.name
-        self.calls.append(KernelCall(name, op, kernel.name, "", len(inputs), kernel.macs))
+        layer, op = of or (name, self.op)
+        self.calls.append(KernelCall(layer, op, kernel.name, "", len(inputs), kernel.macs))
         return Tensor(expr, like.shape, like.layout, like.channels_last)
 
     def nhwc(self, x: Tensor) -> Tensor:
@@ -61,7 +76,7 @@ class Legalization:
         return self.nhwc(x) if x.behaves_channels_last else self.logical(x)
 
 
-Rule = Callable[[Legalization, Composite, list[Tensor], str], Tensor]
+Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
 _RULES: dict[str, Rule] = {}
 
 
@@ -93,6 +108,7 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
     main = module["main"]
     builder = state.builder
     values: dict[Any, Any] = {}
+    uses = _uses(main)
     params = [relax.Var(p.name, p.ty) for p in main.params]
     for old, new in zip(main.params, params, strict=True):
         values[old] = _tensor(new)
@@ -100,7 +116,7 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
         with builder.dataflow():
             for block in main.body.blocks:
                 for binding in block.bindings:
-                    values[binding.var] = _binding(module, state, binding, values)
+                    values[binding.var] = _binding(module, state, binding, values, uses)
             result = builder.emit_output(_plain(state, main.body.body, values))
         builder.emit_func_output(result)
     lowered = builder.get()
@@ -113,15 +129,43 @@ def _tensor(expr: Any) -> Tensor:
     return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
 
 
-def _binding(module: tvm.IRModule, state: Legalization, binding: Any, values: dict[Any, Any]) -> Any:
+def _uses(main: Any) -> Counter[Any]:
+    """Returns how often each variable is used."""
+    counts: Counter[Any] = Counter()
+
+    def count(expr: Any) -> None:
+        if isinstance(expr, relax.Var):
+            counts[expr] += 1
+        for part in (*getattr(expr, "args", ()), *getattr(expr, "fields", ())):
+            count(part)
+        if isinstance(expr, relax.TupleGetItem):
+            count(expr.tuple_value)
+
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            count(binding.value)
+    count(main.body.body)
+    return counts
+
+
+def _binding(
+    module: tvm.IRModule, state: Legalization, binding: Any, values: dict[Any, Any], uses: Counter[Any]
+) -> Any:
     value = binding.value
     function = module[value.op] if isinstance(getattr(value, "op", None), tvm.ir.GlobalVar) else None
     if function is not None and function.attrs and "Composite" in function.attrs:
         composite = Composite(function)
         # a composite of derived dynamic sizes, like 8*n, also takes these; its kernel does not
-        inputs = [values[argument] for argument in value.args if not isinstance(argument, relax.ShapeExpr)]
-        state.composite = composite
-        return _RULES[composite.name](state, composite, inputs, composite.layer or composite.name)
+        arguments = [argument for argument in value.args if not isinstance(argument, relax.ShapeExpr)]
+        name = composite.layer or composite.name
+        single_use = [uses[argument] == 1 for argument in arguments]
+        fused = fuse(state, composite, [values[argument] for argument in arguments], single_use, name)
+        if fused is not None:
+            return fused
+        inputs = [_emitted(state, values[argument]) for argument in arguments]
+        state.op = composite.name
+        result = _RULES[composite.name](state, composite, inputs, name)
+        return replace(result, layer=name, op=composite.name) if isinstance(result, Deferred) else result
     if isinstance(value, relax.Var):
         return values[value]
     if isinstance(value, relax.Tuple):
@@ -131,7 +175,7 @@ def _binding(module: tvm.IRModule, state: Legalization, binding: Any, values: di
     if not hasattr(value, "args"):
         return value
     if is_call(value, "relax.nn.pad"):
-        padded = _padded(values.get(value.args[0]), value)
+        padded = _padded(_emitted(state, values.get(value.args[0])), value)
         if padded is not None:
             return padded
     arguments = [_plain(state, argument, values) for argument in value.args]
@@ -150,6 +194,11 @@ def _padded(x: Any, call: Any) -> Tensor | None:
     return bordered(x, (top, left, bottom, right), int(call.attrs.pad_value))
 
 
+def _emitted(state: Legalization, value: Any) -> Any:
+    """Returns a value that waits no longer."""
+    return value.emit(state) if isinstance(value, Deferred) else value
+
+
 def _wrap(var: Any) -> Any:
     return _tensor(var) if isinstance(var.ty, relax.TensorType) else var
 
@@ -158,5 +207,5 @@ def _plain(state: Legalization, expr: Any, values: dict[Any, Any]) -> Any:
     """Returns an argument of an operator that knows nothing of layouts."""
     if isinstance(expr, relax.Tuple):
         return relax.Tuple([_plain(state, f, values) for f in expr.fields])
-    value = values.get(expr, expr) if isinstance(expr, relax.Var) else expr
+    value = _emitted(state, values.get(expr, expr)) if isinstance(expr, relax.Var) else expr
     return state.logical(value).expr if isinstance(value, Tensor) else value

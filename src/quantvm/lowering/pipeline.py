@@ -11,7 +11,8 @@ from tvm import relax
 
 from quantvm.errors import CompileError
 from quantvm.kernels.builder import target_features
-from quantvm.kernels.dot import select_dot
+from quantvm.kernels.dot import PORTABLE, select_dot
+from quantvm.kernels.isa import PLAIN, select_isa
 
 from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
 from .calls import KernelCall, kernel_calls
@@ -32,6 +33,7 @@ class LoweringOptions:
         numerics: torch: the same bits as the engine that the module's attribute `quantvm.engine` names.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
+            Under portable no kernel has code for special instructions.
         dump_dir: folder that receives the module after each phase, as TVMScript.
     """
 
@@ -93,8 +95,9 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     except ValueError as error:
         raise CompileError(str(error)) from error
     engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
+    isa = PLAIN if options.dot == PORTABLE.name else select_isa(options.target)
     has_avx512 = "avx512f" in target_features(options.target)
-    state = Legalization(relax.BlockBuilder(), engine, options.threads, dot, has_avx512)  # type: ignore[arg-type]
+    state = Legalization(relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512)  # type: ignore[arg-type]
     module = legalize(module, state)
     dump(module, "legalize")
     left_in_float, float_macs = float_ops(module)

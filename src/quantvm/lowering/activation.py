@@ -1,0 +1,35 @@
+"""What a unary composite computes on the integers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantvm import numerics
+from quantvm.numerics import Engine
+
+from .composite import Composite, quant_params
+
+
+def unary_tables(engine: Engine, composite: Composite) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the (256,) outputs for every input integer: of PyTorch's vector code, and of its scalar tails.
+
+    Args:
+        engine: whose arithmetic to follow.
+        composite: hardswish, hardsigmoid, sigmoid or leaky_relu.
+    """
+    q = quant_params(composite.call("relax.dequantize"))
+    slope = float(composite.call("relax.nn.leakyrelu").attrs.alpha) if composite.has("relax.nn.leakyrelu") else 0.0
+    if engine == "qnnpack" and composite.name != "leaky_relu" and q.dtype == "uint8":
+        entries = numerics.qnnpack_table(composite.name, q, composite.output)
+        return entries, entries
+    return numerics.unary_tables(composite.name, q, composite.output, slope)
+
+
+def clamp_limits(composite: Composite) -> tuple[int, int]:
+    """Returns the least and greatest integer that a relu or clip with unchanged parameters lets through."""
+    q = composite.output
+    if composite.name == "relu":
+        return max(q.zero_point, q.quant_min), q.quant_max
+    low, high = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
+    low_q, high_q = (int(v) for v in numerics.quantize_val(np.array((low, high), np.float32), q))
+    return low_q, high_q
