@@ -9,7 +9,7 @@ import ast
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from quantvm.data.sets import DATASETS, NamedSet
 from quantvm.download import cache_dir
@@ -18,6 +18,9 @@ from quantvm.models import MODELS, get_model
 from quantvm.models.weights import resolve_weights, weights_at_hand
 from quantvm.progress import SILENT, Progress
 from quantvm.runtime.target import cpu_features, cpu_model
+
+if TYPE_CHECKING:
+    from quantvm.kernels.catalogue import Candidate
 
 
 class ModelListing(TypedDict):
@@ -64,6 +67,7 @@ class KernelListing(TypedDict):
     description: str
     applies_to: str  # what the choice is for, and what other cases take
     candidates: list[CandidateListing]
+    groups: list[CandidateListing]  # groups of special instructions that it has use for; chosen: the target has it
 
 
 class KernelsListing(TypedDict):
@@ -220,13 +224,16 @@ def list_kernels(target: str = "native") -> KernelsListing:
             "name": choice.name,
             "description": choice.summary,
             "applies_to": choice.applies_to,
-            "candidates": [
-                {"name": each.name, "chosen": each.chosen, "missing": list(each.missing)} for each in choice.candidates
-            ],
+            "candidates": [_candidate(each) for each in choice.candidates],
+            "groups": [_candidate(each) for each in choice.groups],
         }
         for choice in kernel_choices(parsed)
     ]
     return {"target": target_text(parsed), "kernels": kernels}
+
+
+def _candidate(candidate: Candidate) -> CandidateListing:
+    return {"name": candidate.name, "chosen": candidate.chosen, "missing": list(candidate.missing)}
 
 
 def kernel_lines(listing: KernelsListing) -> list[str]:
@@ -238,13 +245,24 @@ def kernel_lines(listing: KernelsListing) -> list[str]:
     for kernels in sorted(alike.values(), key=lambda group: -len(group[0]["candidates"])):
         candidates = kernels[0]["candidates"]
         if len(candidates) == 1:
-            lines += ["One implementation for every CPU:"]
+            lines += _group_lines(listing)
+            lines += ["One implementation for every CPU, but for these groups:"]
             rows = [(k["name"], k["description"].partition(": ")[0]) for k in kernels]
             lines += [f"  {line}" for line in columns(rows)]
             continue
         lines.append(f"{', '.join(kernel['name'] for kernel in kernels)} ({kernels[0]['applies_to']}):")
         lines += [*(f"  {line}" for line in columns([(c["name"], _reason(c)) for c in candidates])), ""]
     return lines
+
+
+def _group_lines(listing: KernelsListing) -> list[str]:
+    """Returns the special instructions that kernels have use for, and which kernels these are."""
+    using = [kernel for kernel in listing["kernels"] if kernel["groups"]]
+    if not using:
+        return []
+    head = f"Groups of instructions used by {', '.join(kernel['name'] for kernel in using)}:"
+    rows = [(g["name"], f"lacks {', '.join(g['missing'])}" if g["missing"] else "used") for g in using[0]["groups"]]
+    return [head, *(f"  {line}" for line in columns(rows)), ""]
 
 
 def _reason(candidate: CandidateListing) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from quantvm.kernels import conv2d
 from quantvm.kernels.catalogue import kernel_choices
 from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
+from quantvm.kernels.isa import select_isa
 from quantvm.tvm_compat import make_target
 
 
@@ -43,6 +45,15 @@ def test_every_kernel_is_there_once_and_says_what_it_computes():
     assert {"conv2d", "linear", "depthwise_conv2d", "add", "table", "max_pool2d", "quantize"} <= set(names)
     assert all(choice.summary for choice in found)
     assert all(len([c for c in choice.candidates if c.chosen]) == 1 for choice in found)
+
+
+def test_groups_are_those_that_the_isa_has():
+    for cpu in ("haswell", "skylake-avx512", "icelake-server"):
+        target, found = choices(cpu)
+        groups = {group.name: group.chosen for group in found["conv2d"].groups}
+        assert groups == dataclasses.asdict(select_isa(target))
+        assert all(group.chosen != bool(group.missing) for group in found["depthwise_conv2d"].groups)
+    assert found["max_pool2d"].groups == ()
 
 
 def test_a_choice_is_recognized_by_the_type_of_a_parameter():

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
 import tvm
 
 from .dot import missing_features, select_dot
+from .isa import missing_for_groups
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class KernelChoice:
         summary: what it computes.
         applies_to: what the choice is for, and what other cases take; empty where there is nothing to choose.
         candidates: in the order of preference.
+        groups: groups of special instructions that its code has use for, see `isa.Isa`; chosen is what the target has.
     """
 
     name: str
     summary: str
     applies_to: str
     candidates: tuple[Candidate, ...]
+    groups: tuple[Candidate, ...]
 
 
 def kernel_choices(target: tvm.target.Target) -> tuple[KernelChoice, ...]:
@@ -56,7 +59,7 @@ def kernel_choices(target: tvm.target.Target) -> tuple[KernelChoice, ...]:
         types = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
         applies_to, choose = next((_SELECTIONS[name] for name in types if name in _SELECTIONS), ("", _only_one))
         summary = (inspect.getdoc(function) or "").partition("\n")[0].removeprefix("Returns ").rstrip(".")
-        found.append(KernelChoice(function.__name__, summary, applies_to, choose(target)))
+        found.append(KernelChoice(function.__name__, summary, applies_to, choose(target), _groups(types, target)))
     return tuple(sorted(found, key=lambda choice: choice.name))
 
 
@@ -74,6 +77,14 @@ def _dot_products(target: tvm.target.Target) -> tuple[Candidate, ...]:
     chosen = select_dot(target)
     return tuple(
         Candidate(dot.name, tuple(sorted(missing)), dot is chosen) for dot, missing in missing_features(target)
+    )
+
+
+def _groups(types: Collection[object], target: tvm.target.Target) -> tuple[Candidate, ...]:
+    if "Isa" not in types:
+        return ()
+    return tuple(
+        Candidate(group, tuple(sorted(missing)), not missing) for group, missing in missing_for_groups(target).items()
     )
 
 
