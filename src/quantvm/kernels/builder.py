@@ -129,6 +129,13 @@ def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
 
+def prefetch(address: Expr) -> None:
+    """Asks for the cache line at `address`; one that is no part of any buffer does no harm."""
+    read, locality, data = (tirx.const(v, "int32") for v in (0, 3, 1))
+    name = T.llvm_lookup_intrinsic_id("llvm.prefetch")
+    T.evaluate(T.call_llvm_intrin(name, address, read, locality, data, dtype="void"))
+
+
 def rounded(product: Expr, lanes: int = LANES) -> Expr:
     """Keeps a float32 product from being contracted into a following addition."""
     return intrinsic("llvm.arithmetic.fence", typed("float32", lanes), product)

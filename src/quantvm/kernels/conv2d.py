@@ -27,6 +27,7 @@ from .builder import (
     ceil_div,
     flat,
     local,
+    prefetch,
     prim_func,
     ramp,
     symbolic_batch,
@@ -116,6 +117,20 @@ class _Source:
     pixel_stride: int
 
 
+_COLD_BYTES = 32 << 10
+"""Weights of this size or more come from outside of the first-level cache when a kernel begins."""
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Lines of weights to fetch: one of each of `vectors` packed vectors a step, from byte `offset`."""
+
+    offset: Expr
+    vectors: int
+    vector_bytes: int
+    stride: Expr
+
+
 class _ConvEmitter:
     """Emits the loops of one convolution into the open PrimFunc."""
 
@@ -151,6 +166,7 @@ class _ConvEmitter:
 
     def emit(self, n: Expr, x: Buffer, y: Buffer) -> None:
         shape, schedule = self.shape, self.schedule
+        self.w_flat = flat(self.w, self.packed.size)
         blocks = ceil_div(self.group_vectors, schedule.vectors)
         task_blocks = ceil_div(blocks, min(schedule.channel_tasks, blocks))
         channel_tasks = ceil_div(blocks, task_blocks)
@@ -158,6 +174,7 @@ class _ConvEmitter:
         with T.parallel(0, n * (pieces * channel_tasks)) as task:
             image = task // (pieces * channel_tasks)
             span, task_rows = self._span(task // channel_tasks % pieces, pieces)
+            self.task_rows = task_rows
             first_block = task % channel_tasks * task_blocks
             source = self._stage(x, image, span, task_rows) if self.staged else self._direct(x, image, span)
             target = (y, image * (shape.out_height * shape.out_width * shape.out_channels))
@@ -230,31 +247,65 @@ class _ConvEmitter:
         self, source: _Source, target: tuple[Buffer, Expr], group: Expr, vector: Expr, count: int, last_lanes: int,
         span: _Span,
     ) -> None:  # fmt: skip
-        shape, pixels = self.shape, self.schedule.pixels
+        shape, pixels, tile_rows = self.shape, self.schedule.pixels, self.schedule.tile_rows
         y, y_offset = target
-        with T.serial(0, span.rows) as row:
-            in_base = source.offset + row * (shape.stride[0] * source.row_stride) + group * self.group_in
+        rest = shape.out_width % pixels
+
+        def tile(row: Expr, column: Expr, width: int, rows: int = 1) -> None:
+            in_row = source.offset + row * (shape.stride[0] * source.row_stride) + group * self.group_in
+            at = in_row + column * (shape.stride[1] * source.pixel_stride)
+            tiles = ceil_div(shape.out_width, pixels)
+            ahead = self._ahead(group, vector, count, row * tiles + column // pixels, tiles)
+            acc = self._accumulate(source, at, group, vector, (rows, width), count, ahead)
             out_row = (span.first_row + row) * (shape.out_width * shape.out_channels)
-            out_base = y_offset + out_row + group * self.group_out
+            out = y_offset + out_row + group * self.group_out + column * shape.out_channels
+            self._write(y, out, acc, group, vector, rows * width, count, last_lanes)
 
-            def tile(column: Expr, width: int) -> None:
-                at = in_base + column * (shape.stride[1] * source.pixel_stride)
-                acc = self._accumulate(source, at, group, vector, width, count)
-                self._write(y, out_base + column * shape.out_channels, acc, group, vector, width, count, last_lanes)
-
+        first = 0
+        if tile_rows > 1:
+            with T.serial(0, span.rows // tile_rows) as step:
+                tile(step * tile_rows, 0, pixels, tile_rows)
+            first = span.rows // tile_rows * tile_rows
+        with T.serial(0, span.rows - first) as step:
+            row = first + step
             if shape.out_width >= pixels:
-                with T.serial(0, span.tiles) as step:
-                    tile((span.first_tile + step) * pixels, pixels)
-            rest = shape.out_width % pixels
+                with T.serial(0, span.tiles) as column:
+                    tile(row, (span.first_tile + column) * pixels, pixels)
             if rest and span.last is None:
-                tile(tirx.const(shape.out_width - rest, "int32"), rest)
+                tile(row, tirx.const(shape.out_width - rest, "int32"), rest)
             elif rest:
                 with T.If(span.last), T.Then():
-                    tile(tirx.const(shape.out_width - rest, "int32"), rest)
+                    tile(row, tirx.const(shape.out_width - rest, "int32"), rest)
 
-    def _accumulate(self, source: _Source, at: Expr, group: Expr, vector: Expr, width: int, count: int) -> list[Buffer]:
-        """Emits the reduction of one tile; accumulator i*count+j holds pixel i, output vector j."""
+    def _ahead(self, group: Expr, vector: Expr, count: int, tile: Expr, row_tiles: int) -> _Ahead | None:
+        """Returns which weights of the next block a tile should fetch, so that the block finds them in the cache.
+
+        Each of the first tiles fetches one of the block's vectors, or several where there are few tiles.
+        """
+        vector_bytes = self.packed[0].nbytes
+        if self.packed.nbytes < _COLD_BYTES or self.group_vectors <= count:
+            return None
+        each = ceil_div(count, row_tiles * self.task_rows)
+        first = (group * self.group_vectors + vector + count + tile * each) * vector_bytes
+        return _Ahead(first, each, vector_bytes, tirx.Select(tile * each < count, 64, 0))
+
+    def _fetch(self, ahead: _Ahead, step: Expr) -> None:
+        for i in range(ahead.vectors):
+            line = T.address_of(self.w_flat[ahead.offset + i * ahead.vector_bytes + step * ahead.stride])
+            prefetch(line)
+
+    def _accumulate(
+        self, source: _Source, at: Expr, group: Expr, vector: Expr, tile: tuple[int, int], count: int,
+        ahead: _Ahead | None = None,
+    ) -> list[Buffer]:  # fmt: skip
+        """Emits the reduction of one tile of rows x columns; accumulator i*count+j holds pixel i, output vector j."""
         shape, dot = self.shape, self.dot
+        pixels = [
+            row * (shape.stride[0] * source.row_stride) + column * (shape.stride[1] * source.pixel_stride)
+            for row in range(tile[0])
+            for column in range(tile[1])
+        ]
+        width = len(pixels)
         # One buffer a vector: TVM moves a larger one off the stack, and LLVM then keeps it in memory.
         acc = [local(LANES, "int32") for _ in range(width * count)]
         packed_vector = group * self.group_vectors + vector
@@ -270,8 +321,10 @@ class _ConvEmitter:
                 + kw * (shape.dilation[1] * source.pixel_stride)
                 + step * dot.k_step
             )
-            for i in range(width):
-                activation = dot.load_x(source.buffer, tap + i * (shape.stride[1] * source.pixel_stride))
+            if ahead is not None:
+                self._fetch(ahead, (kh * shape.kernel[1] + kw) * self.steps + step)
+            for i, pixel in enumerate(pixels):
+                activation = dot.load_x(source.buffer, tap + pixel)
                 for j, lane in itertools.product(range(count), range(0, LANES, dot.lanes)):
                     weights = self.w[packed_vector + j, kh, kw, step, ramp(lane * dot.k_step, dot.lanes * dot.k_step)]
                     total, lanes = acc[i * count + j], ramp(lane, dot.lanes)
@@ -371,7 +424,12 @@ class _LinearEmitter(_ConvEmitter):
         def rows(source: Buffer, stride: int, block: Expr, last_lanes: int) -> None:
             def tile(row: Expr, width: int) -> None:
                 acc = self._accumulate(
-                    _Source(source, 0, 0, stride), row * stride, tirx.const(0, "int32"), block * vectors, width, vectors
+                    _Source(source, 0, 0, stride),
+                    row * stride,
+                    tirx.const(0, "int32"),
+                    block * vectors,
+                    (1, width),
+                    vectors,
                 )
                 at = row * self.shape.out_channels
                 self._write(y, at, acc, tirx.const(0, "int32"), block * vectors, width, vectors, last_lanes)

@@ -60,16 +60,18 @@ class Schedule:
     """How a convolution is cut: accumulators per tile, and tasks per image.
 
     Attributes:
-        pixels: output pixels of a tile.
+        pixels: output pixels of a tile, in each of its rows.
         vectors: output vectors of LANES channels of a tile.
         row_tasks: pieces that the output rows are cut into; the tiles of the row, where there is only one.
         channel_tasks: pieces that the output channels are cut into.
+        tile_rows: rows of a tile; more than one only where `pixels` is the width of the output.
     """
 
     pixels: int
     vectors: int
     row_tasks: int
     channel_tasks: int
+    tile_rows: int = 1
 
 
 _TASK_CYCLES = 500.0
