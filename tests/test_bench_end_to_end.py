@@ -21,7 +21,7 @@ def run(tmp_path, *options):
 
 
 def test_tvm_beside_pytorch(tmp_path):
-    result, found = run(tmp_path, "--engines", "tvm,torch_fbgemm")
+    result, found = run(tmp_path, "--engines", "tvm,torch_fbgemm", "--profile")
     assert result.exit_code == 0, result.output
     (model,) = found["models"]
     assert (model["batch"], model["threads"]) == (1, 1)
@@ -43,6 +43,13 @@ def test_tvm_beside_pytorch(tmp_path):
     assert tvm["inference_peak_rss_bytes"] < torch["inference_peak_rss_bytes"]
     assert torch["artifact_bytes"] > 10 * 2**20
     assert "| resnet18 |" in result.stdout
+    calls = model["profile"]["calls"]
+    layers = [call["layer"] for call in calls if call["op"] == "conv2d"]
+    assert layers[:2] == ["conv1", "layer1_0_conv1"]
+    assert len(layers) == 20
+    assert sum(call["macs"] for call in calls) == 1_814_073_344
+    assert min(call["p50_ms"] for call in calls) > 0
+    assert "Where TVM's time goes: resnet18" in result.stdout
 
 
 def test_onnx_runtime_and_openvino_know_the_batch_size(tmp_path):

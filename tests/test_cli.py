@@ -190,12 +190,13 @@ def test_every_option_of_bench_reaches_the_configuration(bench):
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     lists = ("--model", "beta,alpha", "--engines", "tvm", "--engines", "openvino", "--batch-size", "1,8")
-    result = bench("--json", *lists, "--threads", "1", "--threads", "2", *arguments)
+    result = bench("--json", *lists, "--threads", "1", "--threads", "2", "--profile", *arguments)
     config = json.loads(result.stdout)["config"]
     assert config.pop("models") == ["beta", "alpha"]
     assert config.pop("engines") == ["tvm", "openvino"]
     assert config.pop("batch_sizes") == [1, 8]
     assert config.pop("threads") == [1, 2]
+    assert config.pop("profile") is True
     assert config == {name.replace("-", "_"): value for name, value in options.items()}
 
 
@@ -221,6 +222,25 @@ def test_list_has_text_and_json(cli, what):
     assert len(rows) > 0
     name = rows[0] if isinstance(rows[0], str) else rows[0]["name"]
     assert name in text.stdout
+
+
+def test_list_kernels_says_what_a_target_gets_and_what_it_lacks(cli):
+    text = cli("list", "kernels", "--target", "llvm -mtriple=x86_64-linux-gnu -mcpu=haswell")
+    assert text.exit_code == 0
+    lines = [" ".join(line.split()) for line in text.stdout.splitlines()]
+    assert "avxvnni lacks avxvnni" in lines
+    assert "avx2 chosen: the first that lacks nothing" in lines
+    assert "portable would run, but comes after" in lines
+    assert any(line.startswith("depthwise_conv2d") for line in lines)
+    listing = json.loads(cli("list", "kernels", "--json").stdout)
+    assert listing["target"].startswith("llvm")
+    assert {"conv2d", "add"} <= {kernel["name"] for kernel in listing["kernels"]}
+
+
+def test_list_kernels_of_no_target_is_exit_2(cli):
+    result = cli("list", "kernels", "--target", "cuda")
+    assert result.exit_code == 2
+    assert "expected 'native'" in result.stderr
 
 
 def test_list_ops_is_the_registry(cli):

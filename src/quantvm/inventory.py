@@ -1,4 +1,7 @@
-"""What there is and where it lies: models, weights, operators, targets. Nothing here imports torch or tvm."""
+"""What there is and where it lies: models, weights, operators, targets, kernels.
+
+Nothing here imports torch or tvm, but for `list_kernels`, which asks the compiler what a target can do.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import ast
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from quantvm.data.sets import DATASETS, NamedSet
 from quantvm.download import cache_dir
@@ -15,6 +18,9 @@ from quantvm.models import MODELS, get_model
 from quantvm.models.weights import resolve_weights, weights_at_hand
 from quantvm.progress import SILENT, Progress
 from quantvm.runtime.target import cpu_features, cpu_model
+
+if TYPE_CHECKING:
+    from quantvm.kernels.catalogue import Candidate
 
 
 class ModelListing(TypedDict):
@@ -44,6 +50,31 @@ class TargetListing(TypedDict):
     name: str
     description: str
     runs_here: bool
+
+
+class CandidateListing(TypedDict):
+    """One implementation of a kernel."""
+
+    name: str
+    chosen: bool
+    missing: list[str]  # features that it requires and the target lacks
+
+
+class KernelListing(TypedDict):
+    """One kernel and its implementations, the preferred first; of those that lack nothing the first is chosen."""
+
+    name: str
+    description: str
+    applies_to: str  # what the choice is for, and what other cases take
+    candidates: list[CandidateListing]
+    groups: list[CandidateListing]  # groups of special instructions that it has use for; chosen: the target has it
+
+
+class KernelsListing(TypedDict):
+    """What a target gets for each kernel."""
+
+    target: str
+    kernels: list[KernelListing]
 
 
 class FetchedWeights(TypedDict):
@@ -155,8 +186,9 @@ def _registered_in(source: str) -> Iterator[str]:
 _TARGETS = (
     ("llvm -mcpu=sapphirerapids", "x86-64 with AVX-512 VNNI and AMX", {"avx512_vnni", "avx512vl", "amx_int8"}),
     ("llvm -mcpu=cascadelake", "x86-64 with AVX-512 VNNI", {"avx512_vnni", "avx512vl"}),
-    ("llvm -mcpu=skylake-avx512", "x86-64 with AVX-512, without VNNI: portable kernels", {"avx512bw", "avx512vl"}),
-    ("llvm -mcpu=haswell", "x86-64 with AVX2: portable kernels", {"avx2", "fma"}),
+    ("llvm -mcpu=alderlake", "x86-64 with AVX-VNNI, without AVX-512", {"avx_vnni", "avx2", "fma"}),
+    ("llvm -mcpu=skylake-avx512", "x86-64 with AVX-512, without VNNI", {"avx512bw", "avx512vl"}),
+    ("llvm -mcpu=haswell", "x86-64 with AVX2", {"avx2", "fma"}),
 )
 
 
@@ -175,6 +207,68 @@ def target_lines(rows: Sequence[TargetListing]) -> list[str]:
     """Returns the targets as a table."""
     cells = [(row["name"], "yes" if row["runs_here"] else "no", row["description"]) for row in rows]
     return columns([("target", "runs here", "what"), *cells])
+
+
+def list_kernels(target: str = "native") -> KernelsListing:
+    """Returns which implementation of each kernel `target` gets, by the code that selects them.
+
+    Raises:
+        CompileError: not a target that code can be generated for.
+    """
+    from quantvm.kernels.catalogue import kernel_choices
+    from quantvm.runtime.target import parse_target, target_text
+
+    parsed = parse_target(target)
+    kernels: list[KernelListing] = [
+        {
+            "name": choice.name,
+            "description": choice.summary,
+            "applies_to": choice.applies_to,
+            "candidates": [_candidate(each) for each in choice.candidates],
+            "groups": [_candidate(each) for each in choice.groups],
+        }
+        for choice in kernel_choices(parsed)
+    ]
+    return {"target": target_text(parsed), "kernels": kernels}
+
+
+def _candidate(candidate: Candidate) -> CandidateListing:
+    return {"name": candidate.name, "chosen": candidate.chosen, "missing": list(candidate.missing)}
+
+
+def kernel_lines(listing: KernelsListing) -> list[str]:
+    """Returns the kernels that have a choice, with the reason for each candidate, and then those that have none."""
+    lines = [f"Target: {listing['target']}", ""]
+    alike: dict[str, list[KernelListing]] = {}
+    for kernel in listing["kernels"]:
+        alike.setdefault(str(kernel["candidates"]), []).append(kernel)
+    for kernels in sorted(alike.values(), key=lambda group: -len(group[0]["candidates"])):
+        candidates = kernels[0]["candidates"]
+        if len(candidates) == 1:
+            lines += _group_lines(listing)
+            lines += ["One implementation for every CPU, but for these groups:"]
+            rows = [(k["name"], k["description"].partition(": ")[0]) for k in kernels]
+            lines += [f"  {line}" for line in columns(rows)]
+            continue
+        lines.append(f"{', '.join(kernel['name'] for kernel in kernels)} ({kernels[0]['applies_to']}):")
+        lines += [*(f"  {line}" for line in columns([(c["name"], _reason(c)) for c in candidates])), ""]
+    return lines
+
+
+def _group_lines(listing: KernelsListing) -> list[str]:
+    """Returns the special instructions that kernels have use for, and which kernels these are."""
+    using = [kernel for kernel in listing["kernels"] if kernel["groups"]]
+    if not using:
+        return []
+    head = f"Groups of instructions used by {', '.join(kernel['name'] for kernel in using)}:"
+    rows = [(g["name"], f"lacks {', '.join(g['missing'])}" if g["missing"] else "used") for g in using[0]["groups"]]
+    return [head, *(f"  {line}" for line in columns(rows)), ""]
+
+
+def _reason(candidate: CandidateListing) -> str:
+    if candidate["missing"]:
+        return f"lacks {', '.join(candidate['missing'])}"
+    return "chosen: the first that lacks nothing" if candidate["chosen"] else "would run, but comes after"
 
 
 def fetch_all_weights(names: Sequence[str], progress: Progress = SILENT) -> list[FetchedWeights]:

@@ -48,6 +48,15 @@ class FakeWorker:
     def _memory(self):
         return {"peak_rss_bytes": 3 * 2**20, "inference_peak_rss_bytes": 2**20}
 
+    def _profile(self, batch, calls, seconds):
+        call = {
+            "layer": "stem", "op": "conv2d", "kernel": "conv2d_u8i8acc32_fake", "in_shapes": [[batch, 8, 8, 3]],
+            "out_shape": [batch, 4, 4, 16], "macs": 6912 * batch, "p50_ms": 0.75,
+        }  # fmt: skip
+        return {
+            "total_ms": 1.0, "kernels_ms": 0.75, "hook_ms": 0.001, "instrumented_ms": 1.5, "n": 20, "calls": [call],
+        }  # fmt: skip
+
     def close(self):
         self.open = False
 

@@ -42,6 +42,42 @@ def test_bits_are_checked_before_anything_is_timed_and_workers_end():
     assert not any(worker.open for worker in stages.workers)
 
 
+def test_a_profile_is_made_of_tvm_alone_after_everything_is_timed():
+    stages = FakeBenchStages()
+    found = run(stages, models="alpha", engines=("tvm", "torch_x86"), batch_sizes=(1, 2), profile=True).bench
+    assert [model["batch"] for model in found["models"]] == [1, 2]
+    assert [model["profile"]["calls"][0]["macs"] for model in found["models"]] == [6912, 2 * 6912]
+    operations = [(engine, operation) for _, engine, _, operation, _ in stages.asked]
+    assert operations[-2:] == [("tvm", "profile")] * 2
+    assert operations.count(("tvm", "profile")) == 2
+
+
+def test_without_being_asked_for_there_is_no_profile():
+    stages = FakeBenchStages()
+    assert run(stages, models="alpha").bench["models"][0]["profile"] is None
+    assert "profile" not in {operation for *_, operation, _ in stages.asked}
+
+
+def test_a_profile_that_fails_is_an_error_and_the_times_stay():
+    stages = FakeBenchStages(trouble={"tvm": {"profile": failing()}})
+    result = run(stages, models="alpha", profile=True)
+    (model,) = result.bench["models"]
+    assert model["profile"] is None
+    assert model["engines"]["tvm"]["p50_ms"] == MS["tvm"]
+    assert "profile of batch 1: RuntimeError: engine on fire" in model["engines"]["tvm"]["reason"]
+    assert result.exit_code == 3
+
+
+def test_wrong_bits_have_no_profile():
+    stages = FakeBenchStages(trouble={"tvm": {"outputs": lambda y: y + 1}})
+    assert run(stages, models="alpha", profile=True).bench["models"][0]["profile"] is None
+
+
+def test_a_profile_needs_tvm_among_the_engines():
+    with pytest.raises(ConfigError, match="profile: got 'openvino' as engines, expected tvm"):
+        run(engines="openvino", profile=True)
+
+
 def test_rounds_alternate_between_engines():
     stages = FakeBenchStages()
     run(stages, models="alpha", engines=("tvm", "torch_x86"), rounds=3, seconds=0.1)

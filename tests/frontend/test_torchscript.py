@@ -90,6 +90,14 @@ def test_batch_is_dynamic_by_default_and_can_be_fixed(small):
     assert [int(d) for d in static.ret_ty.shape] == [2, 10]
 
 
+def test_a_graph_without_scopes_names_weights_after_the_modules_that_hold_them(small, tmp_path):
+    with quiet():
+        torch.jit.trace(small, image(1, 3, 16, 16), check_trace=False).save(tmp_path / "small.pt")
+    main = from_torch(tmp_path / "small.pt", image(1, 3, 16, 16))["main"]
+    names = {binding.var.name for block in main.body.blocks for binding in block.bindings}
+    assert {"stem_conv", "depthwise_conv", "head_linear"} <= names
+
+
 def test_variables_are_named_after_modules(small):
     main = from_torch(small, image(1, 3, 16, 16))["main"]
     names = {binding.var.name for block in main.body.blocks for binding in block.bindings}

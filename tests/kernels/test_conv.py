@@ -6,8 +6,9 @@ import torch
 
 from quantvm import numerics
 from quantvm.kernels import Kernel, conv2d, depthwise
+from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv2d import Conv2dShape
-from quantvm.kernels.dot import PORTABLE, select_dot
+from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.kernels.epilogue import NO_POST_OPS
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import QuantParams
@@ -15,6 +16,7 @@ from quantvm.tvm_compat import native_target
 
 from .conftest import nhwc, quantized, run
 
+RUNNABLE = [dot.name for dot in DOT_PRODUCTS if dot.requires <= target_features(native_target())]
 Q = torch.ops.quantized
 
 CASES = {  # (H, W, IC, OC, kernel, stride, padding, dilation, groups)
@@ -92,13 +94,14 @@ class Case:
         return conv2d.conv2d(self.shape, weight, self.input_q.zero_point, self.requantization, dot, isa=isa, post=post)
 
 
-@pytest.mark.parametrize("dot", ["native", "portable"])
+@pytest.mark.parametrize("dot", RUNNABLE)
 @pytest.mark.parametrize("name", CASES)
 def test_conv2d_equals_torch(name, dot):
     target = native_target()
     for seed, options in enumerate(({}, {"per_channel": False}, {"bias": False, "relu": False})):
         case = Case(CASES[name], seed=seed, **options)
-        kernel = case.dense(select_dot(target), select_isa(target)) if dot == "native" else case.dense(PORTABLE)
+        isa = PLAIN if dot == "portable" else select_isa(target)
+        kernel = case.dense(select_dot(target, dot), isa)
         np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=case.expected.shape), case.expected)
 
 
@@ -166,8 +169,8 @@ def test_linear_equals_torch(features, batch):
         channels=out,
     )
     target = native_target()
-    for dot, isa in ((select_dot(target), select_isa(target)), (select_dot(target), PLAIN), (PORTABLE, PLAIN)):
-        kernel = conv2d.linear(k, weight, 44, r, dot, isa=isa)
+    for dot, isa in ((RUNNABLE[0], PLAIN), *((dot, select_isa(target)) for dot in RUNNABLE), ("portable", PLAIN)):
+        kernel = conv2d.linear(k, weight, 44, r, select_dot(target, dot), isa=isa)
         np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 

@@ -79,6 +79,15 @@ def test_without_tvm_there_is_no_ratio(engines):
     assert "bits" not in text
 
 
+def test_a_profile_stands_under_the_tables_in_a_block_of_its_own():
+    lines = text_of(models="alpha", profile=True)
+    at = lines.index("Where TVM's time goes: ALPHA, batch 1, 2 threads")
+    assert lines[at + 2] == "```"
+    assert lines[at + 5].split()[0] == "stem"
+    assert "```" in lines[at + 6 :]
+    assert not any(line.startswith("Where") for line in text_of(models="alpha"))
+
+
 def test_the_report_has_every_figure():
     result = bench(stages=FakeBenchStages(), threads=2, batch_sizes=(1, 8))
     report = bench_report(result.bench)

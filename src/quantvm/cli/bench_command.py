@@ -90,6 +90,10 @@ def bench(
         str,
         typer.Option(metavar="TARGET", help="See: quantvm list targets.", rich_help_panel=QUANTIZATION),
     ] = "native",
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Also show where TVM's time goes, kernel by kernel, after everything is timed."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder. Without it: runs/<time>-<id>.")
     ] = None,
@@ -124,6 +128,7 @@ def bench(
             scheme=scheme,  # type: ignore[arg-type]  # the configuration checks it
             tvm_engine=tvm_engine,  # type: ignore[arg-type]  # likewise
             target=target,
+            profile=profile,
             out=out or default_run_folder(),
         )
         result = measure(config, progress=progress_for_stderr(), command=shlex.join(["quantvm", *sys.argv[1:]]))

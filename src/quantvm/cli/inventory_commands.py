@@ -9,7 +9,7 @@ import typer
 from quantvm.cli.arguments import AsJson, errors_to_exit_codes, names_of, print_result
 from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_USAGE
 
-list_app = typer.Typer(help="What there is: models, data, ops, targets.", no_args_is_help=True)
+list_app = typer.Typer(help="What there is: models, data, ops, targets, kernels.", no_args_is_help=True)
 fetch_app = typer.Typer(help="Download weights or data sets, to work without a network later.", no_args_is_help=True)
 
 
@@ -47,6 +47,19 @@ def list_targets(as_json: AsJson = False) -> None:
 
     rows = inventory.list_targets()
     print_result(rows, inventory.target_lines(rows), as_json)
+
+
+@list_app.command("kernels")
+def list_kernels(
+    target: Annotated[str, typer.Option(metavar="TARGET", help="See: quantvm list targets.")] = "native",
+    as_json: AsJson = False,
+) -> None:
+    """List the int8 kernels: which implementation a target gets, and what it lacks for the others."""
+    with errors_to_exit_codes():
+        from quantvm import inventory
+
+        listing = inventory.list_kernels(target)
+        print_result(listing, inventory.kernel_lines(listing), as_json)
 
 
 @fetch_app.command("weights")

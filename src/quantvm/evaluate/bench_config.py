@@ -34,6 +34,7 @@ class BenchConfig:
         scheme: how PyTorch and TVM quantize weights: `per-channel` or `per-tensor`; the peers use their own way.
         tvm_engine: the PyTorch engine whose bits TVM must give.
         target: what TVM compiles for; `native` is this machine.
+        profile: whether TVM's code is run once more to find where its time goes, after it was timed.
         out: the run folder that is written; None to write nothing.
     """
 
@@ -51,6 +52,7 @@ class BenchConfig:
     scheme: Scheme = "per-channel"
     tvm_engine: Engine = "fbgemm"
     target: str = "native"
+    profile: bool = False
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +95,8 @@ class BenchConfig:
         unknown = [name for name in self.engines if name not in ENGINES]
         if unknown:
             yield f"engines: got '{', '.join(unknown)}', expected some of {', '.join(ENGINES)}"
+        if self.profile and self.engines and "tvm" not in self.engines:
+            yield f"profile: got '{', '.join(self.engines)}' as engines, expected tvm among them, the one profiled"
         if not self.batch_sizes:
             yield "batch_sizes: got none, expected at least one"
         for name in ("batch_sizes", "threads"):

@@ -16,7 +16,7 @@ from quantvm.evaluate.engines import Job
 from quantvm.evaluate.latency import alternate, summarize
 from quantvm.evaluate.parity import OutputShapeError, check_outputs
 from quantvm.evaluate.workers import Worker, WorkerError
-from quantvm.report.bench_schema import BenchModelRow, EngineRow, EngineStatus
+from quantvm.report.bench_schema import BenchModelRow, EngineRow, EngineStatus, ProfileRow
 
 if TYPE_CHECKING:
     from quantvm.models import ModelSpec
@@ -74,7 +74,10 @@ class ModelBench:
         for name in self._names():
             self.note(f"{self.spec.title}: {name} builds")
             try:
-                job = replace(self.job, engine=name, threads=max(threads), thread_counts=threads)
+                job = replace(
+                    self.job, engine=name, threads=max(threads), thread_counts=threads,
+                    batch_sizes=tuple(self.config.batch_sizes),
+                )  # fmt: skip
                 worker = self.stages.start_worker(job)
                 try:
                     self.built[name] = worker.request("build")
@@ -92,9 +95,14 @@ class ModelBench:
                 session.check(batch)
             for batch in self.config.batch_sizes:
                 session.time(batch)
-                row = session.row(batch)
-                self.note(_outcome(row))
-                yield row
+                if self.config.profile:
+                    session.profile(batch)
+                yield self._row(session, batch)
+
+    def _row(self, session: _Session, batch: int) -> BenchModelRow:
+        row = session.row(batch)
+        self.note(_outcome(row))
+        return row
 
     def _told(self, engine: str, what: str, error: WorkerError) -> str:
         """Returns why an engine failed, having logged the details."""
@@ -110,6 +118,7 @@ class _Session:
         self._bench, self._threads = bench, threads
         self._workers: dict[str, Worker] = {}
         self._rows: dict[tuple[str, int], EngineRow] = {}
+        self._profiles: dict[int, ProfileRow] = {}
 
     def start(self, name: str, stack: ExitStack) -> None:
         """Starts an engine and loads it for every batch size; saves the outputs of each first call."""
@@ -183,6 +192,22 @@ class _Session:
             else:
                 self._rows[name, batch].update({**summarize(rounds_ms, batch), **memory})  # type: ignore[typeddict-item]
 
+    def profile(self, batch: int) -> None:
+        """Asks TVM, in a process that can compile, where its time goes."""
+        if not self._is_ready("tvm", batch):
+            return
+        bench = self._bench
+        try:
+            worker = bench.stages.start_worker(replace(self._job("tvm"), deployed=False))
+            try:
+                found = worker.request("profile", batch=batch, calls=_MIN_CALLS, seconds=bench.config.seconds)
+            finally:
+                worker.close()
+        except WorkerError as error:
+            self._fail("tvm", "error", bench._told("tvm", f"profile of batch {batch}", error), batch)
+        else:
+            self._profiles[batch] = found  # type: ignore[assignment]
+
     def _is_ready(self, name: str, batch: int) -> bool:
         row = self._rows.get((name, batch))
         return row is not None and row["status"] == "measured"
@@ -224,6 +249,7 @@ class _Session:
             "weights": bench.weights,
             "engines": engines,
             "tvm_vs_best": tvm_vs_best(engines),
+            "profile": self._profiles.get(batch),
         }
 
 

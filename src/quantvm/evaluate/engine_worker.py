@@ -23,6 +23,7 @@ import numpy as np
 
 from quantvm.evaluate.engines import Facts, Job, Run, make_engine
 from quantvm.evaluate.latency import time_calls
+from quantvm.evaluate.profiling import profile_job
 
 ALIGNMENT_BYTES = 64
 """What every engine takes without a copy."""
@@ -68,6 +69,10 @@ class Worker:
             return {"samples_ms": time_calls(call, min_calls=calls, min_seconds=seconds)}
         finally:
             gc.enable()
+
+    def profile(self, batch: int, calls: int, seconds: float) -> Facts:
+        """Returns where TVM's time goes, see ProfileRow."""
+        return dict(profile_job(self._job, batch, min_calls=calls, min_seconds=seconds))
 
     def memory(self) -> Facts:
         """Returns the peaks of this process's memory, in bytes."""

@@ -47,6 +47,7 @@ class Job:
         tvm_engine: the PyTorch engine whose bits TVM must give.
         target: what TVM compiles for.
         thread_counts: all that a build is for; TVM's code depends on them. Empty: `threads` only.
+        batch_sizes: that the engine will be asked for, where it builds a file for each.
         deployed: whether the process has neither PyTorch nor TVM's compiler, as where a saved model runs.
     """
 
@@ -58,6 +59,7 @@ class Job:
     tvm_engine: str = "fbgemm"
     target: str = "native"
     thread_counts: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = (1,)
     deployed: bool = False
 
     @property
@@ -186,45 +188,44 @@ class TvmEngine:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._runner: Any = None
 
     def build(self) -> Facts:
-        """Writes a model file for each thread count; without a linker there is none, and `load` compiles."""
+        """Writes a model file for each thread count and batch size; without a linker none, and `load` compiles."""
         facts: Facts = {}
         for threads in self._job.thread_counts or (self._job.threads,):
-            artifact = self._compiled(threads)
-            facts |= self._facts(artifact)
-            try:
-                facts["artifact_bytes"] = artifact.save(self._path(threads)).stat().st_size
-            except CompileError:
-                return {}
+            for batch in self._job.batch_sizes:
+                artifact = self._compiled(threads, batch)
+                facts = facts or self._facts(artifact)
+                try:
+                    size_bytes = artifact.save(self._path(threads, batch)).stat().st_size
+                except CompileError:
+                    return {}
+                facts.setdefault("artifact_bytes", size_bytes)
         return facts
 
     def load(self, batch: int) -> tuple[Run, Facts]:
-        """Returns the compiled model, which takes any batch size."""
-        if self._runner is not None:
-            return self._runner.run, {}
+        """Returns the model compiled for that batch size."""
         from quantvm import runtime
 
-        path = self._path(self._job.threads)
+        path = self._path(self._job.threads, batch)
         if path.is_file():
             artifact = runtime.load(path)
             facts: Facts = {"load_s": artifact.report.load_s}
         else:
-            artifact = self._compiled(self._job.threads)
+            artifact = self._compiled(self._job.threads, batch)
             facts = self._facts(artifact)
-        self._runner = runtime.TvmRunner(artifact, threads=self._job.threads)
-        return self._runner.run, facts
+        return runtime.TvmRunner(artifact, threads=self._job.threads).run, facts
 
-    def _compiled(self, threads: int) -> Artifact:
+    def _compiled(self, threads: int, batch: int) -> Artifact:
         from quantvm import runtime
 
         job = self._job
         return runtime.compile(
             torch_file(job.folder, job.tvm_engine),
-            np.load(job.input_path)[:1],
+            np.load(job.input_path)[:batch],
             engine=job.tvm_engine,
             target=job.target,
+            batch="static",
             threads=threads,
             cache=True,
         )
@@ -237,8 +238,8 @@ class TvmEngine:
             "int8_mac_share": report.int8_mac_share,
         }
 
-    def _path(self, threads: int) -> Path:
-        return Path(self._job.folder, f"tvm-{threads}.qvm")
+    def _path(self, threads: int, batch: int) -> Path:
+        return Path(self._job.folder, f"tvm-{threads}-{batch}.qvm")
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,12 @@ def _where(node: Any) -> str:
     return scope.rsplit("/", 1)[-1].removeprefix("__module.").removeprefix("__module") if scope else ""
 
 
+def _owner(node: Any, paths: dict[str, str]) -> str:
+    """Returns the path of the module whose packed weight a node reads: a graph from a file has no scopes."""
+    read = (paths.get(value.debugName(), "") for value in node.inputs())
+    return next((path.split("._packed_params")[0] for path in read if path.endswith("._packed_params")), "")
+
+
 def _source(node: Any) -> str:
     for line in node.sourceRange().splitlines():
         if ".py" in line:
@@ -129,6 +135,7 @@ def _convert(
 ) -> tvm.IRModule:
     block_builder = relax.BlockBuilder()
     values: dict[str, Any] = {}
+    paths: dict[str, str] = {}
     n = tirx.Var("n", "int64")
     graph_inputs = list(graph.inputs())
     names = [v.debugName() for v in graph_inputs]
@@ -147,7 +154,7 @@ def _convert(
         with block_builder.dataflow():
             builder = QdqBuilder(block_builder)
             for node in graph.nodes():
-                _convert_node(builder, node, values)
+                _convert_node(builder, node, values, paths)
             flat = [o for v in graph.outputs() for o in _outputs(builder, values[v.debugName()])]
             result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
         block_builder.emit_func_output(result)
@@ -162,18 +169,19 @@ def _outputs(builder: QdqBuilder, value: Any) -> list[Any]:
     return [builder.real(value)]
 
 
-def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any]) -> None:
+def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any], paths: dict[str, str]) -> None:
     kind, outputs = node.kind(), [v.debugName() for v in node.outputs()]
     if kind == "prim::Constant":
         values[outputs[0]] = _constant(node)
         return
     if kind == "prim::GetAttr":
-        owner = values[next(iter(node.inputs())).debugName()]
-        values[outputs[0]] = _attribute(owner, node.s("name"))
+        owner, name = next(iter(node.inputs())).debugName(), node.s("name")
+        values[outputs[0]] = _attribute(values[owner], name)
+        paths[outputs[0]] = f"{paths[owner]}.{name}" if owner in paths else name
         return
     converter = find_converter(kind)
     assert converter is not None  # _check_ops saw every node
-    builder.where = _where(node) or kind.split("::")[1]
+    builder.where = _where(node) or _owner(node, paths) or kind.split("::")[1]
     arguments = [values[v.debugName()] for v in node.inputs()]
     try:
         result = converter(builder, *arguments)

@@ -8,6 +8,7 @@ Depthwise convolutions are in depthwise.py.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -314,8 +315,9 @@ class _ConvEmitter:
         packed_vector = group * self.group_vectors + vector
         for j in range(count):
             for i in range(width):
-                start = self.acc_start[ramp((packed_vector + j) * LANES)]
-                T.buffer_store(acc[i * count + j], start, [ramp(0)])
+                for lane in range(0, LANES, dot.lanes):
+                    start = self.acc_start[ramp((packed_vector + j) * LANES + lane, dot.lanes)]
+                    T.buffer_store(acc[i * count + j], start, [ramp(lane, dot.lanes)])
         with T.serial(0, self.window[0]) as kh, T.serial(0, self.window[1]) as kw, T.serial(0, self.steps) as step:
             tap = (
                 at
@@ -327,10 +329,10 @@ class _ConvEmitter:
                 self._fetch(ahead, (kh * self.window[1] + kw) * self.steps + step)
             for i, pixel in enumerate(pixels):
                 activation = dot.load_x(source.buffer, tap + pixel)
-                for j in range(count):
-                    weights = self.w[packed_vector + j, kh, kw, step, ramp(0, dot.weight_bytes)]
-                    total = acc[i * count + j]
-                    T.buffer_store(total, dot.accumulate(total[ramp(0)], activation, weights), [ramp(0)])
+                for j, lane in itertools.product(range(count), range(0, LANES, dot.lanes)):
+                    weights = self.w[packed_vector + j, kh, kw, step, ramp(lane * dot.k_step, dot.lanes * dot.k_step)]
+                    total, lanes = acc[i * count + j], ramp(lane, dot.lanes)
+                    T.buffer_store(total, dot.accumulate(total[lanes], activation, weights), [lanes])
         return acc
 
     def _write(
@@ -397,7 +399,7 @@ def linear(
     staged = in_features % dot.k_step != 0
     vectors = ceil_div(out_features, LANES)
     width = max(d for d in (4, 3, 2, 1) if vectors % d == 0 and vectors // d >= min(threads, vectors))
-    schedule = Schedule(6, width, 1, vectors // width)
+    schedule = Schedule(max(1, min(6, dot.greatest_pixels(width))), width, 1, vectors // width)
     weight_ohwi = weight[:, None, None, :]
     emitter = _LinearEmitter(
         shape, weight_ohwi, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post

@@ -1,6 +1,9 @@
 """How u8 x i8 products are accumulated into int32: one `DotProduct` per instruction set, all exact.
 
 |acc| <= K * 255 * 128 fits int32 for K <= 65,793 products; FBGEMM and oneDNN share that bound.
+
+vpdpbusd sums four products in int32. Without it, vpmaddubsw would saturate their sums at int16; so both operands are
+widened to int16 and vpmaddwd sums two products of them, at most 2 * 255 * 128, in int32.
 """
 
 from __future__ import annotations
@@ -12,31 +15,44 @@ import numpy as np
 import tvm
 import tvm.tirx.script.builder as T
 
-from .builder import LANES, Buffer, Expr, cast, ramp, splat, target_features
+from .builder import LANES, Buffer, Expr, cast, intrinsic, ramp, splat, target_features
 
 
 @dataclass(frozen=True)
 class DotProduct:
-    """Accumulates `k_step` products into each of LANES int32 lanes.
+    """Accumulates `k_step` products into each of `lanes` int32 lanes.
 
     Attributes:
         name: suffix of the kernels that use it.
         k_step: consecutive input channels that one call consumes.
+        lanes: output channels of one call, a divisor of LANES: the int32 lanes of a register.
         accumulate: (acc_i32 vector, activations, weights) -> acc_i32 vector, as one expression.
         load_x: (flat buffer, index) -> k_step activations, splat over the lanes.
         requires: LLVM features without which it cannot be compiled.
+        accumulators: most vectors of LANES accumulators that a tile may hold.
+        registers: vector registers, which a tile's accumulators, its weights and what is temporary must fit, or LLVM
+            spills.
+        weight_registers: registers that hold the weights of LANES channels while they are used.
+        temporaries: registers that one activation, masks and intermediate results take.
+        cycles: of one step for LANES channels, where nothing else limits it; for comparing schedules.
     """
 
     name: str
     k_step: int
+    lanes: int
     accumulate: Callable[[Expr, Expr, Expr], Expr]
     load_x: Callable[[Buffer, Expr], Expr]
     requires: frozenset[str]
+    registers: int = 32
+    weight_registers: int = 1
+    temporaries: int = 1
+    accumulators: int = 32
+    cycles: float = 0.5
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of packed weights that one call consumes."""
-        return LANES * self.k_step
+    def greatest_pixels(self, vectors: int) -> int:
+        """Returns how many pixels a tile of `vectors` vectors of LANES channels may have; 0 if not even one fits."""
+        accumulators = (self.registers - self.temporaries - vectors * self.weight_registers) // (LANES // self.lanes)
+        return min(accumulators, self.accumulators) // vectors
 
     def pack(self, w_i8: np.ndarray) -> np.ndarray:
         """Returns (O, KH, KW, I) weights as (ceil(O/LANES), KH, KW, ceil(I/k_step), LANES*k_step), zero-padded."""
@@ -49,15 +65,34 @@ class DotProduct:
         return np.ascontiguousarray(tiles.reshape(blocks, KH, KW, steps, LANES * self.k_step))
 
 
-def _dot_vnni512(acc: Expr, x: Expr, w: Expr) -> Expr:
-    return T.call_llvm_pure_intrin(
-        T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpdpbusd.512"), acc, x, w, dtype="int32x16"
-    )
+def _vpdpbusd(lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    def accumulate(acc: Expr, x: Expr, w: Expr) -> Expr:
+        return intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", f"int32x{lanes}", acc, x, w)
+
+    return accumulate
 
 
-def _load_four(buffer: Buffer, at: Expr) -> Expr:
-    word = T.reinterpret("int32", buffer[ramp(at, 4)])
-    return T.reinterpret("uint8x64", splat(word))
+def _vpmaddwd(name: str, lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    """Seen as int16, a lane holds bytes (0, 1) and (2, 3): the even ones are its low halves, the odd ones its high."""
+    words = f"int16x{2 * lanes}"
+
+    def accumulate(acc: Expr, x: Expr, w: Expr) -> Expr:
+        x, w, eight = T.reinterpret(words, x), T.reinterpret(words, w), splat(8, 2 * lanes, "int16")
+        even_x = T.bitwise_and(x, splat(255, 2 * lanes, "int16"))
+        odd_x = T.reinterpret(words, T.shift_right(T.reinterpret(f"u{words}", x), splat(8, 2 * lanes, "uint16")))
+        even_w, odd_w = T.shift_right(T.shift_left(w, eight), eight), T.shift_right(w, eight)
+        even = intrinsic(name, f"int32x{lanes}", even_x, even_w)
+        return acc + even + intrinsic(name, f"int32x{lanes}", odd_x, odd_w)
+
+    return accumulate
+
+
+def _load_four(lanes: int) -> Callable[[Buffer, Expr], Expr]:
+    def load(buffer: Buffer, at: Expr) -> Expr:
+        word = T.reinterpret("int32", buffer[ramp(at, 4)])
+        return T.reinterpret(f"uint8x{4 * lanes}", splat(word, lanes))
+
+    return load
 
 
 def _dot_portable(acc: Expr, x: Expr, w: Expr) -> Expr:
@@ -68,9 +103,30 @@ def _load_one(buffer: Buffer, at: Expr) -> Expr:
     return splat(cast(buffer[at], "int32", lanes=1))
 
 
-VNNI512 = DotProduct("vnni", 4, _dot_vnni512, _load_four, frozenset({"avx512vnni", "avx512bw", "avx512vl"}))
-PORTABLE = DotProduct("portable", 1, _dot_portable, _load_one, frozenset())
-DOT_PRODUCTS = (VNNI512, PORTABLE)
+VNNI512 = DotProduct(
+    "vnni", 4, 16, _vpdpbusd(16), _load_four(16), frozenset({"avx512vnni", "avx512bw", "avx512vl"})
+)  # fmt: skip
+AVXVNNI = DotProduct(
+    "avxvnni", 4, 8, _vpdpbusd(8), _load_four(8), frozenset({"avxvnni"}),
+    registers=16, weight_registers=2, cycles=1.0,
+)  # fmt: skip
+AVX512 = DotProduct(
+    "avx512", 4, 16, _vpmaddwd("llvm.x86.avx512.pmaddw.d.512", 16), _load_four(16), frozenset({"avx512bw"}),
+    weight_registers=2, temporaries=4, cycles=2.0,
+)  # fmt: skip
+AVX2 = DotProduct(
+    "avx2", 4, 8, _vpmaddwd("llvm.x86.avx2.pmadd.wd", 8), _load_four(8), frozenset({"avx2"}),
+    registers=16, weight_registers=4, temporaries=3, cycles=3.0,
+)  # fmt: skip
+PORTABLE = DotProduct("portable", 1, 16, _dot_portable, _load_one, frozenset(), accumulators=16)
+DOT_PRODUCTS = (VNNI512, AVXVNNI, AVX512, AVX2, PORTABLE)
+"""The fastest first."""
+
+
+def missing_features(target: tvm.target.Target) -> tuple[tuple[DotProduct, frozenset[str]], ...]:
+    """Returns every dot product in the order of preference, with what it requires and `target` lacks."""
+    features = target_features(target)
+    return tuple((dot, dot.requires - features) for dot in DOT_PRODUCTS)
 
 
 def select_dot(target: tvm.target.Target, name: str | None = None) -> DotProduct:
@@ -79,10 +135,9 @@ def select_dot(target: tvm.target.Target, name: str | None = None) -> DotProduct
     Raises:
         ValueError: `name` is unknown, or the target lacks a feature that it requires.
     """
-    features = target_features(target)
-    for dot in DOT_PRODUCTS:
-        if name in (None, dot.name) and dot.requires <= features:
+    for dot, missing in missing_features(target):
+        if name in (None, dot.name) and not missing:
             return dot
         if name == dot.name:
-            raise ValueError(f"dot product {name} requires {sorted(dot.requires - features)}, which {target} lacks")
+            raise ValueError(f"dot product {name} requires {sorted(missing)}, which {target} lacks")
     raise ValueError(f"unknown dot product {name!r}, expected one of {[dot.name for dot in DOT_PRODUCTS]}")

@@ -28,8 +28,16 @@ PLAIN = Isa()
 """No more than what LLVM makes of portable code."""
 
 
+_PACKS = frozenset({"avx512f", "avx512bw", "avx512vl"})
+_REQUIRES = {"packs": _PACKS, "byte_tables": _PACKS | {"avx512vbmi"}, "pairs": _PACKS | {"avx512vnni"}}
+
+
+def missing_for_groups(target: tvm.target.Target) -> dict[str, frozenset[str]]:
+    """Returns for each group of `Isa` what it requires and `target` lacks."""
+    features = target_features(target)
+    return {group: required - features for group, required in _REQUIRES.items()}
+
+
 def select_isa(target: tvm.target.Target) -> Isa:
     """Returns the instruction groups that LLVM may use for `target`."""
-    features = target_features(target)
-    packs = {"avx512f", "avx512bw", "avx512vl"} <= features
-    return Isa(packs, packs and "avx512vbmi" in features, packs and "avx512vnni" in features)
+    return Isa(**{group: not missing for group, missing in missing_for_groups(target).items()})

@@ -74,12 +74,6 @@ class Schedule:
     tile_rows: int = 1
 
 
-VECTOR_REGISTERS = 32
-"""A tile's accumulators, one weight vector a column and one activation must fit, or LLVM spills."""
-
-_PORTABLE_ACCUMULATORS = 16
-"""Where the dot product is not one instruction, its temporaries need registers too."""
-
 _TASK_CYCLES = 500.0
 _EPILOGUE_CYCLES = 5.0
 _TILE_CYCLES = 12.0
@@ -102,9 +96,7 @@ def _group_vectors(shape: Conv2dShape) -> int:
 def _candidates(shape: Conv2dShape, dot: DotProduct, threads: int) -> Iterator[Schedule]:
     width, group_vectors = shape.out_width, _group_vectors(shape)
     for vectors in range(1, min(group_vectors, 6) + 1):
-        room = (VECTOR_REGISTERS - 1 - vectors) // vectors
-        if dot.k_step == 1:
-            room = min(room, max(1, _PORTABLE_ACCUMULATORS // vectors))
+        room = dot.greatest_pixels(vectors)
         blocks = ceil_div(group_vectors, vectors)
         for pixels in range(1, min(room, width) + 1):
             rows = shape.out_height if shape.out_height > 1 else ceil_div(width, pixels)
@@ -123,7 +115,8 @@ def _estimated_cycles(shape: Conv2dShape, dot: DotProduct, threads: int, staged:
 
     def tile(count: int) -> float:
         vectors = schedule.vectors
-        issue = max(count * vectors / 2, (count + vectors) / 2, 4.0)
+        loads = count + vectors * LANES // dot.lanes
+        issue = max(count * vectors * dot.cycles, loads / 2, 4.0)
         return steps * issue + _EPILOGUE_CYCLES * count * vectors + _TILE_CYCLES
 
     rest = tile(width % pixels) if width % pixels else 0.0

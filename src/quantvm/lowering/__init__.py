@@ -5,6 +5,7 @@
 3. `float_ops`: what no pattern took stays float, is legalized by TVM, and its products keep their own rounding.
 """
 
+from .calls import KernelCall
 from .pipeline import LoweringOptions, LoweringReport, lower
 
-__all__ = ["LoweringOptions", "LoweringReport", "lower"]
+__all__ = ["KernelCall", "LoweringOptions", "LoweringReport", "lower"]

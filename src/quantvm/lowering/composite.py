@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,13 @@ class Composite:
                 if hasattr(binding.value, "op") and hasattr(binding.value.op, "name"):
                     self._calls.setdefault(binding.value.op.name, []).append(binding.value)
         self.result = self.resolve(function.body.body)
+
+    @property
+    def layer(self) -> str:
+        """What the names of the inner variables begin with, which the frontend made of the module's path; or empty."""
+        inner = list(self._values)[:-1]  # fusion renames the result
+        words = [variable.name.split("_")[:-1] for variable in inner]
+        return "_".join(w[0] for w in itertools.takewhile(lambda w: len(set(w)) == 1, zip(*words, strict=False)))
 
     def resolve(self, expr: Expr) -> Expr:
         """Follows variables to the expression that they are bound to."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantvm.kernels import Kernel
 from quantvm.kernels.builder import LANES
-from quantvm.kernels.epilogue import PostOps, ResidualAdd
+from quantvm.kernels.epilogue import NO_POST_OPS, PostOps, ResidualAdd
 from quantvm.numerics import VEC_BLOCK, QuantParams, vectorised_piece
 
 from .activation import clamp_limits, unary_tables
@@ -36,6 +36,8 @@ class Deferred:
         post: what is fused so far.
         residual: the tensor that `post.residual` adds.
         tensor: the result, once it is emitted.
+        layer: of the contraction, for profiles.
+        op: likewise.
     """
 
     build: Callable[[PostOps], Kernel]
@@ -44,9 +46,11 @@ class Deferred:
     output: QuantParams
     name: str
     takes_residual: bool = False
-    post: PostOps = PostOps()
+    post: PostOps = NO_POST_OPS
     residual: Tensor | None = None
     tensor: Tensor | None = None
+    layer: str = ""
+    op: str = ""
 
     @property
     def stored(self) -> QuantParams:
@@ -57,7 +61,8 @@ class Deferred:
         """Returns the result, emitting the kernel on the first call."""
         if self.tensor is None:
             inputs = [self.x] if self.residual is None else [self.x, self.residual]
-            self.tensor = state.run(self.build(self.post), inputs, self.like, self.stored.dtype, self.name)
+            kernel, of = self.build(self.post), (self.layer, self.op)
+            self.tensor = state.run(kernel, inputs, self.like, self.stored.dtype, self.name, of)
         return self.tensor
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tvm
@@ -19,6 +19,7 @@ from quantvm.kernels.dot import DotProduct
 from quantvm.kernels.isa import Isa
 from quantvm.numerics import Engine
 
+from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
 from .deferred import Deferred, fuse
 from .tensors import Tensor, bordered, call_kernel, in_layout
@@ -36,14 +37,30 @@ class Legalization:
     has_avx512: bool
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
+    calls: list[KernelCall] = field(default_factory=list)
+    op: str = ""
 
-    def run(self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str) -> Tensor:
-        """Emits `kernel`; the result has the layout, shape and memory format of `like`."""
+    def run(
+        self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str,
+        of: tuple[str, str] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Emits `kernel`; the result has the layout, shape and memory format of `like`.
+
+        Args:
+            kernel: what is called.
+            inputs: its activations.
+            like: what the result is like.
+            dtype: of the result.
+            name: of the variable that holds the result.
+            of: (layer, operator) that profiles name; by default `name` and the composite under way.
+        """
         batch, *rest = like.shape
         item = [rest[1], rest[2], rest[0]] if like.layout == "NHWC" else rest
         expr = call_kernel(self.builder, kernel, [x.expr for x in inputs], [batch, *item], dtype, name)
         self.kernels[kernel.name] += 1
         self.int8_macs += kernel.macs
+        layer, op = of or (name, self.op)
+        self.calls.append(KernelCall(layer, op, kernel.name, "", len(inputs), kernel.macs))
         return Tensor(expr, like.shape, like.layout, like.channels_last)
 
     def nhwc(self, x: Tensor) -> Tensor:
@@ -140,12 +157,15 @@ def _binding(
         composite = Composite(function)
         # a composite of derived dynamic sizes, like 8*n, also takes these; its kernel does not
         arguments = [argument for argument in value.args if not isinstance(argument, relax.ShapeExpr)]
-        name = binding.var.name
+        name = composite.layer or composite.name
         single_use = [uses[argument] == 1 for argument in arguments]
         fused = fuse(state, composite, [values[argument] for argument in arguments], single_use, name)
         if fused is not None:
             return fused
-        return _RULES[composite.name](state, composite, [_emitted(state, values[a]) for a in arguments], name)
+        inputs = [_emitted(state, values[argument]) for argument in arguments]
+        state.op = composite.name
+        result = _RULES[composite.name](state, composite, inputs, name)
+        return replace(result, layer=name, op=composite.name) if isinstance(result, Deferred) else result
     if isinstance(value, relax.Var):
         return values[value]
     if isinstance(value, relax.Tuple):

@@ -15,6 +15,7 @@ from quantvm.kernels.dot import PORTABLE, select_dot
 from quantvm.kernels.isa import PLAIN, select_isa
 
 from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
+from .calls import KernelCall, kernel_calls
 from .composite import constant_value, is_call, quant_params
 from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
@@ -31,8 +32,8 @@ class LoweringOptions:
         target: a TVM target.
         numerics: torch: the same bits as the engine that the module's attribute `quantvm.engine` names.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
-        dot: name of the dot product to force (vnni, portable); by default the first that the target has. Under portable
-            no kernel has code for special instructions.
+        dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
+            Under portable no kernel has code for special instructions.
         dump_dir: folder that receives the module after each phase, as TVMScript.
     """
 
@@ -54,6 +55,7 @@ class LoweringReport:
         kernels: how often each kernel is called.
         engine: PyTorch engine whose arithmetic the kernels have.
         output_scale: step of the output's quantization; None if the output is not just dequantized.
+        calls: every call of a kernel or another function, in order of execution.
     """
 
     int8_macs: int
@@ -62,6 +64,7 @@ class LoweringReport:
     kernels: dict[str, int]
     engine: str
     output_scale: float | None
+    calls: tuple[KernelCall, ...] = ()
 
     @property
     def int8_mac_share(self) -> float:
@@ -100,7 +103,10 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     left_in_float, float_macs = float_ops(module)
     module = legalize_float_ops(module)
     dump(module, "float_ops")
-    return module, LoweringReport(state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale)
+    return module, LoweringReport(
+        state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,
+        kernel_calls(module, state.calls),
+    )  # fmt: skip
 
 
 def _output_scale(module: tvm.IRModule) -> float | None:

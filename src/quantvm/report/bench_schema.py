@@ -61,6 +61,29 @@ class EngineRow(TypedDict):
     int8_mac_share: float | None
 
 
+class ProfileCallRow(TypedDict):
+    """One kernel call; shapes are with the batch, in TVM's memory order (NHWC)."""
+
+    layer: str  # module path in PyTorch with underscores, as far as known
+    op: str
+    kernel: str  # empty for an operator left in float
+    in_shapes: list[list[int]]
+    out_shape: list[int]
+    macs: int  # in 8-bit integers, of all images; 0 for what is no contraction
+    p50_ms: float  # with the instrumentation's cost
+
+
+class ProfileRow(TypedDict):
+    """Where TVM's time goes; medians in milliseconds."""
+
+    total_ms: float  # of the whole model, without instrumentation
+    kernels_ms: float  # sum over the calls
+    hook_ms: float  # how much of that is instrumentation, by the time of a call that does nothing
+    instrumented_ms: float  # of the whole model, with instrumentation
+    n: int  # how often each call was timed
+    calls: list[ProfileCallRow]  # in order of execution
+
+
 class BenchModelRow(TypedDict):
     """All engines on one model, batch size and thread count."""
 
@@ -71,6 +94,7 @@ class BenchModelRow(TypedDict):
     weights: WeightsRow
     engines: dict[str, EngineRow]
     tvm_vs_best: float | None  # p50 of the best other engine over TVM's: above 1, TVM is faster
+    profile: ProfileRow | None  # if it was asked for and TVM ran
 
 
 class SkippedRow(TypedDict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from quantvm.report.bench_schema import BenchModelRow, BenchRow, EngineRow, MeanRow
+from quantvm.report.profile_text import profile_lines
 
 _MIB = 2**20
 _UNLIKE_FLOAT = 0.9
@@ -15,10 +16,15 @@ _UNLIKE_FLOAT = 0.9
 
 
 def bench_lines(bench: BenchRow) -> list[str]:
-    """Returns what is printed: notices, the tables of each setting, remarks and conditions."""
+    """Returns what is printed: notices, the tables of each setting, profiles, remarks and conditions."""
     lines = _notices(bench)
     for mean in bench["means"]:
         lines += [*_setting(bench, mean), ""]
+    for model in bench["models"]:
+        if model["profile"] is not None:
+            where = f"batch {model['batch']}, {_threads(model['threads'])}"
+            lines += [f"Where TVM's time goes: {model['title']}, {where}", "", "```"]
+            lines += [*profile_lines(model["profile"]), "```", ""]
     remarked = _remarks(bench)
     return [*lines, *([*remarked, ""] if remarked else []), *_conditions(bench)]
 

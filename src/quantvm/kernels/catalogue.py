@@ -1,0 +1,98 @@
+"""Which implementation of each kernel a target gets, and why no other.
+
+Nothing is listed twice: a kernel is a public function of this package that returns a `Kernel`, and what can be chosen
+for it follows from the types of its parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+
+import tvm
+
+from .dot import missing_features, select_dot
+from .isa import missing_for_groups
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One implementation.
+
+    Attributes:
+        name: as in the kernel's name; `any` where there is one for every CPU that LLVM knows.
+        missing: features that it requires and the target lacks, sorted.
+        chosen: whether the target gets it; of those without a missing feature, the first is chosen.
+    """
+
+    name: str
+    missing: tuple[str, ...]
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """One kernel on one target.
+
+    Attributes:
+        name: the function that makes it.
+        summary: what it computes.
+        applies_to: what the choice is for, and what other cases take; empty where there is nothing to choose.
+        candidates: in the order of preference.
+        groups: groups of special instructions that its code has use for, see `isa.Isa`; chosen is what the target has.
+    """
+
+    name: str
+    summary: str
+    applies_to: str
+    candidates: tuple[Candidate, ...]
+    groups: tuple[Candidate, ...]
+
+
+def kernel_choices(target: tvm.target.Target) -> tuple[KernelChoice, ...]:
+    """Returns what `target` gets for each kernel, sorted by name."""
+    found = []
+    for function in _kernel_functions():
+        types = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
+        applies_to, choose = next((_SELECTIONS[name] for name in types if name in _SELECTIONS), ("", _only_one))
+        summary = (inspect.getdoc(function) or "").partition("\n")[0].removeprefix("Returns ").rstrip(".")
+        found.append(KernelChoice(function.__name__, summary, applies_to, choose(target), _groups(types, target)))
+    return tuple(sorted(found, key=lambda choice: choice.name))
+
+
+def _kernel_functions() -> Iterator[Callable[..., object]]:
+    package = import_module(__package__)
+    for module_info in pkgutil.iter_modules(package.__path__, f"{__package__}."):
+        module = import_module(module_info.name)
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            own = function.__module__ == module.__name__ and not name.startswith("_")
+            if own and function.__annotations__.get("return") == "Kernel":
+                yield function
+
+
+def _dot_products(target: tvm.target.Target) -> tuple[Candidate, ...]:
+    chosen = select_dot(target)
+    return tuple(
+        Candidate(dot.name, tuple(sorted(missing)), dot is chosen) for dot, missing in missing_features(target)
+    )
+
+
+def _groups(types: Collection[object], target: tvm.target.Target) -> tuple[Candidate, ...]:
+    if "Isa" not in types:
+        return ()
+    return tuple(
+        Candidate(group, tuple(sorted(missing)), not missing) for group, missing in missing_for_groups(target).items()
+    )
+
+
+def _only_one(target: tvm.target.Target) -> tuple[Candidate, ...]:
+    return (Candidate("any", (), True),)
+
+
+_SELECTIONS: dict[str, tuple[str, Callable[[tvm.target.Target], tuple[Candidate, ...]]]] = {
+    "DotProduct": ("uint8 inputs and weights without zero points; others take portable", _dot_products),
+}
+"""What can be chosen for a kernel with a parameter of that type."""

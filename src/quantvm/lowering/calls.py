@@ -1,0 +1,58 @@
+"""Which layer each function call of a lowered module is, for profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import tvm
+from tvm.ir import GenericConst
+
+from .composite import is_call
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call of a PrimFunc.
+
+    Attributes:
+        layer: module path in PyTorch with underscores, like layer1_0_conv1, as far as the frontend knew it; layers that
+            became equal composites, constants included, have the first one's name.
+        op: composite that it replaces, like conv2d; for an operator left in float, the function.
+        kernel: name of the kernel; empty for an operator left in float.
+        function: name in the compiled code.
+        n_inputs: how many of the first arguments are activations; constants and the output follow.
+        macs: multiply-adds in 8-bit integers per image.
+    """
+
+    layer: str
+    op: str
+    kernel: str
+    function: str
+    n_inputs: int
+    macs: int
+
+
+def kernel_calls(module: tvm.IRModule, legalized: Iterable[KernelCall]) -> tuple[KernelCall, ...]:
+    """Returns the calls of `main` in the order in which the compiled code makes them.
+
+    Args:
+        module: lowered; no Relax operator is left but reshapes, which run as views.
+        legalized: the calls of kernels in the order of their emission, `function` not known yet.
+    """
+    known, found = iter(legalized), []
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            if not is_call(binding.value, "relax.call_tir"):
+                continue
+            callee, arguments = binding.value.args[:2]
+            attrs = module[callee].attrs
+            if attrs and "quantvm.kernel" in attrs:
+                found.append(replace(next(known), function=callee.name_hint))
+                assert found[-1].kernel == str(attrs["quantvm.kernel"]), "calls are not in the order of their emission"
+            else:
+                activations = [a for a in arguments.fields if not isinstance(a, GenericConst)]
+                name = callee.name_hint
+                found.append(KernelCall(binding.var.name, name, "", name, len(activations), 0))
+    assert next(known, None) is None, "a kernel's call was removed"
+    return tuple(found)
