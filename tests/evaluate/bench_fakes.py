@@ -79,7 +79,8 @@ class FakeBenchStages(FakeStages, BenchStages):
         np.save(job.float_output_path, rng.standard_normal((max_batch, CLASSES)).astype(np.float32))
 
     def start_worker(self, job):
-        assert sum(worker.open and worker.job.engine == job.engine for worker in self.workers) == 0
+        same = [worker.job for worker in self.workers if worker.open and worker.job.engine == job.engine]
+        assert all(other.deployed and not job.deployed for other in same), "only a profile is made beside the timed process"
         self.workers.append(FakeWorker(self, job, self.trouble.get(job.engine, {})))
         return self.workers[-1]
 

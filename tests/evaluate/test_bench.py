@@ -50,6 +50,8 @@ def test_a_profile_is_made_of_tvm_alone_after_everything_is_timed():
     operations = [(engine, operation) for _, engine, _, operation, _ in stages.asked]
     assert operations[-2:] == [("tvm", "profile")] * 2
     assert operations.count(("tvm", "profile")) == 2
+    assert [worker.job.deployed for worker in stages.workers[-2:]] == [False, False], "a profile has to compile"
+    assert not any(worker.open for worker in stages.workers)
 
 
 def test_without_being_asked_for_there_is_no_profile():

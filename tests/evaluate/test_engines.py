@@ -31,17 +31,18 @@ def job(network, tmp_path):
     return job
 
 
-def test_a_file_is_built_for_each_thread_count_and_loaded(job, network, tmp_path):
-    facts = TvmEngine(job).build()
-    assert sorted(path.name for path in tmp_path.glob("*.qvm")) == ["tvm-1.qvm", "tvm-2.qvm"]
-    assert facts["artifact_bytes"] == (tmp_path / "tvm-2.qvm").stat().st_size
+def test_a_file_is_built_for_each_thread_count_and_batch_size_and_loaded(job, network, tmp_path):
+    facts = TvmEngine(replace(job, batch_sizes=(1, 2))).build()
+    names = ["tvm-1-1.qvm", "tvm-1-2.qvm", "tvm-2-1.qvm", "tvm-2-2.qvm"]
+    assert sorted(path.name for path in tmp_path.glob("*.qvm")) == names
+    assert facts["artifact_bytes"] == (tmp_path / "tvm-1-1.qvm").stat().st_size
     assert facts["int8_mac_share"] == 1.0
     engine = TvmEngine(replace(job, threads=1))
-    run, facts = engine.load(2)
-    assert set(facts) == {"load_s"}
-    x = image(2, *SHAPE)
-    np.testing.assert_array_equal(run(x.numpy()), network(x).numpy())
-    assert engine.load(1)[1] == {}
+    for batch in (2, 1):
+        run, facts = engine.load(batch)
+        assert set(facts) == {"load_s"}
+        x = image(batch, *SHAPE)
+        np.testing.assert_array_equal(run(x.numpy()), network(x).numpy())
 
 
 def test_without_a_linker_it_compiles_where_it_runs(job, network, tmp_path, monkeypatch):

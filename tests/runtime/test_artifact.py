@@ -220,21 +220,21 @@ def test_what_is_no_batch(artifact, wrong):
 
 
 @pytest.mark.parametrize(
-    ("mcpu", "needs", "dot"),
+    ("mcpu", "needs", "dot", "chosen"),
     [
-        ("haswell", {"avx2", "fma"}, None),
-        ("skylake-avx512", {"avx512f", "avx512bw", "avx512vl"}, None),
-        ("cascadelake", {"avx512_vnni"}, "vnni"),
-        ("cascadelake", {"avx512_vnni"}, "portable"),
+        ("haswell", {"avx2", "fma"}, None, "avx2"),
+        ("skylake-avx512", {"avx512f", "avx512bw", "avx512vl"}, None, "avx512"),
+        ("cascadelake", {"avx512_vnni"}, None, "vnni"),
+        ("cascadelake", {"avx512_vnni"}, "avx512", "avx512"),
+        ("cascadelake", {"avx512_vnni"}, "portable", "portable"),
     ],
 )
-def test_bits_of_other_targets_and_dot_products(network, mcpu, needs, dot):
+def test_bits_of_other_targets_and_dot_products(network, mcpu, needs, dot, chosen):
     if not needs <= set(cpu_features()):
         pytest.skip(f"this CPU cannot run code for {mcpu}")
     target = parse_target(f"llvm -mcpu={mcpu}")
     module = from_torch(network, image(1, *SHAPE), engine="fbgemm")
     lowered, report = lower(module, LoweringOptions(target, threads=1, dot=dot))
-    chosen = dot or ("vnni" if mcpu == "cascadelake" else "portable")
     assert f"conv2d_u8i8acc32_{chosen}" in report.kernels
     machine = relax.VirtualMachine(build_executable(lowered, target), tvm.cpu())
     for batch in (1, 3):
