@@ -49,6 +49,7 @@ class FakeWorker:
         return {"peak_rss_bytes": 3 * 2**20, "inference_peak_rss_bytes": 2**20}
 
     def _profile(self, batch, calls, seconds):
+        assert not self.job.deployed, "a profile has to compile"
         call = {
             "layer": "stem", "op": "conv2d", "kernel": "conv2d_u8i8acc32_fake", "in_shapes": [[batch, 8, 8, 3]],
             "out_shape": [batch, 4, 4, 16], "macs": 6912 * batch, "p50_ms": 0.75,
@@ -80,7 +81,7 @@ class FakeBenchStages(FakeStages, BenchStages):
 
     def start_worker(self, job):
         same = [worker.job for worker in self.workers if worker.open and worker.job.engine == job.engine]
-        assert all(other.deployed and not job.deployed for other in same), "only a profile is made beside the timed process"
+        assert all(other.deployed and not job.deployed for other in same), "only a profile beside the timed process"
         self.workers.append(FakeWorker(self, job, self.trouble.get(job.engine, {})))
         return self.workers[-1]
 

@@ -274,5 +274,5 @@ def test_report_names_the_work(artifact):
     assert report.numerics == "torch"
     assert report.float_ops == ()
     assert report.output_scale == float(np.float32(0.8))
-    assert sum(report.kernels.values()) == 16
+    assert sum(report.kernels.values()) == 14
     assert report.import_s > 0
