@@ -10,6 +10,7 @@ from torch.ao.nn.quantized import Conv2d, Linear, Quantize
 from quantvm.models import MODELS, get_model
 from quantvm.models.quantize import quantize
 from quantvm.models.weights import build_float_model, resolve_weights
+from quantvm.torch_compat import import_torchvision
 from tests.models.conftest import noise_batches
 
 N_CONVOLUTIONS = {
@@ -22,6 +23,7 @@ N_CONVOLUTIONS = {
     "efficientnet_lite0": 49,
     "efficientnet_lite1": 64,
     "efficientnet_lite2": 64,
+    "mobilenet_v3_large": 62,
 }
 
 
@@ -36,7 +38,7 @@ def test_model_quantizes_runs_and_traces(name):
         quantized = quantize(model, batches)
     modules = [type(module) for module in quantized.modules()]
     assert sum(kind in (Conv2d, ConvReLU2d) for kind in modules) == N_CONVOLUTIONS[name]
-    assert modules.count(Linear) == (2 if name == "mobilenet_v3_small" else 1)
+    assert modules.count(Linear) == (2 if name.startswith("mobilenet_v3") else 1)
     assert modules.count(Quantize) == 1
     assert not [kind for kind in modules if kind in (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear)]
     with torch.no_grad():
@@ -63,11 +65,10 @@ def test_auxiliary_heads_of_the_published_files_are_dropped():
     assert get_model("inception_v3").adapt_state_dict({"AuxLogits.fc.weight": 0, "fc.bias": 1}) == {"fc.bias": 1}
 
 
-def test_published_mobilenet_v3_small_keys_fit():
-    from torchvision.models import mobilenet_v3_small
-
-    published = mobilenet_v3_small(weights=None).eval()
-    model = get_model("mobilenet_v3_small").build()
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v3_large"])
+def test_published_mobilenet_v3_keys_fit(name):
+    published = getattr(import_torchvision().models, name)(weights=None).eval()
+    model = get_model(name).build()
     model.load_state_dict(published.state_dict(), strict=True)
     x = torch.from_numpy(noise_batches(1, side=64)[0])
     with torch.no_grad():
@@ -77,10 +78,8 @@ def test_published_mobilenet_v3_small_keys_fit():
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "googlenet", "inception_v3"])
 def test_published_torchvision_keys_fit(name):
     """torchvision's float model has the keys of the published file; after the adaption ours has the same."""
-    import torchvision.models as models
-
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    published = getattr(models, name)(weights=None, **options).state_dict()
+    published = getattr(import_torchvision().models, name)(weights=None, **options).state_dict()
     spec = get_model(name)
     adapted = spec.adapt_state_dict(published) if spec.adapt_state_dict else published
     assert adapted.keys() == spec.build().state_dict().keys()

@@ -17,6 +17,7 @@ FLOAT_ENUMS = {
     "inception_v3": "Inception_V3_Weights",
     "googlenet": "GoogLeNet_Weights",
     "mobilenet_v3_small": "MobileNet_V3_Small_Weights",
+    "mobilenet_v3_large": "MobileNet_V3_Large_Weights",
 }
 QUANTIZED_ENUMS = {
     "resnet18": "ResNet18_QuantizedWeights",
@@ -24,6 +25,7 @@ QUANTIZED_ENUMS = {
     "mobilenet_v2": "MobileNet_V2_QuantizedWeights",
     "inception_v3": "Inception_V3_QuantizedWeights",
     "googlenet": "GoogLeNet_QuantizedWeights",
+    "mobilenet_v3_large": "MobileNet_V3_Large_QuantizedWeights",
 }
 
 
@@ -36,7 +38,8 @@ def test_the_original_six_come_first_in_its_order_and_under_its_titles():
         "googlenet",
         "mobilenet_v3 small",
     ]
-    assert [spec.name for spec in MODELS[6:]] == ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+    assert [spec.name for spec in MODELS[6:9]] == ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
+    assert [spec.name for spec in MODELS if not spec.in_default_run] == ["mobilenet_v3_large"]
 
 
 def test_names_are_unique_and_found():
@@ -106,7 +109,7 @@ def test_listing_imports_no_framework():
     code = (
         "import sys, quantvm.models.weights, quantvm.models.quantize\n"
         "from quantvm.models import list_models\n"
-        "assert len(list_models()) == 9\n"
+        "assert len(list_models()) == 10\n"
         "print([name for name in ('torch', 'torchvision', 'tvm') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -42,9 +42,10 @@ def torchvision_file(file_name: str, size_mb: float, folder: str = "") -> Weight
     )
 
 
-def _quantized(
+def torchvision_quantized(
     file_name: str, size_mb: float, top1: float, top5: float, engine: str = "fbgemm", scheme: str = "per-channel"
 ) -> QuantizedCheckpoint:
+    """Returns a quantized checkpoint of torchvision's; the accuracies are the ones that it publishes, in percent."""
     return QuantizedCheckpoint(torchvision_file(file_name, size_mb, "quantized/"), engine, scheme, top1, top5)
 
 
@@ -76,7 +77,7 @@ MODELS: tuple[ModelSpec, ...] = (
         published_top1=69.758,
         published_top5=89.078,
         published_by=PUBLISHED_BY,
-        quantized=_quantized("resnet18_fbgemm_16fa66dd.pth", 11.238, 69.494, 88.882),
+        quantized=torchvision_quantized("resnet18_fbgemm_16fa66dd.pth", 11.238, 69.494, 88.882),
     ),
     ModelSpec(
         name="resnet50",
@@ -87,7 +88,7 @@ MODELS: tuple[ModelSpec, ...] = (
         published_top1=76.130,
         published_top5=92.862,
         published_by=PUBLISHED_BY,
-        quantized=_quantized("resnet50_fbgemm_bf931d71.pth", 24.759, 75.920, 92.814),
+        quantized=torchvision_quantized("resnet50_fbgemm_bf931d71.pth", 24.759, 75.920, 92.814),
     ),
     ModelSpec(
         name="mobilenet_v2",
@@ -99,7 +100,7 @@ MODELS: tuple[ModelSpec, ...] = (
         published_top5=90.286,
         published_by=PUBLISHED_BY,
         # Trained with quantization in the loop (QAT).
-        quantized=_quantized(
+        quantized=torchvision_quantized(
             "mobilenet_v2_qnnpack_37f702c5.pth", 3.423, 71.658, 90.150, engine="qnnpack", scheme="per-tensor"
         ),
     ),
@@ -113,7 +114,7 @@ MODELS: tuple[ModelSpec, ...] = (
         published_top5=93.450,
         published_by=PUBLISHED_BY,
         adapt_state_dict=_without_auxiliary_heads,
-        quantized=_quantized("inception_v3_google_fbgemm-a2837893.pth", 23.146, 77.176, 93.354),
+        quantized=torchvision_quantized("inception_v3_google_fbgemm-a2837893.pth", 23.146, 77.176, 93.354),
     ),
     ModelSpec(
         name="googlenet",
@@ -125,6 +126,6 @@ MODELS: tuple[ModelSpec, ...] = (
         published_top5=89.530,
         published_by=PUBLISHED_BY,
         adapt_state_dict=_without_auxiliary_heads,
-        quantized=_quantized("googlenet_fbgemm-c81f6644.pth", 12.618, 69.826, 89.404),
+        quantized=torchvision_quantized("googlenet_fbgemm-c81f6644.pth", 12.618, 69.826, 89.404),
     ),
 )
