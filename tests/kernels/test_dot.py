@@ -102,7 +102,7 @@ def test_the_reduction_is_the_instruction_and_nothing_is_spilled(name, case):
 @pytest.mark.parametrize("dot", DOT_PRODUCTS, ids=lambda dot: dot.name)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_tile_fits_the_registers(dot, threads):
-    schedule = choose_schedule(WIDE, dot, threads, True)
+    schedule = choose_schedule(WIDE, dot, threads)
     assert 1 <= schedule.pixels <= dot.greatest_pixels(schedule.vectors)
     accumulators = schedule.pixels * schedule.vectors * (16 // dot.lanes)
     assert accumulators + schedule.vectors * dot.weight_registers + dot.temporaries <= dot.registers

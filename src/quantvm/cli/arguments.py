@@ -44,6 +44,14 @@ def numbers_of(given: list[str] | None, option: str) -> tuple[int, ...]:
     return tuple(int(name) for name in names_of(given))
 
 
+def shape_of(text: str) -> tuple[int, ...]:
+    """Returns the sizes of one --input-shape, as 1,3,224,224."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"got '{text}', expected sizes as 1,3,224,224", param_hint="--input-shape")
+    return tuple(int(part) for part in parts)
+
+
 def print_result(value: object, lines: Iterable[str], as_json: bool) -> None:
     """Prints the value as JSON, or the lines."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))

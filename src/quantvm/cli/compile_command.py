@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import QUANTIZATION, AsJson, errors_to_exit_codes, print_result
+from quantvm.cli.arguments import QUANTIZATION, AsJson, errors_to_exit_codes, print_result, shape_of
 
 _ZOO = "Models of the registry"
 _CHECKS = "Checks and output"
@@ -108,7 +108,7 @@ def compile(  # noqa: A001 - the command's name
         from quantvm.progress import progress_for_stderr
         from quantvm.report.compile_text import compile_lines
 
-        shapes = tuple(_shape(text) for text in input_shape or ())
+        shapes = tuple(shape_of(text) for text in input_shape or ())
         config = CompileConfig(
             model=model,
             out=out,
@@ -131,10 +131,3 @@ def compile(  # noqa: A001 - the command's name
         if result.row["problem"]:
             typer.echo(f"quantvm: {result.row['problem']}", err=True)
         raise typer.Exit(result.exit_code)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"got '{text}', expected sizes as 1,3,224,224", param_hint="--input-shape")
-    return tuple(int(part) for part in parts)

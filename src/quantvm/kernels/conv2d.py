@@ -71,16 +71,15 @@ def conv2d(
     Exactness: acc = sum (x - zx) * w in int32, by starting at -zx * sum(w); then `numerics.requantize`.
     """
     original = shape
-    if shape.is_pointwise and shape.in_height * shape.in_width > 1:
-        shape = shape.flattened()
-    staged = any(shape.padding) or (shape.in_channels // shape.groups) % dot.k_step != 0
+    shape = shape.merged()
+    staged = shape.is_staged(dot)
     if shape.out_height * shape.out_width == 1 and shape.is_pointwise and shape.groups == 1 and not staged:
         return linear(
             shape.in_channels, weight[:, 0, 0, :], input_zero_point, requantization, dot,
             threads=threads, x_dtype=x_dtype, spatial=True, isa=isa, post=post,
         )  # fmt: skip
     if schedule is None:
-        schedule = choose_schedule(shape, dot, threads, staged)
+        schedule = choose_schedule(shape, dot, threads)
     emitter = _ConvEmitter(shape, weight, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post)
     out_shape = (original.out_height, original.out_width, original.out_channels)
     with prim_func() as builder:

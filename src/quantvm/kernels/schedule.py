@@ -50,9 +50,15 @@ class Conv2dShape:
         """Whether each output pixel reads exactly its own input pixel."""
         return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)
 
-    def flattened(self) -> Conv2dShape:
-        """Returns a pointwise convolution as a matrix product over all pixels: one row of H*W."""
+    def merged(self) -> Conv2dShape:
+        """Returns what is scheduled: a pointwise convolution as a matrix product over all pixels, in one row of H*W."""
+        if not self.is_pointwise or self.in_height == 1:
+            return self
         return replace(self, in_height=1, in_width=self.in_height * self.in_width)
+
+    def is_staged(self, dot: DotProduct) -> bool:
+        """Whether input rows are copied before they are read: for their padding, or for whole steps of channels."""
+        return any(self.padding) or (self.in_channels // self.groups) % dot.k_step != 0
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,68 @@ _TILE_CYCLES = 12.0
 _STAGED_BYTES_PER_CYCLE = 16.0
 
 
-def choose_schedule(shape: Conv2dShape, dot: DotProduct, threads: int, staged: bool) -> Schedule:
+def choose_schedule(shape: Conv2dShape, dot: DotProduct, threads: int) -> Schedule:
     """Returns the schedule of least estimated cycles for one image on `threads` cores.
 
     The model counts, per reduction step of a tile, the greater of multiply and load issue (two a cycle) and the
     accumulation latency, plus the epilogue and the copying of staged rows; tasks run in rounds of `threads`.
     """
-    return min(_candidates(shape, dot, threads), key=lambda s: _estimated_cycles(shape, dot, threads, staged, s))
+    shape = shape.merged()
+    return min(_candidates(shape, dot, threads), key=lambda s: _estimated_cycles(shape, dot, threads, s))
+
+
+def shortlist(shape: Conv2dShape, dot: DotProduct, threads: int, count: int) -> list[Schedule]:
+    """Returns schedules worth measuring, of different tiles: the `count` of least estimated cycles, the best first.
+
+    Behind them come tiles that the model rates worse for what it knows little of: smaller ones, one for each number of
+    vectors, and those of several whole rows.
+    """
+    shape = shape.merged()
+    ranked = sorted(_candidates(shape, dot, threads), key=lambda s: _estimated_cycles(shape, dot, threads, s))
+    of_tile: dict[tuple[int, int], Schedule] = {}
+    for schedule in ranked:
+        of_tile.setdefault((schedule.pixels, schedule.vectors), schedule)
+    tiles = list(of_tile.values())
+    small: dict[int, Schedule] = {}
+    for schedule in tiles[count:]:
+        if schedule.pixels * schedule.vectors <= 2 * dot.greatest_pixels(1) // 3:
+            small.setdefault(schedule.vectors, schedule)
+    return [*tiles[:count], *small.values(), *_of_several_rows(shape, dot, tiles)]
+
+
+def _of_several_rows(shape: Conv2dShape, dot: DotProduct, schedules: list[Schedule]) -> list[Schedule]:
+    found = []
+    for schedule in schedules:
+        room = min(dot.greatest_pixels(schedule.vectors) // schedule.pixels, shape.out_height)
+        if schedule.pixels == shape.out_width and shape.out_height > 1 and room > 1:
+            found.append(replace(schedule, tile_rows=room))
+    return found
+
+
+def with_other_tasks(schedule: Schedule, shape: Conv2dShape, threads: int) -> list[Schedule]:
+    """Returns the schedule with every number of tasks that the search knows, other than its own."""
+    shape = shape.merged()
+    others = (
+        replace(schedule, row_tasks=row_tasks, channel_tasks=channel_tasks)
+        for row_tasks, channel_tasks in _task_counts(shape, threads, schedule.pixels, schedule.vectors)
+    )
+    return [other for other in others if other != schedule]
+
+
+def schedule_problem(schedule: Schedule, shape: Conv2dShape, dot: DotProduct) -> str | None:
+    """Returns why a kernel of that shape cannot have that schedule, or None."""
+    shape = shape.merged()
+    counts = (schedule.pixels, schedule.vectors, schedule.row_tasks, schedule.channel_tasks, schedule.tile_rows)
+    if min(counts) < 1:
+        return f"got {schedule}, expected counts of at least 1"
+    if schedule.pixels > shape.out_width:
+        return f"tiles of {schedule.pixels} pixels in rows of {shape.out_width}"
+    if schedule.tile_rows > 1 and schedule.pixels != shape.out_width:
+        return f"tiles of {schedule.tile_rows} rows that are {schedule.pixels} pixels wide, expected {shape.out_width}"
+    vectors, room = schedule.vectors, dot.greatest_pixels(schedule.vectors)
+    if schedule.pixels * schedule.tile_rows > room:
+        return f"tiles of {schedule.pixels * schedule.tile_rows} pixels and {vectors} vectors, expected at most {room}"
+    return None
 
 
 def _group_vectors(shape: Conv2dShape) -> int:
@@ -94,18 +155,22 @@ def _group_vectors(shape: Conv2dShape) -> int:
 
 
 def _candidates(shape: Conv2dShape, dot: DotProduct, threads: int) -> Iterator[Schedule]:
-    width, group_vectors = shape.out_width, _group_vectors(shape)
-    for vectors in range(1, min(group_vectors, 6) + 1):
-        room = dot.greatest_pixels(vectors)
-        blocks = ceil_div(group_vectors, vectors)
-        for pixels in range(1, min(room, width) + 1):
-            rows = shape.out_height if shape.out_height > 1 else ceil_div(width, pixels)
-            for channel_tasks in sorted({1, min(threads, blocks), min(2 * threads, blocks)}):
-                for row_tasks in sorted({min(k * threads, rows) for k in (1, 2, 4)} | {1}):
-                    yield Schedule(pixels, vectors, row_tasks, channel_tasks)
+    for vectors in range(1, min(_group_vectors(shape), 6) + 1):
+        for pixels in range(1, min(dot.greatest_pixels(vectors), shape.out_width) + 1):
+            for row_tasks, channel_tasks in _task_counts(shape, threads, pixels, vectors):
+                yield Schedule(pixels, vectors, row_tasks, channel_tasks)
 
 
-def _estimated_cycles(shape: Conv2dShape, dot: DotProduct, threads: int, staged: bool, schedule: Schedule) -> float:
+def _task_counts(shape: Conv2dShape, threads: int, pixels: int, vectors: int) -> Iterator[tuple[int, int]]:
+    """Yields numbers of tasks, over rows and over channels, that may be of use."""
+    blocks = ceil_div(_group_vectors(shape), vectors)
+    rows = shape.out_height if shape.out_height > 1 else ceil_div(shape.out_width, pixels)
+    for channel_tasks in sorted({1, min(threads, blocks), min(2 * threads, blocks)}):
+        for row_tasks in sorted({min(k * threads, rows) for k in (1, 2, 4)} | {1}):
+            yield row_tasks, channel_tasks
+
+
+def _estimated_cycles(shape: Conv2dShape, dot: DotProduct, threads: int, schedule: Schedule) -> float:
     pixels, width = schedule.pixels, shape.out_width
     group_vectors = _group_vectors(shape)
     run = shape.kernel[1] * (shape.in_channels // shape.groups)
@@ -129,7 +194,7 @@ def _estimated_cycles(shape: Conv2dShape, dot: DotProduct, threads: int, staged:
         block = block if schedule.row_tasks > 1 else width // pixels * tile(pixels) + rest
     blocks = ceil_div(ceil_div(group_vectors, schedule.vectors), schedule.channel_tasks)
     cycles = block * blocks * shape.groups + _TASK_CYCLES
-    if staged:
+    if shape.is_staged(dot):
         rows = (task_rows - 1) * shape.stride[0] + shape.kernel[0]
         cycles += rows * shape.in_width * shape.in_channels / _STAGED_BYTES_PER_CYCLE
     return cycles * ceil_div(schedule.row_tasks * schedule.channel_tasks, threads)

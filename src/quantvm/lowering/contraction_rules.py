@@ -88,11 +88,12 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
             )  # fmt: skip
     else:
         dot, w = _integers_for(state.dot, weight, w_ohwi, input_q)
+        schedule = state.schedule(shape, dot)
 
         def build(post: PostOps) -> Kernel:
             return conv2d.conv2d(
-                shape, w, input_q.zero_point, requantization, dot, threads=state.threads, x_dtype=input_q.dtype,
-                isa=state.isa, post=post,
+                shape, w, input_q.zero_point, requantization, dot, threads=state.threads, schedule=schedule,
+                x_dtype=input_q.dtype, isa=state.isa, post=post,
             )  # fmt: skip
 
     like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC", channels_last=True)

@@ -17,6 +17,8 @@ from tvm import relax
 from quantvm.kernels import Kernel
 from quantvm.kernels.dot import DotProduct
 from quantvm.kernels.isa import Isa
+from quantvm.kernels.schedule import Conv2dShape, Schedule
+from quantvm.kernels.schedules import Schedules
 from quantvm.numerics import Engine
 
 from .calls import KernelCall
@@ -35,9 +37,11 @@ class Legalization:
     dot: DotProduct
     isa: Isa
     has_avx512: bool
+    schedules: Schedules = field(default_factory=Schedules)
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
     calls: list[KernelCall] = field(default_factory=list)
+    convolutions: dict[tuple[Conv2dShape, str], None] = field(default_factory=dict)
     op: str = ""
 
     def run(
@@ -62,6 +66,11 @@ class Legalization:
         layer, op = of or (name, self.op)
         self.calls.append(KernelCall(layer, op, kernel.name, "", len(inputs), kernel.macs))
         return Tensor(expr, like.shape, like.layout, like.channels_last)
+
+    def schedule(self, shape: Conv2dShape, dot: DotProduct) -> Schedule | None:
+        """Returns the measured schedule of a convolution, or None if there is none; notes that it was asked for."""
+        self.convolutions[shape.merged(), dot.name] = None
+        return self.schedules.find(shape, dot, self.threads)
 
     def nhwc(self, x: Tensor) -> Tensor:
         """Returns x in NHWC."""

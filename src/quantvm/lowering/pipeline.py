@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tvm
@@ -13,6 +13,8 @@ from quantvm.errors import CompileError
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.dot import PORTABLE, select_dot
 from quantvm.kernels.isa import PLAIN, select_isa
+from quantvm.kernels.schedule import Conv2dShape
+from quantvm.kernels.schedules import Schedules
 
 from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
 from .calls import KernelCall, kernel_calls
@@ -34,6 +36,7 @@ class LoweringOptions:
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
             Under portable no kernel has code for special instructions.
+        schedules: measured schedules of the target's CPU; a cost model chooses where there is none.
         dump_dir: folder that receives the module after each phase, as TVMScript.
     """
 
@@ -41,6 +44,7 @@ class LoweringOptions:
     numerics: str = "torch"
     threads: int = 1
     dot: str | None = None
+    schedules: Schedules = field(default_factory=Schedules)
     dump_dir: Path | None = None
 
 
@@ -56,6 +60,7 @@ class LoweringReport:
         engine: PyTorch engine whose arithmetic the kernels have.
         output_scale: step of the output's quantization; None if the output is not just dequantized.
         calls: every call of a kernel or another function, in order of execution.
+        convolutions: geometry and dot product of every convolution that has a schedule, each once.
     """
 
     int8_macs: int
@@ -65,6 +70,7 @@ class LoweringReport:
     engine: str
     output_scale: float | None
     calls: tuple[KernelCall, ...] = ()
+    convolutions: tuple[tuple[Conv2dShape, str], ...] = ()
 
     @property
     def int8_mac_share(self) -> float:
@@ -97,7 +103,9 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
     isa = PLAIN if options.dot == PORTABLE.name else select_isa(options.target)
     has_avx512 = "avx512f" in target_features(options.target)
-    state = Legalization(relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512)  # type: ignore[arg-type]
+    state = Legalization(
+        relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
+    )  # fmt: skip
     module = legalize(module, state)
     dump(module, "legalize")
     left_in_float, float_macs = float_ops(module)
@@ -105,7 +113,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     dump(module, "float_ops")
     return module, LoweringReport(
         state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,
-        kernel_calls(module, state.calls),
+        kernel_calls(module, state.calls), tuple(state.convolutions),
     )  # fmt: skip
 
 

@@ -129,9 +129,11 @@ def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Arti
     from quantvm.tvm_compat import build_executable
 
     from .float_reasons import float_reasons
+    from .schedule_files import schedules_for
 
     start_s = time.perf_counter()
-    lowered, report = lower(module, LoweringOptions(tvm_target, numerics=numerics, threads=threads))
+    options = LoweringOptions(tvm_target, numerics=numerics, threads=threads, schedules=schedules_for(tvm_target))
+    lowered, report = lower(module, options)
     kernel_of = _kernel_names(lowered)
     executable = build_executable(lowered, tvm_target)
     return Artifact(

@@ -30,6 +30,7 @@ def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
     from quantvm.tvm_compat import tvm_version
 
     from .requirements import this_architecture
+    from .schedule_files import schedules_for
     from .target import target_text
 
     parts = {
@@ -42,6 +43,7 @@ def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
         "features": sorted(target_features(target)),
         "numerics": numerics,
         "threads": threads,
+        "schedules": schedules_for(target).digest(),
         "module": digest_of_module(module),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

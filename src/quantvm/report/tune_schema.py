@@ -1,0 +1,47 @@
+"""What ``quantvm tune --json`` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_OK
+
+
+class TunedRow(TypedDict):
+    """The fastest schedule of one convolution, which may be the cost model's."""
+
+    shape: dict[str, Any]
+    dot: str
+    threads: int
+    schedule: dict[str, int]
+    time_us: float  # of one call for one image
+    model_time_us: float  # likewise, as the cost model would have it
+
+
+class TuneRow(TypedDict):
+    """What one search gave."""
+
+    schema_version: int
+    target: str
+    mcpu: str
+    threads: list[int]
+    file: str
+    asked: int  # convolutions times numbers of threads
+    searched: int  # of those; fewer when it was interrupted
+    gained: int  # of those, how many are faster than the cost model's choice
+    kept: int  # records that the file holds now
+    found: list[TunedRow]
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What one search gave: ``row`` is what --json prints."""
+
+    row: TuneRow
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> int:
+        """The process exit code: 130 if it was interrupted, else 0."""
+        return EXIT_INTERRUPTED if self.interrupted else EXIT_OK
