@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from quantvm.kernels import concat, elementwise, quantize
+from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import QuantParams, qnnpack_add, qnnpack_table, unary_tables
 
 from .conftest import nhwc, quantized, run
@@ -116,7 +117,7 @@ def test_quantize_and_dequantize_equal_torch(shape, scale, zero_point, target):
     np.testing.assert_array_equal(real, expected.dequantize().numpy())
 
 
-@pytest.mark.parametrize("channels", [(8, 16), (5, 24, 7), (64, 33, 1), (3,)])
+@pytest.mark.parametrize("channels", [(8, 16), (5, 24, 7), (64, 33, 1), (3,), (128, 120, 96)])
 @pytest.mark.parametrize("params", PARAMS)
 def test_concat_equals_torch(channels, params, target):
     rng = np.random.default_rng(6)
@@ -127,8 +128,9 @@ def test_concat_equals_torch(channels, params, target):
     ]
     xs = [codes(rng, (2, 3, 4, c)) for c in channels]
     expected = nhwc(Q.cat([quantized(x, *qp) for x, qp in zip(xs, qps, strict=True)], 1, so, zo))
-    kernel = concat.concat_nhwc((3, 4), channels, [as_q(*qp) for qp in qps], as_q(so, zo))
-    np.testing.assert_array_equal(run(kernel, target, *xs, out_shape=(2, 3, 4, sum(channels))), expected)
+    for isa in {PLAIN, select_isa(target)}:
+        kernel = concat.concat_nhwc((3, 4), channels, [as_q(*qp) for qp in qps], as_q(so, zo), isa)
+        np.testing.assert_array_equal(run(kernel, target, *xs, out_shape=(2, 3, 4, sum(channels))), expected)
 
 
 @pytest.mark.parametrize("relu", [False, True])

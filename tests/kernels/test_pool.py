@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from quantvm.kernels import pool
+from quantvm.kernels.avg_pool_words import avg_pool2d_words, word_factor
+from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import QuantParams
+from quantvm.tvm_compat import native_target
 
 from .conftest import nhwc, quantized, run
 
@@ -43,8 +48,53 @@ def test_avg_pool2d_equals_torch(kernel, stride, padding, ceil_mode, channels, z
     expected = nhwc(
         F.avg_pool2d(quantized(x, 0.125, zero_point), kernel, stride, padding, ceil_mode, count_include_pad)
     )
-    got = run(pool.avg_pool2d(shape, q, count_include_pad=count_include_pad), target, x, out_shape=expected.shape)
+    for isa in {PLAIN, select_isa(target)}:
+        kernel = pool.avg_pool2d(shape, q, count_include_pad=count_include_pad, isa=isa)
+        np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
+
+
+WORDS = [  # in_size, channels, kernel, stride, padding, count_include_pad
+    ((9, 8), 16, (3, 3), (1, 1), (1, 1), True),
+    ((9, 8), 240, (3, 3), (1, 1), (1, 1), True),
+    ((2, 2), 96, (3, 3), (1, 1), (1, 1), True),
+    ((11, 9), 64, (3, 3), (2, 2), (0, 0), False),
+    ((11, 12), 48, (5, 1), (2, 3), (2, 0), True),
+    ((12, 11), 32, (1, 7), (1, 1), (0, 2), True),
+]
+
+
+@pytest.mark.parametrize("zero_point", [0, 7, 128, 255])
+@pytest.mark.parametrize(("size", "channels", "kernel", "stride", "padding", "include"), WORDS)
+def test_avg_pool2d_in_words_equals_torch(size, channels, kernel, stride, padding, include, zero_point):
+    target = native_target()
+    q = QuantParams(0.125, zero_point)
+    shape = pool.PoolShape(*size, channels, kernel, stride, padding)
+    factor = word_factor(shape, q, count_include_pad=include)
+    assert factor is not None
+    if not select_isa(target).packs:
+        pytest.skip("this CPU has no 512-bit packs")
+    x = np.concatenate([codes((2, *size, channels)), np.full((1, *size, channels), 255, np.uint8)])
+    expected = nhwc(F.avg_pool2d(quantized(x, 0.125, zero_point), kernel, stride, padding, False, include))
+    got = run(avg_pool2d_words(shape, zero_point, factor), target, x, out_shape=expected.shape)
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "include"),
+    [
+        ({"kernel": (2, 2)}, "uint8", True),  # averages half-way between integers
+        ({"kernel": (13, 13), "padding": (6, 6)}, "uint8", True),  # sums beyond int16
+        ({"kernel": (5, 5), "padding": (2, 2)}, "uint8", True),  # no factor is exact for every sum
+        ({}, "uint8", False),  # windows at the border have fewer elements
+        ({"channels": 24}, "uint8", True),
+        ({}, "int8", True),
+        ({"in_height": 14, "stride": (2, 2), "padding": (0, 0), "ceil_mode": True}, "uint8", False),
+    ],
+)
+def test_windows_that_need_the_float_formula(changes, dtype, include):
+    shape = pool.PoolShape(15, 15, 64, (3, 3), (1, 1), (1, 1))
+    assert word_factor(shape, QuantParams(0.1, 3), count_include_pad=True) is not None
+    assert word_factor(replace(shape, **changes), QuantParams(0.1, 3, dtype), count_include_pad=include) is None
 
 
 @pytest.mark.parametrize("zero_point", [0, 101, 255])

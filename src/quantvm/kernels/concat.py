@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import tvm.tirx.script.builder as T
 
+from quantvm import numerics
 from quantvm.numerics import QuantParams, reciprocal_f64
 
+from . import x86
 from .arithmetic import dequantize_val, dequantize_vec, quantize_val, quantize_vec
-from .builder import Expr, Kernel, argument, cast, flat, for_vectors, prim_func, ramp, symbolic_batch
+from .builder import Buffer, Expr, Kernel, argument, cast, flat, for_vectors, prim_func, ramp, symbolic_batch
+from .isa import PLAIN, Isa
 from .staging import copy_flat
 
 _VEC_CHANNELS = 8
 
 
 def concat_nhwc(
-    pixels: tuple[int, int], channels: Sequence[int], inputs: Sequence[QuantParams], out_q: QuantParams
-) -> Kernel:
+    pixels: tuple[int, int], channels: Sequence[int], inputs: Sequence[QuantParams], out_q: QuantParams,
+    isa: Isa = PLAIN,
+) -> Kernel:  # fmt: skip
     """Returns `quantized::cat` along channels of channels-last tensors: (n, H, W, C_i) -> (n, H, W, sum C_i).
 
     Computes: an input with the output's parameters is copied; of another one, the first C//8*8 channels go through
-        Q_VEC(D_VEC(x), (float)(1.0/scale)) and the others through Q_VAL(D_VAL(x)).
+        Q_VEC(D_VEC(x), (float)(1.0/scale)), by a table where `isa` has them, and the others through Q_VAL(D_VAL(x)).
     Exactness: torch 2.13 with all inputs channels-last, bit for bit.
     """
     height, width = pixels
     total = sum(channels)
+    tables = [_table(q, out_q) if isa.byte_tables and q != out_q else None for q in inputs]
+    constants = tuple(table for table in tables if table is not None)
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
@@ -33,33 +40,57 @@ def concat_nhwc(
             argument(f"x{i}", (n, height, width, c), q.dtype)
             for i, (c, q) in enumerate(zip(channels, inputs, strict=True))
         ]
+        views = [
+            None if table is None else argument(f"table{i}", table.shape, "uint8") for i, table in enumerate(tables)
+        ]
         y = argument("y", (n, height, width, total), out_q.dtype)
         flats = [flat(x, n * (height * width * c)) for x, c in zip(xs, channels, strict=True)]
         y_flat = flat(y, n * (height * width * total))
-        with T.parallel(0, n * height) as row, T.serial(0, width) as column:
-            pixel = row * width + column
+        with T.parallel(0, n * height) as row:
             offset = 0
-            for x, c, q in zip(flats, channels, inputs, strict=True):
-                source, target = pixel * c, pixel * total + offset
-                if q == out_q:
-                    copy_flat(y_flat, target, x, source, c)
-                else:
-                    _requantize(y_flat, target, x, source, c, q, out_q)
+            for x, c, q, table in zip(flats, channels, inputs, views, strict=True):
+                with T.serial(0, width) as column:
+                    pixel = row * width + column
+                    source, target = pixel * c, pixel * total + offset
+                    if q == out_q:
+                        copy_flat(y_flat, target, x, source, c)
+                    else:
+                        _requantize(y_flat, target, x, source, c, q, out_q, table)
                 offset += c
-    return Kernel("concat_nhwc_u8", builder.get())
+    return Kernel("concat_nhwc_u8", builder.get(), constants)
+
+
+def _table(q: QuantParams, out_q: QuantParams) -> np.ndarray | None:
+    """Returns what each uint8 becomes under the vector formula, or None for other dtypes."""
+    if q.dtype != "uint8" or out_q.dtype != "uint8":
+        return None
+    real_f32 = numerics.dequantize_vec(np.arange(256), q)
+    return numerics.quantize_vec(real_f32, reciprocal_f64(out_q.scale), out_q).astype(np.uint8)
 
 
 def _requantize(
-    y: Expr, target: Expr, x: Expr, source: Expr, channels: int, q: QuantParams, out_q: QuantParams
-) -> None:
+    y: Expr, target: Expr, x: Expr, source: Expr, channels: int, q: QuantParams, out_q: QuantParams,
+    table: Buffer | None,
+) -> None:  # fmt: skip
     cut = channels // _VEC_CHANNELS * _VEC_CHANNELS
 
     def main(at: Expr, lanes: int) -> None:
-        real = dequantize_vec(x[ramp(source + at, lanes)], q, lanes)
-        value = quantize_vec(real, reciprocal_f64(out_q.scale), out_q, lanes)
-        T.buffer_store(y, cast(value, out_q.dtype, lanes), [ramp(target + at, lanes)])
+        codes = x[ramp(source + at, lanes)]
+        if table is None:
+            value = quantize_vec(dequantize_vec(codes, q, lanes), reciprocal_f64(out_q.scale), out_q, lanes)
+            value = cast(value, out_q.dtype, lanes)
+        else:
+            value = x86.look_up(codes, [table[ramp(64 * i, 64)] for i in range(4)], lanes)
+        T.buffer_store(y, value, [ramp(target + at, lanes)])
 
-    for_vectors(cut, main)
+    wide = cut // 64 * 64 if table is not None else 0
+    if wide:
+        with T.serial(0, wide // 64) as step:
+            main(step * 64, 64)
+    if table is not None and cut - wide >= 32:
+        main(wide, 32)
+        wide += 32
+    for_vectors(cut - wide, lambda at, lanes: main(wide + at, lanes))
     for c in range(cut, channels):
         value = quantize_val(dequantize_val(x[source + c], q, 1), out_q, 1)
         T.buffer_store(y, cast(value, out_q.dtype, 1), [target + c])

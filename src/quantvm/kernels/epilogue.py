@@ -259,10 +259,7 @@ class Epilogue:
         if self._post.table is None:
             return packed
         quarters = [self._table[ramp(64 * i, 64)] for i in range(4)]
-        if count == 64:
-            return x86.look_up(packed, quarters)
-        wide = x86.shuffle([packed] * (64 // count), range(64))
-        return x86.shuffle([x86.look_up(wide, quarters)], range(count))
+        return x86.look_up(packed, quarters, count)
 
 
 def _runs(pieces: Sequence[Piece]) -> list[tuple[int, int, int]]:

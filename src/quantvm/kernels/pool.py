@@ -11,6 +11,7 @@ from tvm import tirx
 from quantvm.numerics import QuantParams, f32, qnnpack_pool_multiplier, reciprocal_f32
 
 from .arithmetic import dequantize_val, quantize_arr
+from .avg_pool_words import avg_pool2d_words, word_factor
 from .builder import (
     Buffer,
     Expr,
@@ -28,6 +29,7 @@ from .builder import (
     splat,
     symbolic_batch,
 )
+from .isa import PLAIN, Isa
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,9 @@ def _divide(a: Expr, b: Expr) -> Expr:
 
 
 def avg_pool2d(
-    shape: PoolShape, q: QuantParams, *, count_include_pad: bool, vec_channels: int = 16, channels_last: bool = True
-) -> Kernel:
+    shape: PoolShape, q: QuantParams, *, count_include_pad: bool, vec_channels: int = 16, channels_last: bool = True,
+    isa: Isa = PLAIN,
+) -> Kernel:  # fmt: skip
     """Returns `F.avg_pool2d` of a quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
 
     Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode);
@@ -140,6 +143,9 @@ def avg_pool2d(
     Exactness: torch 2.13 bit for bit; `vec_channels` is 16 on CPUs with AVX512, 8 on those with AVX2.
     """
     cut = shape.channels // vec_channels * vec_channels if channels_last else 0
+    factor = word_factor(shape, q, count_include_pad=count_include_pad)
+    if isa.packs and factor is not None and cut == shape.channels:
+        return avg_pool2d_words(shape, q.zero_point, factor)
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()

@@ -86,13 +86,17 @@ def interleave(a: Expr, b: Expr, count: int, unit: int, high: bool) -> Expr:
     return shuffle([a, b], indices)
 
 
-def look_up(x_u8: Expr, quarters: Sequence[Expr]) -> Expr:
-    """Returns the entries of a table of 256 bytes at 64 indices.
+def look_up(x_u8: Expr, quarters: Sequence[Expr], count: int = 64) -> Expr:
+    """Returns the entries of a table of 256 bytes at `count` indices.
 
     Args:
-        x_u8: uint8x64.
+        x_u8: vector of `count` uint8.
         quarters: the table as four uint8x64 vectors.
+        count: 8, 16, 32 or 64.
     """
+    if count < 64:
+        wide = shuffle([x_u8] * (64 // count), range(64))
+        return shuffle([look_up(wide, quarters)], range(count))
 
     def of_half(first: Expr, second: Expr) -> Expr:
         return intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "uint8x64", first, x_u8, second)
@@ -117,3 +121,22 @@ def add_word_pairs(acc_i32: Expr, words_i16: Expr, lanes: int) -> Expr:
 def dot_bytes(acc_i32: Expr, x_u8: Expr, w_i8: Expr, lanes: int) -> Expr:
     """Returns vpdpbusd: acc[i] + the sum of four products, exact."""
     return intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", typed("int32", lanes), acc_i32, x_u8, w_i8)
+
+
+def widen(x_u8: Expr, count: int, high: bool) -> Expr:
+    """Returns the lower or the higher half of each 128-bit segment of `count` bytes as int16; `narrow` undoes it."""
+    zeros = splat(0, count, "uint8")
+    return tirx.reinterpret(typed("int16", count // 2), interleave(x_u8, zeros, count, 1, high))
+
+
+def narrow(low_i16: Expr, high_i16: Expr, lanes: int) -> Expr:
+    """Returns packuswb: two vectors of 2*lanes int16, as `widen` makes them, saturated to uint8."""
+    return intrinsic(_PACK[lanes].format("packuswb"), typed("uint8", 4 * lanes), low_i16, high_i16)
+
+
+_HIGH = {4: "llvm.x86.ssse3.pmul.hr.sw.128", 8: "llvm.x86.avx2.pmul.hr.sw", 16: "llvm.x86.avx512.pmul.hr.sw.512"}
+
+
+def multiply_high(a_i16: Expr, b_i16: Expr, lanes: int) -> Expr:
+    """Returns vpmulhrsw: (a*b + 2^14) >> 15 of 2*lanes int16."""
+    return intrinsic(_HIGH[lanes], typed("int16", 2 * lanes), a_i16, b_i16)

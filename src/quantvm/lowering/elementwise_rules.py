@@ -77,7 +77,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
         tensors = [state.nhwc(t) for t in tensors]
         n, _, h, w = tensors[0].shape
         channels = [t.shape[1] for t in tensors]
-        kernel = concat.concat_nhwc((h, w), channels, params, output)
+        kernel = concat.concat_nhwc((h, w), channels, params, output, state.isa)
         like = Tensor(None, (n, sum(channels), h, w), "NHWC", channels_last=True)
         return state.run(kernel, tensors, like, output.dtype, name)
     pieces = []

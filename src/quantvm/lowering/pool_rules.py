@@ -51,7 +51,7 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
         return state.run(pool.avg_pool2d_qnnpack(shape, composite.output), [x], like, composite.output.dtype, name)
     kernel = pool.avg_pool2d(
         shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad),
-        vec_channels=16 if state.has_avx512 else 8, channels_last=x.behaves_channels_last,
+        vec_channels=16 if state.has_avx512 else 8, channels_last=x.behaves_channels_last, isa=state.isa,
     )  # fmt: skip
     return state.run(kernel, [x], like, composite.output.dtype, name)
 
