@@ -110,6 +110,12 @@ def binary(function: Callable[[Any, Any], Any], relu: bool = False) -> Callable[
     return body
 
 
+def affine(shape: tuple[int, ...]) -> Callable[..., Any]:
+    """Returns fl(x*a) + b with constants of a shape, quantized."""
+    a, b = (relax.const(np.full(shape, value, np.float32)) for value in (0.5, 2.0))
+    return lambda q, x: q.quantized(q.emit(op.add(q.emit(op.multiply(q.dequantized(x), a)), b)))
+
+
 def concat(count: int, axis: int = 1) -> Callable[..., Any]:
     return lambda q, *xs: q.quantized(q.emit(op.concat([q.dequantized(x) for x in xs[:count]], axis)), 0.2, 7)
 
@@ -142,6 +148,7 @@ TAKEN = {
     "max_pool2d": (unary(lambda x: op.nn.max_pool2d(x, [2, 2])), [IMAGE], "max_pool2d"),
     "avg_pool2d": (unary(lambda x: op.nn.avg_pool2d(x, [2, 2])), [IMAGE], "avg_pool2d"),
     "adaptive_avg_pool2d": (unary(lambda x: op.nn.adaptive_avg_pool2d(x, [1, 1])), [IMAGE], "adaptive_avg_pool2d"),
+    "normalization of channels": (affine((1, 8, 1, 1)), [IMAGE], "dequantize quantize_affine"),
     "mean": (unary(lambda x: op.mean(x, [2, 3])), [IMAGE], "mean"),
     "mean from the end": (unary(lambda x: op.mean(x, [-1, -2], keepdims=True)), [IMAGE], "mean"),
 }  # fmt: skip
@@ -180,6 +187,9 @@ LEFT = {
         lambda q, x: q.quantized(hardsigmoid(q, x, shift=2.0, high=4.0), 1 / 256, 0), [IMAGE], "add clip divide",
     ),
     "softmax": (unary(op.nn.softmax), [IMAGE], "nn.softmax"),
+    "normalization of columns": (affine((6,)), [IMAGE], "multiply add"),
+    "normalization of all": (affine(()), [IMAGE], "multiply add"),
+    "normalization of a 2-d tensor": (affine((1, 6)), [(2, 6)], "multiply add"),
 }  # fmt: skip
 
 

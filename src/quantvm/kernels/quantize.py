@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tvm.tirx.script.builder as T
 
 from quantvm.numerics import QuantParams
@@ -23,6 +24,8 @@ from .builder import (
     for_vectors,
     prim_func,
     ramp,
+    rounded,
+    splat,
     symbolic_batch,
 )
 from .isa import PLAIN, Isa
@@ -52,8 +55,14 @@ def requantize_arr(item_shape: Sequence[int], q: QuantParams, out_q: QuantParams
     return _flat_map("requantize_u8", item_shape, q.dtype, out_q.dtype, value)
 
 
-def quantize_nchw_to_nhwc(channels: int, height: int, width: int, q: QuantParams, isa: Isa = PLAIN) -> Kernel:
-    """Returns `torch.quantize_per_tensor` of (n, C, H, W) float32 as (n, H, W, C) integers."""
+def quantize_nchw_to_nhwc(
+    channels: int, height: int, width: int, q: QuantParams, isa: Isa = PLAIN,
+    affine: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Kernel:  # fmt: skip
+    """Returns `torch.quantize_per_tensor` of (n, C, H, W) float32 as (n, H, W, C) integers.
+
+    With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term).
+    """
     packs = isa.packs and channels == _RGB
     with prim_func() as builder:
         T.func_name("main")
@@ -64,9 +73,16 @@ def quantize_nchw_to_nhwc(channels: int, height: int, width: int, q: QuantParams
         with T.parallel(0, n * height) as row:
             image, line = row // height, row % height
 
+            def real(c: int, column: Expr, lanes: int) -> Expr:
+                value = x[image, c, line, ramp(column, lanes)]
+                if affine is None:
+                    return value
+                factor, term = (splat(vector[c], lanes, "float32") for vector in affine)
+                return rounded(value * factor, lanes) + term
+
             def emit(column: Expr, lanes: int) -> None:
                 at = (row * width + column) * channels
-                values = [quantize_arr(x[image, c, line, ramp(column, lanes)], q, lanes) for c in range(channels)]
+                values = [quantize_arr(real(c, column, lanes), q, lanes) for c in range(channels)]
                 if packs and lanes == LANES:
                     _store_pixels(y_flat, at, values, q.dtype)
                     return
@@ -74,7 +90,8 @@ def quantize_nchw_to_nhwc(channels: int, height: int, width: int, q: QuantParams
                     T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
 
             for_vectors(width, emit)
-    return Kernel("quantize_nchw_to_nhwc_u8", builder.get())
+    name = "quantize" if affine is None else "quantize_affine"
+    return Kernel(f"{name}_nchw_to_nhwc_u8", builder.get())
 
 
 _RGB = 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm import relax
 
 from quantvm import numerics
@@ -9,7 +11,7 @@ from quantvm.kernels import concat, elementwise, quantize
 from quantvm.numerics import QuantParams
 
 from .activation import clamp_limits, unary_tables
-from .composite import Composite, quant_params
+from .composite import Composite, constant_value, quant_params
 from .legalize import Legalization, legalizes
 from .tensors import Tensor, in_layout
 
@@ -23,6 +25,16 @@ def lower_quantize(state: Legalization, composite: Composite, inputs: list[Tenso
     n, c, h, w = x.shape
     like = Tensor(None, (n, c, h, w), "NHWC", x.channels_last)
     return state.run(quantize.quantize_nchw_to_nhwc(c, h, w, q, state.isa), [x], like, q.dtype, name)
+
+
+@legalizes("quantize_affine")
+def lower_quantize_affine(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """float32 -> integers in NHWC, each channel scaled and shifted first."""
+    x, q = state.logical(inputs[0]), composite.output
+    factors, terms = (constant_value(composite.call(op).args[1]).reshape(-1) for op in ("relax.multiply", "relax.add"))
+    _, c, h, w = x.shape
+    kernel = quantize.quantize_nchw_to_nhwc(c, h, w, q, state.isa, affine=(factors, terms))
+    return state.run(kernel, [x], replace(x, expr=None, layout="NHWC"), q.dtype, name)
 
 
 @legalizes("dequantize")

@@ -95,6 +95,21 @@ def _keeps_params(context: Any) -> bool:
     return first == second and quantize.ty.dtype == dequantize.args[0].ty.dtype
 
 
+def _quantize_affine() -> tuple[str, Pattern, dict[str, Pattern], Check]:
+    """A normalization of each channel in front of the quantization."""
+    x, factors, terms = wildcard(), is_const(), is_const()
+    pattern = _quantize(is_op("relax.add")(is_op("relax.multiply")(x, factors), terms))
+    return "quantize_affine", pattern, {"x": x, "factors": factors, "terms": terms}, _is_channel_affine
+
+
+def _is_channel_affine(context: Any) -> bool:
+    found = context.annotated_expr
+    shape = static_shape(found["x"])
+    expected = (1, shape[1], 1, 1) if len(shape) == 4 else None
+    constants = [constant_value(found[name]) for name in ("factors", "terms")]
+    return all(c.shape == expected and c.dtype == "float32" for c in constants) and _is_per_tensor(context)
+
+
 def _spatial_mean() -> tuple[str, Pattern, dict[str, Pattern], Check]:
     x = _dequantize()
     mean = is_op("relax.mean")(x)
@@ -151,7 +166,8 @@ def all_patterns() -> list[tuple]:
         for name, pattern, dequantize in _same_params()
     ]
     rows: list[tuple] = [
-        (f"quantvm.{name}", *rest) for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean())
+        (f"quantvm.{name}", *rest)
+        for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean(), _quantize_affine())
     ]
     rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _is_per_tensor))
     rows.append(("quantvm.dequantize", _dequantize(), {}, _is_per_tensor))

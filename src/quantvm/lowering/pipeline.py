@@ -18,6 +18,7 @@ from quantvm.kernels.schedules import Schedules
 
 from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
 from .calls import KernelCall, kernel_calls
+from .channel_affine import merge_channel_affines
 from .composite import constant_value, is_call, quant_params
 from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
@@ -94,7 +95,9 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     dump = _dumper(options.dump_dir)
     dump(module, "imported")
     output_scale = _output_scale(module)
-    module = fuse_qdq(relax.transform.CanonicalizeBindings()(module))
+    module = merge_channel_affines(relax.transform.CanonicalizeBindings()(module))
+    dump(module, "channel_affine")
+    module = fuse_qdq(module)
     dump(module, "fuse_qdq")
     try:
         dot = select_dot(options.target, options.dot)
