@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quantvm.evaluate.compile_config import CompileConfig
     from quantvm.evaluate.compiling import compile_to_file
     from quantvm.evaluate.config import RunConfig
+    from quantvm.evaluate.tuning import TuneConfig, tune_schedules
     from quantvm.models import ModelSpec, get_model, list_models
     from quantvm.models.quantize import quantize
     from quantvm.models.weights import build_float_model, resolve_weights
@@ -38,6 +39,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "TorchRunner",
+    "TuneConfig",
     "TvmRunner",
     "__version__",
     "audit",
@@ -52,6 +54,7 @@ __all__ = [
     "load_dataset",
     "quantize",
     "resolve_weights",
+    "tune_schedules",
 ]
 
 _HOME = {
@@ -67,6 +70,7 @@ _HOME = {
     "RunConfig": "quantvm.evaluate.config",
     "RunResult": "quantvm.report.schema",
     "TorchRunner": "quantvm.runtime",
+    "TuneConfig": "quantvm.evaluate.tuning",
     "TvmRunner": "quantvm.runtime",
     "audit": "quantvm.runtime",
     "bench": "quantvm.evaluate.bench",
@@ -79,6 +83,7 @@ _HOME = {
     "load_dataset": "quantvm.data",
     "quantize": "quantvm.models.quantize",
     "resolve_weights": "quantvm.models.weights",
+    "tune_schedules": "quantvm.evaluate.tuning",
 }
 
 
