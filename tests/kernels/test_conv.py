@@ -193,3 +193,11 @@ def test_a_conversion_that_overflows_int32_ends_at_zero_as_in_fbgemm():
     for isa in (PLAIN, select_isa(target)):
         kernel = conv2d.conv2d(case.shape, case.weight, case.input_q.zero_point, r, select_dot(target), isa=isa)
         np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=expected.shape), expected)
+
+
+@pytest.mark.parametrize(
+    ("out_height", "threads", "rows"),
+    [(17, 1, 8), (17, 2, 9), (33, 2, 9), (65, 2, 11), (14, 2, 7), (3, 2, 2), (1, 4, 1)],
+)
+def test_rows_of_a_depthwise_convolution_are_cut_evenly_over_threads(out_height, threads, rows):
+    assert depthwise._task_rows(out_height, threads) == rows

@@ -109,8 +109,7 @@ def _emit_rows(
 ) -> None:  # fmt: skip
     """Emits the tasks, each of some output rows whose input is staged where it has padding."""
     staged = any(shape.padding)
-    # short tasks keep the staged rows in the first-level cache
-    task_rows = max(1, min(8, ceil_div(shape.out_height, threads)))
+    task_rows = _task_rows(shape.out_height, threads)
     row_tasks = ceil_div(shape.out_height, task_rows)
     with T.parallel(0, n * row_tasks) as task:
         image, first_row = task // row_tasks, task % row_tasks * task_rows
@@ -123,6 +122,20 @@ def _emit_rows(
         with T.serial(0, rows) as row:
             out_row = (image * shape.out_height + first_row + row) * (shape.out_width * shape.out_channels)
             emitter.emit_row(source, offset + row * (shape.stride[0] * stride), stride, y, out_row)
+
+
+_TASK_ROWS = (8, 7, 9, 6, 10, 5, 11, 4, 12)
+"""Rows that a task may have, the best first: few, so that the staged ones stay in the first-level cache."""
+
+
+def _task_rows(out_height: int, threads: int) -> int:
+    """Returns the rows of a task for which the thread with most of them has least; TVM gives each a run of tasks."""
+
+    def greatest_load(rows: int) -> int:
+        return min(out_height, ceil_div(ceil_div(out_height, rows), threads) * rows)
+
+    fitting = [rows for rows in _TASK_ROWS if rows <= out_height] or [ceil_div(out_height, threads)]
+    return min(fitting, key=greatest_load)
 
 
 class _PlainDepthwise:
