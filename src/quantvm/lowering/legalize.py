@@ -14,12 +14,13 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from quantvm.fixed_point import Rounding
 from quantvm.kernels import Kernel
 from quantvm.kernels.dot import DotProduct
 from quantvm.kernels.isa import Isa
 from quantvm.kernels.schedule import Conv2dShape, Schedule
 from quantvm.kernels.schedules import Schedules
-from quantvm.numerics import Engine
+from quantvm.numerics import Engine, Numerics
 
 from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
@@ -38,6 +39,8 @@ class Legalization:
     isa: Isa
     has_avx512: bool
     schedules: Schedules = field(default_factory=Schedules)
+    numerics: Numerics = "torch"
+    rounding: Rounding = "upward"
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
     calls: list[KernelCall] = field(default_factory=list)
@@ -86,17 +89,20 @@ class Legalization:
 
 
 Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
-_RULES: dict[str, Rule] = {}
+_RULES: dict[tuple[str, str], Rule] = {}
 
 
-def legalizes(*names: str) -> Callable[[Rule], Rule]:
-    """Returns a decorator that registers how composites of these names become kernels."""
+def legalizes(*names: str, numerics: str = "torch") -> Callable[[Rule], Rule]:
+    """Returns a decorator that registers how composites of these names become kernels under `numerics`.
+
+    Where other numerics than torch have no rule of their own, torch's holds.
+    """
 
     def register(rule: Rule) -> Rule:
         for name in names:
-            if name in _RULES:
-                raise ValueError(f"composite {name} has a rule already")
-            _RULES[name] = rule
+            if (numerics, name) in _RULES:
+                raise ValueError(f"composite {name} has a rule already, under numerics {numerics}")
+            _RULES[numerics, name] = rule
         return rule
 
     return register
@@ -104,7 +110,7 @@ def legalizes(*names: str) -> Callable[[Rule], Rule]:
 
 def legalized_names() -> frozenset[str]:
     """Returns the composite names that have a rule."""
-    return frozenset(_RULES)
+    return frozenset(name for _, name in _RULES)
 
 
 def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
@@ -173,7 +179,8 @@ def _binding(
             return fused
         inputs = [_emitted(state, values[argument]) for argument in arguments]
         state.op = composite.name
-        result = _RULES[composite.name](state, composite, inputs, name)
+        rule = _RULES.get((state.numerics, composite.name)) or _RULES["torch", composite.name]
+        result = rule(state, composite, inputs, name)
         return replace(result, layer=name, op=composite.name) if isinstance(result, Deferred) else result
     if isinstance(value, relax.Var):
         return values[value]
