@@ -1,8 +1,8 @@
 """Integer-only arithmetic between quantize and dequantize, as TVM's former QNN dialect had it, in NumPy.
 
-A real factor becomes a multiplier of 31 bits and a shift; what is multiplied by it goes through 64 bits. Where the product
-lies half-way between two integers, `rounding` decides: `upward` (QNN's default) and `away` from zero are QNN's, `to_even`
-is what floating point would do. No torch, no tvm.
+A real factor becomes a multiplier of 31 bits and a shift; what is multiplied by it goes through 64 bits. Where the
+product lies half-way between two integers, `rounding` decides: `upward` (QNN's default) and `away` from zero are QNN's,
+`to_even` is what floating point would do. No torch, no tvm.
 """
 
 from __future__ import annotations

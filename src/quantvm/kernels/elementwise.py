@@ -55,7 +55,7 @@ def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:
 
 
 def over_elements(numel: Expr, emit: Callable[[Expr, int], None]) -> None:
-    """Emits an operator without tails over `numel` elements of a flat buffer, in parallel pieces: emit(index, lanes)."""
+    """Emits an operator without tails over `numel` elements of a flat buffer, in parallel: emit(index, lanes)."""
     _over_pieces(numel, _ANY_THREADS, lambda at, lanes, is_tail: emit(at, lanes))
 
 

@@ -146,8 +146,8 @@ def multiply(
 def avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> Kernel:
     """Returns the average of the integers in each window: (n, H, W, C) -> (n, OH, OW, C).
 
-    Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode); padding holds the zero
-        point; `integer_numerics.average` of the sum and the size.
+    Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode); padding holds the
+        zero point; `integer_numerics.average` of the sum and the size.
     """
     with prim_func() as builder:
         T.func_name("main")
@@ -173,7 +173,10 @@ def avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> 
 
 
 def adaptive_avg_pool2d(in_size: tuple[int, int], channels: int, out_size: tuple[int, int], q: QuantParams) -> Kernel:
-    """Returns the average of the integers in windows floor(i*H/OH)..ceil((i+1)*H/OH): (n, H, W, C) -> (n, OH, OW, C)."""
+    """Returns the average of the integers over windows: (n, H, W, C) -> (n, OH, OW, C).
+
+    Computes: window floor(i*H/OH)..ceil((i+1)*H/OH); `integer_numerics.average` of its sum and size.
+    """
     (height, width), (out_height, out_width) = in_size, out_size
     with prim_func() as builder:
         T.func_name("main")

@@ -36,8 +36,8 @@ class LoweringOptions:
 
     Attributes:
         target: a TVM target.
-        numerics: torch: the same bits as the engine that the module's attribute `quantvm.engine` names. integer: no float
-            between quantize and dequantize.
+        numerics: torch: the same bits as the engine that the module's attribute `quantvm.engine` names. integer: no
+            float between quantize and dequantize.
         rounding: under numerics=integer, of products half-way between two integers: upward, to_even or away.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
