@@ -14,11 +14,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantvm import fixed_point
-from quantvm.fixed_point import FixedPoint, Rounding
-from quantvm.numerics import QuantParams, Requantization, dequantize_val, f32, f64, hardsigmoid_f32, hardswish_f32
+from quantvm.fixed_point import ROUNDINGS, FixedPoint, Rounding
+from quantvm.numerics import (
+    Numerics,
+    QuantParams,
+    Requantization,
+    dequantize_val,
+    f32,
+    f64,
+    hardsigmoid_f32,
+    hardswish_f32,
+)
 
 Values = Any
 """Numbers, or an array of any numeric dtype."""
+
+
+NUMERICS = ("torch", "integer", *(f"integer:{rounding}" for rounding in ROUNDINGS))
+"""What `--numerics` takes; integer alone rounds upward, as QNN does by default."""
+
+
+def parse_numerics(text: str) -> tuple[Numerics, Rounding]:
+    """Returns which numerics a text of `NUMERICS` names, and how ties of fixed-point products are rounded.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if text not in NUMERICS:
+        raise ValueError(f"unknown numerics '{text}', expected {', '.join(NUMERICS)}")
+    name, _, rounding = text.partition(":")
+    return name, rounding or "upward"  # type: ignore[return-value]  # NUMERICS holds nothing else
 
 
 def quantize(x_f32: Values, q: QuantParams) -> NDArray[np.int64]:

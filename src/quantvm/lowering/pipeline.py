@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 import tvm
 from tvm import relax
 
 from quantvm.errors import CompileError
-from quantvm.fixed_point import ROUNDINGS, Rounding
+from quantvm.integer_numerics import parse_numerics
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.dot import PORTABLE, select_dot
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.kernels.schedules import Schedules
-from quantvm.numerics import Numerics
 
 from . import contraction_rules, elementwise_rules, integer_rules, pool_rules  # noqa: F401  (registers the rules)
 from .calls import KernelCall, kernel_calls
@@ -36,9 +34,8 @@ class LoweringOptions:
 
     Attributes:
         target: a TVM target.
-        numerics: torch: the same bits as the engine that the module's attribute `quantvm.engine` names. integer: no
-            float between quantize and dequantize.
-        rounding: under numerics=integer, of products half-way between two integers: upward, to_even or away.
+        numerics: one of `integer_numerics.NUMERICS`. torch: the same bits as the engine that the module's attribute
+            `quantvm.engine` names. integer, integer:to_even, integer:away: no float between quantize and dequantize.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
             Under portable no kernel has code for special instructions.
@@ -47,8 +44,7 @@ class LoweringOptions:
     """
 
     target: tvm.target.Target
-    numerics: Numerics = "torch"
-    rounding: Rounding = "upward"
+    numerics: str = "torch"
     threads: int = 1
     dot: str | None = None
     schedules: Schedules = field(default_factory=Schedules)
@@ -96,16 +92,10 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     Raises:
         CompileError: unknown numerics, or a kernel that the target cannot run.
     """
-    problems = [
-        f"unknown {what} {value!r}, expected one of {', '.join(known)}"
-        for what, value, known in (
-            ("numerics", options.numerics, get_args(Numerics)),
-            ("rounding", options.rounding, ROUNDINGS),
-        )
-        if value not in known
-    ]
-    if problems:
-        raise CompileError("; ".join(problems))
+    try:
+        followed, rounding = parse_numerics(options.numerics)
+    except ValueError as error:
+        raise CompileError(str(error)) from error
     dump = _dumper(options.dump_dir)
     dump(module, "imported")
     output_scale = _output_scale(module)
@@ -122,7 +112,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     has_avx512 = "avx512f" in target_features(options.target)
     state = Legalization(
         relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
-        options.numerics, options.rounding,
+        followed, rounding,
     )  # fmt: skip
     module = legalize(module, state)
     dump(module, "legalize")
