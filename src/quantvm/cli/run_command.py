@@ -90,7 +90,8 @@ def run(
         typer.Option(
             metavar="torch|integer",
             help="What TVM follows. torch: the same bits as the engine. integer: no float between quantize and "
-            "dequantize; integer:to_even and integer:away round its ties otherwise than upward. torch,integer shows both.",
+            "dequantize; integer:to_even and integer:away round its ties otherwise than upward. torch,integer: "
+            "both, each in a row of its own.",
             rich_help_panel=QUANTIZATION,
         ),
     ] = "torch",
