@@ -88,6 +88,8 @@ class Legalization:
         return self.nhwc(x) if x.behaves_channels_last else self.logical(x)
 
 
+CHANNELS_LAST_ATTR = "quantvm.channels_last"
+
 Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
 _RULES: dict[tuple[str, str], Rule] = {}
 
@@ -125,8 +127,9 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
     values: dict[Any, Any] = {}
     uses = _uses(main)
     params = [relax.Var(p.name, p.ty) for p in main.params]
-    for old, new in zip(main.params, params, strict=True):
-        values[old] = _tensor(new)
+    channels_last = channels_last_inputs(module)
+    for index, (old, new) in enumerate(zip(main.params, params, strict=True)):
+        values[old] = replace(_tensor(new), channels_last=index in channels_last)
     with builder.function("main", params):
         with builder.dataflow():
             for block in main.body.blocks:
@@ -136,6 +139,14 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
         builder.emit_func_output(result)
     lowered = builder.get()
     return lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
+
+
+def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:
+    """Returns the numbers of the inputs that PyTorch would hold in channels-last order."""
+    attrs = module.attrs
+    return (
+        frozenset(int(i) for i in attrs[CHANNELS_LAST_ATTR]) if attrs and CHANNELS_LAST_ATTR in attrs else frozenset()
+    )
 
 
 def _tensor(expr: Any) -> Tensor:
