@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
@@ -131,9 +132,17 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def use_threads(threads: int) -> None:
-    """Makes TVM's thread pool of this process use `threads` threads."""
+def use_threads(threads: int) -> int:
+    """Makes TVM's thread pool use `threads` threads; returns how many it uses.
+
+    They are fewer where the pool began with fewer, for it never grows. Each thread that calls TVM has a pool of its
+    own, which begins at its first use with TVM_NUM_THREADS threads; that variable is raised here if need be.
+    """
+    begins_with = os.environ.get("TVM_NUM_THREADS", "")
+    if not begins_with.isdecimal() or int(begins_with) < threads:
+        os.environ["TVM_NUM_THREADS"] = str(threads)
     tvm.get_global_func("runtime.config_threadpool")(_ALL_CORES, threads)
+    return int(tvm.runtime.num_threads())
 
 
 _ALL_CORES = -3

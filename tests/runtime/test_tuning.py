@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, MachineError
 from quantvm.frontend import from_torch
 from quantvm.kernels.dot import select_dot
 from quantvm.kernels.schedule import Conv2dShape, Schedule, schedule_problem
@@ -17,7 +18,7 @@ from quantvm.runtime.cache_key import cache_key
 from quantvm.runtime.schedule_files import schedules_for, target_cpu, user_schedules
 from quantvm.runtime.target import parse_target
 from quantvm.runtime.tuning import Work, gains, merged, tune
-from quantvm.tvm_compat import build_executable, native_target, start_vm
+from quantvm.tvm_compat import build_executable, native_target, start_vm, use_threads
 from tests.quantized_modules import SmallNetwork, image
 
 SMALL = Conv2dShape(9, 9, 16, 40, kernel=(3, 3), padding=(1, 1, 1, 1))
@@ -37,7 +38,8 @@ def test_a_search_measures_and_returns_a_schedule_that_can_be(threads):
     target = native_target()
     dot = select_dot(target)
     work = [Work(SMALL, dot.name, threads), Work(Conv2dShape(1, 25, 16, 40), dot.name, threads)]
-    found = list(tune(work, target))
+    with ThreadPoolExecutor(1) as thread:  # TVM's pool of this one may have begun with fewer threads
+        found = thread.submit(lambda: list(tune(work, target))).result()
     assert [(record.shape, record.dot, record.threads) for record in found] == [(w.shape, w.dot, threads) for w in work]
     for record in found:
         assert schedule_problem(record.schedule, record.shape, dot) is None
@@ -114,3 +116,16 @@ def test_a_recorded_schedule_is_used_and_gives_the_same_bits():
         return found.numpy()
 
     np.testing.assert_array_equal(outputs(actual), outputs(expected))
+
+
+def test_a_pool_that_began_with_fewer_threads_is_told_and_not_measured(monkeypatch):
+    target = native_target()
+    work = [Work(SMALL, select_dot(target).name, 2)]
+
+    def search():
+        monkeypatch.setenv("TVM_NUM_THREADS", "1")
+        assert use_threads(1) == 1
+        return list(tune(work, target))
+
+    with ThreadPoolExecutor(1) as thread, pytest.raises(MachineError, match="1 threads in this process, asked for 2"):
+        thread.submit(search).result()

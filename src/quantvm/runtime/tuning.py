@@ -11,6 +11,7 @@ import numpy as np
 import tvm
 
 from quantvm import numerics
+from quantvm.errors import MachineError
 from quantvm.kernels import Kernel, conv2d
 from quantvm.kernels.dot import DOT_PRODUCTS, DotProduct
 from quantvm.kernels.isa import select_isa
@@ -57,8 +58,12 @@ def tune(work: Iterable[Work], target: Any, *, progress: Progress = SILENT) -> I
         work: the convolutions.
         target: a TVM target of this machine.
         progress: advanced for each convolution.
+
+    Raises:
+        MachineError: TVM's pool began with fewer threads than a convolution is to be cut for.
     """
     todo = list(work)
+    use_threads(max((item.threads for item in todo), default=1))
     with progress.task("measuring schedules", total=len(todo)) as task:
         for item in todo:
             yield _tuned(item, target)
@@ -72,7 +77,11 @@ def gains(record: ScheduleRecord) -> bool:
 
 def _tuned(work: Work, target: Any) -> ScheduleRecord:
     dot = next(dot for dot in DOT_PRODUCTS if dot.name == work.dot)
-    use_threads(work.threads)
+    used = use_threads(work.threads)
+    if used != work.threads:
+        raise MachineError(
+            f"TVM computes with {used} threads in this process, asked for {work.threads}; set TVM_NUM_THREADS"
+        )
     trial = _Trial(work.shape, dot, work.threads, target)
     chosen = choose_schedule(work.shape, dot, work.threads)
     tiles = list(dict.fromkeys([chosen, *shortlist(work.shape, dot, work.threads, _BEST)]))
