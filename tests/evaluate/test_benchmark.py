@@ -100,7 +100,7 @@ def test_a_failing_model_leaves_a_row_and_the_others_go_on(tmp_path):
 
 def test_unsupported_operators_have_a_status_of_their_own():
     class Stages(FakeStages):
-        def compile(self, quantized, spec, config, threads, progress):
+        def compile(self, quantized, spec, config, threads, progress, *, numerics):
             raise UnsupportedOpError("1 unsupported op: quantized::lstm")
 
     result = evaluate(stages=Stages())

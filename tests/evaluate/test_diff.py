@@ -23,8 +23,8 @@ from tests.quantized_modules import SmallNetwork, image, save_traced
 
 SHAPE = (1, 3, 19, 17)
 LAYERS = [
-    "quantize", "stem", "depthwise", "hardswish", "adaptive_avg_pool2d", "squeeze", "excite", "hardsigmoid", "gate",
-    "residual", "branch", "join", "pool", "adaptive_avg_pool2d_1", "head",
+    "quantize", "stem", "depthwise", "hardswish", "adaptive_avg_pool2d", "squeeze", "excite", "hardsigmoid", "mul",
+    "add", "branch", "cat", "pool", "adaptive_avg_pool2d_1", "head",
 ]  # fmt: skip
 
 

@@ -79,9 +79,9 @@ def capture(program: LayeredProgram, *inputs: torch.Tensor) -> list[torch.Tensor
         outputs.append(copy.output())
     for _ in range(len(list(graph.outputs()))):
         graph.eraseOutput(0)
-    for output in outputs:
-        graph.registerOutput(output)
+    together = graph.appendNode(graph.create("prim::TupleConstruct", outputs, 1))
+    together.output().setType(torch._C.TupleType([output.type() for output in outputs]))
+    graph.registerOutput(together.output())
     function = torch._C._create_function_from_graph("layers", graph)
     with torch.inference_mode():
-        found = function(program.script._c, *inputs)
-    return [found] if len(outputs) == 1 else list(found)
+        return list(function(program.script._c, *inputs))

@@ -27,11 +27,13 @@ from .builder import (
     flat,
     flat_function,
     for_vectors,
+    intrinsic,
     prim_func,
     ramp,
     rounded,
     splat,
     symbolic_batch,
+    typed,
 )
 from .elementwise import over_elements
 from .fixed import fixed_multiply_by
@@ -58,7 +60,8 @@ def quantize(
     """
 
     def value(x_f32: Expr, lanes: int) -> Expr:
-        steps = T.round(tirx.div(x_f32, splat(q.scale_f32, lanes, "float32")))
+        quotient = tirx.div(x_f32, splat(q.scale_f32, lanes, "float32"))
+        steps = intrinsic("llvm.round", typed("float32", lanes), quotient)  # tirx.round takes ties to even
         bounds = (float(q.quant_min - q.zero_point), float(q.quant_max - q.zero_point))
         steps = clamp(steps, *(splat(bound, lanes, "float32") for bound in bounds))
         return cast(cast(steps, "int32", lanes) + splat(q.zero_point, lanes, "int32"), q.dtype, lanes)

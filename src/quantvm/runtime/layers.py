@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -31,7 +32,8 @@ class TorchLayerRun:
     """
 
     def __init__(self, program: Any, *, engine: str, threads: int) -> None:
-        self._program, self._engine, self._threads = program, engine, threads
+        self._program = program if engine == program.engine else _repacked(program, engine)
+        self._engine, self._threads = engine, threads
 
     def tensors(self, x_f32: np.ndarray) -> list[Any]:
         """Returns all layers of one image as torch tensors of integers, in PyTorch's own memory order."""
@@ -51,6 +53,20 @@ class TorchLayerRun:
     def channels_last(self, x_f32: np.ndarray) -> tuple[bool, ...]:
         """Returns of each layer whether PyTorch holds it in channels-last order."""
         return tuple(_is_channels_last(tensor) for tensor in self.tensors(x_f32))
+
+
+def _repacked(program: Any, engine: str) -> Any:
+    """Returns the program with its weights packed for another engine, which PyTorch does when it loads them."""
+    import torch
+
+    from quantvm.frontend import import_layers
+    from quantvm.torch_compat import quantization_engine
+
+    buffer = io.BytesIO()
+    torch.jit.save(program.script, buffer)
+    buffer.seek(0)
+    with quantization_engine(engine):
+        return import_layers(torch.jit.load(buffer), program.example_inputs, engine=engine)
 
 
 def _is_channels_last(tensor: Any) -> bool:
