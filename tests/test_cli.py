@@ -62,7 +62,6 @@ def test_every_option_reaches_the_configuration(cli):
         "weights": "random",
         "scheme": "per-tensor",
         "engine": "qnnpack",
-        "numerics": "torch",
         "target": "native",
         "batch-size": 3,
         "threads": 2,
@@ -71,8 +70,10 @@ def test_every_option_reaches_the_configuration(cli):
         "out": "there",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    result = cli("run", "--json", "--model", "beta,alpha", "--model", "beta", *arguments)
+    lists = ("--model", "beta,alpha", "--model", "beta", "--numerics", "torch,integer:away")
+    result = cli("run", "--json", *lists, *arguments)
     config = json.loads(result.stdout)["config"]
+    assert config.pop("numerics") == ["torch", "integer:away"]
     assert config.pop("models") == ["beta", "alpha", "beta"]
     assert config.pop("min_top1") is None
     assert config == {name.replace("-", "_"): value for name, value in options.items()}

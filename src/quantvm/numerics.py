@@ -18,12 +18,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from quantvm import fixed_point
+from quantvm.fixed_point import FixedPoint
+
 f32, f64, i32, i64 = np.float32, np.float64, np.int32, np.int64
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Values = Any
 """Numbers, or an array of any numeric dtype."""
+Numerics = Literal["torch", "integer"]
+"""torch: the bits of a PyTorch engine. integer: no float between quantize and dequantize (integer_numerics.py)."""
 Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
+Rule = Literal["fbgemm", "onednn", "qnnpack", "integer"]
+"""Whose arithmetic takes accumulators to outputs: a library's inside of PyTorch, or fixed point."""
 ENGINES: tuple[Engine, ...] = ("fbgemm", "x86", "onednn", "qnnpack")
 
 VEC_BLOCK = 64
@@ -282,14 +289,15 @@ class Requantization:
 
     Attributes:
         rule: which engine's formula applies; see `requantize`.
-        multiplier_f32: (C,) float32. fbgemm, qnnpack: combined scale; onednn: weight scale.
+        multiplier_f32: (C,) float32. fbgemm, qnnpack: combined scale; onednn: weight scale; integer: about `fixed`.
         bias_f32: (C,) float32 or None. fbgemm per-channel: fl(bias / (sa*sw)); else the float bias.
         bias_scale_f32: fbgemm per-tensor weights: (float)(1.0 / (sa*sw)), applied by FMA; else None.
-        bias_i32: (C,) int32, qnnpack only: added to the accumulator.
+        bias_i32: (C,) int32, qnnpack and integer only: added to the accumulator.
         source_scale_f32, inverse_output_scale_f32: onednn only.
+        fixed: (C,) factors, integer only.
     """
 
-    rule: Literal["fbgemm", "onednn", "qnnpack"]
+    rule: Rule
     multiplier_f32: F32
     bias_f32: F32 | None
     output: QuantParams
@@ -298,9 +306,10 @@ class Requantization:
     bias_i32: NDArray[np.int32] | None = None
     source_scale_f32: Any = None
     inverse_output_scale_f32: Any = None
+    fixed: FixedPoint | None = None
 
 
-def conv_rule(engine: Engine, groups: int, symmetric_weights: bool) -> Literal["fbgemm", "onednn", "qnnpack"]:
+def conv_rule(engine: Engine, groups: int, symmetric_weights: bool) -> Rule:
     """Returns which library's arithmetic PyTorch uses for conv2d under `engine` on a CPU with AVX512-VNNI.
 
     Reference: ATen/native/quantized/cpu/OnednnUtils.h `should_use_onednn_quant`.
@@ -310,13 +319,13 @@ def conv_rule(engine: Engine, groups: int, symmetric_weights: bool) -> Literal["
     return engine
 
 
-def linear_rule(engine: Engine) -> Literal["fbgemm", "onednn", "qnnpack"]:
+def linear_rule(engine: Engine) -> Rule:
     """Returns which library's arithmetic PyTorch uses for linear under `engine`."""
     return "fbgemm" if engine == "x86" else engine
 
 
 def requantization(
-    rule: Literal["fbgemm", "onednn", "qnnpack"],
+    rule: Rule,
     kind: Literal["conv", "linear"],
     *,
     input_q: QuantParams,
@@ -385,12 +394,16 @@ def requantize(acc_i32: Values, r: Requantization) -> I64:
             max(z) if relu
         onednn: v = fl(fl(acc*sa) * sw); v = fl(v + bias); max(0) if relu; rne(clip(fl(fl(v*inv_so) + z)))
         qnnpack: v = fl(acc + bias_i32); clip(cvt(fl(v*multiplier)) + z); max(z) if relu
+        integer: clip(fixed_point.multiply(acc + bias_i32, fixed) + z); max(z) if relu
 
-    Exactness: bit-exact to the three libraries inside torch 2.13 (docs/numerics.md).
+    Exactness: bit-exact to the three libraries inside torch 2.13, and to TVM 0.16's QNN (docs/numerics.md).
     """
     acc, q = np.asarray(acc_i32, i64), r.output
     if r.bias_i32 is not None:
         acc = acc + r.bias_i32
+    if r.fixed is not None:
+        y = np.clip(fixed_point.multiply(acc, r.fixed) + q.zero_point, q.quant_min, q.quant_max)
+        return np.maximum(y, q.zero_point) if r.relu else y
     v: Values = acc.astype(f32)
     if r.rule == "onednn":
         v = np.multiply(np.multiply(v, r.source_scale_f32, dtype=f32), r.multiplier_f32, dtype=f32)

@@ -91,7 +91,7 @@ class FakeStages(Stages):
             name=spec.name, quantvm_engine=config.engine, quantvm_scheme=config.scheme, quantvm_n_calibration=5
         )
 
-    def compile(self, quantized, spec, config, threads, progress):
+    def compile(self, quantized, spec, config, threads, progress, *, numerics, cache=True):
         report = SimpleNamespace(
             import_s=0.5,
             compile_s=2.0,
@@ -102,13 +102,18 @@ class FakeStages(Stages):
             target="llvm -mcpu=fake",
             output_scale=self.output_scale,
         )
-        return SimpleNamespace(name=spec.name, report=report)
+        return SimpleNamespace(name=spec.name, numerics=numerics, report=report)
+
+    def latencies_ms(self, runners, x_f32):
+        return [2.0 + i for i in range(len(runners))]
 
     def torch_runner(self, module, threads):
         return self._runner(self.torch)
 
     def tvm_runner(self, artifact, threads):
-        return self._runner(self.tvm.get(artifact.name, self.torch))
+        return self._runner(
+            self.tvm.get(f"{artifact.name} {artifact.numerics}", self.tvm.get(artifact.name, self.torch))
+        )
 
     def _runner(self, answer):
         self.runners.append(FakeRunner(answer))

@@ -100,7 +100,7 @@ def test_a_failing_model_leaves_a_row_and_the_others_go_on(tmp_path):
 
 def test_unsupported_operators_have_a_status_of_their_own():
     class Stages(FakeStages):
-        def compile(self, quantized, spec, config, threads, progress):
+        def compile(self, quantized, spec, config, threads, progress, *, numerics):
             raise UnsupportedOpError("1 unsupported op: quantized::lstm")
 
     result = evaluate(stages=Stages())
@@ -277,3 +277,42 @@ def test_the_package_is_the_function():
         quantvm.evaluate(RunConfig(), seed=1)
     with pytest.raises(TypeError, match="sead"):
         quantvm.evaluate(sead=1)
+
+
+def test_each_numerics_has_a_row_of_its_own_and_only_torch_is_checked_for_parity():
+    stages = FakeStages(tvm={"alpha integer": lambda x: scores_of(x) + 1})
+    result = evaluate(stages=stages, numerics=("torch", "integer"), check_parity="exact")
+    rows = [(model["name"], model["numerics"], model["status"]) for model in result.run["models"]]
+    assert rows == [
+        ("alpha", "torch", "passed"), ("alpha", "integer", "passed"),
+        ("beta", "torch", "passed"), ("beta", "integer", "passed"),
+    ]  # fmt: skip
+    exact, near = result.run["models"][:2]
+    assert exact["parity"]["raw_outputs_identical"] == exact["parity"]["raw_outputs_total"]
+    assert near["parity"]["raw_outputs_identical"] == 0
+    assert (exact["latency_ms"], near["latency_ms"]) == (2.0, 3.0)
+    assert result.run["config"]["numerics"] == ["torch", "integer"]
+    assert {(row["model"], row["numerics"]) for row in result.samples} == {(name, kind) for name, kind, _ in rows}
+    assert result.exit_code == 0
+
+
+def test_with_one_numerics_no_time_is_taken():
+    assert evaluate(stages=FakeStages()).run["models"][0]["latency_ms"] is None
+
+
+def test_a_model_that_is_skipped_or_interrupted_has_a_row_for_each_numerics():
+    def interrupts(x):
+        raise KeyboardInterrupt
+
+    stages = FakeStages(models=("alpha", "beta", "gamma"), tvm={"beta": interrupts}, unavailable=("alpha",))
+    result = evaluate(stages=stages, numerics=("torch", "integer:away"))
+    rows = [(model["name"], model["numerics"], model["status"]) for model in result.run["models"]]
+    kinds = ("torch", "integer:away")
+    statuses = {"alpha": "skipped", "beta": "error", "gamma": "skipped"}
+    assert rows == [(name, kind, status) for name, status in statuses.items() for kind in kinds]
+
+
+@pytest.mark.parametrize("wrong", [(), ("torch", "float"), ("integer:down",)])
+def test_numerics_that_are_unknown(wrong):
+    with pytest.raises(ConfigError, match="expected one or more of torch, integer, integer:upward"):
+        evaluate(stages=FakeStages(), numerics=wrong)

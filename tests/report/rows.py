@@ -49,6 +49,7 @@ PASSED = {
     "compile_s": 12.25,
     "cached": False,
     "load_s": None,
+    "latency_ms": None,
     "duration_s": 20.0,
 }
 
@@ -60,7 +61,7 @@ SKIPPED = {
     "reason": "resnet18-f37072fd.pth is not on this machine",
     "remedy": "With a network run: quantvm fetch weights",
     **dict.fromkeys(("weights", "calibration", "fp32", "torch", "tvm", "parity", "int8_mac_share", "target")),
-    **dict.fromkeys(("import_s", "compile_s", "cached")),
+    **dict.fromkeys(("import_s", "compile_s", "cached", "latency_ms")),
     "n_images": 0,
     "duration_s": 0.0,
 }
@@ -75,7 +76,7 @@ RUN = {
         "weights": "auto",
         "scheme": "per-channel",
         "engine": "fbgemm",
-        "numerics": "torch",
+        "numerics": ["torch"],
         "target": "native",
         "batch_size": 8,
         "check_parity": None,

@@ -13,6 +13,7 @@ from .rows import run_row
 
 SAMPLE = {
     "model": "alpha",
+    "numerics": "torch",
     "id": "a/0.png",
     "label": 3,
     "fp32_top5": None,

@@ -135,3 +135,19 @@ def test_a_run_in_which_all_models_failed_still_has_a_summary():
     run = run_row(models=[SKIPPED])
     assert "Calibration: none" in "\n".join(summary_lines(run))
     assert markdown_report(run).count("```") == 2
+
+
+def test_rows_of_other_numerics_say_so_and_have_their_times():
+    near = model_row(numerics="integer:away", latency_ms=2.346)
+    run = run_row(models=[model_row(latency_ms=1.5), near, SKIPPED], config__numerics=["torch", "integer:away"])
+    assert "numerics torch, integer:away, target" in "\n".join(conditions(run))
+    names = [line.split("|")[0].strip() for line in accuracy_table(run)[2:]]
+    assert names == ["mobilenet_v3 small", "mobilenet_v3 small (integer:away)", "resnet18"]
+    head, separator, *rows = detail_table(run)
+    assert head.endswith("| TVM ms per image")
+    assert separator.endswith(" | --")
+    assert [row.split("|")[-1] for row in rows] == ["1.50", "2.35", ""]
+    assert {row.count("|") for row in (head, separator, *rows)} == {head.count("|")}
+    assert model_lines(near)[0] == "Model name: mobilenet_v3 small, per channel quantization, numerics integer:away"
+    weights = [line for line in conditions(run) if line.startswith("- Weights")]
+    assert weights == ["- Weights of mobilenet_v3 small: file small.pth, sha256 abababababab"]

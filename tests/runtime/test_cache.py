@@ -130,7 +130,8 @@ def test_an_edit_of_a_kernel_makes_all_entries_stale(monkeypatch):
 
 def test_the_digest_of_the_sources_sees_every_file_that_compiles(tmp_path, monkeypatch):
     package = tmp_path / "quantvm"
-    for name in ("kernels/conv2d.py", "lowering/pipeline.py", "runtime/cache_key.py", "numerics.py", "tvm_compat.py"):
+    modules = ("numerics.py", "integer_numerics.py", "fixed_point.py", "tvm_compat.py")
+    for name in ("kernels/conv2d.py", "lowering/pipeline.py", "runtime/cache_key.py", *modules):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("first")
     monkeypatch.setattr(cache_key_module, "__file__", str(package / "runtime" / "cache_key.py"))
@@ -141,7 +142,7 @@ def test_the_digest_of_the_sources_sees_every_file_that_compiles(tmp_path, monke
         seen.add(digest())
     (package / "kernels" / "new.py").write_text("")
     seen.add(digest())
-    assert len(seen) == 7
+    assert len(seen) == 9
 
 
 def test_two_processes_agree_on_the_key(tmp_path):

@@ -13,6 +13,7 @@ import typer
 from quantvm.cli.bench_command import bench
 from quantvm.cli.cache_commands import cache_app
 from quantvm.cli.compile_command import compile  # noqa: A004 - the command's name
+from quantvm.cli.diff_command import diff
 from quantvm.cli.inventory_commands import doctor, fetch_app, list_app
 from quantvm.cli.run_command import run
 from quantvm.cli.tune_command import tune
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(bench)
 app.command()(compile)
+app.command()(diff)
 app.command()(tune)
 app.add_typer(list_app, name="list")
 app.add_typer(fetch_app, name="fetch")

@@ -66,7 +66,12 @@ def compile(  # noqa: A001 - the command's name
     ] = "fbgemm",
     numerics: Annotated[
         str,
-        typer.Option(metavar="torch", help="torch: the same bits as the engine.", rich_help_panel=QUANTIZATION),
+        typer.Option(
+            metavar="torch|integer",
+            help="What TVM follows. torch: the same bits as the engine. integer: no float between quantize and "
+            "dequantize; integer:to_even and integer:away round its ties otherwise than upward.",
+            rich_help_panel=QUANTIZATION,
+        ),
     ] = "torch",
     target: Annotated[
         str,

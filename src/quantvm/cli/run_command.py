@@ -87,7 +87,13 @@ def run(
     ] = "fbgemm",
     numerics: Annotated[
         str,
-        typer.Option(metavar="torch", help="torch: the same bits as the engine.", rich_help_panel=QUANTIZATION),
+        typer.Option(
+            metavar="torch|integer",
+            help="What TVM follows. torch: the same bits as the engine. integer: no float between quantize and "
+            "dequantize; integer:to_even and integer:away round its ties otherwise than upward. torch,integer: "
+            "both, each in a row of its own.",
+            rich_help_panel=QUANTIZATION,
+        ),
     ] = "torch",
     target: Annotated[
         str,
@@ -138,7 +144,7 @@ def run(
 
     Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, 3 some models errored, 130 interrupted.
     """
-    options = {name: value for name, value in locals().items() if name not in ("model", "as_json", "out")}
+    options = {name: value for name, value in locals().items() if name not in ("model", "numerics", "as_json", "out")}
     with errors_to_exit_codes():
         from quantvm.evaluate.benchmark import SILENT_OBSERVER, evaluate
         from quantvm.evaluate.config import RunConfig
@@ -146,7 +152,9 @@ def run(
         from quantvm.report.console import ConsolePrinter
         from quantvm.report.run_folder import default_run_folder, run_json
 
-        config = RunConfig(models=names_of(model), out=out or default_run_folder(), **options)
+        config = RunConfig(
+            models=names_of(model), numerics=names_of([numerics]), out=out or default_run_folder(), **options
+        )
         printer = ConsolePrinter()
         command = shlex.join(["quantvm", *sys.argv[1:]])
         observer = SILENT_OBSERVER if as_json else printer

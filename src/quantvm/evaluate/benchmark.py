@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol
@@ -138,36 +139,46 @@ class _Evaluation:
                 self._evaluate(entry)
         except KeyboardInterrupt:
             self.run["interrupted"] = True
-            for entry in self.plan.entries[len(self.run["models"]) :]:
-                self._add(_row(self.plan, entry.spec, {"reason": "the run was interrupted before its turn"}))
+            done = len(self.run["models"]) // len(self.plan.config.numerics)
+            for entry in self.plan.entries[done:]:
+                self._skip(entry, "the run was interrupted before its turn")
         return self._save()
 
     def _evaluate(self, entry: Entry) -> None:
-        """Adds the row of one model, whatever happens to it; only an interruption goes on from here."""
+        """Adds the rows of one model, whatever happens to it; only an interruption goes on from here."""
         if entry.weights is None:
-            self._add(_row(self.plan, entry.spec, {"reason": entry.reason, "remedy": entry.remedy}))
+            self._skip(entry, entry.reason, entry.remedy)
             return
-        found, started_s = Measurement(), time.monotonic()
-        verdict: dict[str, Any] = {"status": "error"}
+        found = [Measurement(numerics) for numerics in self.plan.config.numerics]
+        started_s = time.monotonic()
+        verdicts: list[dict[str, Any]] = [{"status": "error"}] * len(found)
         try:
             with self.stages.torch_engine(self.plan.config):
                 titled = TitledProgress(self.progress, entry.spec.title)
                 measure(entry.spec, entry.weights, self.plan, self.stages, titled, found)
-            verdict = self._judge(found)
+            verdicts = [self._judge(each) for each in found]
         except KeyboardInterrupt:
             n_images = len(self.plan.dataset.samples)
-            verdict["reason"] = f"interrupted after {found.parity.images_total} of {n_images} images"
-            verdict |= found.results()
+            verdicts = [
+                {"reason": f"interrupted after {each.parity.images_total} of {n_images} images", "status": "error"}
+                | each.results()
+                for each in found
+            ]
             raise
         except OutputShapeError as error:
-            verdict = {"status": "failed", "reason": str(error)}
+            verdicts = [{"status": "failed", "reason": str(error)}] * len(found)
         except Exception as error:  # noqa: BLE001 - whatever one model does, the others go on
-            verdict = self._explain(entry.spec, error)
+            verdicts = [self._explain(entry.spec, error)] * len(found)
         finally:
-            if "parity" in verdict:
-                self.samples += found.samples
-            verdict["duration_s"] = time.monotonic() - started_s
-            self._add(_row(self.plan, entry.spec, found.facts | verdict))
+            for each, verdict in zip(found, verdicts, strict=True):
+                if "parity" in verdict:
+                    self.samples += each.samples
+                facts = each.facts | verdict | {"duration_s": time.monotonic() - started_s}
+                self._add(_row(self.plan, entry.spec, each.numerics, facts))
+
+    def _skip(self, entry: Entry, reason: str | None, remedy: str | None = None) -> None:
+        for numerics in self.plan.config.numerics:
+            self._add(_row(self.plan, entry.spec, numerics, {"reason": reason, "remedy": remedy}))
 
     def _judge(self, found: Measurement) -> dict[str, Any]:
         results, config = found.results(), self.plan.config
@@ -176,7 +187,7 @@ class _Evaluation:
             results["parity"],
             found.parity.mistrust(),
             results["tvm"]["top1"],
-            config.check_parity,
+            config.check_parity if found.numerics == "torch" else None,
             config.min_top1,
             [share] if share else [],
         )
@@ -208,35 +219,45 @@ class _Evaluation:
 
 
 def measure(
-    spec: ModelSpec, weights: ResolvedWeights, plan: Plan, stages: Stages, progress: Progress, found: Measurement
-) -> None:
-    """Takes one model through all stages and counts its outputs on every image into `found`.
+    spec: ModelSpec, weights: ResolvedWeights, plan: Plan, stages: Stages, progress: Progress,
+    found: Sequence[Measurement],
+) -> None:  # fmt: skip
+    """Takes one model through all stages and counts its outputs on every image into `found`, one for each numerics.
 
-    The three engines get the very same array of each batch, one after the other, with equal threads.
+    The engines get the very same array of each batch, one after the other, with equal threads.
 
     Raises:
         OutputShapeError: if an engine's output is missing or of another shape than the other's.
     """
     config = plan.config
-    found.facts["weights"] = {"source": weights.source, "sha256": weights.sha256}
     inputs = stages.calibration_inputs(spec, plan.calibration)
+    for each in found:
+        each.facts["weights"] = {"source": weights.source, "sha256": weights.sha256}
     float_model = stages.build_float_model(spec, weights, inputs, config)
     quantized = stages.quantize(spec, weights, float_model, inputs, config, progress)
-    found.take_quantized(quantized, plan.calibration)
-    artifact = stages.compile(quantized, spec, config, plan.threads, progress)
-    found.take_report(artifact.report)
+    runners = []
+    for each in found:
+        each.take_quantized(quantized, plan.calibration)
+        artifact = stages.compile(quantized, spec, config, plan.threads, progress, numerics=each.numerics)
+        each.take_report(artifact.report)
+        runners.append(stages.tvm_runner(artifact, plan.threads))
     fp32 = None if float_model is None else stages.torch_runner(float_model, plan.threads)
     torch = stages.torch_runner(quantized, plan.threads)
-    tvm = stages.tvm_runner(artifact, plan.threads)
     samples = plan.dataset.samples
     with progress.task("evaluate", total=len(samples)) as task:
         for batch in stages.batches(samples, spec, config):
             fp32_f32 = None if fp32 is None else fp32.run(batch.x_f32)
-            found.add(spec.name, batch, fp32_f32, torch.run(batch.x_f32), tvm.run(batch.x_f32))
+            torch_f32 = torch.run(batch.x_f32)
+            for each, runner in zip(found, runners, strict=True):
+                each.add(spec.name, batch, fp32_f32, torch_f32, runner.run(batch.x_f32))
             task.advance(len(batch.ids))
+    if len(found) > 1:
+        first = next(iter(stages.batches(samples[:1], spec, config)))
+        for each, latency_ms in zip(found, stages.latencies_ms(runners, first.x_f32), strict=True):
+            each.facts["latency_ms"] = latency_ms
 
 
-def _row(plan: Plan, spec: ModelSpec, known: dict[str, Any]) -> ModelRow:
+def _row(plan: Plan, spec: ModelSpec, numerics: str, known: dict[str, Any]) -> ModelRow:
     """Returns a model's row with `known` in place of what is otherwise unknown; its status is then `skipped`."""
     config = plan.config
     row: ModelRow = {
@@ -248,7 +269,7 @@ def _row(plan: Plan, spec: ModelSpec, known: dict[str, Any]) -> ModelRow:
         "scheme": config.scheme,
         "engine": config.engine,
         "flow": "eager",
-        "numerics": config.numerics,
+        "numerics": numerics,
         "weights": None,
         "calibration": None,
         "n_images": 0,
@@ -263,6 +284,7 @@ def _row(plan: Plan, spec: ModelSpec, known: dict[str, Any]) -> ModelRow:
         "compile_s": None,
         "cached": None,
         "load_s": None,
+        "latency_ms": None,
         "duration_s": 0.0,
     }
     return {**row, **known}  # type: ignore[typeddict-item]

@@ -23,7 +23,7 @@ class CompileConfig:
             first.
         weights, data, calibration_data, calibration_samples, seed, scheme: of a registered model, as in RunConfig.
         engine: the PyTorch engine that the model is quantized for, and whose bits the code gives.
-        numerics: `torch`, the same bits as that engine.
+        numerics: `torch`, the same bits as that engine; `integer`, no float between quantize and dequantize.
         target: what TVM compiles for; `native` is this machine.
         threads: PyTorch's thread count that is reproduced; None for TVM_NUM_THREADS, or else the physical cores.
         audit: whether the dot-product instructions of every kernel are counted; it is then compiled anew.
@@ -70,7 +70,7 @@ class CompileConfig:
             weights=self.weights,
             scheme=self.scheme,
             engine=self.engine,
-            numerics=self.numerics,  # type: ignore[arg-type]  # it checks its fields
+            numerics=(self.numerics,),
             target=self.target,
             threads=self.threads,
             min_int8_macs=self.min_int8_macs,

@@ -52,7 +52,9 @@ def _registered(config: CompileConfig, progress: Progress, stages: Stages) -> Ar
         inputs = stages.calibration_inputs(entry.spec, plan.calibration)
         float_model = stages.build_float_model(entry.spec, entry.weights, inputs, run_config)
         quantized = stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
-        return stages.compile(quantized, entry.spec, run_config, plan.threads, titled, cache=not config.audit)
+        return stages.compile(
+            quantized, entry.spec, run_config, plan.threads, titled, numerics=config.numerics, cache=not config.audit
+        )
 
 
 def _torchscript(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:

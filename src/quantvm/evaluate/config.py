@@ -7,23 +7,21 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from quantvm.data.check import OnBadImage
 from quantvm.data.loading import ClassMap
 from quantvm.errors import ConfigError
 from quantvm.evaluate.parity import Tolerance
+from quantvm.integer_numerics import NUMERICS
 from quantvm.models.quantize import Engine, Scheme
 from quantvm.models.weights import POLICIES
-
-Numerics = Literal["torch"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "class_map": get_args(ClassMap),
     "on_bad_image": get_args(OnBadImage),
     "scheme": get_args(Scheme),
     "engine": get_args(Engine),
-    "numerics": get_args(Numerics),
 }
 
 
@@ -43,11 +41,13 @@ class RunConfig:
         weights: `auto`, `random`, `torchvision-quantized`, or a folder that holds the official files.
         scheme: how weights are quantized: `per-channel` or `per-tensor`.
         engine: the PyTorch engine whose int8 arithmetic is the reference.
-        numerics: `torch`, the same bits as that engine.
+        numerics: what TVM follows, each in a row of its own: `torch`, the same bits as that engine; `integer`, no float
+            between quantize and dequantize; `integer:to_even` and `integer:away` round its ties otherwise.
         target: what TVM compiles for; `native` is this machine.
         batch_size: images in one call of a network.
         threads: of both engines; None for TVM_NUM_THREADS, or else the physical cores.
-        check_parity: None, `exact` or `lsb:N`: the greatest difference of raw outputs under which a model passes.
+        check_parity: None, `exact` or `lsb:N`: the greatest difference of raw outputs under which a model passes, with
+            numerics torch; the others are not meant to give PyTorch's bits.
         min_top1: None, or the least top-1 accuracy of TVM, in percent, under which a model passes.
         min_int8_macs: None, or the least share of multiply-adds in int8 kernels, 0..1, under which a model passes.
         out: the run folder that is written; None to write nothing.
@@ -64,7 +64,7 @@ class RunConfig:
     weights: str = "auto"
     scheme: Scheme = "per-channel"
     engine: Engine = "fbgemm"
-    numerics: Numerics = "torch"
+    numerics: tuple[str, ...] = ("torch",)
     target: str = "native"
     batch_size: int = 8
     threads: int | None = None
@@ -77,6 +77,8 @@ class RunConfig:
         """Takes what a caller in Python would naturally give: one name, a list of names, a path as text."""
         models = (self.models,) if isinstance(self.models, str) else tuple(self.models)
         object.__setattr__(self, "models", models)
+        numerics = (self.numerics,) if isinstance(self.numerics, str) else tuple(dict.fromkeys(self.numerics))
+        object.__setattr__(self, "numerics", numerics)
         for name in ("data", "calibration_data", "weights"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
@@ -92,6 +94,8 @@ class RunConfig:
             value = getattr(self, name)
             if value not in known:
                 yield f"{name}: got '{value}', expected {' or '.join(known)}"
+        if not self.numerics or not set(self.numerics) <= set(NUMERICS):
+            yield f"numerics: got '{','.join(self.numerics)}', expected one or more of {', '.join(NUMERICS)}"
         if self.weights not in POLICIES and not Path(self.weights).expanduser().is_dir():
             yield f"weights: got '{self.weights}', expected {', '.join(POLICIES)} or a folder that exists"
 
@@ -124,6 +128,7 @@ class RunConfig:
         """Returns the options as run.json holds them."""
         values = dataclasses.asdict(self)
         values["models"] = list(self.models)
+        values["numerics"] = list(self.numerics)
         values["out"] = None if self.out is None else str(self.out)
         return values
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Measurement:
-    """What is found about one model, image by image, so that an interruption loses nothing."""
+    """What is found about one model under one numerics, image by image, so that an interruption loses nothing."""
 
+    numerics: str = "torch"
     parity: ParityCount = field(default_factory=ParityCount)
     fp32: AccuracyCount = field(default_factory=AccuracyCount)
     torch: AccuracyCount = field(default_factory=AccuracyCount)
@@ -41,6 +42,7 @@ class Measurement:
             self.samples.append(
                 {
                     "model": name,
+                    "numerics": self.numerics,
                     "id": image_id,
                     "label": int(batch.labels[i]),
                     "fp32_top5": None if fp32_top5 is None else fp32_top5[i].tolist(),

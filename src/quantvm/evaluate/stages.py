@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Observers merge their histograms batch by batch, so the batches decide the quantized ranges. They are the same
 # whatever --batch-size is, or that option would change the network that is measured.
 _CALIBRATION_BATCH_SIZE = 16
+_LATENCY_ROUNDS = 5
+_LATENCY_S = 0.5
 
 
 class CalibrationInputs:
@@ -159,6 +161,8 @@ class Stages:
         config: RunConfig,
         threads: int,
         progress: Progress,
+        *,
+        numerics: str,
         cache: bool = True,
     ) -> Artifact:
         """Returns the quantized model compiled by TVM, for any batch size, maybe in an earlier run."""
@@ -169,7 +173,7 @@ class Stages:
         return runtime.compile(
             quantized,
             example_f32,
-            numerics=config.numerics,
+            numerics=numerics,
             engine=config.engine,
             target=config.target,
             threads=threads,
@@ -188,6 +192,19 @@ class Stages:
         from quantvm.runtime import TvmRunner
 
         return TvmRunner(artifact, threads=threads)
+
+    def latencies_ms(self, runners: Sequence[Runner], x_f32: np.ndarray) -> list[float]:
+        """Returns each engine's median time of a call, in alternating rounds."""
+        from quantvm.evaluate.latency import alternate, time_calls
+
+        names = {str(i): runner for i, runner in enumerate(runners)}
+        rounds_ms = alternate(
+            list(names),
+            lambda name, seconds: time_calls(lambda: names[name].run(x_f32), min_calls=3, min_seconds=seconds),
+            min_rounds=_LATENCY_ROUNDS,
+            min_seconds=_LATENCY_S,
+        )
+        return [float(np.median(np.concatenate(rounds_ms[name]))) for name in names]
 
     def batches(self, samples: Sequence[Sample], spec: ModelSpec, config: RunConfig) -> Iterator[Batch]:
         """Yields the images as the model's input, in order."""

@@ -4,6 +4,7 @@
 how to add one. Nothing here chooses layouts, kernels or rounding: that is `lowering`.
 """
 
-from .torchscript import from_torch
+from .layers import Layer, LayeredProgram, capture
+from .torchscript import from_torch, import_layers
 
-__all__ = ["from_torch"]
+__all__ = ["Layer", "LayeredProgram", "capture", "from_torch", "import_layers"]

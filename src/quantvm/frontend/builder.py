@@ -42,6 +42,8 @@ class QdqBuilder:
         self._bb = block_builder
         self.where = ""
         self._names: dict[str, int] = {}
+        self.quantizes: set[Expr] = set()
+        """Variables that hold what a quantize made."""
 
     def emit(self, expr: Expr, hint: str = "") -> Expr:
         """Binds `expr` to a new variable, named after the module path of the current node."""
@@ -68,7 +70,9 @@ class QdqBuilder:
     def quantized(self, x_f32: Expr, q: QuantParams) -> QTensor:
         """Returns the float32 tensor quantized to `q`."""
         scale, zero_point = constant(q.scale, "float32"), constant(q.zero_point, q.dtype)
-        return QTensor(self.emit(relax.op.quantize(x_f32, scale, zero_point, out_dtype=q.dtype)), q)
+        var = self.emit(relax.op.quantize(x_f32, scale, zero_point, out_dtype=q.dtype))
+        self.quantizes.add(var)
+        return QTensor(var, q)
 
     def quantized_like(self, x: QTensor | Expr, y_f32: Expr) -> QTensor | Expr:
         """Returns y under x's parameters if x is quantized, else y: for ops that keep their input's parameters."""

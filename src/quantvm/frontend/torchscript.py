@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ from quantvm.torch_compat import quiet
 
 from . import contractions, elementwise, pooling, shapes  # noqa: F401  (registers the converters)
 from .aliases import stale_reads
-from .builder import QdqBuilder, QTensor, constant
+from .builder import QdqBuilder, QTensor, constant, shape_of
+from .layers import Layer, LayeredProgram
 from .registry import find_converter, supported_ops
 
 ENGINE_ATTR = "quantvm.engine"
 """Module attribute: the PyTorch engine whose arithmetic the quantized operators have."""
+CHANNELS_LAST_ATTR = "quantvm.channels_last"
+"""Module attribute: the inputs, by number, that PyTorch holds in channels-last order; they are passed as NCHW."""
 
 
 def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, batch: str = "dynamic") -> tvm.IRModule:
@@ -42,15 +45,54 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
         UnsupportedOpError: operators without a converter, all of them in one message.
         ModelImportError: no quantized operator, quantization-aware training not converted, or bad parameters.
     """
+    script, inputs, engine = _checked(model, example_inputs, engine)
+    graph = script.inlined_graph
+    conversion = _Conversion(script, graph, inputs, batch)
+    return conversion.go(lambda results: results).with_attr(ENGINE_ATTR, engine)
+
+
+def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None) -> LayeredProgram:
+    """Returns the model with every quantized tensor in sight, for batches of the example's size.
+
+    Args and errors: as `from_torch`.
+    """
+    script, inputs, engine = _checked(model, example_inputs, engine)
+    conversion = _Conversion(script, script.inlined_graph, inputs, "static")
+    n_outputs = 0
+
+    def with_layers(results: list[Any]) -> list[Any]:
+        nonlocal n_outputs
+        n_outputs = len(results)
+        return [*results, *(tensor.expr for _, tensor in conversion.layers)]
+
+    chained = conversion.go(with_layers).with_attr(ENGINE_ATTR, engine)
+    layers = tuple(layer for layer, _ in conversion.layers)
+    return LayeredProgram(script, layers, chained, n_outputs, engine, inputs)
+
+
+def convert_isolated(program: LayeredProgram, channels_last: tuple[bool, ...]) -> tvm.IRModule:
+    """Returns what `LayeredProgram.isolated` says."""
+    conversion = _Conversion(
+        program.script, program.script.inlined_graph, program.example_inputs, "static", given=program.layers
+    )
+    module = conversion.go(lambda results: [tensor.expr for _, tensor in conversion.layers])
+    n_inputs = len(program.example_inputs)
+    formats = [i + n_inputs for i, is_last in enumerate(channels_last) if is_last]
+    return module.with_attr(ENGINE_ATTR, program.engine).with_attr(CHANNELS_LAST_ATTR, formats)
+
+
+def _checked(
+    model: Any, example_inputs: Any, engine: str | None
+) -> tuple[torch.jit.ScriptModule, tuple[torch.Tensor, ...], str]:
+    """Returns the program as TorchScript, whose operators can all be imported, its inputs, and its engine."""
     inputs = tuple(example_inputs) if isinstance(example_inputs, (list, tuple)) else (example_inputs,)
     inputs = tuple(torch.as_tensor(x) for x in inputs)
     engine = engine or getattr(model, "quantvm_engine", None) or torch.backends.quantized.engine
     if engine not in ENGINES:
         raise ModelImportError(f"unknown quantization engine {engine!r}, expected one of {', '.join(ENGINES)}")
     script = _script_module(model, inputs)
-    graph = script.inlined_graph
-    _check_ops(graph)
-    return _convert(script, graph, inputs, engine, batch)
+    _check_ops(script.inlined_graph)
+    return script, inputs, engine
 
 
 def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
@@ -130,35 +172,72 @@ def _source(node: Any) -> str:
     return "no source line"
 
 
-def _convert(
-    script: torch.jit.ScriptModule, graph: Any, inputs: tuple[torch.Tensor, ...], engine: str, batch: str
-) -> tvm.IRModule:
-    block_builder = relax.BlockBuilder()
-    values: dict[str, Any] = {}
-    paths: dict[str, str] = {}
-    n = tirx.Var("n", "int64")
-    graph_inputs = list(graph.inputs())
-    names = [v.debugName() for v in graph_inputs]
-    values[names[0]] = script
-    if len(names) - 1 != len(inputs):
-        raise ModelImportError(f"the model takes {len(names) - 1} inputs, got {len(inputs)} example inputs")
-    params = []
-    for index, x in enumerate(inputs):
-        if x.dtype != torch.float32:
-            raise ModelImportError(f"example input {index} has dtype {x.dtype}, expected float32")
-        shape = [n, *x.shape[1:]] if batch == "dynamic" else list(x.shape)
-        var = relax.Var(f"input_{index}" if len(inputs) > 1 else "input", relax.TensorType(shape, "float32"))
-        params.append(var)
-        values[names[index + 1]] = var
-    with block_builder.function("main", params):
-        with block_builder.dataflow():
-            builder = QdqBuilder(block_builder)
-            for node in graph.nodes():
-                _convert_node(builder, node, values, paths)
-            flat = [o for v in graph.outputs() for o in _outputs(builder, values[v.debugName()])]
-            result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
-        block_builder.emit_func_output(result)
-    return block_builder.get().with_attr(ENGINE_ATTR, engine)
+class _Conversion:
+    """One walk over a graph.
+
+    Args:
+        script: whose graph it is.
+        graph: inlined.
+        inputs: examples.
+        batch: dynamic or static.
+        given: layers whose integers are inputs of the function: who reads such a tensor reads the input.
+    """
+
+    def __init__(
+        self, script: torch.jit.ScriptModule, graph: Any, inputs: tuple[torch.Tensor, ...], batch: str,
+        given: Sequence[Layer] = (),
+    ) -> None:  # fmt: skip
+        self._graph = graph
+        self._values: dict[str, Any] = {}
+        self._paths: dict[str, str] = {}
+        self._names: collections.Counter[str] = collections.Counter()
+        self.layers: list[tuple[Layer, QTensor]] = []
+        n = tirx.Var("n", "int64")
+        names = [v.debugName() for v in graph.inputs()]
+        self._values[names[0]] = script
+        if len(names) - 1 != len(inputs):
+            raise ModelImportError(f"the model takes {len(names) - 1} inputs, got {len(inputs)} example inputs")
+        self._params = []
+        for index, x in enumerate(inputs):
+            if x.dtype != torch.float32:
+                raise ModelImportError(f"example input {index} has dtype {x.dtype}, expected float32")
+            shape = [n, *x.shape[1:]] if batch == "dynamic" else list(x.shape)
+            var = relax.Var(f"input_{index}" if len(inputs) > 1 else "input", relax.TensorType(shape, "float32"))
+            self._params.append(var)
+            self._values[names[index + 1]] = var
+        self._given: dict[str, QTensor] = {}
+        for index, layer in enumerate(given):
+            var = relax.Var(f"layer_{index}", relax.TensorType(list(layer.shape), layer.q.dtype))
+            self._params.append(var)
+            self._given[layer.value] = QTensor(var, layer.q)
+
+    def go(self, results_of: Callable[[list[Any]], list[Any]]) -> tvm.IRModule:
+        """Returns the module; `results_of` maps the program's outputs to the function's."""
+        block_builder = relax.BlockBuilder()
+        with block_builder.function("main", self._params):
+            with block_builder.dataflow():
+                builder = QdqBuilder(block_builder)
+                for node in self._graph.nodes():
+                    made = _convert_node(builder, node, self._values, self._paths)
+                    self._take_layer(builder, node, made)
+                flat = [o for v in self._graph.outputs() for o in _outputs(builder, self._values[v.debugName()])]
+                flat = results_of(flat)
+                result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
+            block_builder.emit_func_output(result)
+        return block_builder.get()
+
+    def _take_layer(self, builder: QdqBuilder, node: Any, made: Any) -> None:
+        """Notes a node whose result is quantized by it, and puts the given tensor in its place."""
+        if not isinstance(made, QTensor) or made.expr not in builder.quantizes:
+            return
+        value = next(iter(node.outputs())).debugName()
+        count = self._names[builder.where]
+        self._names[builder.where] += 1
+        name = f"{builder.where}_{count}" if count else builder.where
+        shape = tuple(d if isinstance(d, int) else 0 for d in shape_of(made))
+        self.layers.append((Layer(name, node.kind(), value, shape, made.q), made))
+        if value in self._given:
+            self._values[value] = self._given[value]
 
 
 def _outputs(builder: QdqBuilder, value: Any) -> list[Any]:
@@ -169,16 +248,17 @@ def _outputs(builder: QdqBuilder, value: Any) -> list[Any]:
     return [builder.real(value)]
 
 
-def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any], paths: dict[str, str]) -> None:
+def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any], paths: dict[str, str]) -> Any:
+    """Binds the results of a node; returns the only one, or None."""
     kind, outputs = node.kind(), [v.debugName() for v in node.outputs()]
     if kind == "prim::Constant":
         values[outputs[0]] = _constant(node)
-        return
+        return None
     if kind == "prim::GetAttr":
         owner, name = next(iter(node.inputs())).debugName(), node.s("name")
         values[outputs[0]] = _attribute(values[owner], name)
         paths[outputs[0]] = f"{paths[owner]}.{name}" if owner in paths else name
-        return
+        return None
     converter = find_converter(kind)
     assert converter is not None  # _check_ops saw every node
     builder.where = _where(node) or _owner(node, paths) or kind.split("::")[1]
@@ -190,6 +270,7 @@ def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any], paths:
         raise ModelImportError(f"{kind} at {builder.where} ({_source(node)}) cannot be imported: {reason}") from error
     results = result if isinstance(result, tuple) else (result,)
     values.update(zip(outputs, results, strict=True))
+    return results[0] if len(results) == 1 else None
 
 
 def _constant(node: Any) -> Any:
@@ -210,4 +291,11 @@ def _attribute(owner: Any, name: str) -> Any:
     return value
 
 
-__all__: Sequence[str] = ["ENGINE_ATTR", "QTensor", "from_torch"]
+__all__: Sequence[str] = [
+    "CHANNELS_LAST_ATTR",
+    "ENGINE_ATTR",
+    "QTensor",
+    "convert_isolated",
+    "from_torch",
+    "import_layers",
+]

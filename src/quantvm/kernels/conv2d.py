@@ -361,9 +361,11 @@ def _spread_channels(r: Requantization, groups: int, group_padded: int) -> Requa
         out[:, : vector.size // groups] = vector.reshape(groups, -1)
         return out.reshape(-1)
 
-    multiplier = spread(r.multiplier_f32)
+    multiplier, fixed = spread(r.multiplier_f32), r.fixed
     assert multiplier is not None
-    return replace(r, multiplier_f32=multiplier, bias_f32=spread(r.bias_f32), bias_i32=spread(r.bias_i32))
+    if fixed is not None:
+        fixed = replace(fixed, multiplier=spread(fixed.multiplier), shift=spread(fixed.shift))  # type: ignore[arg-type]
+    return replace(r, multiplier_f32=multiplier, bias_f32=spread(r.bias_f32), bias_i32=spread(r.bias_i32), fixed=fixed)
 
 
 def linear(

@@ -54,6 +54,11 @@ def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:
             emit(start + count // VEC_BLOCK * VEC_BLOCK + rest, 1, True)
 
 
+def over_elements(numel: Expr, emit: Callable[[Expr, int], None]) -> None:
+    """Emits an operator without tails over `numel` elements of a flat buffer, in parallel: emit(index, lanes)."""
+    _over_pieces(numel, _ANY_THREADS, lambda at, lanes, is_tail: emit(at, lanes))
+
+
 def add(
     item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int
 ) -> Kernel:

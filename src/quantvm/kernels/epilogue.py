@@ -237,6 +237,8 @@ class Epilogue:
     def _unclipped(self, piece: Piece, base: Expr, lanes: int = LANES) -> Expr:
         """Returns int32, not clipped, and without the zero point unless `zero_included`."""
         residual = self._post.residual
+        if self.requantize.is_integer:
+            return self.requantize.integers(piece.acc_i32, piece.channel, lanes)
         if residual is None:
             return x86.convert_to_int32(self.requantize.scaled(piece.acc_i32, piece.channel, lanes), lanes)
         inverse = splat(reciprocal_f32(residual.output.scale), LANES, "float32")

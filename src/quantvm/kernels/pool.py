@@ -105,7 +105,7 @@ def _for_byte_vectors(channels: int, emit: object) -> None:
     for_vectors(channels - wide, lambda at, lanes: emit(at + wide, lanes))  # type: ignore[operator]
 
 
-def _window_sums(
+def window_sums(
     x: Buffer, image: Expr, rows: tuple[Expr, Expr], columns: tuple[Expr, Expr], channel: Expr, lanes: int
 ) -> Buffer:
     """Emits the int32 sums over rows[0]:rows[1] x columns[0]:columns[1] for `lanes` channels."""
@@ -153,8 +153,8 @@ def avg_pool2d(
         y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
         with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
             image, out_row = task // shape.out_height, task % shape.out_height
-            rows, row_span = _clipped(out_row, shape, 0)
-            columns, column_span = _clipped(out_column, shape, 1)
+            rows, row_span = clipped(out_row, shape, 0)
+            columns, column_span = clipped(out_column, shape, 1)
             inside = (rows[1] - rows[0]) * (columns[1] - columns[0])
             size = row_span * column_span if count_include_pad else inside
             m = _divide(tirx.const(1.0, "float32"), cast(size, "float32", 1))
@@ -162,7 +162,7 @@ def avg_pool2d(
             tail_m = _divide(one, _divide(one, m)) if channels_last else m
 
             def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
-                sums = _window_sums(x, image, rows, columns, channel, lanes)
+                sums = window_sums(x, image, rows, columns, channel, lanes)
                 centred = sums[ramp(0, lanes)] - splat(cast(inside, "int32", 1) * q.zero_point, lanes)
                 factor = splat(tail_m if is_tail else m, lanes)
                 value = _scaled(cast(centred, "float32", lanes), factor, q, lanes, is_tail)
@@ -173,7 +173,7 @@ def avg_pool2d(
     return Kernel("avg_pool2d_u8", builder.get())
 
 
-def _clipped(out: Expr, shape: PoolShape, axis: int) -> tuple[tuple[Expr, Expr], Expr]:
+def clipped(out: Expr, shape: PoolShape, axis: int) -> tuple[tuple[Expr, Expr], Expr]:
     """Returns the window's range inside the image, and its span with padding."""
     size, pad = (shape.in_height, shape.in_width)[axis], shape.padding[axis]
     start = cast(out, "int32", 1) * shape.stride[axis] - pad
@@ -196,12 +196,12 @@ def avg_pool2d_qnnpack(shape: PoolShape, q: QuantParams) -> Kernel:
         y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
         with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
             image, out_row = task // shape.out_height, task % shape.out_height
-            rows, _ = _clipped(out_row, shape, 0)
-            columns, _ = _clipped(out_column, shape, 1)
+            rows, _ = clipped(out_row, shape, 0)
+            columns, _ = clipped(out_column, shape, 1)
             inside = cast((rows[1] - rows[0]) * (columns[1] - columns[0]), "int32", 1)
 
             def emit(channel: Expr, lanes: int) -> None:
-                sums = _window_sums(x, image, rows, columns, channel, lanes)
+                sums = window_sums(x, image, rows, columns, channel, lanes)
                 centred = cast(sums[ramp(0, lanes)] - splat(inside * q.zero_point, lanes), "float32", lanes)
                 value = _scaled(centred, splat(factor, lanes, "float32"), q, lanes, False)
                 T.buffer_store(y, value, [image, out_row, out_column, ramp(channel, lanes)])
@@ -247,7 +247,7 @@ def _pool_window(
     scale = QuantParams(float(reciprocal_f32(np.divide(f32(1), f32(size), dtype=f32))), q.zero_point, q.dtype)
 
     def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
-        sums = _window_sums(x, image, rows, columns, channel, lanes)
+        sums = window_sums(x, image, rows, columns, channel, lanes)
         acc = cast(sums[ramp(0, lanes)] - splat(q.zero_point * size, lanes, "int32"), "float32", lanes)
         if is_tail:
             value = _scaled(acc, splat(reciprocal_f32(scale.scale), lanes, "float32"), q, lanes, True)
@@ -267,7 +267,7 @@ def _pool_window_contiguous(
     factor = np.divide(np.divide(f32(1), height, dtype=f32), width, dtype=f32)
 
     def emit(channel: Expr, lanes: int) -> None:
-        sums = cast(_window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)], "float32", lanes)
+        sums = cast(window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)], "float32", lanes)
         value = round_even(sums * splat(factor, lanes, "float32"))
         T.buffer_store(y, cast(cast(value, "int32", lanes), q.dtype, lanes), [image, *out, ramp(channel, lanes)])
 
@@ -331,7 +331,7 @@ def _mean_contiguous(in_size: tuple[int, int], channels: int, q: QuantParams) ->
         with T.parallel(0, n) as image:
 
             def emit(channel: Expr, lanes: int) -> None:
-                sums = _window_sums(x, image, (0, in_size[0]), (0, in_size[1]), channel, lanes)[ramp(0, lanes)]
+                sums = window_sums(x, image, (0, in_size[0]), (0, in_size[1]), channel, lanes)[ramp(0, lanes)]
                 mean = _divide(cast(sums, "float32", lanes), splat(float(in_size[0] * in_size[1]), lanes, "float32"))
                 value = cast(cast(round_even(mean), "int32", lanes), q.dtype, lanes)
                 T.buffer_store(y, value, [image, ramp(channel, lanes)])

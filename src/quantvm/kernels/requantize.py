@@ -8,6 +8,7 @@ from tvm import tirx
 from quantvm.numerics import Requantization
 
 from .builder import LANES, Buffer, Expr, argument, cast, clamp, fma, ramp, round_even, rounded, splat
+from .fixed import fixed_multiply
 
 
 class RequantizeEpilogue:
@@ -25,7 +26,11 @@ class RequantizeEpilogue:
     ) -> None:
         self._r, self._padded, self._order = r, channels_padded, order
         self.output = r.output
-        self.constants: list[np.ndarray] = [self._pad(r.multiplier_f32)]
+        if r.fixed is None:
+            self.constants: list[np.ndarray] = [self._pad(r.multiplier_f32)]
+        else:
+            shift = self._pad(r.fixed.right_shift)
+            self.constants = [self._pad(r.fixed.scaled_multiplier), np.where(shift == 0, 1, shift)]
         if r.bias_f32 is not None:
             self.constants.append(self._pad(r.bias_f32))
         elif r.bias_i32 is not None:
@@ -64,9 +69,28 @@ class RequantizeEpilogue:
 
     def declare(self) -> None:
         """Adds the constants as arguments of the open PrimFunc, in the order of `constants`."""
-        self._multiplier: Buffer = argument("multiplier", (self._padded,), "float32")
-        if len(self.constants) > 1:
-            self._bias: Buffer = argument("bias", (self._padded,), str(self.constants[1].dtype))
+        names = ["multiplier", "right_shift", "bias"] if self._r.fixed is not None else ["multiplier", "bias"]
+        views = {
+            name: argument(name, (self._padded,), str(vector.dtype))
+            for name, vector in zip(names, self.constants, strict=False)
+        }
+        self._multiplier: Buffer = views["multiplier"]
+        self._right_shift: Buffer | None = views.get("right_shift")
+        self._bias: Buffer | None = views.get("bias")
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether no float is computed, so that `integers` takes the place of `scaled` and `real`."""
+        return self._r.fixed is not None
+
+    def integers(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns the int32 value before the zero point is added and it is clipped, under the rule integer."""
+        fixed, index = self._r.fixed, ramp(channel, lanes)
+        assert fixed is not None
+        assert self._right_shift is not None
+        if self._bias is not None:
+            acc_i32 = acc_i32 + self._bias[index]
+        return fixed_multiply(acc_i32, self._multiplier[index], self._right_shift[index], fixed.rounding, lanes)
 
     def scaled(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
         """Returns the float32 value before it is rounded to an integer and clipped; no zero point is added yet.
@@ -112,6 +136,12 @@ class RequantizeEpilogue:
 
     def apply(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
         """Returns int32 values inside the output dtype's range for channels channel..channel+lanes-1."""
+        if self.is_integer:
+            (low, high), zero = self.bounds, self._r.output.zero_point
+            value = self.integers(acc_i32, channel, lanes)
+            # clipping before the zero point is added is the same, and cannot overflow
+            value = clamp(value, *(splat(bound - zero, lanes, "int32") for bound in (low, high)))
+            return value + splat(zero, lanes, "int32")
         return cast(self.real(acc_i32, channel, lanes), "int32", lanes)
 
 

@@ -18,11 +18,15 @@ def unary_tables(engine: Engine, composite: Composite) -> tuple[np.ndarray, np.n
         composite: hardswish, hardsigmoid, sigmoid or leaky_relu.
     """
     q = quant_params(composite.call("relax.dequantize"))
-    slope = float(composite.call("relax.nn.leakyrelu").attrs.alpha) if composite.has("relax.nn.leakyrelu") else 0.0
     if engine == "qnnpack" and composite.name != "leaky_relu" and q.dtype == "uint8":
         entries = numerics.qnnpack_table(composite.name, q, composite.output)
         return entries, entries
-    return numerics.unary_tables(composite.name, q, composite.output, slope)
+    return numerics.unary_tables(composite.name, q, composite.output, leaky_slope(composite))
+
+
+def leaky_slope(composite: Composite) -> float:
+    """Returns the negative slope of a leaky_relu; 0 for other operators."""
+    return float(composite.call("relax.nn.leakyrelu").attrs.alpha) if composite.has("relax.nn.leakyrelu") else 0.0
 
 
 def clamp_limits(composite: Composite) -> tuple[int, int]:

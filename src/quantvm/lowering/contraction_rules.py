@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from quantvm import numerics
+from quantvm import integer_numerics, numerics
 from quantvm.kernels import Kernel, conv2d, depthwise
 from quantvm.kernels.dot import PORTABLE, DotProduct
 from quantvm.kernels.epilogue import PostOps
 from quantvm.kernels.schedule import Conv2dShape
-from quantvm.numerics import QuantParams
+from quantvm.numerics import QuantParams, Requantization, Rule
 
 from .composite import Composite, constant_value, is_call
 from .deferred import Deferred
@@ -44,6 +44,23 @@ def _bias(composite: Composite) -> np.ndarray | None:
     return constant_value(composite.call("relax.add").args[1]).reshape(-1) if composite.has("relax.add") else None
 
 
+def _requantization(
+    state: Legalization, rule: Rule, kind: Literal["conv", "linear"], composite: Composite, input_q: QuantParams,
+    weight: _Weight, channels: int,
+) -> Requantization:  # fmt: skip
+    """Returns the requantization under the numerics to follow; `rule` is the engine's."""
+    relu, bias_f32 = composite.has("relax.nn.relu"), _bias(composite)
+    if state.numerics == "integer":
+        return integer_numerics.requantization(
+            input_q=input_q, weight_scales=weight.scales, bias_f32=bias_f32, output_q=composite.output, relu=relu,
+            channels=channels, rounding=state.rounding,
+        )  # fmt: skip
+    return numerics.requantization(
+        rule, kind, input_q=input_q, weight_scales=weight.scales, bias_f32=bias_f32, output_q=composite.output,
+        relu=relu, channels=channels,
+    )  # fmt: skip
+
+
 def _integers_for(
     dot: DotProduct, weight: _Weight, channels_last: np.ndarray, x: QuantParams
 ) -> tuple[DotProduct, np.ndarray]:
@@ -68,14 +85,11 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     own_padding = _padding(conv)
     shape = _conv_shape(conv, x, weight, border)
     engine_rule = numerics.conv_rule(state.engine, shape.groups, weight.symmetric)
-    requantization = numerics.requantization(
-        engine_rule, "conv", input_q=input_q, weight_scales=weight.scales, bias_f32=_bias(composite),
-        output_q=composite.output, relu=composite.has("relax.nn.relu"), channels=shape.out_channels,
-    )  # fmt: skip
+    requantization = _requantization(state, engine_rule, "conv", composite, input_q, weight, shape.out_channels)
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
     is_depthwise = shape.groups == shape.in_channels and shape.groups > 1
     if is_depthwise:
-        saturates = engine_rule == "fbgemm" and numerics.fbgemm_depthwise_saturates(
+        saturates = requantization.rule == "fbgemm" and numerics.fbgemm_depthwise_saturates(
             shape.in_channels, shape.out_channels, shape.groups, shape.kernel, shape.stride,
             own_padding[:2], shape.dilation,
         )  # fmt: skip
@@ -132,11 +146,8 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     x = in_layout(state.builder, inputs[index], "NCHW")
     weight = _weight(composite)
     out_features, in_features = weight.integers.shape
-    requantization = numerics.requantization(
-        numerics.linear_rule(state.engine), "linear", input_q=input_q, weight_scales=weight.scales,
-        bias_f32=_bias(composite), output_q=composite.output, relu=composite.has("relax.nn.relu"),
-        channels=out_features,
-    )  # fmt: skip
+    rule = numerics.linear_rule(state.engine)
+    requantization = _requantization(state, rule, "linear", composite, input_q, weight, out_features)
     dot, w = _integers_for(state.dot, weight, weight.integers, input_q)
     kernel = conv2d.linear(
         in_features,

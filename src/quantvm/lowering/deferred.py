@@ -82,8 +82,8 @@ def fuse(
         name: of the variable that holds the composite's result.
     """
     rule = _FUSIONS.get(composite.name)
-    if rule is None:
-        return None
+    if rule is None or (state.numerics != "torch" and composite.name != "relu"):
+        return None  # the fused forms are PyTorch's
     for value, only in zip(inputs, single_use, strict=True):
         if isinstance(value, Deferred) and value.tensor is None and only and value.post.table is None:
             fused = rule(state, composite, value, inputs, name)

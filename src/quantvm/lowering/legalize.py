@@ -14,12 +14,13 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from quantvm.fixed_point import Rounding
 from quantvm.kernels import Kernel
 from quantvm.kernels.dot import DotProduct
 from quantvm.kernels.isa import Isa
 from quantvm.kernels.schedule import Conv2dShape, Schedule
 from quantvm.kernels.schedules import Schedules
-from quantvm.numerics import Engine
+from quantvm.numerics import Engine, Numerics
 
 from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
@@ -38,6 +39,8 @@ class Legalization:
     isa: Isa
     has_avx512: bool
     schedules: Schedules = field(default_factory=Schedules)
+    numerics: Numerics = "torch"
+    rounding: Rounding = "upward"
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
     calls: list[KernelCall] = field(default_factory=list)
@@ -85,18 +88,23 @@ class Legalization:
         return self.nhwc(x) if x.behaves_channels_last else self.logical(x)
 
 
+CHANNELS_LAST_ATTR = "quantvm.channels_last"
+
 Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
-_RULES: dict[str, Rule] = {}
+_RULES: dict[tuple[str, str], Rule] = {}
 
 
-def legalizes(*names: str) -> Callable[[Rule], Rule]:
-    """Returns a decorator that registers how composites of these names become kernels."""
+def legalizes(*names: str, numerics: str = "torch") -> Callable[[Rule], Rule]:
+    """Returns a decorator that registers how composites of these names become kernels under `numerics`.
+
+    Where other numerics than torch have no rule of their own, torch's holds.
+    """
 
     def register(rule: Rule) -> Rule:
         for name in names:
-            if name in _RULES:
-                raise ValueError(f"composite {name} has a rule already")
-            _RULES[name] = rule
+            if (numerics, name) in _RULES:
+                raise ValueError(f"composite {name} has a rule already, under numerics {numerics}")
+            _RULES[numerics, name] = rule
         return rule
 
     return register
@@ -104,7 +112,7 @@ def legalizes(*names: str) -> Callable[[Rule], Rule]:
 
 def legalized_names() -> frozenset[str]:
     """Returns the composite names that have a rule."""
-    return frozenset(_RULES)
+    return frozenset(name for _, name in _RULES)
 
 
 def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
@@ -119,8 +127,9 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
     values: dict[Any, Any] = {}
     uses = _uses(main)
     params = [relax.Var(p.name, p.ty) for p in main.params]
-    for old, new in zip(main.params, params, strict=True):
-        values[old] = _tensor(new)
+    channels_last = channels_last_inputs(module)
+    for index, (old, new) in enumerate(zip(main.params, params, strict=True)):
+        values[old] = replace(_tensor(new), channels_last=index in channels_last)
     with builder.function("main", params):
         with builder.dataflow():
             for block in main.body.blocks:
@@ -130,6 +139,14 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
         builder.emit_func_output(result)
     lowered = builder.get()
     return lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
+
+
+def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:
+    """Returns the numbers of the inputs that PyTorch would hold in channels-last order."""
+    attrs = module.attrs
+    return (
+        frozenset(int(i) for i in attrs[CHANNELS_LAST_ATTR]) if attrs and CHANNELS_LAST_ATTR in attrs else frozenset()
+    )
 
 
 def _tensor(expr: Any) -> Tensor:
@@ -173,7 +190,8 @@ def _binding(
             return fused
         inputs = [_emitted(state, values[argument]) for argument in arguments]
         state.op = composite.name
-        result = _RULES[composite.name](state, composite, inputs, name)
+        rule = _RULES.get((state.numerics, composite.name)) or _RULES["torch", composite.name]
+        result = rule(state, composite, inputs, name)
         return replace(result, layer=name, op=composite.name) if isinstance(result, Deferred) else result
     if isinstance(value, relax.Var):
         return values[value]

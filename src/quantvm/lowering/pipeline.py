@@ -10,13 +10,14 @@ import tvm
 from tvm import relax
 
 from quantvm.errors import CompileError
+from quantvm.integer_numerics import parse_numerics
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.dot import PORTABLE, select_dot
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.kernels.schedules import Schedules
 
-from . import contraction_rules, elementwise_rules, pool_rules  # noqa: F401  (registers the rules)
+from . import contraction_rules, elementwise_rules, integer_rules, pool_rules  # noqa: F401  (registers the rules)
 from .calls import KernelCall, kernel_calls
 from .channel_affine import merge_channel_affines
 from .composite import constant_value, is_call, quant_params
@@ -33,7 +34,8 @@ class LoweringOptions:
 
     Attributes:
         target: a TVM target.
-        numerics: torch: the same bits as the engine that the module's attribute `quantvm.engine` names.
+        numerics: one of `integer_numerics.NUMERICS`. torch: the same bits as the engine that the module's attribute
+            `quantvm.engine` names. integer, integer:to_even, integer:away: no float between quantize and dequantize.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
             Under portable no kernel has code for special instructions.
@@ -90,8 +92,10 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     Raises:
         CompileError: unknown numerics, or a kernel that the target cannot run.
     """
-    if options.numerics != "torch":
-        raise CompileError(f"unknown numerics {options.numerics!r}, expected 'torch'")
+    try:
+        followed, rounding = parse_numerics(options.numerics)
+    except ValueError as error:
+        raise CompileError(str(error)) from error
     dump = _dumper(options.dump_dir)
     dump(module, "imported")
     output_scale = _output_scale(module)
@@ -108,6 +112,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     has_avx512 = "avx512f" in target_features(options.target)
     state = Legalization(
         relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
+        followed, rounding,
     )  # fmt: skip
     module = legalize(module, state)
     dump(module, "legalize")

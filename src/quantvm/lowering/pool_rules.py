@@ -13,7 +13,8 @@ from .legalize import Legalization, legalizes
 from .tensors import Tensor
 
 
-def _pool_shape(call: Any, x: Tensor) -> PoolShape:
+def pool_shape(call: Any, x: Tensor) -> PoolShape:
+    """Returns the geometry of a max_pool2d or avg_pool2d call."""
     attrs = call.attrs
     top, left, *_ = (int(v) for v in attrs.padding)
     return PoolShape(
@@ -35,7 +36,7 @@ def _resized(x: Tensor, height: int, width: int) -> Tensor:
 def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """The integer maximum."""
     x = state.nhwc(inputs[0])
-    shape = _pool_shape(composite.call("relax.nn.max_pool2d"), x)
+    shape = pool_shape(composite.call("relax.nn.max_pool2d"), x)
     like = _resized(x, shape.out_height, shape.out_width)
     return state.run(pool.max_pool2d(shape, composite.output.dtype), [x], like, composite.output.dtype, name)
 
@@ -45,7 +46,7 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     """The average over windows."""
     x = state.nhwc(inputs[0])
     call = composite.call("relax.nn.avg_pool2d")
-    shape = _pool_shape(call, x)
+    shape = pool_shape(call, x)
     like = _resized(x, shape.out_height, shape.out_width)
     if _is_qnnpack(state, composite) and not shape.ceil_mode:
         return state.run(pool.avg_pool2d_qnnpack(shape, composite.output), [x], like, composite.output.dtype, name)

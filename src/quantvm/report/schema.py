@@ -90,7 +90,7 @@ class ModelRow(TypedDict):
     scheme: str
     engine: str
     flow: str
-    numerics: str
+    numerics: str  # what TVM follows in this row
     weights: WeightsRow | None
     calibration: CalibrationRow | None
     n_images: int
@@ -105,6 +105,7 @@ class ModelRow(TypedDict):
     compile_s: float | None  # when it was compiled, which `cached` says was earlier
     cached: bool | None
     load_s: float | None  # of compiled code from the cache; None: it was compiled in this run
+    latency_ms: float | None  # p50 of one image in TVM, beside the other numerics; None: there are no others
     duration_s: float
 
 
@@ -165,6 +166,7 @@ class SampleRow(TypedDict):
     """One image under one model; top-5 lists are class indices, best first."""
 
     model: str
+    numerics: str
     id: str
     label: int
     fp32_top5: list[int] | None

@@ -25,13 +25,19 @@ def model_lines(model: ModelRow) -> list[str]:
     A model that was not measured has its status, reason and remedy instead.
     """
     scheme = model["scheme"].replace("-", " ")
-    lines = [f"Model name: {model['title']}, {scheme} quantization"]
+    follows = "" if model["numerics"] == "torch" else f", numerics {model['numerics']}"
+    lines = [f"Model name: {model['title']}, {scheme} quantization{follows}"]
     if model["torch"] is not None and model["tvm"] is not None:
         lines += [f"PyTorch accuracy: {_accuracy(model['torch'])}", f"TVM accuracy: {_accuracy(model['tvm'])}"]
     if model["parity"] is not None:
         lines += _first_image_lines(model["parity"])
         lines += _all_images_lines(model, model["parity"])
     return [*lines, *_status_lines(model)]
+
+
+def _name(model: ModelRow) -> str:
+    """Returns a row's name: a model has one row for each numerics."""
+    return model["title"] if model["numerics"] == "torch" else f"{model['title']} ({model['numerics']})"
 
 
 def _accuracy(row: AccuracyRow) -> str:
@@ -111,20 +117,26 @@ def accuracy_table(run: RunRow) -> list[str]:
 def _accuracy_row(model: ModelRow) -> str:
     torch, tvm = model["torch"], model["tvm"]
     if torch is None or tvm is None:
-        return "|".join([model["title"], *[model["status"]] * 4])
+        return "|".join([_name(model), *[model["status"]] * 4])
     numbers = (torch["top1"], torch["top5"], tvm["top1"], tvm["top5"])
-    return "|".join([model["title"], *(f"{number:.2f}" for number in numbers)])
+    return "|".join([_name(model), *(f"{number:.2f}" for number in numbers)])
 
 
 def detail_table(run: RunRow) -> list[str]:
-    """Returns the Markdown table of fp32 accuracy, parity and int8 share."""
-    return [*DETAIL_HEAD, *(_detail_row(model) for model in run["models"])]
+    """Returns the Markdown table of fp32 accuracy, parity and int8 share; with several numerics, also their times."""
+    rows = [*DETAIL_HEAD, *(_detail_row(model) for model in run["models"])]
+    latencies_ms = [model["latency_ms"] for model in run["models"]]
+    if latencies_ms == [None] * len(latencies_ms):
+        return rows
+    times = ["TVM ms per image", "--", *("" if ms is None else f"{ms:.2f}" for ms in latencies_ms)]
+    separators = [" | ", " | ", *["|"] * len(latencies_ms)]
+    return ["".join(parts) for parts in zip(rows, separators, times, strict=True)]
 
 
 def _detail_row(model: ModelRow) -> str:
     fp32, parity = model["fp32"], model["parity"]
     share, compile_s = model["int8_mac_share"], model["compile_s"]
-    cells = [model["title"], model["status"]]
+    cells = [_name(model), model["status"]]
     cells += ["", ""] if fp32 is None else [f"{fp32['top1']:.2f}", f"{fp32['top5']:.2f}"]
     if parity is None:
         cells += ["", "", ""]
@@ -152,9 +164,9 @@ def remarks(run: RunRow) -> list[str]:
         if model["reason"]:
             remedy = f" {model['remedy']}" if model["remedy"] else ""
             reason = " ".join(model["reason"].split())
-            lines.append(f"- {model['title']}, {model['status']}: {reason}.{remedy}".replace("..", "."))
+            lines.append(f"- {_name(model)}, {model['status']}: {reason}.{remedy}".replace("..", "."))
         if model["float_ops"]:
-            lines.append(f"- {model['title']} computes in float: {', '.join(model['float_ops'])}.")
+            lines.append(f"- {_name(model)} computes in float: {', '.join(model['float_ops'])}.")
     lines += [f"- Bad image: {bad['path']}: {bad['reason']}" for bad in run["dataset"]["bad"]]
     return lines
 
@@ -169,7 +181,7 @@ def conditions(run: RunRow) -> list[str]:
         f"- Data: {dataset['name']}, n = {dataset['n_used']} images{asked}, id list sha256 {dataset['sha256'][:12]}",
         f"- Calibration: {_calibrations(run)}",
         *(f"- Note: {note}" for note in dataset["notes"]),
-        f"- Quantization: {config['scheme']}, engine {config['engine']}; numerics {config['numerics']}, "
+        f"- Quantization: {config['scheme']}, engine {config['engine']}; numerics {', '.join(config['numerics'])}, "
         f"target {_targets(run)}",
         f"- Threads {environment['threads']}, batch size {config['batch_size']}",
         f"- Versions: {versions}",
@@ -196,7 +208,7 @@ def _weights(run: RunRow) -> Iterator[str]:
             digest = f", sha256 {weights['sha256'][:12]}" if weights["sha256"] else ""
             titles_of.setdefault(f"{weights['source']}{digest}", []).append(model["title"])
     for source, titles in titles_of.items():
-        yield f"- Weights of {', '.join(titles)}: {source}"
+        yield f"- Weights of {', '.join(dict.fromkeys(titles))}: {source}"
 
 
 def summary_lines(run: RunRow) -> list[str]:

@@ -30,7 +30,7 @@ class CompileReport:
         target: TVM target.
         kernels: how often each kernel is called.
         engine: PyTorch engine whose arithmetic is reproduced.
-        numerics: torch.
+        numerics: torch, integer, integer:to_even or integer:away.
         threads: PyTorch's thread count that is reproduced.
         output_scale: step of the output's quantization; None if the output is not just dequantized.
         float_reasons: why each of `float_ops` stays float, in their order.

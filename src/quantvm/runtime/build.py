@@ -61,7 +61,8 @@ def compile_model(
     Args:
         model_or_path: an eager-quantized `nn.Module`, a traced module, or the path of a saved TorchScript file.
         example_inputs: one float32 NumPy or torch array (N, 3, H, W), or a sequence of them.
-        numerics: torch: the same bits as the PyTorch engine that the model was quantized for.
+        numerics: torch: the same bits as the PyTorch engine that the model was quantized for. integer: no float between
+            quantize and dequantize, near PyTorch's outputs; integer:to_even and integer:away round ties otherwise.
         engine: that engine; by default what the model says, else `torch.backends.quantized.engine`.
         target: native, or a TVM target like `llvm -mcpu=cascadelake`.
         batch: dynamic: any number of images; static: that of the example.

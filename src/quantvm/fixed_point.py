@@ -1,0 +1,93 @@
+"""Integer-only arithmetic between quantize and dequantize, as TVM's former QNN dialect had it, in NumPy.
+
+A real factor becomes a multiplier of 31 bits and a shift; what is multiplied by it goes through 64 bits. Where the
+product lies half-way between two integers, `rounding` decides: `upward` (QNN's default) and `away` from zero are QNN's,
+`to_even` is what floating point would do. No torch, no tvm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rounding = Literal["upward", "to_even", "away"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+Values = Any
+"""Numbers, or an array of any numeric dtype."""
+
+MULTIPLIER_BITS = 31
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Factors multiplier * 2^(shift - 31).
+
+    Attributes:
+        multiplier: int64, in [2^30, 2^31), or 0 for a factor of 0.
+        shift: int64.
+        rounding: of products half-way between two integers.
+    """
+
+    multiplier: NDArray[np.int64]
+    shift: NDArray[np.int64]
+    rounding: Rounding = "upward"
+
+    @property
+    def scaled_multiplier(self) -> NDArray[np.int64]:
+        """The multiplier shifted left, where the factor is 1 or more."""
+        return self.multiplier << np.maximum(self.shift, 0)
+
+    @property
+    def right_shift(self) -> NDArray[np.int64]:
+        """Bits by which the product is shifted right, at least 31."""
+        return MULTIPLIER_BITS + np.maximum(-self.shift, 0)
+
+
+def fixed_point(factor: Values, rounding: Rounding = "upward") -> FixedPoint:
+    """Returns the fixed-point form of real factors.
+
+    Computes: factor = significand * 2^shift with significand in [0.5, 1); multiplier = round(significand * 2^31), ties
+        away from zero. Reference: `GetFixedPointMultiplierShift` in src/relay/qnn/utils.cc of TVM 0.16.
+
+    Args:
+        factor: float64, not negative.
+        rounding: of the products.
+
+    Raises:
+        ValueError: a factor is negative, not finite, or so small that its product of 32 bits is always 0.
+    """
+    factor = np.asarray(factor, np.float64)
+    if not np.isfinite(factor).all() or (factor < 0).any():
+        raise ValueError(f"a factor must be finite and not negative, got {factor}")
+    significand, shift = np.frexp(factor)
+    multiplier = np.floor(significand * 2.0**MULTIPLIER_BITS + 0.5).astype(np.int64)
+    carried = multiplier == 1 << MULTIPLIER_BITS
+    multiplier, shift = np.where(carried, multiplier >> 1, multiplier), shift.astype(np.int64) + carried
+    # A right shift of 64 bits or more is none that a processor does; what it stands for is 0.
+    gone = MULTIPLIER_BITS - shift > 62
+    return FixedPoint(np.where(gone, 0, multiplier), np.where(gone, 0, shift), rounding)
+
+
+def multiply(x_i32: Values, factor: FixedPoint) -> NDArray[np.int64]:
+    """Returns x * factor, rounded to integers.
+
+    Computes: p = x * multiplier * 2^max(shift, 0), in 64 bits; p >> r with r = 31 + max(-shift, 0), after adding
+        upward: 2^(r-1); away: 2^(r-1), less 1 where p < 0; to_even: 2^(r-1) - 1 + bit r of p.
+    Reference: `tir.q_multiply_shift` and `FixedPointMultiplyToNearest` of TVM 0.16.
+    """
+    product, right = np.asarray(x_i32, np.int64) * factor.scaled_multiplier, factor.right_shift
+    half = np.int64(1) << (right - 1)
+    if factor.rounding == "away":
+        half = half - (product < 0)
+    elif factor.rounding == "to_even":
+        half = half - 1 + ((product >> right) & 1)
+    return (product + half) >> right
+
+
+def round_away(x_f32: Values) -> NDArray[np.float64]:
+    """Returns float32 values rounded to integers, ties away from zero, as C's `roundf`."""
+    x = np.asarray(x_f32, np.float64)
+    return np.copysign(np.floor(np.abs(x) + 0.5), x)

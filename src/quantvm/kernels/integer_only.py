@@ -1,0 +1,227 @@
+"""Kernels of numerics=integer where they differ from PyTorch's: quantize, add, multiply, average pools, mean.
+
+Formulas: `quantvm.integer_numerics`. Convolutions and matrix products are those of `conv2d.py` and `depthwise.py` under
+the rule integer; tables, clips, maxima and copies have no rounding to differ in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import tvm.tirx.script.builder as T
+from tvm import tirx
+
+from quantvm.fixed_point import Rounding, fixed_point
+from quantvm.integer_numerics import product_factor, scale_factor
+from quantvm.numerics import QuantParams
+
+from .builder import (
+    Buffer,
+    Expr,
+    Kernel,
+    argument,
+    cast,
+    clamp,
+    flat,
+    flat_function,
+    for_vectors,
+    intrinsic,
+    prim_func,
+    ramp,
+    rounded,
+    splat,
+    symbolic_batch,
+    typed,
+)
+from .elementwise import over_elements
+from .fixed import fixed_multiply_by
+from .pool import PoolShape, clipped, window_sums
+
+
+def _saturated(value_i32: Expr, q: QuantParams, relu: bool, lanes: int) -> Expr:
+    """Returns integers with the zero point in them as the output's dtype."""
+    low = max(q.quant_min, q.zero_point) if relu else q.quant_min
+    bounds = (splat(bound, lanes, "int32") for bound in (low, q.quant_max))
+    return cast(clamp(value_i32, *bounds), q.dtype, lanes)
+
+
+def _centred(x_q: Expr, q: QuantParams, lanes: int) -> Expr:
+    return cast(x_q, "int32", lanes) - splat(q.zero_point, lanes, "int32")
+
+
+def quantize(
+    item_shape: Sequence[int], q: QuantParams, *, to_nhwc: bool, affine: tuple[np.ndarray, np.ndarray] | None = None
+) -> Kernel:
+    """Returns `integer_numerics.quantize` of (n, *item_shape) float32; with `to_nhwc`, (n, C, H, W) -> (n, H, W, C).
+
+    With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term).
+    """
+
+    def value(x_f32: Expr, lanes: int) -> Expr:
+        quotient = tirx.div(x_f32, splat(q.scale_f32, lanes, "float32"))
+        steps = intrinsic("llvm.round", typed("float32", lanes), quotient)  # tirx.round takes ties to even
+        bounds = (float(q.quant_min - q.zero_point), float(q.quant_max - q.zero_point))
+        steps = clamp(steps, *(splat(bound, lanes, "float32") for bound in bounds))
+        return cast(cast(steps, "int32", lanes) + splat(q.zero_point, lanes, "int32"), q.dtype, lanes)
+
+    if not to_nhwc:
+        with flat_function(item_shape, ("float32",), q.dtype) as f:
+            (x,) = f.inputs
+            over_elements(f.numel, lambda at, k: T.buffer_store(f.output, value(x[ramp(at, k)], k), [ramp(at, k)]))
+        return Kernel("quantize_integer_u8", f.builder.get())
+    channels, height, width = item_shape
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, *item_shape), "float32")
+        y = argument("y", (n, height, width, channels), q.dtype)
+        y_flat = flat(y, n * (height * width * channels))
+        with T.parallel(0, n * height) as row:
+            image, line = row // height, row % height
+
+            def emit(column: Expr, lanes: int) -> None:
+                at = (row * width + column) * channels
+                for c in range(channels):
+                    real = x[image, c, line, ramp(column, lanes)]
+                    if affine is not None:
+                        factor, term = (splat(vector[c], lanes, "float32") for vector in affine)
+                        real = rounded(real * factor, lanes) + term
+                    T.buffer_store(y_flat, value(real, lanes), [ramp(at + c, lanes, channels)])
+
+            for_vectors(width, emit)
+    return Kernel("quantize_integer_nchw_to_nhwc_u8", builder.get())
+
+
+def add(
+    item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, rounding: Rounding
+) -> Kernel:
+    """Returns `integer_numerics.add` of two (n, *item_shape) tensors of one layout."""
+
+    def term(x_q: Expr, q: QuantParams, lanes: int) -> Expr:
+        centred, factor = _centred(x_q, q, lanes), scale_factor(q, out_q, rounding)
+        return centred if factor is None else fixed_multiply_by(centred, factor, lanes)
+
+    with flat_function(item_shape, (a_q.dtype, b_q.dtype), out_q.dtype) as f:
+        a, b = f.inputs
+
+        def emit(at: Expr, lanes: int) -> None:
+            index = ramp(at, lanes)
+            total = term(a[index], a_q, lanes) + term(b[index], b_q, lanes) + splat(out_q.zero_point, lanes, "int32")
+            T.buffer_store(f.output, _saturated(total, out_q, relu, lanes), [index])
+
+        over_elements(f.numel, emit)
+    return Kernel("add_relu_integer_u8" if relu else "add_integer_u8", f.builder.get())
+
+
+def multiply(
+    item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, broadcast: bool,
+    rounding: Rounding,
+) -> Kernel:  # fmt: skip
+    """Returns `integer_numerics.multiply` of (n, *item_shape) by the same shape, or by (n, 1, 1, C) if `broadcast`."""
+    factor = product_factor(a_q, b_q, out_q, rounding)
+    channels, pixels = item_shape[-1], math.prod(item_shape[:-1])
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        a = argument("a", (n, *item_shape), a_q.dtype)
+        b = argument("b", (n, 1, 1, channels) if broadcast else (n, *item_shape), b_q.dtype)
+        y = argument("y", (n, *item_shape), out_q.dtype)
+        numel = n * (pixels * channels)
+        a_flat, y_flat = flat(a, numel), flat(y, numel)
+        b_flat = flat(b, n * channels if broadcast else numel)
+        rows = item_shape[0] if len(item_shape) > 1 else 1
+        with T.parallel(0, n * rows) as row, T.serial(0, pixels // rows) as pixel:
+            base = (row * (pixels // rows) + pixel) * channels
+            b_base = row // rows * channels if broadcast else base
+
+            def emit(at: Expr, lanes: int) -> None:
+                first = _centred(a_flat[ramp(base + at, lanes)], a_q, lanes)
+                second = _centred(b_flat[ramp(b_base + at, lanes)], b_q, lanes)
+                value = fixed_multiply_by(first * second, factor, lanes) + splat(out_q.zero_point, lanes, "int32")
+                T.buffer_store(y_flat, _saturated(value, out_q, relu, lanes), [ramp(base + at, lanes)])
+
+            for_vectors(channels, emit)
+    return Kernel("mul_relu_integer_u8" if relu else "mul_integer_u8", builder.get())
+
+
+def avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> Kernel:
+    """Returns the average of the integers in each window: (n, H, W, C) -> (n, OH, OW, C).
+
+    Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode); padding holds the
+        zero point; `integer_numerics.average` of the sum and the size.
+    """
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), q.dtype)
+        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
+        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
+            image, out_row = task // shape.out_height, task % shape.out_height
+            rows, row_span = clipped(out_row, shape, 0)
+            columns, column_span = clipped(out_column, shape, 1)
+            inside = (rows[1] - rows[0]) * (columns[1] - columns[0])
+            size = cast(row_span * column_span if count_include_pad else inside, "int32", 1)
+            padding = (size - cast(inside, "int32", 1)) * q.zero_point
+
+            def emit(channel: Expr, lanes: int) -> None:
+                sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)] + splat(padding, lanes)
+                _store_average(
+                    y, sums, splat(size, lanes), [image, out_row, out_column, ramp(channel, lanes)], q, lanes
+                )
+
+            for_vectors(shape.channels, emit)
+    return Kernel("avg_pool2d_integer_u8", builder.get())
+
+
+def adaptive_avg_pool2d(in_size: tuple[int, int], channels: int, out_size: tuple[int, int], q: QuantParams) -> Kernel:
+    """Returns the average of the integers over windows: (n, H, W, C) -> (n, OH, OW, C).
+
+    Computes: window floor(i*H/OH)..ceil((i+1)*H/OH); `integer_numerics.average` of its sum and size.
+    """
+    (height, width), (out_height, out_width) = in_size, out_size
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, height, width, channels), q.dtype)
+        y = argument("y", (n, out_height, out_width, channels), q.dtype)
+        with T.parallel(0, n) as image:
+            for i in range(out_height):
+                for j in range(out_width):
+                    rows = (i * height // out_height, -(-(i + 1) * height // out_height))
+                    columns = (j * width // out_width, -(-(j + 1) * width // out_width))
+                    size = (rows[1] - rows[0]) * (columns[1] - columns[0])
+
+                    def emit(channel: Expr, lanes: int, i=i, j=j, rows=rows, columns=columns, size=size) -> None:
+                        sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)]
+                        indices = [image, i, j, ramp(channel, lanes)]
+                        _store_average(y, sums, splat(size, lanes, "int32"), indices, q, lanes)
+
+                    for_vectors(channels, emit)
+    return Kernel("adaptive_avg_pool2d_integer_u8", builder.get())
+
+
+def _store_average(y: Buffer, sums_i32: Expr, size: Expr, indices: list[Expr], q: QuantParams, lanes: int) -> None:
+    T.buffer_store(y, cast(tirx.truncdiv(sums_i32, size), q.dtype, lanes), indices)
+
+
+def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, *, rounding: Rounding) -> Kernel:
+    """Returns the mean over pixels: (n, H, W, C) -> (n, C), fixed_point.multiply(sum - size*z, 1/size) + z."""
+    size = in_size[0] * in_size[1]
+    factor = fixed_point(1.0 / size, rounding)
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, *in_size, channels), q.dtype)
+        y = argument("y", (n, channels), q.dtype)
+        with T.parallel(0, n) as image:
+
+            def emit(channel: Expr, lanes: int) -> None:
+                sums = window_sums(x, image, (0, in_size[0]), (0, in_size[1]), channel, lanes)[ramp(0, lanes)]
+                mean = fixed_multiply_by(sums - splat(size * q.zero_point, lanes, "int32"), factor, lanes)
+                value = _saturated(mean + splat(q.zero_point, lanes, "int32"), q, False, lanes)
+                T.buffer_store(y, value, [image, ramp(channel, lanes)])
+
+            for_vectors(channels, emit)
+    return Kernel("spatial_mean_integer_u8", builder.get())
