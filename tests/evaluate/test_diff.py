@@ -82,13 +82,33 @@ def test_equal_runs(program):
     assert len(row["layers"]) == len(LAYERS)
 
 
-def test_another_engine_is_named_as_the_rule(program):
-    row = compare(program, reference="torch:x86")
+class Ties(torch.nn.Module):
+    """A convolution whose products often lie half-way between integers, where the engines round differently."""
+
+    def __init__(self):
+        super().__init__()
+        self.quantize = torch.ao.nn.quantized.Quantize(0.5, 100, torch.quint8)
+        self.conv = torch.ao.nn.quantized.Conv2d(3, 16, 3, bias=False)
+        weight = torch.from_numpy(np.random.default_rng(0).integers(-20, 21, (16, 3, 3, 3)).astype(np.float32))
+        scales, zero_points = torch.full((16,), 0.5), torch.zeros(16, dtype=torch.int64)
+        self.conv.set_weight_bias(torch.quantize_per_channel(weight / 2, scales, zero_points, 0, torch.qint8), None)
+        self.conv.scale, self.conv.zero_point = 64.0, 77
+        self.relu = torch.nn.ReLU6()
+        self.eval()
+
+    def forward(self, x):
+        return self.relu(self.conv(self.quantize(x))).dequantize()
+
+
+@pytest.mark.parametrize(("engine", "rule"), [("onednn", "rule onednn: "), ("x86", "rule x86: ")])
+def test_another_engine_is_named_as_the_rule(engine, rule, tmp_path):
+    program = str(save_traced(Ties(), image(*SHAPE), tmp_path / "ties.pt"))
+    row = compare(program, reference=f"torch:{engine}")
     found = causes(row)
-    assert row["n_differing"] > 0
-    assert any(cause.startswith(("rule onednn", "rule x86")) for cause in found.values()), found
-    assert not any("unexplained" in cause for cause in found.values()), found
-    assert row["layers"][row["first"]]["cause"].startswith("rule")
+    assert found["conv"].startswith(rule), found
+    assert all(cause == "inherited" for name, cause in found.items() if name != "conv"), found
+    assert (row["layers"][row["first"]]["name"], row["layers"][row["first"]]["own"]["max_steps"]) == ("conv", 1)
+    assert compare(program)["n_differing"] == 0
 
 
 def test_the_integer_path_differs_where_floats_round_otherwise(program):

@@ -212,19 +212,41 @@ class _Comparison:
                 count.add_own(a, e)
 
     def explain(self, images: Sequence[np.ndarray], progress: Progress) -> None:
-        """Tries other rules on the layers that have differences of their own."""
-        differing = [i for i, count in enumerate(self.counts) if count.own is not None and not count.own.is_exact]
-        if not differing:
+        """Tries rules on the layers that have differences of their own, the reference's first.
+
+        Where both sides follow one rule no other can be the cause, even if one happens to give the same integers.
+        """
+        differing = [count for count in self.counts if count.own is not None and not count.own.is_exact]
+        followed = self._rule_of(self._config.reference)
+        if not differing or followed == self._rule_of(self._config.actual):
+            for count in differing:
+                count.explained_by = []
             return
-        with progress.task("trying other rules", total=len(images) * len(RULES)) as task:
-            for x_f32 in images:
-                expected = self._run(self._config.reference).chained(x_f32)
-                found = {}
-                for rule in RULES:
-                    found[rule] = self._rule(rule).isolated(x_f32, expected)
-                    task.advance()
-                for i in differing:
-                    self.counts[i].try_rules({rule: layers[i] for rule, layers in found.items()}, expected[i])
+        rules = sorted(RULES, key=lambda rule: rule != followed)
+        with progress.task("trying rules", total=len(rules)) as task:
+            for rule in rules:
+                self._try(rule, images)
+                task.advance()
+                if all(count.explained_by for count in differing):
+                    break
+
+    def _try(self, rule: str, images: Sequence[np.ndarray]) -> None:
+        """Notes the layers of which a rule gives all of the reference's integers."""
+        fits = [True] * len(self.counts)
+        for x_f32 in images:
+            expected = self._run(self._config.reference).chained(x_f32)
+            found = self._rule(rule).isolated(x_f32, expected)
+            fits = [fit and np.array_equal(a, e) for fit, a, e in zip(fits, found, expected, strict=True)]
+        for count, fit in zip(self.counts, fits, strict=True):
+            count.explained_by = [*(count.explained_by or []), *([rule] if fit else [])]
+
+    def _rule_of(self, side: str) -> str | None:
+        """Returns the rule of `RULES` that a side follows; None for the Relax form."""
+        kind, _, rest = side.partition(":")
+        if kind == "qdq":
+            return None
+        rest = self._program.engine if rest in ("", "torch") else rest
+        return "integer" if rest == "integer:upward" else rest
 
     def _run(self, side: str) -> Any:
         """Returns what computes a side of `SIDES`."""

@@ -18,7 +18,7 @@ ArrayInt = Any
 RULES: Mapping[str, str] = {
     "fbgemm": "one float multiplication, the zero point added after rounding; float bias (FBGEMM)",
     "onednn": "two float multiplications, the zero point added before rounding (oneDNN)",
-    "x86": "oneDNN or FBGEMM by the number of groups",
+    "x86": "as onednn up to 100 groups, as fbgemm beyond",
     "qnnpack": "one float multiplication, the bias rounded to an integer (QNNPACK)",
     "integer": "a fixed-point multiplier, ties upward",
     "integer:to_even": "a fixed-point multiplier, ties to even",
@@ -81,7 +81,8 @@ class LayerCount:
     layer: Layer
     whole: DifferenceCount = field(default_factory=DifferenceCount)
     own: DifferenceCount | None = None
-    explained_by: set[str] | None = None
+    explained_by: list[str] | None = None
+    """Rules that give all of the reference's integers, in the order in which they were tried; None: not tried."""
 
     def add(self, actual: ArrayInt, expected: ArrayInt) -> None:
         """Counts one image of the run as a whole."""
@@ -92,11 +93,6 @@ class LayerCount:
         self.own = self.own or DifferenceCount()
         self.own.add(actual, expected, self.layer.q.zero_point)
 
-    def try_rules(self, of_rule: Mapping[str, ArrayInt], expected: ArrayInt) -> None:
-        """Keeps the rules that give the reference's integers on this image, too."""
-        fits = {rule for rule, actual in of_rule.items() if np.array_equal(actual, expected)}
-        self.explained_by = fits if self.explained_by is None else self.explained_by & fits
-
     @property
     def cause(self) -> str | None:
         """What the difference comes from; None where there is none."""
@@ -106,8 +102,9 @@ class LayerCount:
             return "inherited"
         if self.explained_by is None:
             return "own"
-        names = [name for name in RULES if name in self.explained_by]
-        return f"rule {names[0]}: {RULES[names[0]]}" if names else "unexplained: likely a bug"
+        if not self.explained_by:
+            return "unexplained: likely a bug"
+        return f"rule {self.explained_by[0]}: {RULES[self.explained_by[0]]}"
 
 
 def first_difference(counts: Sequence[LayerCount]) -> int | None:

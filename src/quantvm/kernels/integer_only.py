@@ -191,15 +191,21 @@ def adaptive_avg_pool2d(in_size: tuple[int, int], channels: int, out_size: tuple
                 for j in range(out_width):
                     rows = (i * height // out_height, -(-(i + 1) * height // out_height))
                     columns = (j * width // out_width, -(-(j + 1) * width // out_width))
-                    size = (rows[1] - rows[0]) * (columns[1] - columns[0])
-
-                    def emit(channel: Expr, lanes: int, i=i, j=j, rows=rows, columns=columns, size=size) -> None:
-                        sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)]
-                        indices = [image, i, j, ramp(channel, lanes)]
-                        _store_average(y, sums, splat(size, lanes, "int32"), indices, q, lanes)
-
-                    for_vectors(channels, emit)
+                    _average_window(x, y, image, (i, j), rows, columns, channels, q)
     return Kernel("adaptive_avg_pool2d_integer_u8", builder.get())
+
+
+def _average_window(
+    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int],
+    channels: int, q: QuantParams,
+) -> None:  # fmt: skip
+    size = (rows[1] - rows[0]) * (columns[1] - columns[0])
+
+    def emit(channel: Expr, lanes: int) -> None:
+        sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)]
+        _store_average(y, sums, splat(size, lanes, "int32"), [image, *out, ramp(channel, lanes)], q, lanes)
+
+    for_vectors(channels, emit)
 
 
 def _store_average(y: Buffer, sums_i32: Expr, size: Expr, indices: list[Expr], q: QuantParams, lanes: int) -> None:

@@ -75,8 +75,8 @@ class RequantizeEpilogue:
             for name, vector in zip(names, self.constants, strict=False)
         }
         self._multiplier: Buffer = views["multiplier"]
-        self._right_shift: Buffer | None = views.get("right_shift")
-        self._bias: Buffer | None = views.get("bias")
+        self._right_shift: Buffer = views.get("right_shift")
+        self._bias: Buffer = views.get("bias")
 
     @property
     def is_integer(self) -> bool:
@@ -87,7 +87,6 @@ class RequantizeEpilogue:
         """Returns the int32 value before the zero point is added and it is clipped, under the rule integer."""
         fixed, index = self._r.fixed, ramp(channel, lanes)
         assert fixed is not None
-        assert self._right_shift is not None
         if self._bias is not None:
             acc_i32 = acc_i32 + self._bias[index]
         return fixed_multiply(acc_i32, self._multiplier[index], self._right_shift[index], fixed.rounding, lanes)

@@ -53,18 +53,12 @@ def layers_csv(row: DiffRow) -> str:
         ["index", "name", "op", "shape", "scale", "zero_point", *counts, *(f"own_{name}" for name in counts), "cause"]
     )
     for layer in row["layers"]:
-        own = layer["own"]
-        writer.writerow(
-            [
-                layer["index"],
-                layer["name"],
-                layer["op"],
-                "x".join(map(str, layer["shape"])),
-                layer["scale"],
-                layer["zero_point"],
-                *(layer["whole"][name] for name in counts),  # type: ignore[literal-required]
-                *("" if own is None else own[name] for name in counts),
-                layer["cause"] or "",  # type: ignore[literal-required]
-            ]
-        )
+        whole, own = layer["whole"], layer["own"]
+        facts = [layer["index"], layer["name"], layer["op"], "x".join(map(str, layer["shape"]))]
+        facts += [layer["scale"], layer["zero_point"]]
+        writer.writerow([*facts, *_counts(whole), *([""] * 5 if own is None else _counts(own)), layer["cause"] or ""])
     return text.getvalue()
+
+
+def _counts(row: DifferenceRow) -> list[float | None]:
+    return [row["n"], row["equal"], row["off_by_one"], row["max_steps"], row["sqnr_db"]]

@@ -116,6 +116,8 @@ class TvmLayerRun:
         from .schedule_files import schedules_for
 
         use_threads(self._threads)
+        # where a given tensor takes its place, nobody reads what was computed
+        module = relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(module))
         if self._numerics == "qdq":
             lowered = relax.transform.LegalizeOps()(module)
         else:
