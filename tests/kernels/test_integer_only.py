@@ -34,7 +34,7 @@ def codes(*shape):
 def test_add(params, relu, rounding, target):
     a_q, b_q, out_q = params
     a, b = codes(2, 3, 5, 37), codes(2, 3, 5, 37)[::-1].copy()
-    kernel = integer_only.add((3, 5, 37), a_q, b_q, out_q, relu=relu, rounding=rounding)
+    kernel = integer_only.integer_add((3, 5, 37), a_q, b_q, out_q, relu=relu, rounding=rounding)
     expected = integer_numerics.add(a, b, (a_q, b_q), out_q, relu=relu, rounding=rounding)
     np.testing.assert_array_equal(run(kernel, target, a, b, out_shape=a.shape), expected)
 
@@ -43,7 +43,9 @@ def test_add(params, relu, rounding, target):
 @pytest.mark.parametrize("broadcast", [False, True])
 def test_multiply(broadcast, rounding, target):
     a, b = codes(2, 3, 5, 37), codes(2, 1, 1, 37) if broadcast else codes(2, 3, 5, 37)[::-1].copy()
-    kernel = integer_only.multiply((3, 5, 37), A, B, OUT, relu=broadcast, broadcast=broadcast, rounding=rounding)
+    kernel = integer_only.integer_multiply(
+        (3, 5, 37), A, B, OUT, relu=broadcast, broadcast=broadcast, rounding=rounding
+    )
     expected = integer_numerics.multiply(a, b, (A, B), OUT, relu=broadcast, rounding=rounding)
     np.testing.assert_array_equal(run(kernel, target, a, b, out_shape=a.shape), expected)
 
@@ -55,7 +57,7 @@ def test_quantize(to_nhwc, target):
     x.reshape(-1)[:3] = [1e30, -1e30, 0]
     expected = integer_numerics.quantize(x, OUT)
     expected = expected.transpose(0, 2, 3, 1) if to_nhwc else expected
-    kernel = integer_only.quantize((3, 5, 21), OUT, to_nhwc=to_nhwc)
+    kernel = integer_only.integer_quantize((3, 5, 21), OUT, to_nhwc=to_nhwc)
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
@@ -64,7 +66,7 @@ def test_quantize_after_an_affine(target):
     factors, terms = np.array([0.4, 1.5, 2.0], np.float32), np.array([0.1, -0.2, 0.0], np.float32)
     real = (x * factors[:, None, None]).astype(np.float32) + terms[:, None, None]
     expected = integer_numerics.quantize(real, OUT).transpose(0, 2, 3, 1)
-    kernel = integer_only.quantize((3, 5, 21), OUT, to_nhwc=True, affine=(factors, terms))
+    kernel = integer_only.integer_quantize((3, 5, 21), OUT, to_nhwc=True, affine=(factors, terms))
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
@@ -92,7 +94,7 @@ def test_concat(rounding, target):
 def test_avg_pool2d(shape, include, target):
     x = codes(2, shape.in_height, shape.in_width, shape.channels)
     expected = _windows(shape, x, include)
-    kernel = integer_only.avg_pool2d(shape, A, count_include_pad=include)
+    kernel = integer_only.integer_avg_pool2d(shape, A, count_include_pad=include)
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
@@ -122,7 +124,7 @@ def test_adaptive_avg_pool2d(out_size, target):
             columns = slice(j * 7 // out_size[1], -(-(j + 1) * 7 // out_size[1]))
             window = x[:, rows, columns].astype(int)
             expected[:, i, j] = window.sum((1, 2)) // (window.shape[1] * window.shape[2])
-    kernel = integer_only.adaptive_avg_pool2d((8, 7), 37, out_size, A)
+    kernel = integer_only.integer_adaptive_avg_pool2d((8, 7), 37, out_size, A)
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
@@ -133,7 +135,7 @@ def test_mean(rounding, target):
     x = codes(2, 4, 3, 37)
     centred = x.astype(int).sum((1, 2)) - 12 * A.zero_point
     expected = multiply(centred, fixed_point(1 / 12, rounding)) + A.zero_point
-    kernel = integer_only.spatial_mean((4, 3), 37, A, rounding=rounding)
+    kernel = integer_only.integer_spatial_mean((4, 3), 37, A, rounding=rounding)
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 

@@ -51,7 +51,7 @@ def _centred(x_q: Expr, q: QuantParams, lanes: int) -> Expr:
     return cast(x_q, "int32", lanes) - splat(q.zero_point, lanes, "int32")
 
 
-def quantize(
+def integer_quantize(
     item_shape: Sequence[int], q: QuantParams, *, to_nhwc: bool, affine: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Kernel:
     """Returns `integer_numerics.quantize` of (n, *item_shape) float32; with `to_nhwc`, (n, C, H, W) -> (n, H, W, C).
@@ -94,7 +94,7 @@ def quantize(
     return Kernel("quantize_integer_nchw_to_nhwc_u8", builder.get())
 
 
-def add(
+def integer_add(
     item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, rounding: Rounding
 ) -> Kernel:
     """Returns `integer_numerics.add` of two (n, *item_shape) tensors of one layout."""
@@ -115,7 +115,7 @@ def add(
     return Kernel("add_relu_integer_u8" if relu else "add_integer_u8", f.builder.get())
 
 
-def multiply(
+def integer_multiply(
     item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, broadcast: bool,
     rounding: Rounding,
 ) -> Kernel:  # fmt: skip
@@ -146,7 +146,7 @@ def multiply(
     return Kernel("mul_relu_integer_u8" if relu else "mul_integer_u8", builder.get())
 
 
-def avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> Kernel:
+def integer_avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> Kernel:
     """Returns the average of the integers in each window: (n, H, W, C) -> (n, OH, OW, C).
 
     Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode); padding holds the
@@ -175,7 +175,9 @@ def avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> 
     return Kernel("avg_pool2d_integer_u8", builder.get())
 
 
-def adaptive_avg_pool2d(in_size: tuple[int, int], channels: int, out_size: tuple[int, int], q: QuantParams) -> Kernel:
+def integer_adaptive_avg_pool2d(
+    in_size: tuple[int, int], channels: int, out_size: tuple[int, int], q: QuantParams
+) -> Kernel:
     """Returns the average of the integers over windows: (n, H, W, C) -> (n, OH, OW, C).
 
     Computes: window floor(i*H/OH)..ceil((i+1)*H/OH); `integer_numerics.average` of its sum and size.
@@ -212,7 +214,7 @@ def _store_average(y: Buffer, sums_i32: Expr, size: Expr, indices: list[Expr], q
     T.buffer_store(y, cast(tirx.truncdiv(sums_i32, size), q.dtype, lanes), indices)
 
 
-def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, *, rounding: Rounding) -> Kernel:
+def integer_spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, *, rounding: Rounding) -> Kernel:
     """Returns the mean over pixels: (n, H, W, C) -> (n, C), fixed_point.multiply(sum - size*z, 1/size) + z."""
     size = in_size[0] * in_size[1]
     factor = fixed_point(1.0 / size, rounding)

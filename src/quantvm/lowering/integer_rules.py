@@ -21,9 +21,9 @@ def lower_quantize(state: Legalization, composite: Composite, inputs: list[Tenso
     """float32 -> integers; 4-d tensors go to NHWC on the way."""
     x, q = inputs[0], composite.output
     if x.layout != "NCHW":
-        return state.run(integer_only.quantize(x.item_shape, q, to_nhwc=False), [x], x, q.dtype, name)
+        return state.run(integer_only.integer_quantize(x.item_shape, q, to_nhwc=False), [x], x, q.dtype, name)
     like = replace(x, expr=None, layout="NHWC")
-    return state.run(integer_only.quantize(x.item_shape, q, to_nhwc=True), [x], like, q.dtype, name)
+    return state.run(integer_only.integer_quantize(x.item_shape, q, to_nhwc=True), [x], like, q.dtype, name)
 
 
 @legalizes("quantize_affine", numerics="integer")
@@ -31,7 +31,7 @@ def lower_quantize_affine(state: Legalization, composite: Composite, inputs: lis
     """float32 -> integers in NHWC, each channel scaled and shifted first."""
     x, q = state.logical(inputs[0]), composite.output
     factors, terms = (constant_value(composite.call(op).args[1]).reshape(-1) for op in ("relax.multiply", "relax.add"))
-    kernel = integer_only.quantize(x.item_shape, q, to_nhwc=True, affine=(factors, terms))
+    kernel = integer_only.integer_quantize(x.item_shape, q, to_nhwc=True, affine=(factors, terms))
     return state.run(kernel, [x], replace(x, expr=None, layout="NHWC"), q.dtype, name)
 
 
@@ -41,7 +41,7 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
     a = in_layout(state.builder, inputs[index_a], inputs[index_a].layout)
     b = in_layout(state.builder, inputs[index_b], a.layout)
-    kernel = integer_only.add(
+    kernel = integer_only.integer_add(
         a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), rounding=state.rounding
     )
     return state.run(kernel, [a, b], a, composite.output.dtype, name)
@@ -55,7 +55,7 @@ def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], n
     broadcast = a.item_shape != b.item_shape
     if broadcast and a.item_shape[:2] == (1, 1):
         a, a_q, b, b_q = b, b_q, a, a_q
-    kernel = integer_only.multiply(
+    kernel = integer_only.integer_multiply(
         a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), broadcast=broadcast,
         rounding=state.rounding,
     )  # fmt: skip
@@ -113,7 +113,9 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     x = state.nhwc(inputs[0])
     call = composite.call("relax.nn.avg_pool2d")
     shape = pool_shape(call, x)
-    kernel = integer_only.avg_pool2d(shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad))
+    kernel = integer_only.integer_avg_pool2d(
+        shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad)
+    )
     like = replace(x, shape=(*x.shape[:2], shape.out_height, shape.out_width))
     return state.run(kernel, [x], like, composite.output.dtype, name)
 
@@ -123,7 +125,9 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
     """The average over a given number of windows, rounded towards zero."""
     x = state.nhwc(inputs[0])
     height, width = (int(v) for v in composite.call("relax.nn.adaptive_avg_pool2d").attrs.output_size)
-    kernel = integer_only.adaptive_avg_pool2d((x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output)
+    kernel = integer_only.integer_adaptive_avg_pool2d(
+        (x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output
+    )
     like = replace(x, shape=(*x.shape[:2], height, width))
     return state.run(kernel, [x], like, composite.output.dtype, name)
 
@@ -135,7 +139,7 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
 
     x = state.nhwc(inputs[0])
     n, c, h, w = x.shape
-    kernel = integer_only.spatial_mean((h, w), c, composite.output, rounding=state.rounding)
+    kernel = integer_only.integer_spatial_mean((h, w), c, composite.output, rounding=state.rounding)
     y = state.run(kernel, [x], Tensor(None, (n, c), "flat"), composite.output.dtype, name)
     if not composite.call("relax.mean").attrs.keepdims:
         return y
