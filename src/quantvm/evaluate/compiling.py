@@ -10,15 +10,18 @@ import numpy as np
 
 from quantvm.download import sha256_of
 from quantvm.evaluate.compile_config import CompileConfig
-from quantvm.evaluate.config import raise_problems, resolve_threads
+from quantvm.evaluate.config import RunConfig, raise_problems, resolve_threads
 from quantvm.evaluate.parity import int8_share_problem
-from quantvm.evaluate.plan import prepare
+from quantvm.evaluate.plan import Plan, prepare
 from quantvm.evaluate.stages import Stages
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.compile_schema import CompileResult, CompileRow
 from quantvm.report.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from quantvm.models import ModelSpec
     from quantvm.runtime import Artifact
 
 
@@ -44,17 +47,25 @@ def _registered(config: CompileConfig, progress: Progress, stages: Stages) -> Ar
     """Quantizes and compiles a model of the registry, as the main job does."""
     run_config = config.run_config()
     plan = prepare(run_config, stages, progress)
-    (entry,) = plan.entries
-    assert entry.weights is not None  # a named model has weights, or prepare raises
     stages.use_threads(plan.threads)
     with stages.torch_engine(run_config):
-        titled = TitledProgress(progress, entry.spec.title)
-        inputs = stages.calibration_inputs(entry.spec, plan.calibration)
-        float_model = stages.build_float_model(entry.spec, entry.weights, inputs, run_config)
-        quantized = stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
+        spec, quantized = quantize_only_model(plan, run_config, stages, progress)
+        titled = TitledProgress(progress, spec.title)
         return stages.compile(
-            quantized, entry.spec, run_config, plan.threads, titled, numerics=config.numerics, cache=not config.audit
+            quantized, spec, run_config, plan.threads, titled, numerics=config.numerics, cache=not config.audit
         )
+
+
+def quantize_only_model(
+    plan: Plan, run_config: RunConfig, stages: Stages, progress: Progress
+) -> tuple[ModelSpec, nn.Module]:
+    """Returns the only model of a plan, which was named, and its quantized form."""
+    (entry,) = plan.entries
+    assert entry.weights is not None  # a named model has weights, or prepare raises
+    titled = TitledProgress(progress, entry.spec.title)
+    inputs = stages.calibration_inputs(entry.spec, plan.calibration)
+    float_model = stages.build_float_model(entry.spec, entry.weights, inputs, run_config)
+    return entry.spec, stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
 
 
 def _torchscript(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:

@@ -12,13 +12,14 @@ import numpy as np
 
 from quantvm.errors import ConfigError
 from quantvm.evaluate.compile_config import CompileConfig
+from quantvm.evaluate.compiling import quantize_only_model
 from quantvm.evaluate.config import raise_problems, resolve_threads
 from quantvm.evaluate.layer_parity import RULES, LayerCount, first_difference
 from quantvm.evaluate.plan import prepare
 from quantvm.evaluate.stages import Stages
 from quantvm.integer_numerics import NUMERICS
 from quantvm.numerics import ENGINES
-from quantvm.progress import SILENT, Progress, TitledProgress
+from quantvm.progress import SILENT, Progress
 from quantvm.report.diff_schema import DiffResult, DiffRow, LayerRow
 from quantvm.report.schema import SCHEMA_VERSION
 
@@ -146,16 +147,11 @@ def _registered(config: DiffConfig, progress: Progress, stages: Stages) -> tuple
 
     run_config = replace(config.compile_config().run_config(), batch_size=1, num_samples=config.num_samples)
     plan = prepare(run_config, stages, progress)
-    (entry,) = plan.entries
-    assert entry.weights is not None  # a named model has weights, or prepare raises
     stages.use_threads(plan.threads)
     with stages.torch_engine(run_config):
-        titled = TitledProgress(progress, entry.spec.title)
-        inputs = stages.calibration_inputs(entry.spec, plan.calibration)
-        float_model = stages.build_float_model(entry.spec, entry.weights, inputs, run_config)
-        quantized = stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
+        spec, quantized = quantize_only_model(plan, run_config, stages, progress)
         samples = plan.dataset.samples[: config.num_samples]
-        images = [(b.ids[0], np.ascontiguousarray(b.x_f32)) for b in stages.batches(samples, entry.spec, run_config)]
+        images = [(b.ids[0], np.ascontiguousarray(b.x_f32)) for b in stages.batches(samples, spec, run_config)]
         return import_layers(quantized, images[0][1], engine=config.engine), images, plan.threads
 
 

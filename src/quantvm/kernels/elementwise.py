@@ -138,7 +138,6 @@ def multiply(
     product_scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
     multiplier = np.multiply(product_scale, reciprocal_f32(out_q.scale), dtype=f32)
     low = max(out_q.quant_min, out_q.zero_point) if relu else out_q.quant_min
-    channels, pixels = item_shape[-1], math.prod(item_shape[:-1])
 
     def value(a: Expr, b: Expr, lanes: int) -> Expr:
         def centred(x: Expr, q: QuantParams) -> Expr:
@@ -150,12 +149,22 @@ def multiply(
         y = clamp(y, *(splat(v, lanes, "float32") for v in bounds))
         return cast(cast(y, "int32", lanes) + splat(out_q.zero_point, lanes, "int32"), out_q.dtype, lanes)
 
+    func = over_products(item_shape, (a_q.dtype, b_q.dtype), out_q.dtype, value, broadcast=broadcast)
+    return Kernel("mul_relu_u8" if relu else "mul_u8", func)
+
+
+def over_products(
+    item_shape: Sequence[int], in_dtypes: tuple[str, str], out_dtype: str, value: Callable[[Expr, Expr, int], Expr], *,
+    broadcast: bool,
+) -> tirx.PrimFunc:  # fmt: skip
+    """Returns y = value(a, b, lanes) of (n, *item_shape) and the same shape, or (n, 1, 1, C) if `broadcast`."""
+    channels, pixels = item_shape[-1], math.prod(item_shape[:-1])
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
-        a = argument("a", (n, *item_shape), a_q.dtype)
-        b = argument("b", (n, 1, 1, channels) if broadcast else (n, *item_shape), b_q.dtype)
-        y = argument("y", (n, *item_shape), out_q.dtype)
+        a = argument("a", (n, *item_shape), in_dtypes[0])
+        b = argument("b", (n, 1, 1, channels) if broadcast else (n, *item_shape), in_dtypes[1])
+        y = argument("y", (n, *item_shape), out_dtype)
         numel = n * (pixels * channels)
         a_flat, y_flat = flat(a, numel), flat(y, numel)
         b_flat = flat(b, n * channels if broadcast else numel)
@@ -169,7 +178,7 @@ def multiply(
                 T.buffer_store(y_flat, product, [ramp(base + at, lanes)])
 
             for_vectors(channels, emit)
-    return Kernel("mul_relu_u8" if relu else "mul_u8", builder.get())
+    return builder.get()
 
 
 def table(

@@ -6,7 +6,6 @@ the rule integer; tables, clips, maxima and copies have no rounding to differ in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,7 +34,7 @@ from .builder import (
     symbolic_batch,
     typed,
 )
-from .elementwise import over_elements
+from .elementwise import over_elements, over_products
 from .fixed import fixed_multiply_by
 from .pool import PoolShape, clipped, window_sums
 
@@ -121,29 +120,13 @@ def integer_multiply(
 ) -> Kernel:  # fmt: skip
     """Returns `integer_numerics.multiply` of (n, *item_shape) by the same shape, or by (n, 1, 1, C) if `broadcast`."""
     factor = product_factor(a_q, b_q, out_q, rounding)
-    channels, pixels = item_shape[-1], math.prod(item_shape[:-1])
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        a = argument("a", (n, *item_shape), a_q.dtype)
-        b = argument("b", (n, 1, 1, channels) if broadcast else (n, *item_shape), b_q.dtype)
-        y = argument("y", (n, *item_shape), out_q.dtype)
-        numel = n * (pixels * channels)
-        a_flat, y_flat = flat(a, numel), flat(y, numel)
-        b_flat = flat(b, n * channels if broadcast else numel)
-        rows = item_shape[0] if len(item_shape) > 1 else 1
-        with T.parallel(0, n * rows) as row, T.serial(0, pixels // rows) as pixel:
-            base = (row * (pixels // rows) + pixel) * channels
-            b_base = row // rows * channels if broadcast else base
 
-            def emit(at: Expr, lanes: int) -> None:
-                first = _centred(a_flat[ramp(base + at, lanes)], a_q, lanes)
-                second = _centred(b_flat[ramp(b_base + at, lanes)], b_q, lanes)
-                value = fixed_multiply_by(first * second, factor, lanes) + splat(out_q.zero_point, lanes, "int32")
-                T.buffer_store(y_flat, _saturated(value, out_q, relu, lanes), [ramp(base + at, lanes)])
+    def value(a: Expr, b: Expr, lanes: int) -> Expr:
+        product = fixed_multiply_by(_centred(a, a_q, lanes) * _centred(b, b_q, lanes), factor, lanes)
+        return _saturated(product + splat(out_q.zero_point, lanes, "int32"), out_q, relu, lanes)
 
-            for_vectors(channels, emit)
-    return Kernel("mul_relu_integer_u8" if relu else "mul_integer_u8", builder.get())
+    func = over_products(item_shape, (a_q.dtype, b_q.dtype), out_q.dtype, value, broadcast=broadcast)
+    return Kernel("mul_relu_integer_u8" if relu else "mul_integer_u8", func)
 
 
 def integer_avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> Kernel:
