@@ -19,7 +19,7 @@ from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_nodes import described, layer, op_name, stale_reads, writes_in_place
 from .exported_registry import find_exported
-from .exported_values import Dequantized, ExportedBuilder
+from .exported_values import ExportedBuilder
 from .torchscript import ENGINE_ATTR
 
 ENGINE = "pt2e"
@@ -73,7 +73,7 @@ def load_program(path: Path) -> Any:
         raise ModelImportError(f"{path} is truncated or no .pt2 file: a .pt2 file is a ZIP archive")
     try:
         return torch.export.load(str(path))
-    except Exception as error:  # noqa: BLE001 - torch raises anything, RuntimeError to KeyError, for a foreign archive
+    except Exception as error:  # torch raises anything for a foreign archive, KeyError among them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelImportError(
             f"{path} is no .pt2 file that PyTorch {torch.__version__} can load: {reason}. Write one with "
@@ -89,6 +89,7 @@ class _Import:
         self._values: dict[Any, Any] = {}
         self._importer = ExportedProgramImporter()
         self._params: list[Any] = []
+        self._constants = _constant_calls(program)
         check_operators(program.graph.nodes, self._is_known)
 
     def _is_known(self, node: Any) -> bool:
@@ -100,13 +101,7 @@ class _Import:
             or node.target in _COMPARISONS
             or name in _CHECKS
             or (name.startswith("aten::") and node.target.__name__ in self._importer.convert_map)
-            or self._is_constant_call(node)
-        )
-
-    def _is_constant_call(self, node: Any) -> bool:
-        """Whether a call may be left to PyTorch: its tensors are all known when the program is imported."""
-        return all(argument.op == "placeholder" for argument in node.all_input_nodes) and not any(
-            argument.name in self._program.graph_signature.user_inputs for argument in node.all_input_nodes
+            or node in self._constants
         )
 
     def go(self) -> tvm.IRModule:
@@ -184,7 +179,7 @@ class _Import:
         specs = self._program.graph_signature.output_specs
         (output,) = (node for node in self._program.graph.nodes if node.op == "output")
         kinds = torch.export.graph_signature.OutputKind
-        results = []
+        results: list[Any] = []
         for spec, argument in zip(specs, output.args[0], strict=True):
             if spec.kind != kinds.USER_OUTPUT:
                 continue
@@ -215,11 +210,9 @@ class _Import:
 
     def _converted(self, builder: ExportedBuilder, node: Any, name: str) -> Any:
         arguments, keywords = self._arguments(node)
-        flat = torch.utils._pytree.tree_leaves([arguments, keywords])
-        is_constant = not any(isinstance(v, (relax.Expr, Dequantized)) or hasattr(v, "ty") for v in flat)
         if node.target in _SIZES:
             return node.target(*arguments)
-        if is_constant and "dequantize" not in name:
+        if node in self._constants:
             return self._constant(node, arguments, keywords)
         converter = find_exported(name)
         if converter is not None:
@@ -246,6 +239,24 @@ class _Import:
             raise ModelImportError("writes to a parameter or buffer, which is a constant here")
         with torch.no_grad():
             return node.target(*arguments, **keywords)
+
+
+def _constant_calls(program: Any) -> set[Any]:
+    """Returns the calls that PyTorch can compute when the program is imported: no input of the user reaches them.
+
+    Dequantized constants are not among them: they stay integers.
+    """
+    user_inputs = set(program.graph_signature.user_inputs)
+    known: set[Any] = set()
+    constants: set[Any] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name not in user_inputs:
+            known.add(node)
+        elif node.op == "call_function" and node.target not in _SIZES and op_name(node) not in _CHECKS:
+            if all(source in known for source in node.all_input_nodes) and "::dequantize" not in op_name(node):
+                known.add(node)
+                constants.add(node)
+    return constants
 
 
 class _NamedEmission:

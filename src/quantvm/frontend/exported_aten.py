@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def conv2d(
     b: ExportedBuilder, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> Expr:  # fmt: skip
-    """Returns conv2d(x, weight) + bias, the bias of shape (1, C, 1, 1)."""
+    """Returns the convolution of x with the weight, plus a bias of shape (1, C, 1, 1)."""
     return _conv(b, x, weight, bias, stride, _pair(padding) * 2, dilation, groups)
 
 
@@ -242,5 +243,5 @@ def split(b: ExportedBuilder, x: Any, sizes: Any, dim: int = 0) -> list[Expr]:
     cut = find_converter("aten::slice")
     assert cut is not None
     total = shape_of(x)[dim]
-    bounds = list(range(0, total, sizes)) + [total] if isinstance(sizes, int) else [0, *np.cumsum(sizes).tolist()]
-    return [cut(b, x, dim, first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+    bounds = [*range(0, total, sizes), total] if isinstance(sizes, int) else [0, *np.cumsum(sizes).tolist()]
+    return [cut(b, x, dim, first, last) for first, last in pairwise(bounds)]

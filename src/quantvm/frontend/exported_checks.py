@@ -55,8 +55,8 @@ def check_operators(nodes: Iterable[Any], is_known: Callable[[Any], bool]) -> No
     if missing:
         rows = [f"{name} x{len(found)} (first: {described(found[0])})" for name, found in sorted(missing.items())]
         raise UnsupportedOpError(
-            f"{len(missing)} unsupported ops: {'; '.join(rows)}. Neither quantvm ({len(exported_ops())} ops of exported "
-            "programs) nor TVM's importer has them. To add one: quantvm.frontend.exported_registry"
+            f"{len(missing)} unsupported ops: {'; '.join(rows)}. Neither quantvm ({len(exported_ops())} ops of "
+            "exported programs) nor TVM's importer has them. To add one: quantvm.frontend.exported_registry"
         )
 
 

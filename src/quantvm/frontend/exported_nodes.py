@@ -58,16 +58,19 @@ def layer(node: Any) -> str:
 
     An activation belongs to what it is applied to, a quantize to what it quantizes.
     """
-    for _ in range(8):
-        inputs = node.all_input_nodes
-        goes_on = node.op == "call_function" and len(inputs) > 0 and inputs[0].op == "call_function"
-        if is_quantization(node) and op_name(node).split("::")[1].startswith("quantize") and goes_on:
-            node = inputs[0]
-        elif goes_on and op_name(node) in _ACTIVATIONS and len(inputs[0].users) == 1 and not is_quantization(inputs[0]):
-            node = inputs[0]
-        else:
-            break
+    while (made_from := _maker(node)) is not None:
+        node = made_from
     return module_path(node) or (str(node.target) if node.op == "placeholder" else node.name)
+
+
+def _maker(node: Any) -> Any | None:
+    """Returns the call whose layer a quantize or an activation belongs to, or None."""
+    source_node = node.all_input_nodes[0] if node.op == "call_function" and node.all_input_nodes else None
+    if source_node is None or source_node.op != "call_function" or is_quantization(source_node):
+        return None
+    if op_name(node).startswith("quantized_decomposed::quantize"):
+        return source_node
+    return source_node if op_name(node) in _ACTIVATIONS and len(source_node.users) == 1 else None
 
 
 def described(node: Any) -> str:
