@@ -4,7 +4,8 @@
 how to add one. Nothing here chooses layouts, kernels or rounding: that is `lowering`.
 """
 
+from .exported import from_exported_program
 from .layers import Layer, LayeredProgram, capture
 from .torchscript import from_torch, import_layers
 
-__all__ = ["Layer", "LayeredProgram", "capture", "from_torch", "import_layers"]
+__all__ = ["Layer", "LayeredProgram", "capture", "from_exported_program", "from_torch", "import_layers"]
