@@ -296,6 +296,6 @@ def _limit_of(function: Any) -> str | None:
     if not isinstance(statement.value, (tirx.Max, tirx.Min)):
         return None
     operands = [statement.value.a, statement.value.b]
-    if not all(isinstance(operand, tirx.BufferLoad) for operand in operands) or len(operands[1].indices) > 0:
+    if not all(hasattr(operand, "indices") for operand in operands) or len(operands[1].indices) > 0:
         return None
     return "max" if isinstance(statement.value, tirx.Max) else "min"

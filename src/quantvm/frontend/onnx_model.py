@@ -15,7 +15,7 @@ import tvm
 from quantvm.errors import ModelImportError, UnsupportedOpError
 
 from .normalize import normalize
-from .signature import ENGINE_ATTR, bind_batch
+from .program_inputs import ENGINE_ATTR, bind_batch
 
 ENGINE = "onnx"
 _OPERATOR_FORMAT = ("QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm", "QEmbed")
