@@ -79,7 +79,7 @@ def compile_model(
     """
     import torch
 
-    from quantvm.frontend import from_torch
+    from quantvm.frontend import import_model
 
     if batch not in ("dynamic", "static"):
         raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
@@ -90,7 +90,7 @@ def compile_model(
     store = default_cache() if cache else None
     with progress.task("compiling", total=3) as task:
         start_s = time.perf_counter()
-        module = from_torch(model_or_path, example_inputs, engine=engine, batch=batch)
+        module = import_model(model_or_path, example_inputs, engine=engine, batch=batch)
         import_s = time.perf_counter() - start_s
         task.advance()
         if store is None or store.limit_bytes == 0:
