@@ -48,6 +48,7 @@ def import_model(
     if isinstance(model_or_path, torch.export.ExportedProgram):
         return _exported(model_or_path, examples, batch)
     if isinstance(model_or_path, torch.nn.Module) and needs_export(model_or_path):
+        _check_converted(model_or_path)
         return _exported(_export(model_or_path, examples, batch), examples, batch)
     return _torchscript(model_or_path, example_inputs, engine, batch)
 
@@ -136,11 +137,26 @@ def _torchscript(model_or_path: Any, example_inputs: Any, engine: str | None, ba
 
 
 def needs_export(model: Any) -> bool:
-    """Returns whether a live module is to be exported: the result of convert_pt2e, or of torchao's quantize_."""
+    """Returns whether a live module is to be exported: it comes from PT2E, or from torchao's quantize_."""
     graph = getattr(model, "graph", None)
     if graph is not None and any("quantized_decomposed" in str(node.target) for node in getattr(graph, "nodes", ())):
         return True
+    if graph is not None and any(_is_observer(inner) for inner in model.modules()):
+        return True
     return any(type(p).__module__.startswith("torchao.") for p in model.parameters())
+
+
+def _is_observer(module: Any) -> bool:
+    kind = type(module)
+    return kind.__module__.startswith("torchao.") and ("Observer" in kind.__name__ or "FakeQuant" in kind.__name__)
+
+
+def _check_converted(model: Any) -> None:
+    from .exported_checks import NOT_CONVERTED
+
+    observers = [name for name, inner in model.named_modules() if _is_observer(inner)]
+    if observers:
+        raise ModelImportError(f"the model holds {len(observers)} observers ({observers[0]}, ...): {NOT_CONVERTED}")
 
 
 def _export(model: Any, examples: Sequence[Any] | None, batch: str) -> Any:

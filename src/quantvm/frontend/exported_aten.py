@@ -76,7 +76,7 @@ def dropout(b: ExportedBuilder, x: Any, p: float, train: bool) -> Any:
 @register_exported("aten::sym_size.int")
 def sym_size(b: ExportedBuilder, x: Any, dim: int) -> Any:
     """Returns one size; a dynamic one as a symbolic expression."""
-    return shape_of(x)[dim]
+    return shape_of(getattr(x, "integers", x))[dim]
 
 
 def _channels(value: Any, rank: int) -> Any:
@@ -179,6 +179,18 @@ def batch_norm(
     return b.emit(relax.op.add(y, constant(term.reshape(shape), "float32")), "shift")
 
 
+@register_exported("aten::layer_norm.default")
+def layer_norm(
+    b: ExportedBuilder, x: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None,
+    eps: float = 1e-5, cudnn_enable: bool = True,
+) -> Expr:  # fmt: skip
+    """Returns (x - mean) / sqrt(var + eps) * weight + bias over the last dimensions."""
+    scale = constant(np.ones(normalized_shape), "float32") if weight is None else b.relax_of(weight)
+    shift = constant(np.zeros(normalized_shape), "float32") if bias is None else b.relax_of(bias)
+    axes = list(range(-len(normalized_shape), 0))
+    return b.emit(relax.op.nn.layer_norm(b.relax_of(x), scale, shift, axes=axes, epsilon=eps), "layer_norm")
+
+
 @register_exported("aten::hardswish.default", "aten::hardswish_.default")
 def hardswish(b: ExportedBuilder, x: Any) -> Expr:
     """Returns x * min(max(x+3, 0), 6) / 6, in this order as ATen's CPU kernel."""
@@ -245,6 +257,7 @@ def split(b: ExportedBuilder, x: Any, sizes: Any, dim: int = 0) -> list[Expr]:
     """Returns slices of the given size, the last one perhaps smaller, or of the given sizes."""
     cut = find_converter("aten::slice")
     assert cut is not None
+    x = b.relax_of(x)
     total = shape_of(x)[dim]
     bounds = [*range(0, total, sizes), total] if isinstance(sizes, int) else [0, *np.cumsum(sizes).tolist()]
     return [cut(b, x, dim, first, last) for first, last in pairwise(bounds)]

@@ -6,6 +6,8 @@ import collections
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 from quantvm.errors import ModelImportError, UnsupportedOpError
 
 from .exported_nodes import described, op_name, source
@@ -16,6 +18,11 @@ FLOAT_MODEL = (
     "convert_pt2e of torchao.quantization.pt2e, then torch.export.export"
 )
 
+NOT_CONVERTED = (
+    "it was prepared but not converted; call torchao.quantization.pt2e.quantize_pt2e.convert_pt2e(model) before "
+    "torch.export"
+)
+_INTEGERS = (torch.int8, torch.uint8)
 _QUANTIZED = ("quantized_decomposed::", "torchao::", "aten::_int_mm", "export::access_subclass_inner_tensor")
 
 
@@ -25,11 +32,11 @@ def check_program(nodes: Iterable[Any]) -> None:
     names = {node: op_name(node) for node in calls}
     observed = [n for n in calls if "fake_quant" in names[n] or _in_observer(n)]
     if observed:
-        raise ModelImportError(
-            f"the program holds observers or fake quantization ({_some(observed)}): it was prepared but not converted; "
-            "call torchao.quantization.pt2e.quantize_pt2e.convert_pt2e(model) before torch.export"
-        )
+        raise ModelImportError(f"the program holds observers or fake quantization ({_some(observed)}): {NOT_CONVERTED}")
+    has_quantization = any(name.startswith(_QUANTIZED) for name in names.values())
     reference = [n for n in calls if names[n] == "higher_order::out_dtype"]
+    if not has_quantization:
+        reference = reference or [n for n in calls if names[n] == "aten::to.dtype" and n.args[1] in _INTEGERS]
     if reference:
         raise ModelImportError(
             f"the program is in reference representation ({_some(reference)}); call convert_pt2e without "
@@ -50,7 +57,7 @@ def check_program(nodes: Iterable[Any]) -> None:
             f"the program holds int4 or intx weights ({_some(blocks)}), which are not supported; use "
             "Int8DynamicActivationInt8WeightConfig, Int8StaticActivationInt8WeightConfig or Int8WeightOnlyConfig"
         )
-    if not any(name.startswith(_QUANTIZED) for name in names.values()):
+    if not has_quantization:
         raise ModelImportError(FLOAT_MODEL)
 
 
