@@ -61,7 +61,8 @@ def test_a_torchscript_file_becomes_a_model_file(cli, program, network, tmp_path
 
 def test_json_says_all(cli, program):
     row = json.loads(cli("compile", program, "-o", "small.qvm", "--json", *FILE).stdout)
-    assert row["inputs"] == [{"name": "input", "shape": [None, *SHAPE], "dtype": "float32", "quantization": None}]
+    steps = {"scale": float(np.float32(0.0417)), "zero_point": 100, "dtype": "uint8"}
+    assert row["inputs"] == [{"name": "input", "shape": [None, *SHAPE], "dtype": "float32", "quantization": steps}]
     assert row["outputs"][0]["quantization"]["zero_point"] == 128
     assert (row["int8_mac_share"], row["float_ops"], row["problem"], row["audit"]) == (1.0, [], None, None)
     assert (row["cached"], len(row["sha256"])) == (False, 64)
