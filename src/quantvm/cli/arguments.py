@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quantvm.errors import QuantvmError
+from quantvm.errors import ModelCodeError, QuantvmError
 from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_USAGE
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -20,10 +20,15 @@ QUANTIZATION = "Quantization and compilation"
 
 @contextmanager
 def errors_to_exit_codes() -> Iterator[None]:
-    """Prints an error that the user can act on, without a stack, and ends the process with its exit code."""
+    """Prints an error that the user can act on, and ends the process with its exit code.
+
+    A stack is printed only of the user's own code.
+    """
     try:
         yield
     except QuantvmError as error:
+        if isinstance(error, ModelCodeError):
+            typer.echo(error.stack(), err=True, nl=False)
         typer.echo(f"quantvm: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
     except KeyboardInterrupt as interrupt:

@@ -14,7 +14,8 @@ import numpy as np
 
 Kind = Literal["numpy", "torch", "tvm"]
 
-_ALIGNMENT_BYTES = 64
+ALIGNMENT_BYTES = 64
+"""Where TVM's kernels expect tensors to begin: at multiples of this."""
 _CPU = 1  # kDLCPU of DLPack
 
 
@@ -79,7 +80,7 @@ def shared(tensor: Given, tvm: Any) -> Any:
     if tensor.kind == "torch":
         x = x.detach().resolve_neg().contiguous().numpy()
     array = np.ascontiguousarray(x)
-    if array.ctypes.data % _ALIGNMENT_BYTES == 0 and array.flags.writeable:
+    if array.ctypes.data % ALIGNMENT_BYTES == 0 and array.flags.writeable:
         return tvm.runtime.from_dlpack(array)
     return tvm.runtime.tensor(array)
 
@@ -96,6 +97,6 @@ def returned(tensor: Any, kind: Kind) -> Any:
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
     """Returns an uninitialized float32 array that a compiled model takes without a copy."""
     size_bytes = int(np.prod(shape, dtype=np.int64)) * 4
-    memory = np.empty(size_bytes + _ALIGNMENT_BYTES, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT_BYTES
+    memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
     return memory[start : start + size_bytes].view(np.float32).reshape(shape)
