@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.data.preprocess import Interpolation, Preprocessing
+from quantvm.data.preprocess import ImageOptions
 from quantvm.download import sha256_of
 from quantvm.errors import ConfigError
 from quantvm.evaluate.model_words import Kind, call_factory, kind_of
@@ -20,29 +19,13 @@ from quantvm.models.weights import ResolvedWeights
 if TYPE_CHECKING:
     from torch import nn
 
-    from quantvm.runtime import Runner
+    from quantvm.runtime import Artifact, Runner
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 ITS_OWN = "its-own"
 """The scheme of a model that was quantized by its user."""
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """How images become the input of models of the user's own; None: by the model's input size, as for ImageNet."""
-
-    resize: int | None = None
-    crop: int | None = None
-    interpolation: Interpolation = "bilinear"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def preprocessing(self, size: int) -> Preprocessing:
-        """Returns the preprocessing of a model that takes squares of a size."""
-        resize = self.resize or max(size, round(size * 256 / 224))
-        return Preprocessing(resize, size, self.interpolation, self.mean, self.std)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -86,7 +69,7 @@ class UserProgram:
     def _zeros(self, batch: int) -> list[np.ndarray]:
         return [np.zeros([batch if d is None else d for d in shape], np.float32) for shape in self.shapes]
 
-    @cached_property
+    @property
     def reference(self) -> str | None:
         """Who computes what is right: PyTorch, ONNX Runtime, or None where nobody here can."""
         if self.kind == "onnx":
@@ -111,6 +94,21 @@ class UserProgram:
         if self.kind == "onnx":
             return FixedBatchRunner.of(OnnxRuntimeRunner(Path(self.word), threads=threads), self.fixed_batch)
         return FixedBatchRunner.of(TorchRunner(self.callable_module(), threads=threads), self.fixed_batch)
+
+    def compile(self, *, numerics: str | None, engine: str | None, **options: Any) -> Artifact:
+        """Returns the program compiled by TVM, for the batch sizes that it takes itself.
+
+        Args:
+            numerics: None: as its own runtime computes.
+            engine: PyTorch engine that it is for, where it does not say that itself.
+            **options: as for `quantvm.compile`.
+        """
+        from quantvm import runtime
+
+        return runtime.compile(
+            self.value, self.example_inputs, numerics=numerics, engine=self.engine or engine,
+            batch="dynamic" if self.fixed_batch is None else "static", **options,
+        )  # fmt: skip
 
     def callable_module(self) -> Any:
         """Returns the program as a function of torch tensors."""

@@ -6,6 +6,7 @@ how to add one. Nothing here chooses layouts, kernels or rounding: that is `lowe
 
 from .builder import QdqBuilder, QTensor, constant, shape_of
 from .entry import import_model
+from .exported import from_exported_program
 from .layers import Layer, LayeredProgram, capture
 from .registry import register_converter
 from .torchscript import from_torch, import_layers
@@ -17,6 +18,7 @@ __all__ = [
     "QdqBuilder",
     "capture",
     "constant",
+    "from_exported_program",
     "from_torch",
     "import_layers",
     "import_model",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import tvm
 
 from quantvm.errors import ModelImportError
 
+from .exported import from_exported_program
 from .torchscript import from_torch
 
 
@@ -26,6 +28,9 @@ def import_model(
     Raises:
         ModelImportError, UnsupportedOpError: it cannot be imported.
     """
+    suffix = Path(model_or_path).suffix.lower() if isinstance(model_or_path, (str, Path)) else ""
+    if suffix == ".pt2" or isinstance(model_or_path, torch.export.ExportedProgram):
+        return from_exported_program(model_or_path, batch=batch)
     if example_inputs is None:
         what = Path(model_or_path) if isinstance(model_or_path, (str, Path)) else f"a {type(model_or_path).__name__}"
         raise ModelImportError(f"{what} does not say the shapes of its inputs; pass example_inputs")
