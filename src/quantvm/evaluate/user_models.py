@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from quantvm.runtime import Artifact, Runner
+    from quantvm.runtime.signature import Signature
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 ITS_OWN = "its-own"
@@ -39,6 +40,7 @@ class UserProgram:
         shapes: of the inputs; None where a dimension may be any.
         shapes_are_given: whether they are the user's word or a guess, and not the program's own.
         engine: PyTorch engine that a TorchScript program or module is for.
+        n_outputs: size of the output's last dimension, where the file says it.
     """
 
     word: str
@@ -47,6 +49,7 @@ class UserProgram:
     shapes: tuple[tuple[int | None, ...], ...]
     shapes_are_given: bool
     engine: str | None
+    n_outputs: int | None = None
 
     quantvm_scheme = ITS_OWN
     quantvm_n_calibration = 0
@@ -122,8 +125,8 @@ class UserProgram:
             return self.value.module()
         return self.value
 
-    def check(self, *, as_classifier: bool) -> None:
-        """Runs the program once, in PyTorch where it is a program of PyTorch.
+    def check(self, *, as_classifier: bool) -> int | None:
+        """Runs the program once, in PyTorch where it is a program of PyTorch; returns the number of classes if known.
 
         Args:
             as_classifier: whether one batch of images in, and one score for each class out, is what must be.
@@ -134,7 +137,7 @@ class UserProgram:
         if as_classifier:
             self._check_image_input()
         if self.kind in ("onnx", "tflite"):
-            return
+            return self.n_outputs
         import torch
 
         shapes = " ".join(",".join("1" if d is None else str(d) for d in shape) for shape in self.shapes)
@@ -145,10 +148,11 @@ class UserProgram:
             hint = "; name the right ones with --input-shape" if self.shapes_are_given else ""
             raise ConfigError(f"{self.word} cannot take an input {shapes}: {_gist(error)}{hint}") from error
         if not as_classifier:
-            return
+            return None
         got = f"{str(y.dtype).removeprefix('torch.')} {tuple(y.shape)}" if hasattr(y, "shape") else type(y).__name__
         if not hasattr(y, "shape") or y.ndim != 2 or y.dtype != torch.float32:
             raise ConfigError(f"{self.word} returns {got} for an input {shapes}, expected float32 scores (N, classes)")
+        return int(y.shape[1])
 
     def _check_image_input(self) -> None:
         if len(self.shapes) != 1 or len(self.shapes[0]) != 4 or self.shapes[0][1] != 3:
@@ -173,10 +177,12 @@ class UserSpec(ModelSpec):
     Attributes:
         program: the quantized program; None for a float module that is yet to be quantized.
         float_module: that module; None for a quantized program.
+        n_classes: how many scores it gives, if that is known before it runs.
     """
 
     program: UserProgram | None = None
     float_module: nn.Module | None = field(default=None, repr=False)
+    n_classes: int | None = None
 
 
 def load_model(
@@ -205,7 +211,9 @@ def load_model(
         from quantvm.frontend.exported import load_program
 
         return _exported(word, load_program(Path(word)))
-    return UserProgram(word, kind, Path(word), _shapes_in_file(Path(word)), False, None)
+    signature = _signature_in_file(Path(word))
+    shapes = tuple(spec.shape for spec in signature.inputs)
+    return UserProgram(word, kind, Path(word), shapes, False, None, signature.outputs[0].shape[-1])
 
 
 def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> UserProgram | nn.Module:
@@ -259,12 +267,12 @@ def _exported(word: str, program: Any) -> UserProgram:
     return UserProgram(word, "exported", program, shapes, False, None)
 
 
-def _shapes_in_file(path: Path) -> tuple[tuple[int | None, ...], ...]:
-    """Returns the shapes that an ONNX or TFLite file says, as its importer understands them."""
+def _signature_in_file(path: Path) -> Signature:
+    """Returns what an ONNX or TFLite file takes and returns, as its importer understands it."""
     from quantvm.frontend import import_model
     from quantvm.runtime.signature import signature_of
 
-    return tuple(spec.shape for spec in signature_of(import_model(path)).inputs)
+    return signature_of(import_model(path))
 
 
 def load_user_spec(
@@ -278,18 +286,19 @@ def load_user_spec(
     if input_shapes is None and options.crop is not None:
         input_shapes = ((1, 3, options.crop, options.crop),)
     found = load_model(word, input_shapes=input_shapes, engine=engine)
-    program = found if isinstance(found, UserProgram) else None
-    if program is not None:
-        program.check(as_classifier=True)
-        size = program.image_size
+    if isinstance(found, UserProgram):
+        program, float_module = found, None
     else:
-        size = (input_shapes or (DEFAULT_SHAPE,))[0][-1]
+        # it is probed as a program would be
+        program, float_module = UserProgram(word, "factory", found, input_shapes or (DEFAULT_SHAPE,), True, None), found
+    n_classes = program.check(as_classifier=True)
+    size = program.image_size
     if options.crop not in (None, size):
         raise ConfigError(f"crop: got {options.crop}, but {word} takes images of {size} x {size}")
     spec = UserSpec(
         name=word, title=word, build=_rebuilt, weights=WeightsFile(Path(word).name),
         preprocessing=options.preprocessing(size), published_top1=None, published_top5=None, published_by="",
-        program=program, float_module=None if program is not None else found,
+        program=program if float_module is None else None, float_module=float_module, n_classes=n_classes,
     )  # fmt: skip
     is_file = Path(word).is_file()
     source = f"{'file' if is_file else 'factory'} {word}"
