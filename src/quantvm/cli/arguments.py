@@ -17,6 +17,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 QUANTIZATION = "Quantization and compilation"
 """Heads the options of that kind in the help of every command that has them."""
 
+MODEL_HELP = (
+    "A quantized model as a file (.pt of TorchScript, .pt2, .onnx, .tflite), a factory pkg.mod:name that returns a "
+    "model, or a name of: quantvm list models."
+)
+
 
 @contextmanager
 def errors_to_exit_codes() -> Iterator[None]:
@@ -47,6 +52,14 @@ def numbers_of(given: list[str] | None, option: str) -> tuple[int, ...]:
     if wrong:
         raise typer.BadParameter(f"got '{', '.join(wrong)}', expected whole numbers", param_hint=option)
     return tuple(int(name) for name in names_of(given))
+
+
+def reals_of(text: str, option: str) -> tuple[float, ...]:
+    """Returns the numbers of an option, separated by commas, as 0.5,0.5,0.5."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"got '{text}', expected numbers as 0.5,0.5,0.5", param_hint=option) from error
 
 
 def shape_of(text: str) -> tuple[int, ...]:

@@ -15,10 +15,10 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantvm.errors import ConfigError, ModelCodeError, QuantvmError, UnsupportedOpError
-from quantvm.evaluate.config import RunConfig
+from quantvm.evaluate.config import RunConfig, raise_problems, with_engine
 from quantvm.evaluate.measurement import Measurement
 from quantvm.evaluate.parity import OutputShapeError, int8_share_problem, judge
-from quantvm.evaluate.plan import Entry, Plan, prepare
+from quantvm.evaluate.plan import Entry, Plan, prepare, unknown_labels
 from quantvm.evaluate.stages import Stages
 from quantvm.evaluate.user_models import FixedBatchRunner
 from quantvm.progress import SILENT, Progress, TitledProgress
@@ -96,13 +96,15 @@ def evaluate(
 def _prepared(config: RunConfig, stages: Stages, progress: Progress) -> Plan:
     """Returns the plan; the stack of a factory that raised goes to the log, if there is to be one."""
     try:
-        return prepare(config, stages, progress)
+        plan = prepare(config, stages, progress)
     except ModelCodeError as error:
         if config.out is not None:
             folder = RunFolder(config.out)
             folder.log(f"{error}\n{error.stack()}")
             folder.close()
         raise
+    raise_problems(unknown_labels(plan))
+    return plan
 
 
 def head(plan: Plan, stages: Stages, command: str) -> HeadRow:
@@ -167,15 +169,15 @@ class _Evaluation:
         started_s = time.monotonic()
         verdicts: list[dict[str, Any]] = [{"status": "error"}] * len(found)
         try:
-            with self.stages.torch_engine(_engine_config(self.plan.config, entry)):
+            own_engine = None if entry.program is None else entry.program.engine
+            with self.stages.torch_engine(with_engine(self.plan.config, own_engine)):
                 titled = TitledProgress(self.progress, entry.spec.title)
                 measure(entry.spec, entry.weights, self.plan, self.stages, titled, found)
             verdicts = [self._judge(each, entry.missing_reference) for each in found]
         except KeyboardInterrupt:
             n_images = len(self.plan.dataset.samples)
             verdicts = [
-                {"reason": f"interrupted after {each.tvm.n} of {n_images} images", "status": "error"}
-                | each.results()
+                {"reason": f"interrupted after {each.tvm.n} of {n_images} images", "status": "error"} | each.results()
                 for each in found
             ]
             raise
@@ -272,12 +274,6 @@ def measure(
         first = next(iter(stages.batches(samples[:1], spec, config)))
         for each, latency_ms in zip(found, stages.latencies_ms(runners, first.x_f32), strict=True):
             each.facts["latency_ms"] = latency_ms
-
-
-def _engine_config(config: RunConfig, entry: Entry) -> RunConfig:
-    """Returns the options with the engine that a user's own program says it is for."""
-    own = None if entry.program is None else entry.program.engine
-    return config if own is None else dataclasses.replace(config, engine=own)
 
 
 def _row(plan: Plan, spec: ModelSpec, numerics: str, known: dict[str, Any]) -> ModelRow:

@@ -170,6 +170,11 @@ class RunConfig:
         return values
 
 
+def with_engine(config: RunConfig, engine: str | None) -> RunConfig:
+    """Returns the options with the engine that a model says it is for; None: it says nothing."""
+    return config if engine is None else dataclasses.replace(config, engine=engine)  # type: ignore[arg-type]
+
+
 def threads_of_environment() -> tuple[int | None, list[str]]:
     """Returns what TVM_NUM_THREADS says, and the problems with it."""
     text = os.environ.get("TVM_NUM_THREADS", "").strip()

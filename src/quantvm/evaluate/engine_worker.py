@@ -26,6 +26,7 @@ from quantvm.evaluate.latency import time_calls
 from quantvm.evaluate.profiling import profile_job
 from quantvm.runtime.interchange import aligned_empty
 
+
 class Worker:
     """One engine under way; every method is a request."""
 

@@ -22,11 +22,6 @@ _KIND_OF_SUFFIX: dict[str, Kind] = {
 }  # fmt: skip
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
-MODEL_HELP = (
-    "A file (.pt of TorchScript, .pt2, .onnx, .tflite), a factory pkg.mod:name, or a name of: quantvm list models."
-)
-"""What every command says of a model that it takes."""
-
 
 def kind_of(word: str, get_model: Callable[[str], Any] | None = None) -> Kind:
     """Returns what a word names. A file goes before a name of the registry.
@@ -47,10 +42,10 @@ def kind_of(word: str, get_model: Callable[[str], Any] | None = None) -> Kind:
         return "factory"
     if path.is_dir() and ("/" in word or word in (".", "..")):
         raise ConfigError(f"'{word}' is a folder, expected a file, a factory as pkg.mod:name, or a registered model")
-    if get_model is None:
-        from quantvm.models import get_model
+    from quantvm import models
+
     try:
-        get_model(word)
+        (get_model or models.get_model)(word)
     except UnknownNameError as error:
         hint = "; a factory is written as pkg.mod:name" if ":" in word else ""
         raise ConfigError(f"there is no file '{word}', and it is no registered model{hint}: {error}") from error

@@ -75,7 +75,6 @@ def prepare(config: RunConfig, stages: Stages, progress: Progress = SILENT) -> P
     threads = resolve_threads(config.threads, stages.physical_cores())
     dataset = stages.load_dataset(config, progress)
     entries = _named(specs, config, stages, progress) if specs else _all_to_be_had(config, stages, progress)
-    raise_problems(_unknown_labels(entries, dataset))
     if all(entry.is_quantized for entry in entries):
         calibration = CalibrationSet((), "none, the models bring their own ranges")
     else:
@@ -104,18 +103,6 @@ def _named(specs: Sequence[ModelSpec | str], config: RunConfig, stages: Stages, 
     return entries
 
 
-def _unknown_labels(entries: Sequence[Entry], dataset: Dataset) -> list[str]:
-    """Returns a sentence for every model of the user's own that has no score for a class of the images."""
-    last = max(sample.label for sample in dataset.samples)
-    known = [(entry.spec.name, getattr(entry.spec, "n_classes", None)) for entry in entries]
-    return [
-        f"data: {dataset.name} has images of class {last} (counted from 0), and {name} has {n} classes; folders that are "
-        "not ImageNet's take --class-map sorted"
-        for name, n in known
-        if n is not None and last >= n
-    ]
-
-
 def _all_to_be_had(config: RunConfig, stages: Stages, progress: Progress) -> list[Entry]:
     entries = []
     for spec in stages.default_models():
@@ -127,3 +114,15 @@ def _all_to_be_had(config: RunConfig, stages: Stages, progress: Progress) -> lis
         reasons = [f"  {entry.spec.name}: {entry.reason}. {entry.remedy or ''}" for entry in entries]
         raise WeightsError("\n".join(["there are weights for none of the models:", *reasons]))
     return entries
+
+
+def unknown_labels(plan: Plan) -> list[str]:
+    """Returns a sentence for every model of the user's own that has no score for a class of the images."""
+    last = max(sample.label for sample in plan.dataset.samples)
+    known = [(entry.spec.name, getattr(entry.spec, "n_classes", None)) for entry in plan.entries]
+    return [
+        f"data: {plan.dataset.name} has images of class {last} (counted from 0), and {name} has {n} classes; folders "
+        "that are not ImageNet's take --class-map sorted"
+        for name, n in known
+        if n is not None and last >= n
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -150,9 +150,8 @@ class Stages:
         self, spec: ModelSpec, weights: ResolvedWeights, inputs: CalibrationInputs, config: RunConfig
     ) -> nn.Module | None:
         """Returns the float model with its weights loaded, or None where only quantized weights were published."""
-        from quantvm.models.weights import build_float_model
-
         from quantvm.evaluate.user_models import UserSpec
+        from quantvm.models.weights import build_float_model
 
         if isinstance(spec, UserSpec):
             return spec.float_module
@@ -198,7 +197,7 @@ class Stages:
         from quantvm import runtime
         from quantvm.evaluate.user_models import UserProgram
 
-        options = {"target": config.target, "threads": threads, "cache": cache, "progress": progress}
+        options: dict[str, Any] = {"target": config.target, "threads": threads, "cache": cache, "progress": progress}
         if isinstance(quantized, UserProgram):
             own: str | None = None if numerics == "torch" else numerics
             return quantized.compile(numerics=own, engine=config.engine, **options)

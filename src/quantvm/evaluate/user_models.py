@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,7 +232,9 @@ def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str
         )
     made.eval()
     if examples is not None:
-        input_shapes = tuple(_shape_of(word, x) for x in (examples if isinstance(examples, (tuple, list)) else [examples]))
+        input_shapes = tuple(
+            _shape_of(word, x) for x in (examples if isinstance(examples, (tuple, list)) else [examples])
+        )
     if is_float_and_quantizable(made):
         return made
     engine = getattr(made, "quantvm_engine", None) or engine
@@ -374,5 +376,5 @@ def _has_onnxruntime() -> bool:
 def _gist(error: BaseException) -> str:
     """Returns the line of an error that says most: PyTorch's stacks of TorchScript end in it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told: Callable[[str], bool] = lambda line: "Error" in line or "expected" in line.lower()  # noqa: E731
-    return next((line for line in reversed(lines) if told(line)), lines[-1] if lines else type(error).__name__)
+    told = [line for line in lines if "Error" in line or "expected" in line.lower()]
+    return (told or lines or [type(error).__name__])[-1]
