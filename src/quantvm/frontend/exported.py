@@ -17,17 +17,13 @@ from quantvm.errors import ModelImportError, QuantvmError
 from . import exported_aten, exported_quantize  # noqa: F401  (registers the converters)
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
-from .exported_nodes import described, layer, op_name, stale_reads, writes_in_place
+from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
+from .exported_nodes import described, layer, op_name, stale_reads
 from .exported_registry import find_exported
 from .exported_values import ExportedBuilder
 from .torchscript import ENGINE_ATTR
 
 ENGINE = "pt2e"
-_SIZES = {getattr(operator, n): n for n in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem")}
-_CHECKS = frozenset(
-    ("aten::_assert_tensor_metadata.default", "aten::_assert_scalar.default", "aten::sym_constrain_range.default",
-     "aten::sym_constrain_range_for_size.default")
-)  # fmt: skip
 _COMPARISONS = (operator.ge, operator.le, operator.gt, operator.lt, operator.eq, operator.ne, operator.and_)
 
 
@@ -50,7 +46,7 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
     if not isinstance(program, torch.export.ExportedProgram):
         raise ModelImportError(f"expected an ExportedProgram or the path of a .pt2 file, got {type(program).__name__}")
     check_program(program.graph.nodes)
-    if next(stale_reads(program.graph), None) is not None:
+    if next(stale_reads(program.graph, constant_calls(program)), None) is not None:
         program = program.run_decompositions({})  # makes writes in place explicit, and takes longer than the import
     return _Import(program, batch).go().with_attr(ENGINE_ATTR, ENGINE)
 
@@ -89,7 +85,7 @@ class _Import:
         self._values: dict[Any, Any] = {}
         self._importer = ExportedProgramImporter()
         self._params: list[Any] = []
-        self._constants = _constant_calls(program)
+        self._constants = constant_calls(program)
         check_operators(program.graph.nodes, self._is_known)
 
     def _is_known(self, node: Any) -> bool:
@@ -97,9 +93,9 @@ class _Import:
         return (
             find_exported(name) is not None
             or shared_converter(name) is not None
-            or node.target in _SIZES
+            or node.target in SIZES
             or node.target in _COMPARISONS
-            or name in _CHECKS
+            or name in CHECKS
             or (name.startswith("aten::") and node.target.__name__ in self._importer.convert_map)
             or node in self._constants
         )
@@ -196,7 +192,7 @@ class _Import:
     def _convert(self, builder: ExportedBuilder, node: Any) -> None:
         """Binds the value of a call."""
         name = op_name(node)
-        if name in _CHECKS or node.target in _COMPARISONS:
+        if name in CHECKS or node.target in _COMPARISONS:
             return
         builder.where = layer(node)
         try:
@@ -209,11 +205,11 @@ class _Import:
             raise ModelImportError(f"{described(node)} cannot be imported: {reason}") from error
 
     def _converted(self, builder: ExportedBuilder, node: Any, name: str) -> Any:
-        arguments, keywords = self._arguments(node)
-        if node.target in _SIZES:
-            return node.target(*arguments)
         if node in self._constants:
-            return self._constant(node, arguments, keywords)
+            return constant_result(node, self._values)
+        arguments, keywords = self._arguments(node)
+        if node.target in SIZES:
+            return node.target(*arguments)
         converter = find_exported(name)
         if converter is not None:
             return converter(builder, *arguments, **keywords)
@@ -232,31 +228,6 @@ class _Import:
             torch.fx.node.map_arg(node.args, value),
             torch.fx.node.map_arg(node.kwargs, value),
         )
-
-    def _constant(self, node: Any, arguments: Any, keywords: Any) -> Any:
-        """Returns what PyTorch itself makes of constants."""
-        if writes_in_place(node) and node.all_input_nodes[0].op == "placeholder":
-            raise ModelImportError("writes to a parameter or buffer, which is a constant here")
-        with torch.no_grad():
-            return node.target(*arguments, **keywords)
-
-
-def _constant_calls(program: Any) -> set[Any]:
-    """Returns the calls that PyTorch can compute when the program is imported: no input of the user reaches them.
-
-    Dequantized constants are not among them: they stay integers.
-    """
-    user_inputs = set(program.graph_signature.user_inputs)
-    known: set[Any] = set()
-    constants: set[Any] = set()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name not in user_inputs:
-            known.add(node)
-        elif node.op == "call_function" and node.target not in _SIZES and op_name(node) not in _CHECKS:
-            if all(source in known for source in node.all_input_nodes) and "::dequantize" not in op_name(node):
-                known.add(node)
-                constants.add(node)
-    return constants
 
 
 class _NamedEmission:

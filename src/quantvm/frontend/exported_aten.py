@@ -38,6 +38,7 @@ SHARED = {
     "aten::flatten.using_ints": "aten::flatten",
     "aten::view.default": "aten::view",
     "aten::reshape.default": "aten::reshape",
+    "aten::_unsafe_view.default": "aten::view",
     "aten::transpose.int": "aten::transpose",
     "aten::permute.default": "aten::permute",
     "aten::unsqueeze.default": "aten::unsqueeze",

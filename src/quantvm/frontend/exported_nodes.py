@@ -92,8 +92,11 @@ def _shares_memory(node: Any) -> bool:
     return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
-def stale_reads(graph: Any) -> Iterator[tuple[Any, Any]]:
-    """Yields (write, read): a node that writes in place, and a later one that reads that memory by an older name."""
+def stale_reads(graph: Any, constants: set[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yields (write, read): a node that writes in place, and a later one that reads that memory by an older name.
+
+    Writes among `constants` are left out: PyTorch itself makes them.
+    """
     order = {node: index for index, node in enumerate(graph.nodes)}
     root: dict[Any, Any] = {}
     members: dict[Any, list[Any]] = {}
@@ -104,7 +107,7 @@ def stale_reads(graph: Any) -> Iterator[tuple[Any, Any]]:
         root[node] = base
         members.setdefault(base, []).append(node)
     for write in graph.nodes:
-        if write.op != "call_function" or not writes_in_place(write) or not write.all_input_nodes:
+        if write in constants or write.op != "call_function" or not writes_in_place(write) or not write.args:
             continue
         for other in members[root[write.all_input_nodes[0]]]:
             if other is not write and order[other] < order[write]:
