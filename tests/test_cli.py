@@ -68,14 +68,19 @@ def test_every_option_reaches_the_configuration(cli):
         "check-parity": "lsb:2",
         "min-int8-macs": 0.5,
         "out": "there",
+        "resize": 5,
+        "crop": 4,
+        "interpolation": "bicubic",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    lists = ("--model", "beta,alpha", "--model", "beta", "--numerics", "torch,integer:away")
+    numbers = ("--input-shape", "1,3,4,4", "--mean", "0.5,0.25,1e-3", "--std", "1,2,3")
+    lists = (*numbers, "--model", "beta,alpha", "--model", "beta", "--numerics", "torch,integer:away")
     result = cli("run", "--json", *lists, *arguments)
     config = json.loads(result.stdout)["config"]
     assert config.pop("numerics") == ["torch", "integer:away"]
     assert config.pop("models") == ["beta", "alpha", "beta"]
     assert config.pop("min_top1") is None
+    assert (config.pop("input_shape"), config.pop("mean"), config.pop("std")) == ([1, 3, 4, 4], [0.5, 0.25, 0.001], [1, 2, 3])
     assert config == {name.replace("-", "_"): value for name, value in options.items()}
 
 
@@ -188,9 +193,13 @@ def test_every_option_of_bench_reaches_the_configuration(bench):
         "tvm-engine": "x86",
         "target": "native",
         "out": "there",
+        "resize": 5,
+        "crop": 4,
+        "interpolation": "bicubic",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    lists = ("--model", "beta,alpha", "--engines", "tvm", "--engines", "openvino", "--batch-size", "1,8")
+    numbers = ("--input-shape", "1,3,4,4", "--mean", "0.5,0.25,1e-3", "--std", "1,2,3")
+    lists = (*numbers, "--model", "beta,alpha", "--engines", "tvm", "--engines", "openvino", "--batch-size", "1,8")
     result = bench("--json", *lists, "--threads", "1", "--threads", "2", "--profile", *arguments)
     config = json.loads(result.stdout)["config"]
     assert config.pop("models") == ["beta", "alpha"]

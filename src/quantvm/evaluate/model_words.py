@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantvm.errors import ConfigError, ModelCodeError, UnknownNameError
+from quantvm.torch_compat import quiet
 
 Kind = Literal["registered", "torchscript", "exported", "onnx", "tflite", "factory"]
 
@@ -75,7 +76,8 @@ def call_factory(word: str) -> Any:
     if here not in sys.path:  # as `python -m` does; the factory's own imports, early or late, mean the same folder
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
+        with quiet():
+            found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigError(
@@ -94,7 +96,8 @@ def call_factory(word: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{word} is a {type(found).__name__}, expected a function that returns the model")
     try:
-        return found()
+        with quiet():
+            return found()
     except Exception as error:
         raise ModelCodeError.of(word, "calling it", error) from error
 

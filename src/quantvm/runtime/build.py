@@ -84,6 +84,7 @@ def compile_model(
     import torch
 
     from quantvm.frontend import import_model
+    from quantvm.lowering.pipeline import default_numerics
 
     if batch not in ("dynamic", "static"):
         raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
@@ -105,15 +106,6 @@ def compile_model(
         task.advance(2)
     artifact.report = dataclasses.replace(artifact.report, import_s=import_s)
     return artifact
-
-
-def default_numerics(module: Any) -> str:
-    """Returns the numerics under which an imported module gives what its own runtime gives."""
-    return "qdq" if str(module.attrs["quantvm.engine"]) in _QDQ_ENGINES else "torch"
-
-
-_QDQ_ENGINES = ("pt2e", "onnx")
-"""What the frontend calls programs that are defined in float, quantized tensor by quantized tensor."""
 
 
 def _cached(
