@@ -221,7 +221,7 @@ def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str
 
     made = call_factory(word)
     examples: Any = None
-    if isinstance(made, (tuple, list)) and len(made) == 2:
+    if isinstance(made, tuple) and len(made) == 2:
         made, examples = made
     if isinstance(made, torch.export.ExportedProgram):
         return _exported(word, made)
