@@ -2,8 +2,8 @@
 
 PT2E's `quantized_decomposed` operators and ONNX's QuantizeLinear define quantize and dequantize exactly. What lies
 between is float32: a `FloatProgram` is such an island, each of its operators rounded alone. Only a convolution's or a
-matrix product's sum has no order that a reference prescribes; here its products are summed as exact integers, so that it
-has the least error of all orders, and differs from a reference where that one's error carries it over a rounding tie.
+matrix product's sum has no order that a reference prescribes; here its products are summed as exact integers, so that
+it has the least error of all orders, and differs from a reference where that one's error carries it over a tie.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def evaluate(program: FloatProgram, tensors: Sequence[Values], acc_i32: Values |
 
 
 def table(program: FloatProgram) -> NDArray | None:
-    """Returns the (256,) results for every input integer of a program of one quantized tensor and scalars; else None."""
+    """Returns the (256,) results for every input of a program of one quantized tensor and scalars; else None."""
     (*tensors,) = program.tensors
     if len(tensors) != 1 or tensors[0].q is None or program.output is None:
         return None

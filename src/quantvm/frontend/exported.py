@@ -14,7 +14,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from quantvm.errors import ModelImportError, QuantvmError
 
-from . import exported_aten, exported_quantize  # noqa: F401  (registers the converters)
+from . import exported_aten, exported_quantize, exported_torchao  # noqa: F401  (registers the converters)
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_constants import CHECKS, SIZES, constant_calls, constant_result

@@ -14,6 +14,7 @@ from quantvm.errors import ModelImportError
 
 from .builder import Expr, constant, shape_of
 from .exported_registry import register_exported
+from .exported_torchao import Accumulators, scaled, shifted
 from .exported_values import ExportedBuilder
 from .registry import find_converter
 
@@ -36,9 +37,6 @@ SHARED = {
     "aten::mean.dim": "aten::mean",
     "aten::cat.default": "aten::cat",
     "aten::flatten.using_ints": "aten::flatten",
-    "aten::view.default": "aten::view",
-    "aten::reshape.default": "aten::reshape",
-    "aten::_unsafe_view.default": "aten::view",
     "aten::transpose.int": "aten::transpose",
     "aten::permute.default": "aten::permute",
     "aten::unsqueeze.default": "aten::unsqueeze",
@@ -218,6 +216,8 @@ def add(b: ExportedBuilder, x: Any, y: Any, alpha: float = 1) -> Any:
 @register_exported("aten::sub.Tensor", "aten::sub_.Tensor", "aten::sub.Scalar")
 def sub(b: ExportedBuilder, x: Any, y: Any, alpha: float = 1) -> Any:
     """Returns x - alpha*y."""
+    if isinstance(x, Accumulators) and alpha == 1:
+        return shifted(b, x, y)
     first, second = _operands(b, x, y)
     if alpha != 1:
         second = b.emit(relax.op.multiply(second, constant(float(alpha), "float32")), "alpha")
@@ -227,6 +227,8 @@ def sub(b: ExportedBuilder, x: Any, y: Any, alpha: float = 1) -> Any:
 @register_exported("aten::mul.Tensor", "aten::mul_.Tensor", "aten::mul.Scalar")
 def mul(b: ExportedBuilder, x: Any, y: Any) -> Any:
     """Returns x * y."""
+    if isinstance(x, Accumulators):
+        return scaled(b, x, y)
     if _is_size(x, y):
         return x * y
     return b.emit(relax.op.multiply(*_operands(b, x, y)), "mul")

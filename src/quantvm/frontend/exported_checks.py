@@ -16,6 +16,8 @@ FLOAT_MODEL = (
     "convert_pt2e of torchao.quantization.pt2e, then torch.export.export"
 )
 
+_QUANTIZED = ("quantized_decomposed::", "torchao::", "aten::_int_mm", "export::access_subclass_inner_tensor")
+
 
 def check_program(nodes: Iterable[Any]) -> None:
     """Raises an error for a program that is not a converted, static quantized model."""
@@ -42,7 +44,13 @@ def check_program(nodes: Iterable[Any]) -> None:
             "static quantizer (is_dynamic=False), or for linear layers torchao.quantization.quantize_ with "
             "Int8DynamicActivationInt8WeightConfig"
         )
-    if not any(name.startswith(("quantized_decomposed::", "torchao::")) for name in names.values()):
+    blocks = [n for n in calls if names[n].startswith("torchao::dequantize")]
+    if blocks:
+        raise ModelImportError(
+            f"the program holds int4 or intx weights ({_some(blocks)}), which are not supported; use "
+            "Int8DynamicActivationInt8WeightConfig, Int8StaticActivationInt8WeightConfig or Int8WeightOnlyConfig"
+        )
+    if not any(name.startswith(_QUANTIZED) for name in names.values()):
         raise ModelImportError(FLOAT_MODEL)
 
 

@@ -27,7 +27,8 @@ def _number(b: ExportedBuilder, value: Any, what: str) -> Any:
     return value
 
 
-def _quantized(b: ExportedBuilder, x: Any, params: Params) -> Expr:
+def quantized(b: ExportedBuilder, x: Any, params: Params) -> Expr:
+    """Returns the integers of a float tensor; those that it was dequantized from if the parameters are equal."""
     if isinstance(x, Dequantized) and x.params.equals(params):
         return b.relax_of(x.integers)
     x = b.relax_of(x)
@@ -58,7 +59,7 @@ def quantize_per_tensor(
     """Returns clamp(round(x * (1/scale)) + zero_point, quant_min, quant_max)."""
     numbers = (_number(b, scale, "scale"), _number(b, zero_point, "zero point"))
     limits = (_number(b, quant_min, "range"), _number(b, quant_max, "range"))
-    return _quantized(b, x, b.checked(*numbers, *limits, dtype))
+    return quantized(b, x, b.checked(*numbers, *limits, dtype))
 
 
 @register_exported("quantized_decomposed::quantize_per_channel.default")
@@ -72,7 +73,7 @@ def quantize_per_channel(
     """
     if not (isinstance(scales, torch.Tensor) and isinstance(zero_points, torch.Tensor)):
         raise ModelImportError("its scales are computed at run time; use a static quantizer")
-    return _quantized(b, x, b.checked(scales, zero_points, quant_min, quant_max, dtype, axis))
+    return quantized(b, x, b.checked(scales, zero_points, quant_min, quant_max, dtype, axis))
 
 
 def _dequantized(b: ExportedBuilder, q: Any, params: Params, out_dtype: torch.dtype | None) -> Dequantized:

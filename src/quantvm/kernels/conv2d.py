@@ -62,7 +62,7 @@ def conv2d(
         shape: geometry.
         weight: (O, KH, KW, I/groups) int8, or int16 with the weight zero point already subtracted.
         input_zero_point: what padding stands for.
-        requantization: rule and per-channel vectors; or a float program, whose tensors, of the output's shape, follow x.
+        requantization: rule and per-channel vectors; or a float program, whose tensors follow x.
         dot: how products are accumulated; k_step 1 where x or weight is not u8 x i8.
         threads: cores to cut the work for.
         schedule: register blocking; chosen by a cost model by default.
@@ -137,8 +137,9 @@ class _ConvEmitter:
     """Emits the loops of one convolution into the open PrimFunc."""
 
     def __init__(
-        self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int, requantization: Requantization | FloatProgram,
-        dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool, isa: Isa, post: PostOps,
+        self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int,
+        requantization: Requantization | FloatProgram, dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool,
+        isa: Isa, post: PostOps,
     ) -> None:  # fmt: skip
         self.shape, self.dot, self.schedule, self.x_dtype, self.staged = shape, dot, schedule, x_dtype, staged
         self.zero_point = input_zero_point
@@ -395,7 +396,7 @@ def linear(
         in_features: K.
         weight: (O, K) int8, or int16 with the weight zero point already subtracted.
         input_zero_point: zero point of x.
-        requantization: rule and per-channel vectors; or a float program, whose tensors, of the output's shape, follow x.
+        requantization: rule and per-channel vectors; or a float program, whose tensors follow x.
         dot: how products are accumulated.
         threads: cores to cut the work for.
         x_dtype: uint8 or int8.

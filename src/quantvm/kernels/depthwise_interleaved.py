@@ -65,8 +65,8 @@ class InterleavedDepthwise:
     name = "depthwise_conv2d_u8i8acc32_vnni"
 
     def __init__(
-        self, shape: Conv2dShape, taps_i8: np.ndarray, start_i32: np.ndarray, requantization: Requantization | FloatProgram,
-        saturate_pairs: bool, isa: Isa, post: PostOps,
+        self, shape: Conv2dShape, taps_i8: np.ndarray, start_i32: np.ndarray,
+        requantization: Requantization | FloatProgram, saturate_pairs: bool, isa: Isa, post: PostOps,
     ) -> None:  # fmt: skip
         self._shape = shape
         self._saturates = saturate_pairs and can_saturate(taps_i8)

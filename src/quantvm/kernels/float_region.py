@@ -124,9 +124,11 @@ def _over_groups(numel: Expr, isa: Isa, body: object) -> None:
         return
     wide, block = GROUP * LANES, 16
     groups = numel // wide
-    with T.parallel(0, (groups + (block - 1)) // block) as piece:
-        with T.serial(0, T.min(block, groups - piece * block)) as step:
-            body((piece * block + step) * wide, LANES, GROUP)  # type: ignore[operator]
+    with (
+        T.parallel(0, (groups + (block - 1)) // block) as piece,
+        T.serial(0, T.min(block, groups - piece * block)) as step,
+    ):
+        body((piece * block + step) * wide, LANES, GROUP)  # type: ignore[operator]
     with T.serial(0, numel % wide) as rest:
         body(groups * wide + rest, 1, 1)  # type: ignore[operator]
 
@@ -142,10 +144,12 @@ def _table(item_shape: Sequence[int], entries: np.ndarray) -> Kernel:
         numel = n * math.prod(item_shape)
         x_flat, y_flat = flat(x, numel), flat(y, numel)
         groups, block = numel // 64, 64
-        with T.parallel(0, (groups + (block - 1)) // block) as piece:
-            with T.serial(0, T.min(block, groups - piece * block)) as step:
-                at = ramp((piece * block + step) * 64, 64)
-                T.buffer_store(y_flat, x86.look_up(x_flat[at], [c[ramp(64 * i, 64)] for i in range(4)]), [at])
+        with (
+            T.parallel(0, (groups + (block - 1)) // block) as piece,
+            T.serial(0, T.min(block, groups - piece * block)) as step,
+        ):
+            at = ramp((piece * block + step) * 64, 64)
+            T.buffer_store(y_flat, x86.look_up(x_flat[at], [c[ramp(64 * i, 64)] for i in range(4)]), [at])
         with T.serial(0, numel % 64) as rest:
             T.buffer_store(y_flat, c[cast(x_flat[groups * 64 + rest], "int32", 1)], [groups * 64 + rest])
     return Kernel("table_u8", builder.get(), (np.ascontiguousarray(entries),))

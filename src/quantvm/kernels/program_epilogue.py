@@ -102,7 +102,7 @@ class ProgramEpilogue:
         """Returns the bytes of up to four vectors of steps, vector after vector if `in_order`."""
         output = self._program.output
         assert output is not None
-        vectors = [*vectors, *vectors[-1:] * (GROUP - len(vectors))]
+        vectors = [*vectors, *([vectors[-1]] * (GROUP - len(vectors)))]
         packed = x86.pack_to_bytes(vectors, output.q.zero_point, output.q.dtype, lanes)
         packed = x86.in_vector_order(packed, output.q.dtype) if in_order else packed
         return within(packed, (output.low, output.high), output.q.dtype, GROUP * lanes)

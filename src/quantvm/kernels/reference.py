@@ -52,7 +52,7 @@ def _windows(shape: Conv2dShape, x: NDArray, zero_point: int) -> Integers:
 def conv2d_u8i8acc32_ref(
     shape: Conv2dShape, x: NDArray, weight: NDArray, zero_point: int, requantization: Requantization
 ) -> Integers:
-    """Returns the convolution of `conv2d`: requantize(sum (x - zx) * w), its arguments as those of `accumulators_ref`."""
+    """Returns the convolution of `conv2d`: requantize(sum (x - zx) * w); see `accumulators_ref`."""
     return requantize(accumulators_ref(shape, x, weight, zero_point), requantization)
 
 

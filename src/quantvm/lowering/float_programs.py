@@ -117,7 +117,9 @@ class ProgramBuilder:
             return found
         call = self._bound[expr]
         name = call.op.name
-        quantization, options = None, ()
+        quantization: Quantization | None = None
+        options: tuple[float, ...] = ()
+        args: tuple[tuple[str, int], ...]
         if name == "relax.dequantize":
             quantization, source = self._quantization(call.args[0])
             op, args = "requantize", (self._register(source),)

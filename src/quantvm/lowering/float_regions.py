@@ -123,7 +123,7 @@ class _Finder:
         if name == "relax.quantize":
             return "quantize" if not constant_value(value.args[1]).ndim and _is_float(value.args[0]) else None
         if name == "relax.clip" and str(value.ty.dtype) in ("uint8", "int8"):
-            source = self._definitions.get(value.args[0])
+            source: Any = self._definitions.get(value.args[0])
             alone = len(self._consumers[value.args[0]]) == 1
             return "limit" if is_call(source, "relax.quantize") and alone and self._kind(source) else None
         if contraction_of(value, self._definitions) is not None:
@@ -140,7 +140,7 @@ class _Finder:
 
     def _rounds_only(self, dequantize: Any) -> bool:
         """Whether what is dequantized was quantized just for that."""
-        source = self._definitions.get(dequantize.args[0])
+        source: Any = self._definitions.get(dequantize.args[0])
         if is_call(source, "relax.clip"):
             source = self._definitions.get(source.args[0])
         return (
@@ -251,7 +251,8 @@ def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
     kind = {"relax.nn.conv2d": "conv2d", "relax.matmul": "linear"}.get(getattr(getattr(value, "op", None), "name", ""))
     if kind is None or not is_quantized(value.args[0], bound):
         return None
-    weight, transposed = bound.get(value.args[1], value.args[1]), kind == "conv2d"
+    weight: Any = bound.get(value.args[1], value.args[1])
+    transposed = kind == "conv2d"
     if kind == "linear" and is_call(weight, "relax.permute_dims"):
         axes = weight.attrs.axes
         if len(weight.ty.shape) != 2 or (axes is not None and [int(a) for a in axes] != [1, 0]):
@@ -271,7 +272,7 @@ def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
 
 def is_quantized(expr: Any, bound: dict[Any, Any]) -> bool:
     """Whether a value is dequantized integers, perhaps moved."""
-    value = bound.get(expr)
+    value: Any = bound.get(expr)
     if is_call(value, "relax.dequantize"):
         return not constant_value(value.args[1]).ndim and not isinstance(value.args[0], GenericConst)
     if getattr(getattr(value, "op", None), "name", "") in MOVES:

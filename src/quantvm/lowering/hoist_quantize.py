@@ -1,7 +1,7 @@
 """Quantization moves in front of what only moves data or takes maxima: q(op(x)) becomes op(q(x)), the same integers.
 
-Rounding to steps is monotonic and works on each element alone, so it commutes with both. A concatenation of floats, or a
-max pool behind a convolution, then works on bytes, and the convolution stores bytes.
+Rounding to steps is monotonic and works on each element alone, so it commutes with both. A concatenation of floats, or
+a max pool behind a convolution, then works on bytes, and the convolution stores bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Hoister:
 
     def _quantized(self, x: Any, quantize: Any, name: str) -> Any:
         """Emits quantize(x), moved in front of what x is bound to as far as it goes; x is of the old function."""
-        source = self._definitions.get(x) if isinstance(x, relax.Var) and self._uses[x] == 1 else None
+        source: Any = self._definitions.get(x) if isinstance(x, relax.Var) and self._uses[x] == 1 else None
         if is_call(source, "relax.concat"):
             operands = self._definitions.get(source.args[0], source.args[0])
             if isinstance(operands, relax.Tuple):

@@ -37,8 +37,8 @@ class LoweringOptions:
 
     Attributes:
         target: a TVM target.
-        numerics: one of `integer_numerics.NUMERICS`; None for `default_numerics`. torch: the same bits as the engine that
-            the module's attribute `quantvm.engine` names. qdq: dequantize, float32, quantize, as the module says.
+        numerics: one of `integer_numerics.NUMERICS`; None for `default_numerics`. torch: the same bits as the engine
+            that the module's attribute `quantvm.engine` names. qdq: dequantize, float32, quantize, as the module says.
             integer, integer:to_even, integer:away: no float between quantize and dequantize.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.

@@ -1,8 +1,8 @@
-"""Lowers a module under numerics=qdq: every region of float operators becomes one kernel, pools and moves take integers.
+"""Lowers under numerics=qdq: every region of float operators becomes one kernel, pools and moves take integers.
 
-Where `legalize` has a rule for each of PyTorch's quantized operators, nothing here is about operators but contractions,
-pools and what is element-wise: the QDQ form says by itself what has to come out. Activations are uint8 everywhere; those
-of int8 are stored with 128 added, which changes no bit of what they stand for.
+Where `legalize` has a rule for each of PyTorch's quantized operators, nothing here is about operators but
+contractions, pools and what is element-wise: the QDQ form says by itself what has to come out. Activations are uint8
+everywhere; those of int8 are stored with 128 added, which changes no bit of what they stand for.
 """
 
 from __future__ import annotations
@@ -238,14 +238,10 @@ class _Lowering:
             include = bool(call.attrs.count_include_pad)
             kernel = float_pool.float_avg_pool2d(shape, q, output, count_include_pad=include)
             return self.state.run(kernel, [x], like, dtype, name)
-        size = (1, 1) if op == "mean" else tuple(int(d) for d in call.attrs.output_size)
-        like = replace(x, expr=None, shape=(*x.shape[:2], *size))
+        height, width = (1, 1) if op == "mean" else (int(d) for d in call.attrs.output_size)
+        like = replace(x, expr=None, shape=(*x.shape[:2], height, width))
         kernel = float_pool.float_adaptive_avg_pool2d(
-            (int(x.shape[2]), int(x.shape[3])),
-            int(x.shape[1]),
-            size,
-            q,
-            output,  # type: ignore[arg-type]
+            (int(x.shape[2]), int(x.shape[3])), int(x.shape[1]), (height, width), q, output
         )
         y = self.state.run(kernel, [x], like, dtype, name)
         if op != "mean" or call.attrs.keepdims:
