@@ -118,7 +118,7 @@ def test_what_is_left_in_float_is_printed_with_its_reason(cli, half_float):
         (["PROGRAM", "-o", "."], "expected the name of a file"),
         (["PROGRAM", "--target", "llvm -mcpu=z80"], "knows no CPU 'z80'"),
         (["PROGRAM", "--threads", "0"], "threads: got 0"),
-        (["garbage.pt"], "not a TorchScript file"),
+        (["garbage.pt"], "garbage.pt is none of the formats known here; expected TorchScript"),
     ],
 )
 def test_wrong_usage_is_exit_2(cli, program, tmp_path, arguments, message):

@@ -15,12 +15,9 @@ from typing import Any, Literal
 from quantvm.errors import ConfigError, ModelCodeError, UnknownNameError
 from quantvm.torch_compat import quiet
 
-Kind = Literal["registered", "torchscript", "exported", "onnx", "tflite", "factory"]
+Kind = Literal["registered", "file", "factory"]
 
-_KIND_OF_SUFFIX: dict[str, Kind] = {
-    ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript",
-    ".pt2": "exported", ".onnx": "onnx", ".tflite": "tflite",
-}  # fmt: skip
+_SUFFIXES = frozenset((".pt", ".pth", ".ts", ".pt2", ".onnx", ".tflite"))
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -36,8 +33,8 @@ def kind_of(word: str, get_model: Callable[[str], Any] | None = None) -> Kind:
     """
     path = Path(word)
     if path.is_file():
-        return _KIND_OF_SUFFIX.get(path.suffix.lower(), "torchscript")
-    if path.suffix.lower() in _KIND_OF_SUFFIX:
+        return "file"
+    if path.suffix.lower() in _SUFFIXES:
         raise ConfigError(f"there is no file '{word}'{_near(path)}")
     if _FACTORY.fullmatch(word):
         return "factory"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from quantvm.data.preprocess import ImageOptions
 from quantvm.download import sha256_of
 from quantvm.errors import ConfigError
-from quantvm.evaluate.model_words import Kind, call_factory, kind_of
+from quantvm.evaluate.model_words import call_factory, kind_of
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.models.weights import ResolvedWeights
 
@@ -27,6 +27,7 @@ ITS_OWN = "its-own"
 """The scheme of a model that was quantized by its user."""
 
 Shape = tuple[int, ...]
+Kind = Literal["torchscript", "exported", "onnx", "tflite", "module"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class UserProgram:
 
     Attributes:
         word: what the user wrote.
-        kind: what that names.
+        kind: what that holds, or returns.
         value: what `quantvm.compile` takes: a module, an exported program or a path.
         shapes: of the inputs; None where a dimension may be any.
         shapes_are_given: whether they are the user's word or a guess, and not the program's own.
@@ -205,15 +206,19 @@ def load_model(
         raise ConfigError(f"'{word}' is a registered model, expected a file or a factory as pkg.mod:name")
     if kind == "factory":
         return _from_factory(word, input_shapes, engine)
-    if kind == "torchscript":
-        return UserProgram(word, kind, Path(word), input_shapes or (DEFAULT_SHAPE,), True, engine)
-    if kind == "exported":
+    from quantvm.frontend.entry import format_of
+
+    path = Path(word)
+    held = format_of(path)
+    if held == "torchscript":
+        return UserProgram(word, held, path, input_shapes or (DEFAULT_SHAPE,), True, engine)
+    if held == "exported":
         from quantvm.frontend.exported import load_program
 
-        return _exported(word, load_program(Path(word)))
-    signature = _signature_in_file(Path(word))
+        return _exported(word, load_program(path))
+    signature = _signature_in_file(path)
     shapes = tuple(spec.shape for spec in signature.inputs)
-    return UserProgram(word, kind, Path(word), shapes, False, None, signature.outputs[0].shape[-1])
+    return UserProgram(word, held, path, shapes, False, None, signature.outputs[0].shape[-1])
 
 
 def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> UserProgram | nn.Module:
@@ -238,7 +243,7 @@ def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str
     if is_float_and_quantizable(made):
         return made
     engine = getattr(made, "quantvm_engine", None) or engine
-    return UserProgram(word, "factory", made, input_shapes or (DEFAULT_SHAPE,), True, engine)
+    return UserProgram(word, "module", made, input_shapes or (DEFAULT_SHAPE,), True, engine)
 
 
 def _shape_of(word: str, example: Any) -> Shape:
@@ -292,7 +297,7 @@ def load_user_spec(
         program, float_module = found, None
     else:
         # it is probed as a program would be
-        program, float_module = UserProgram(word, "factory", found, input_shapes or (DEFAULT_SHAPE,), True, None), found
+        program, float_module = UserProgram(word, "module", found, input_shapes or (DEFAULT_SHAPE,), True, None), found
     n_classes = program.check(as_classifier=True)
     size = program.image_size
     if options.crop not in (None, size):

@@ -14,14 +14,14 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from quantvm.errors import ModelImportError, QuantvmError
 
-from . import exported_aten, exported_quantize, exported_torchao  # noqa: F401  (registers the converters)
+from . import contractions, elementwise, exported_aten, exported_quantize, exported_torchao, pooling, shapes  # noqa: F401
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
 from .exported_nodes import described, layer, op_name, stale_reads
 from .exported_registry import find_exported
 from .exported_values import ExportedBuilder
-from .torchscript import ENGINE_ATTR
+from .program_inputs import ENGINE_ATTR
 
 ENGINE = "pt2e"
 _COMPARISONS = (operator.ge, operator.le, operator.gt, operator.lt, operator.eq, operator.ne, operator.and_)
@@ -39,7 +39,7 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
         UnsupportedOpError: operators that neither quantvm nor TVM can import, all of them in one message.
         ModelImportError: not a program, not quantized, not converted, or bad parameters; names the node and its line.
     """
-    _register_operators()
+    register_operators()
     program = program_or_path
     if isinstance(program, (str, Path)):
         program = load_program(Path(program))
@@ -51,7 +51,7 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
     return _Import(program, batch).go().with_attr(ENGINE_ATTR, ENGINE)
 
 
-def _register_operators() -> None:
+def register_operators() -> None:
     """Makes torch know the operators of quantized programs."""
     import torch.ao.quantization.fx._decomposed  # noqa: F401
 
@@ -62,7 +62,7 @@ def load_program(path: Path) -> Any:
     Raises:
         ModelImportError: no such file, or not one that this PyTorch can load.
     """
-    _register_operators()
+    register_operators()
     if not path.is_file():
         raise ModelImportError(f"no such file: {path}")
     if not zipfile.is_zipfile(path):

@@ -23,10 +23,9 @@ from . import contractions, elementwise, pooling, shapes  # noqa: F401  (registe
 from .aliases import stale_reads
 from .builder import QdqBuilder, QTensor, constant, shape_of
 from .layers import Layer, LayeredProgram
+from .program_inputs import ENGINE_ATTR
 from .registry import find_converter, supported_ops
 
-ENGINE_ATTR = "quantvm.engine"
-"""Module attribute: the PyTorch engine whose arithmetic the quantized operators have."""
 CHANNELS_LAST_ATTR = "quantvm.channels_last"
 """Module attribute: the inputs, by number, that PyTorch holds in channels-last order; they are passed as NCHW."""
 
