@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +21,7 @@ from quantvm.evaluate.model_words import kind_of
 from quantvm.evaluate.user_models import FixedBatchRunner, UserProgram, load_model
 from tests.evaluate.own_models import write_factories, write_images
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 NAME = "factories_of_the_user"
 
 
@@ -109,15 +113,56 @@ def test_exported_programs_are_their_own_reference(run, model):
     assert row["int8_mac_share"] == 1.0
 
 
+@pytest.fixture(scope="module")
+def onnx_file(place):
+    """What ONNX Runtime quantized, as the example does it."""
+    example = runpy.run_path(str(ROOT / "examples" / "onnx_file.py"))
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        example["main"]()
+    finally:
+        os.chdir(before)
+    return "int8.onnx"
+
+
+def test_an_onnx_file_is_compared_with_onnx_runtime(run, onnx_file):
+    result, found = run("--model", onnx_file, "--check-parity", "lsb:1")
+    assert result.exit_code == 0, result.output
+    (row,) = found["models"]
+    assert (row["engine"], row["numerics"], row["reference"]) == ("onnx", "qdq", "ONNX Runtime")
+    assert row["parity"]["top1_agreement"] == 100
+    assert row["torch"] is not None
+    assert "ONNX Runtime accuracy: Top1 = " in result.stdout
+    assert "- int8.onnx (qdq): what is called Torch is ONNX Runtime." in result.stdout
+
+
+def test_without_onnx_runtime_only_tvms_accuracy_is_measured(run, onnx_file, monkeypatch, tmp_path):
+    expected = run("--model", onnx_file)[1]["models"][0]["tvm"]
+    monkeypatch.setattr("quantvm.evaluate.user_models._has_onnxruntime", lambda: False)
+    result, found = run("--model", onnx_file)
+    assert result.exit_code == 0, result.output
+    (row,) = found["models"]
+    assert (row["status"], row["reference"], row["torch"], row["parity"]) == ("passed", None, None, None)
+    assert row["tvm"] == expected
+    assert "ONNX Runtime is not installed (pip install onnxruntime), so only TVM's accuracy is measured" in row["reason"]
+    assert f"int8.onnx (qdq)|none|none|{expected['top1']:.2f}" in result.stdout
+    samples = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
+    assert [(s["torch_top5"], s["identical"]) for s in samples] == [(None, None)] * 12
+    result, found = run("--model", onnx_file, "--check-parity", "exact", "--out", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "check_parity: int8.onnx: ONNX Runtime is not installed" in result.stderr
+
+
 def test_a_registered_model_beside_ones_own(run):
     pytest.importorskip("foolbox", reason="carries the sample images")
     result, found = run(
-        "--model", f"mobilenet_v2,{NAME}:instance", *SIZE, "--weights", "random", "--num-samples", "3",
-        "--check-parity", "exact",
+        "--model", f"resnet18,{NAME}:instance", *SIZE, "--weights", "random", "--num-samples", "2",
+        "--calibration-samples", "2", "--check-parity", "exact",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert [(row["name"], row["preprocessing"]["crop"]) for row in found["models"]] == [
-        ("mobilenet_v2", 224), (f"{NAME}:instance", 32),
+        ("resnet18", 224), (f"{NAME}:instance", 32),
     ]  # fmt: skip
 
 

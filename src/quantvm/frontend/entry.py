@@ -137,8 +137,11 @@ def _torchscript(model_or_path: Any, example_inputs: Any, engine: str | None, ba
 
 def needs_export(model: Any) -> bool:
     """Returns whether a live module is to be exported: the result of convert_pt2e, or of torchao's quantize_."""
-    graph = getattr(model, "graph", None)
-    if graph is not None and any("quantized_decomposed" in str(node.target) for node in getattr(graph, "nodes", ())):
+    import torch
+
+    if isinstance(model, torch.fx.GraphModule) and any(
+        "quantized_decomposed" in str(node.target) for node in model.graph.nodes
+    ):
         return True
     return any(type(p).__module__.startswith("torchao.") for p in model.parameters())
 
