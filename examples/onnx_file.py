@@ -1,7 +1,7 @@
 """A model that ONNX Runtime quantized, in TVM: any ONNX file in QDQ form will do, whatever framework it came from.
 
-    pip install 'quantvm[onnx]' onnxruntime onnxscript
-    python onnx_file.py
+pip install 'quantvm[onnx]' onnxruntime onnxscript
+python onnx_file.py
 """
 
 from __future__ import annotations

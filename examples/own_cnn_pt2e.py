@@ -1,7 +1,7 @@
 """A CNN of one's own, quantized by PyTorch 2's export flow (PT2E), compiled to int8 code.
 
-    pip install 'quantvm[pt2e]'
-    python own_cnn_pt2e.py
+pip install 'quantvm[pt2e]'
+python own_cnn_pt2e.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A torchvision network, fine-tuned with quantization in the loop (QAT), from its checkpoint to the same bits in TVM.
 
-    pip install quantvm
-    python torchvision_qat.py
+pip install quantvm
+python torchvision_qat.py
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import quantvm
 from quantvm.torch_compat import import_torchvision
 
 import_torchvision()  # as `import torchvision`, and also beside a build of PyTorch that it was not made for
-from torchvision.models.quantization import mobilenet_v2  # noqa: E402
+from torchvision.models.quantization import resnet18  # noqa: E402
 
 ENGINE = "fbgemm"
 
 
 def prepared_network(classes: int) -> nn.Module:
     """Returns the network with fake quantization, ready to be trained."""
-    model = mobilenet_v2(num_classes=classes, quantize=False).train()
+    model = resnet18(num_classes=classes, quantize=False).train()
     model.fuse_model(is_qat=True)
     model.qconfig = tq.get_default_qat_qconfig(ENGINE)
     return tq.prepare_qat(model, inplace=True)

@@ -48,6 +48,10 @@ def floating():
     return Quantizable(network()).eval()
 
 
+def floating_with_input():
+    return floating(), calibration()[:1]
+
+
 def calibration():
     torch.manual_seed(5)
     return torch.randn(8, 3, SIZE, SIZE)

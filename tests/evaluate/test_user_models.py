@@ -145,7 +145,9 @@ def test_without_onnx_runtime_only_tvms_accuracy_is_measured(run, onnx_file, mon
     (row,) = found["models"]
     assert (row["status"], row["reference"], row["torch"], row["parity"]) == ("passed", None, None, None)
     assert row["tvm"] == expected
-    assert "ONNX Runtime is not installed (pip install onnxruntime), so only TVM's accuracy is measured" in row["reason"]
+    assert (
+        "ONNX Runtime is not installed (pip install onnxruntime), so only TVM's accuracy" in row["reason"]
+    )
     assert f"int8.onnx (qdq)|none|none|{expected['top1']:.2f}" in result.stdout
     samples = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
     assert [(s["torch_top5"], s["identical"]) for s in samples] == [(None, None)] * 12
@@ -217,6 +219,12 @@ def test_wrong_words_and_options_are_exit_2_before_any_work(run, options, messag
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.output
     assert found is None
+
+
+def test_a_float_factory_may_bring_its_input(run):
+    result, found = run("--model", f"{NAME}:floating_with_input", "--check-parity", "exact")
+    assert result.exit_code == 0, result.output
+    assert found["models"][0]["preprocessing"]["crop"] == 32
 
 
 @pytest.mark.parametrize("command", ["run", "compile"])
@@ -292,6 +300,25 @@ def test_compile_says_when_a_shape_does_not_fit(cli):
     assert result.exit_code == 2
     assert "traced.pt cannot take an input 1,5,32,32: " in result.stderr
     assert "name the right ones with --input-shape" in result.stderr
+
+
+# ------------------------------------------------------------------ bench
+
+
+def test_bench_measures_a_float_factory(cli, tmp_path):
+    pytest.importorskip("foolbox", reason="carries the sample images")
+    options = ("--engines", "tvm,torch_fbgemm", "--rounds", "1", "--seconds", "0.01", "--threads", "1", "--json")
+    result = cli("bench", "--model", f"{NAME}:floating_with_input", *options, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["models"]
+    assert row["name"] == f"{NAME}:floating_with_input"
+    assert all(row["engines"][name]["p50_ms"] > 0 for name in ("tvm", "torch_fbgemm"))
+
+
+def test_bench_refuses_what_is_quantized(cli):
+    result = cli("bench", "--model", "dynamic.pt2")
+    assert result.exit_code == 2
+    assert "dynamic.pt2 is quantized already, and every engine quantizes one float model" in result.stderr
 
 
 # ------------------------------------------------------------------ words

@@ -148,7 +148,7 @@ def test_outputs_are_writable_and_live_on(artifact, of):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (torch.zeros(SHAPE, dtype=torch.bfloat16), r"input 0 is bfloat16 \(2, 3, 4, 4\), expected float32 \(n, 3, 4, 4\)"),
+        (torch.zeros(SHAPE, dtype=torch.bfloat16), r"is bfloat16 \(2, 3, 4, 4\), expected float32 \(n, 3, 4, 4\)"),
         (torch.zeros(SHAPE, dtype=torch.float64), "input 0 is float64"),
         (torch.zeros(SHAPE, dtype=torch.float16), "input 0 is float16"),
         (np.zeros(SHAPE), "input 0 is float64"),

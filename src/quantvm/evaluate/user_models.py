@@ -1,4 +1,8 @@
-"""A model of the user's own, from a word to what is compiled, what is right, and how images become its input."""
+"""A model of the user's own, from a word to what is compiled, what is right, and how images become its input.
+
+`load_model` is for whoever has a word; `load_user_spec` makes of it what the main job takes in a registered
+model's place.
+"""
 
 from __future__ import annotations
 
@@ -172,6 +176,19 @@ class UserProgram:
 
 
 @dataclass(frozen=True)
+class FloatModel:
+    """A quantizable float module that a factory returned.
+
+    Attributes:
+        module: in evaluation mode.
+        shapes: of its inputs.
+    """
+
+    module: nn.Module
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
 class UserSpec(ModelSpec):
     """A model of the user's own in the place of a registered one.
 
@@ -188,7 +205,7 @@ class UserSpec(ModelSpec):
 
 def load_model(
     word: str, *, input_shapes: tuple[Shape, ...] | None = None, engine: str | None = None
-) -> UserProgram | nn.Module:
+) -> UserProgram | FloatModel:
     """Returns the quantized program that a file or a factory holds, or the quantizable float module of a factory.
 
     Args:
@@ -221,7 +238,7 @@ def load_model(
     return UserProgram(word, held, path, shapes, False, None, signature.outputs[0].shape[-1])
 
 
-def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> UserProgram | nn.Module:
+def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> UserProgram | FloatModel:
     import torch
 
     made = call_factory(word)
@@ -240,10 +257,10 @@ def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str
         input_shapes = tuple(
             _shape_of(word, x) for x in (examples if isinstance(examples, (tuple, list)) else [examples])
         )
+    shapes = input_shapes or (DEFAULT_SHAPE,)
     if is_float_and_quantizable(made):
-        return made
-    engine = getattr(made, "quantvm_engine", None) or engine
-    return UserProgram(word, "module", made, input_shapes or (DEFAULT_SHAPE,), True, engine)
+        return FloatModel(made, shapes)
+    return UserProgram(word, "module", made, shapes, True, getattr(made, "quantvm_engine", None) or engine)
 
 
 def _shape_of(word: str, example: Any) -> Shape:
@@ -297,7 +314,7 @@ def load_user_spec(
         program, float_module = found, None
     else:
         # it is probed as a program would be
-        program, float_module = UserProgram(word, "module", found, input_shapes or (DEFAULT_SHAPE,), True, None), found
+        program, float_module = UserProgram(word, "module", found.module, found.shapes, True, None), found.module
     n_classes = program.check(as_classifier=True)
     size = program.image_size
     if options.crop not in (None, size):
@@ -333,6 +350,8 @@ class OnnxRuntimeRunner:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        # What the file says, operator by operator: fused kernels round otherwise, and on old CPUs saturate.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
