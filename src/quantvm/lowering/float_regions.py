@@ -15,8 +15,10 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm_ffi import structural_equal
 
+from quantvm.numerics import QuantParams
+
 from .bindings import definitions, variables
-from .composite import constant_value, is_call, static_shape
+from .composite import constant_value, is_call, quant_params, static_shape
 
 UNARY = {
     "relax.nn.relu": "relu",
@@ -249,7 +251,7 @@ class _Finder:
 def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
     """Returns what a call contracts, if it is a conv2d or matmul of a quantized activation and a constant weight."""
     kind = {"relax.nn.conv2d": "conv2d", "relax.matmul": "linear"}.get(getattr(getattr(value, "op", None), "name", ""))
-    if kind is None or not is_quantized(value.args[0], bound):
+    if kind is None or dequantized_params(value.args[0], bound) is None:
         return None
     weight: Any = bound.get(value.args[1], value.args[1])
     transposed = kind == "conv2d"
@@ -270,14 +272,19 @@ def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
     return Contraction(kind, value, value.args[0], weight, transposed)  # type: ignore[arg-type]
 
 
-def is_quantized(expr: Any, bound: dict[Any, Any]) -> bool:
-    """Whether a value is dequantized integers, perhaps moved."""
+def dequantized_params(expr: Any, bound: dict[Any, Any]) -> QuantParams | None:
+    """Returns the parameters of dequantized integers, perhaps moved, or concatenated with the like; or None."""
     value: Any = bound.get(expr)
     if is_call(value, "relax.dequantize"):
-        return not constant_value(value.args[1]).ndim and not isinstance(value.args[0], GenericConst)
+        stored = constant_value(value.args[1]).ndim or isinstance(value.args[0], GenericConst)
+        return None if stored else quant_params(value)
+    if is_call(value, "relax.concat"):
+        parts = getattr(bound.get(value.args[0], value.args[0]), "fields", ())
+        params = {dequantized_params(part, bound) for part in parts}
+        return params.pop() if len(params) == 1 else None
     if getattr(getattr(value, "op", None), "name", "") in MOVES:
-        return is_quantized(value.args[0], bound)
-    return False
+        return dequantized_params(value.args[0], bound)
+    return None
 
 
 def _is_float(expr: Any) -> bool:

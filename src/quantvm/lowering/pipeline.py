@@ -22,6 +22,7 @@ from . import contraction_rules, elementwise_rules, integer_rules, pool_rules  #
 from .calls import KernelCall, kernel_calls
 from .channel_affine import merge_channel_affines
 from .composite import constant_value, is_call, quant_params
+from .float_kernels import call_float_kernels
 from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
 from .hoist_quantize import hoist_quantize
@@ -132,7 +133,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         module = legalize(module, state)
     dump(module, "legalize")
     left_in_float, float_macs = float_ops(module)
-    module = legalize_float_ops(module)
+    module = legalize_float_ops(call_float_kernels(module))
     dump(module, "float_ops")
     return module, LoweringReport(
         state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,

@@ -25,7 +25,7 @@ from .bindings import count_uses, definitions, with_operands
 from .composite import constant_value, is_call, quant_params, static_shape
 from .contraction_rules import conv_shape
 from .float_programs import ProgramBuilder, limits_of, unsigned
-from .float_regions import MOVES, Contraction, Region, contraction_of, find_regions, is_quantized
+from .float_regions import MOVES, Contraction, Region, contraction_of, dequantized_params, find_regions
 from .legalize import Legalization
 from .pool_rules import pool_shape
 from .tensors import Layout, Tensor, bordered, in_layout, without_border
@@ -81,6 +81,7 @@ class _Lowering:
     def __init__(self, main: Any, state: Legalization, divides: bool) -> None:
         self.state, self.divides = state, divides
         self.values: dict[Any, Any] = {}
+        self._reals: dict[Any, Tensor] = {}
         self._definitions, self._uses = definitions(main), count_uses(main)
         self._regions = find_regions(main)
 
@@ -104,7 +105,9 @@ class _Lowering:
         if isinstance(value, relax.Tuple):
             return with_operands(value, self.plain)
         if isinstance(value, Dequantized):
-            value = self.values[expr] = self.real(value, expr.name)
+            if expr not in self._reals:
+                self._reals[expr] = self.real(value, expr.name)
+            value = self._reals[expr]
         if not isinstance(value, Tensor):
             return value
         dtype = str(expr.ty.dtype)
@@ -137,7 +140,7 @@ class _Lowering:
                 self.values[var] = self._region(region)
             return
         name = getattr(getattr(value, "op", None), "name", "")
-        if is_call(value, "relax.dequantize") and is_quantized(var, self._definitions):
+        if is_call(value, "relax.dequantize") and dequantized_params(var, self._definitions) is not None:
             self.values[var] = Dequantized(self.values[value.args[0]], unsigned(quant_params(value)))
         elif name in MOVES and isinstance(self.values.get(value.args[0]), Dequantized):
             source = self.values[value.args[0]]
@@ -145,7 +148,10 @@ class _Lowering:
         elif name in MOVES and self._is_integer(value.args[0]):
             self.values[var] = self._moved(value, self.values[value.args[0]], var.name)
         elif name == "relax.concat" and self._is_integer(var):
-            self.values[var] = self._concatenated(value, var.name)
+            self.values[var] = self._concatenated(value, [self.values[part] for part in self._parts(value)], var.name)
+        elif name == "relax.concat" and (q := self._common_params(value)) is not None:
+            tensors = [self.values[part].tensor for part in self._parts(value)]
+            self.values[var] = Dequantized(self._concatenated(value, tensors, var.name), q)
         elif name == "relax.nn.pad" and self._padded(var, value):
             pass
         elif _is_pool(value):
@@ -177,10 +183,17 @@ class _Lowering:
         moved = self.state.builder.emit(tvm.ir.Call(call.op, [expr, *call.args[1:]], call.attrs, call.ty_args), name)
         return _tensor(moved)
 
-    def _concatenated(self, call: Any, name: str) -> Tensor:
+    def _parts(self, concat_call: Any) -> list[Any]:
+        return list(self._definitions.get(concat_call.args[0], concat_call.args[0]).fields)
+
+    def _common_params(self, concat_call: Any) -> QuantParams | None:
+        """Returns the parameters that all operands have in common, if they are dequantized integers."""
+        values = [self.values.get(part) for part in self._parts(concat_call)]
+        params = [value.q if isinstance(value, Dequantized) else None for value in values]
+        return params[0] if len(set(params)) == 1 else None
+
+    def _concatenated(self, call: Any, tensors: list[Tensor], name: str) -> Tensor:
         """Concatenates integers of the same parameters."""
-        operands = self._definitions.get(call.args[0], call.args[0])
-        tensors = [self.values[part] for part in operands.fields]
         rank, axis = len(call.ty.shape), int(call.attrs.axis)
         axis = axis + rank if axis < 0 else axis
         is_nhwc = rank == 4 and all(t.layout == "NHWC" for t in tensors)
