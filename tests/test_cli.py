@@ -199,8 +199,10 @@ def test_every_option_of_bench_reaches_the_configuration(bench):
         "out": "there",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    lists = ("--input-shape", "1,3,4,4", "--model", "beta,alpha", "--engines", "tvm", "--engines", "openvino", "--batch-size", "1,8")
-    result = bench("--json", *lists, "--threads", "1", "--threads", "2", "--profile", *arguments)
+    lists = ("--model", "beta,alpha", "--engines", "tvm", "--engines", "openvino", "--batch-size", "1,8")
+    result = bench(
+        "--json", "--input-shape", "1,3,4,4", *lists, "--threads", "1", "--threads", "2", "--profile", *arguments
+    )
     config = json.loads(result.stdout)["config"]
     assert config.pop("input_shape") == [1, 3, 4, 4]
     assert config.pop("models") == ["beta", "alpha"]

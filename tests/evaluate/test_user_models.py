@@ -145,9 +145,7 @@ def test_without_onnx_runtime_only_tvms_accuracy_is_measured(run, onnx_file, mon
     (row,) = found["models"]
     assert (row["status"], row["reference"], row["torch"], row["parity"]) == ("passed", None, None, None)
     assert row["tvm"] == expected
-    assert (
-        "ONNX Runtime is not installed (pip install onnxruntime), so only TVM's accuracy" in row["reason"]
-    )
+    assert "ONNX Runtime is not installed (pip install onnxruntime), so only TVM's accuracy" in row["reason"]
     assert f"int8.onnx (qdq)|none|none|{expected['top1']:.2f}" in result.stdout
     samples = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
     assert [(s["torch_top5"], s["identical"]) for s in samples] == [(None, None)] * 12
