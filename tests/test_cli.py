@@ -257,7 +257,7 @@ def test_list_kernels_of_no_target_is_exit_2(cli):
 
 
 def test_list_ops_is_the_registry(cli):
-    import quantvm.frontend  # noqa: F401 - registers the converters
+    import quantvm.frontend.torchscript  # noqa: F401 - registers the converters
     from quantvm.frontend.registry import supported_ops
 
     assert json.loads(cli("list", "ops", "--json").stdout) == list(supported_ops())
