@@ -138,10 +138,12 @@ def _torchscript(model_or_path: Any, example_inputs: Any, engine: str | None, ba
 
 def needs_export(model: Any) -> bool:
     """Returns whether a live module is to be exported: it comes from PT2E, or from torchao's quantize_."""
-    graph = getattr(model, "graph", None)
-    if graph is not None and any("quantized_decomposed" in str(node.target) for node in getattr(graph, "nodes", ())):
+    import torch
+
+    is_graph = isinstance(model, torch.fx.GraphModule)
+    if is_graph and any("quantized_decomposed" in str(node.target) for node in model.graph.nodes):
         return True
-    if graph is not None and any(_is_observer(inner) for inner in model.modules()):
+    if is_graph and any(_is_observer(inner) for inner in model.modules()):
         return True
     return any(type(p).__module__.startswith("torchao.") for p in model.parameters())
 
