@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 from quantvm.numerics import QuantParams
@@ -33,6 +34,17 @@ def shape_of(x: Expr | QTensor) -> list[Any]:
 def constant(value: Any, dtype: str) -> Expr:
     """Returns a Relax constant."""
     return relax.const(np.asarray(value, dtype, order="C"), dtype)
+
+
+def constant_array(expr: Expr) -> np.ndarray:
+    """Returns the value of a Relax constant.
+
+    Raises:
+        ModelImportError: it is not constant.
+    """
+    if not isinstance(expr, GenericConst):
+        raise ModelImportError(f"expected a tensor that is known at import, got {expr}")
+    return expr.value.numpy()
 
 
 class QdqBuilder:

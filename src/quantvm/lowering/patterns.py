@@ -9,6 +9,8 @@ from typing import Any
 from tvm.relax.dpl import is_const, is_op, is_tuple, wildcard
 from tvm_ffi import structural_equal
 
+from quantvm.kernels.normalization import MAX_NORMALIZED
+
 from .composite import constant_value, static_shape
 
 Pattern = Any
@@ -124,6 +126,29 @@ def _is_spatial_mean(context: Any) -> bool:
     return rank == 4 and sorted(axes) == [2, 3] and _keeps_params(context)
 
 
+def _batch_norms() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
+    for has_relu in (True, False):
+        x, factors, terms = _dequantize(), is_const(), is_const()
+        y = is_op("relax.add")(is_op("relax.multiply")(x, factors), terms)
+        pattern = _quantize(_relu(y) if has_relu else y)
+        yield "batch_norm2d", pattern, {"x": x, "factors": factors, "terms": terms}, _is_channel_affine
+
+
+def _layer_norm() -> tuple[str, Pattern, dict[str, Pattern], Check]:
+    x, gamma = _dequantize(), is_const()
+    norm = is_op("relax.nn.layer_norm")(x, gamma, is_const())
+    return "layer_norm", _quantize(norm), {"x": x, "gamma": gamma, "norm": norm}, _is_over_last_dimensions
+
+
+def _is_over_last_dimensions(context: Any) -> bool:
+    """Whether a row is short enough for sums in int32, and is not the whole batch."""
+    found = context.annotated_expr
+    gamma, rank = constant_value(found["gamma"]), len(found["x"].ty.shape)
+    axes = sorted(int(axis) % rank for axis in found["norm"].attrs.axes)
+    is_last = axes == list(range(rank - gamma.ndim, rank)) and gamma.ndim < rank
+    return is_last and gamma.dtype == "float32" and gamma.size <= MAX_NORMALIZED and _is_per_tensor(context)
+
+
 def _operand_shapes(context: Any) -> list[list[Any]]:
     return [static_shape(context.annotated_expr[name]) for name in ("a", "b")]
 
@@ -167,7 +192,7 @@ def all_patterns() -> list[tuple]:
     ]
     rows: list[tuple] = [
         (f"quantvm.{name}", *rest)
-        for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean(), _quantize_affine())
+        for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean(), *_batch_norms(), _layer_norm(), _quantize_affine())
     ]
     rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _is_per_tensor))
     rows.append(("quantvm.dequantize", _dequantize(), {}, _is_per_tensor))
