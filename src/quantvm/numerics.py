@@ -205,12 +205,12 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
     A quantized unary operator is a pure function of the byte, so two tables reproduce it exactly.
 
     Args:
-        name: hardswish, hardsigmoid, leaky_relu or sigmoid.
+        name: hardswish, hardsigmoid, leaky_relu, sigmoid or tanh.
         q_in: parameters of the input.
         q_out: parameters of the output.
         slope: negative slope, for leaky_relu only.
 
-    Exactness: bit-exact to torch 2.13's kernels; sigmoid up to the last bit of expf (docs/numerics.md).
+    Exactness: bit-exact to torch 2.13's kernels; sigmoid and tanh up to the last bit of expf and tanhf (docs/numerics.md).
     """
     x_q = np.arange(256, dtype=i64) + q_in.quant_min
     dtype = np.dtype(q_out.dtype)
@@ -220,6 +220,9 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
         main_f32 = np.divide(f32(1), np.add(f32(1), exp_f32, dtype=f32), dtype=f32)
         tail_f32 = (1.0 / (1.0 + exp_f32.astype(f64))).astype(f32)
         inverse = reciprocal_f64(q_out.scale)
+    elif name == "tanh":
+        main_f32, tail_f32 = (np.tanh(v.astype(f64)).astype(f32) for v in (vec, val))
+        inverse = reciprocal_f32(q_out.scale)
     elif name == "leaky_relu":
         main_f32, tail_f32 = (np.multiply(v, np.where(v > 0, f32(1), f32(slope)), dtype=f32) for v in (vec, val))
         inverse = reciprocal_f32(q_out.scale)
@@ -227,6 +230,46 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
         main_f32, tail_f32 = _UNARY_F32[name](vec), _UNARY_F32[name](val)
         inverse = reciprocal_f64(q_out.scale)
     return quantize_vec(main_f32, inverse, q_out).astype(dtype), quantize_val(tail_f32, q_out).astype(dtype)
+
+
+# ------------------------------------------------------------------ a quantized tensor and a number
+
+
+def add_scalar(q: QuantParams, number: float) -> tuple[QuantParams, int]:
+    """Returns the parameters that PyTorch gives x + number, and the number in steps of x, c = rne(number / s).
+
+    Computes: (s, z - c) where z - c fits the dtype; else the end of the dtype that it passes, and s stretched so that
+    all sums fit. Reference: ATen/native/quantized/cpu/BinaryOps.cpp `_add_scalar_out`.
+    """
+    steps = int(np.rint(f64(number) / f64(q.scale)))
+    shifted, span = q.zero_point - steps, q.quant_max - q.quant_min
+    if shifted < q.quant_min:
+        return QuantParams(float(f32((q.quant_max - shifted) / span * q.scale)), q.quant_min, q.dtype), steps
+    if shifted > q.quant_max:
+        return QuantParams(float(f32((shifted - q.quant_min) / span * q.scale)), q.quant_max, q.dtype), steps
+    return QuantParams(q.scale, shifted, q.dtype), steps
+
+
+def add_scalar_table(q_in: QuantParams, steps: int, q_out: QuantParams) -> NDArray:
+    """Returns the 256 outputs of x + number: clip(rne(fl((x - z + steps) * fl(si * fl(1/so)))) + zo).
+
+    Exactness: `quantized::add` of torch 2.13 with a number, bit for bit.
+    """
+    x = np.arange(256, dtype=i64) + q_in.quant_min
+    factor = np.multiply(q_in.scale_f32, reciprocal_f32(q_out.scale), dtype=f32)
+    scaled = np.multiply((x - q_in.zero_point + steps).astype(f32), factor, dtype=f32)
+    return np.clip(convert_to_int32(scaled) + q_out.zero_point, q_out.quant_min, q_out.quant_max).astype(q_out.dtype)
+
+
+def mul_scalar(q: QuantParams, number: float) -> QuantParams:
+    """Returns the parameters that PyTorch gives x * number: (s*|number|, z), z mirrored below zero; (1, 0) for zero.
+
+    The integers stay as they are, or are mirrored: min + max - x.
+    """
+    if number == 0:
+        return QuantParams(1.0, 0, q.dtype)
+    zero_point = q.zero_point if number > 0 else q.quant_max + q.quant_min - q.zero_point
+    return QuantParams(float(f32(abs(float(number)) * q.scale)), zero_point, q.dtype)
 
 
 # ------------------------------------------------------------------ QNNPACK's own element-wise operators and pools

@@ -6,7 +6,7 @@ slices of a mask) do what they do in PyTorch. A copy is taken of what belongs to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,15 +14,14 @@ import torch
 from .builder import constant
 
 TAKES_KNOWN = frozenset({
-    "aten::Int", "aten::Float", "aten::Bool", "aten::IntImplicit", "aten::FloatImplicit", "aten::ScalarImplicit", "aten::len",
-    "aten::size", "aten::dim", "aten::__getitem__",
+    "aten::Int", "aten::Float", "aten::Bool", "aten::IntImplicit", "aten::ScalarImplicit", "aten::len", "aten::size",
+    "aten::dim", "aten::__getitem__", "aten::__is__", "aten::__isnot__",
 })  # fmt: skip
 """Converters besides those of `prim::` that take values as they are; the others get Relax constants and numbers."""
 
-_MAKES_KNOWN = TAKES_KNOWN | {"aten::new_zeros", "aten::new_ones", "aten::new_full", "prim::NumToTensor", "prim::dtype", "prim::device"}
+_MAKES_KNOWN = TAKES_KNOWN | {"aten::new_zeros", "aten::new_ones", "aten::new_full", "prim::NumToTensor"}
 _STRUCTURAL = frozenset({
-    "prim::ListConstruct", "prim::TupleConstruct", "prim::ListUnpack", "prim::TupleUnpack", "prim::NumToTensor",
-    "prim::unchecked_cast",
+    "prim::ListConstruct", "prim::TupleConstruct", "prim::ListUnpack", "prim::TupleUnpack", "prim::unchecked_cast",
 })  # fmt: skip
 _NEVER_COMPUTED = ("aten::quantize_per", "aten::dequantize", "aten::dropout", "aten::rand", "aten::bernoulli")
 
@@ -70,17 +69,29 @@ def _as_argument(value: Any) -> Any:
     return array.item() if array.ndim == 0 else constant(array, str(array.dtype))
 
 
-def without_converter(nodes: Iterable[Any], has_converter: Any) -> Iterator[Any]:
-    """Yields the nodes that can neither be converted nor, as far as the graph tells, be computed at import."""
-    known: set[str] = set()
+def known_values(nodes: Iterable[Any], outside: Iterable[str] = ()) -> set[str]:
+    """Returns the names of the values that can be known at import, as far as the graph tells.
+
+    Args:
+        nodes: of a graph or block.
+        outside: known values that a block reads.
+    """
+    known = set(outside)
     for node in nodes:
         kind, outputs = node.kind(), [value.debugName() for value in node.outputs()]
         inputs_known = all(value.debugName() in known for value in node.inputs())
-        if kind in ("prim::Constant", "prim::GetAttr"):
+        always = kind in _MAKES_KNOWN or kind in ("prim::Constant", "prim::GetAttr")
+        if always or (inputs_known and (is_computable(kind) or kind in _STRUCTURAL)):
             known.update(outputs)
-            continue
-        computed = inputs_known and is_computable(kind)
-        if computed or kind in _MAKES_KNOWN or (inputs_known and kind in _STRUCTURAL):
-            known.update(outputs)
-        if not computed and not has_converter(kind):
+    return known
+
+
+def without_converter(
+    nodes: Iterable[Any], known: set[str], has_converter: Callable[[str], bool]
+) -> Iterator[Any]:
+    """Yields the nodes that can neither be converted nor, as far as the graph tells, be computed at import."""
+    for node in nodes:
+        kind = node.kind()
+        computed = is_computable(kind) and all(value.debugName() in known for value in node.inputs())
+        if not computed and not has_converter(kind) and kind not in ("prim::Constant", "prim::GetAttr"):
             yield node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from quantvm.numerics import ENGINES
 from quantvm.torch_compat import quiet
 
 from .aliases import stale_reads
-from .known import without_converter
+from .known import known_values, without_converter
 from .nodes import all_nodes, module_path, source_line
 from .registry import find_converter, supported_ops
 
@@ -74,7 +75,7 @@ def _check_ops(graph: Any) -> None:
             "no quantized operator found: this is a float model; quantize it first (quantvm.quantize)"
         )
     check_converters(graph)
-    for write, read in stale_reads(graph):
+    for write, read in stale_reads(graph, known_values(graph.nodes())):
         raise ModelImportError(
             f"{write.kind()} at {module_path(write) or 'graph'} ({source_line(write)}) writes in place to a tensor that "
             f"{read.kind()} at {module_path(read) or 'graph'} ({source_line(read)}) reads under another name; "
@@ -82,10 +83,15 @@ def _check_ops(graph: Any) -> None:
         )
 
 
-def check_converters(block: Any) -> None:
-    """Raises one error for all operators of a graph or block that no converter takes."""
+def check_converters(block: Any, outside: Iterable[str] = ()) -> None:
+    """Raises one error for all operators of a graph or block that no converter takes.
+
+    Args:
+        block: a graph, or a branch of one.
+        outside: names of the known values that a branch reads.
+    """
     missing: dict[str, list[Any]] = {}
-    for node in without_converter(block.nodes(), _has_converter):
+    for node in without_converter(block.nodes(), known_values(block.nodes(), outside), _has_converter):
         missing.setdefault(node.kind(), []).append(node)
     if missing:
         rows = [

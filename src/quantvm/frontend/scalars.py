@@ -52,13 +52,25 @@ def get_item(b: QdqBuilder, items: Sequence[Any], index: int) -> Any:
     return items[index]
 
 
+@register_converter("aten::__is__")
+def is_none(b: QdqBuilder, value: Any, other: Any) -> bool:
+    """Returns whether an optional argument is missing, in which case both are None."""
+    return (value is None) == (other is None)
+
+
+@register_converter("aten::__isnot__")
+def is_not_none(b: QdqBuilder, value: Any, other: Any) -> bool:
+    """Returns whether an optional argument is there."""
+    return (value is None) != (other is None)
+
+
 @register_converter("prim::NumToTensor")
 def tensor_of_number(b: QdqBuilder, value: Any) -> Any:
     """Returns the number as a tensor; a size that depends on the batch stays an expression."""
     return torch.tensor(value) if isinstance(value, (int, float)) else value
 
 
-@register_converter("aten::Int", "aten::Float", "aten::IntImplicit", "aten::FloatImplicit", "aten::ScalarImplicit")
+@register_converter("aten::Int", "aten::Float", "aten::IntImplicit", "aten::ScalarImplicit")
 def number(b: QdqBuilder, value: Any) -> Any:
     """Returns the number that a tensor without dimensions holds, or the size that an expression stands for."""
     return value.item() if isinstance(value, torch.Tensor) else value

@@ -16,6 +16,7 @@ from tvm import relax, tirx
 from quantvm.errors import ModelImportError, UnsupportedOpError
 
 from . import (  # noqa: F401  (registers the converters)
+    activations,
     contractions,
     elementwise,
     float_contractions,
@@ -161,7 +162,7 @@ class _Conversion:
             )
         then, otherwise = node.blocks()
         block = then if bool(condition) else otherwise
-        check_converters(block)
+        check_converters(block, [name for name, value in self._values.items() if is_known(value)])
         self._convert_block(builder, block)
         for output, value in zip(node.outputs(), block.outputs(), strict=True):
             self._values[output.debugName()] = self._values[value.debugName()]

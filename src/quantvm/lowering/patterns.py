@@ -10,8 +10,9 @@ from tvm.relax.dpl import is_const, is_op, is_tuple, wildcard
 from tvm_ffi import structural_equal
 
 from quantvm.kernels.normalization import MAX_NORMALIZED
+from quantvm.numerics import add_scalar, mul_scalar
 
-from .composite import constant_value, static_shape
+from .composite import constant_value, quant_params, static_shape
 
 Pattern = Any
 Check = Callable[[Any], bool]
@@ -58,6 +59,7 @@ def _concat() -> Iterator[tuple[str, Pattern]]:
 
 def _unary() -> Iterator[tuple[str, Pattern]]:
     yield "sigmoid", _quantize(is_op("relax.sigmoid")(_dequantize()))
+    yield "tanh", _quantize(is_op("relax.tanh")(_dequantize()))
     yield "leaky_relu", _quantize(is_op("relax.nn.leakyrelu")(_dequantize()))
 
 
@@ -126,6 +128,26 @@ def _is_spatial_mean(context: Any) -> bool:
     return rank == 4 and sorted(axes) == [2, 3] and _keeps_params(context)
 
 
+def _with_numbers() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
+    """A tensor and a number, under the parameters that PyTorch derives from them."""
+    for name, op in (("add_scalar", "relax.add"), ("mul_scalar", "relax.multiply")):
+        x, number = _dequantize(), is_const()
+        pattern = _quantize(is_op(op)(x, number))
+        yield name, pattern, {"quantize": pattern, "dequantize": x, "number": number}, _derives_params(name)
+
+
+def _derives_params(name: str) -> Check:
+    def check(context: Any) -> bool:
+        number = constant_value(context.annotated_expr["number"])
+        if number.ndim or not _is_per_tensor(context):
+            return False
+        before, after = (quant_params(context.annotated_expr[end]) for end in ("dequantize", "quantize"))
+        derived = add_scalar(before, float(number))[0] if name == "add_scalar" else mul_scalar(before, float(number))
+        return derived == after and (name == "add_scalar" or float(number) < 0)
+
+    return check
+
+
 def _batch_norms() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
     for has_relu in (True, False):
         x, factors, terms = _dequantize(), is_const(), is_const()
@@ -192,7 +214,7 @@ def all_patterns() -> list[tuple]:
     ]
     rows: list[tuple] = [
         (f"quantvm.{name}", *rest)
-        for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean(), *_batch_norms(), _layer_norm(), _quantize_affine())
+        for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean(), *_with_numbers(), *_batch_norms(), _layer_norm(), _quantize_affine())
     ]
     rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _is_per_tensor))
     rows.append(("quantvm.dequantize", _dequantize(), {}, _is_per_tensor))
