@@ -210,7 +210,7 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
         q_out: parameters of the output.
         slope: negative slope, for leaky_relu only.
 
-    Exactness: bit-exact to torch 2.13's kernels; sigmoid and tanh up to the last bit of expf and tanhf (docs/numerics.md).
+    Exactness: bit-exact to torch 2.13's kernels; sigmoid and tanh up to the last bit of expf and tanhf.
     """
     x_q = np.arange(256, dtype=i64) + q_in.quant_min
     dtype = np.dtype(q_out.dtype)
@@ -517,9 +517,7 @@ LAYER_NORM_BLOCK = 32
 """Elements per step of PyTorch's vectorised loop over a normalized row; the rest of the row is scalar."""
 
 
-def layer_norm(
-    x_q: Values, gamma: F32, beta: F32, eps: float, q_in: QuantParams, q_out: QuantParams
-) -> I64:
+def layer_norm(x_q: Values, gamma: F32, beta: F32, eps: float, q_in: QuantParams, q_out: QuantParams) -> I64:
     """Returns quantized layer normalization of (rows, n) integers.
 
     Computes: m = fl(fl(sum(x)) / n); mean = fl(m - zi); var = max(fma(-m, m, fl(fl(sum(x*x)) / n)), 0);

@@ -45,7 +45,9 @@ def test_batch_norm_equals_torch(shape, row, relu, target):
 
 
 @pytest.mark.parametrize("row", PARAMS)
-@pytest.mark.parametrize(("shape", "dims"), [((2, 7, 96), 1), ((1, 5, 33), 1), ((3, 3, 31), 1), ((2, 3, 5, 8), 3), ((2, 4, 1), 1)])
+@pytest.mark.parametrize(
+    ("shape", "dims"), [((2, 7, 96), 1), ((1, 5, 33), 1), ((3, 3, 31), 1), ((2, 3, 5, 8), 3), ((2, 4, 1), 1)]
+)
 @pytest.mark.parametrize("eps", [1e-5, 1e-6])
 def test_layer_norm_equals_torch(shape, dims, row, eps, target):
     rng = np.random.default_rng(sum(shape))

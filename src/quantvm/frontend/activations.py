@@ -65,7 +65,7 @@ def quantized_sigmoid(b: QdqBuilder, x: Any, output_scale: float, output_zero_po
 
 @register_converter("aten::tanh", "aten::tanh_")
 def tanh(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns tanh(x); a quantized result has scale 1/128 and zero point 128."""
+    """Returns the hyperbolic tangent; a quantized result has scale 1/128 and zero point 128."""
     y = b.emit(relax.op.tanh(b.real(x)), "tanh")
     return b.quantized(y, _AROUND_ZERO[x.q.dtype]) if isinstance(x, QTensor) else y
 

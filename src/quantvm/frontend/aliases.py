@@ -9,8 +9,8 @@ _VIEWS = frozenset(
     f"aten::{name}"
     for name in (
         "view", "reshape", "flatten", "transpose", "permute", "contiguous", "unsqueeze", "squeeze", "slice", "select",
-        "chunk", "detach", "dropout", "feature_dropout", "expand", "split", "split_with_sizes", "unbind", "unflatten", "to",
-        "type_as",
+        "chunk", "detach", "dropout", "feature_dropout", "expand", "split", "split_with_sizes", "unbind", "unflatten",
+        "to", "type_as",
     )
 ) | {"prim::ListUnpack", "prim::ListConstruct", "prim::TupleConstruct", "prim::TupleUnpack"}  # fmt: skip
 """Operators whose result may share memory with their first input; PyTorch copies in some cases only."""
@@ -18,8 +18,22 @@ _VIEWS = frozenset(
 _WRITES = frozenset(
     f"aten::{name}_"
     for name in (
-        "relu", "relu6", "hardtanh", "hardsigmoid", "sigmoid", "clamp", "add", "mul", "sub", "div", "silu", "hardswish", "elu",
-        "leaky_relu", "tanh", "masked_fill",
+        "relu",
+        "relu6",
+        "hardtanh",
+        "hardsigmoid",
+        "sigmoid",
+        "clamp",
+        "add",
+        "mul",
+        "sub",
+        "div",
+        "silu",
+        "hardswish",
+        "elu",
+        "leaky_relu",
+        "tanh",
+        "masked_fill",
     )
 )
 

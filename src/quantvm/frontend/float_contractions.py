@@ -144,13 +144,13 @@ def native_multi_head_attention(
         )
     n, length, _ = shape_of(query)
     width = embed_dim // num_head
-    projected = []
+    heads = []
     parts = zip(_thirds(qkv_weight), _thirds(qkv_bias), (query, key, value), strict=True)
     for weight, bias, x in parts:
         y = linear(b, x, weight, bias)
         split = b.emit(relax.op.reshape(y, relax.ShapeExpr([n, shape_of(x)[1], num_head, width])), "heads")
-        projected.append(b.emit(relax.op.permute_dims(split, [0, 2, 1, 3]), "heads_t"))
-    y = _attention(b, *projected, None, 1 / math.sqrt(width))
+        heads.append(b.emit(relax.op.permute_dims(split, [0, 2, 1, 3]), "heads_t"))
+    y = _attention(b, heads[0], heads[1], heads[2], None, 1 / math.sqrt(width))
     joined = b.emit(relax.op.permute_dims(y, [0, 2, 1, 3]), "joined")
     joined = b.emit(relax.op.reshape(joined, relax.ShapeExpr([n, length, embed_dim])), "joined")
     return linear(b, joined, proj_weight, proj_bias), None

@@ -86,9 +86,7 @@ def known_values(nodes: Iterable[Any], outside: Iterable[str] = ()) -> set[str]:
     return known
 
 
-def without_converter(
-    nodes: Iterable[Any], known: set[str], has_converter: Callable[[str], bool]
-) -> Iterator[Any]:
+def without_converter(nodes: Iterable[Any], known: set[str], has_converter: Callable[[str], bool]) -> Iterator[Any]:
     """Yields the nodes that can neither be converted nor, as far as the graph tells, be computed at import."""
     for node in nodes:
         kind = node.kind()

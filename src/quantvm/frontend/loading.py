@@ -16,7 +16,7 @@ from quantvm.torch_compat import quiet
 
 from .aliases import stale_reads
 from .known import known_values, without_converter
-from .nodes import all_nodes, module_path, source_line
+from .nodes import module_path, source_line
 from .registry import find_converter, supported_ops
 
 
@@ -77,8 +77,8 @@ def _check_ops(graph: Any) -> None:
     check_converters(graph)
     for write, read in stale_reads(graph, known_values(graph.nodes())):
         raise ModelImportError(
-            f"{write.kind()} at {module_path(write) or 'graph'} ({source_line(write)}) writes in place to a tensor that "
-            f"{read.kind()} at {module_path(read) or 'graph'} ({source_line(read)}) reads under another name; "
+            f"{write.kind()} at {module_path(write) or 'graph'} ({source_line(write)}) writes in place to a tensor "
+            f"that {read.kind()} at {module_path(read) or 'graph'} ({source_line(read)}) reads under another name; "
             f"use {write.kind().removesuffix('_')}, which returns a new tensor"
         )
 

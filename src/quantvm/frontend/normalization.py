@@ -43,9 +43,7 @@ def quantized_batch_norm2d(
     output_scale: float, output_zero_point: int,
 ) -> QTensor:  # fmt: skip
     """Returns quantize(batch_norm(dequantize(x)))."""
-    return _quantized_batch_norm(
-        b, x, (weight, bias, mean, var), eps, (output_scale, output_zero_point), relu=False
-    )
+    return _quantized_batch_norm(b, x, (weight, bias, mean, var), eps, (output_scale, output_zero_point), relu=False)
 
 
 @register_converter("quantized::batch_norm2d_relu")

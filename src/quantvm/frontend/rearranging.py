@@ -118,7 +118,7 @@ def _taken(b: QdqBuilder, x: Any, axis: int, table: np.ndarray) -> QTensor | Exp
 
 
 def _sources(size: int, length: int, factor: float | None) -> np.ndarray:
-    """Returns min(floor(fl(i * r)), length - 1) with r = fl(length / size), or (float)(1 / factor) where it is given."""
+    """Returns min(floor(fl(i * r)), length - 1) with r = fl(length / size), or (float)(1 / factor) if given."""
     ratio = np.float32(length) / np.float32(size) if factor is None else np.float32(1.0 / factor)
     return np.minimum(np.floor(np.arange(size, dtype=np.float32) * ratio).astype(np.int64), length - 1)
 

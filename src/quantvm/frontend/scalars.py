@@ -10,7 +10,7 @@ from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import ModelImportError
 
-from .builder import QdqBuilder, QTensor, shape_of
+from .builder import QdqBuilder, shape_of
 from .registry import register_converter
 
 

@@ -56,7 +56,9 @@ def batch_norm(
 
             def emit(at: Expr, lanes: int) -> None:
                 index, channel = ramp(base + at, lanes), ramp(at, lanes)
-                centred = cast(cast(x_flat[index], "int32", lanes) - splat(q_in.zero_point, lanes, "int32"), "float32", lanes)
+                centred = cast(
+                    cast(x_flat[index], "int32", lanes) - splat(q_in.zero_point, lanes, "int32"), "float32", lanes
+                )
                 value = quantize_vec(fma(factors[channel], centred, terms[channel], lanes), f32(1), q_out, lanes)
                 value = T.max(value, splat(q_out.zero_point, lanes, "int32")) if relu else value
                 T.buffer_store(y_flat, cast(value, q_out.dtype, lanes), [index])
@@ -89,7 +91,9 @@ def layer_norm(
 
             def store(at: Expr, lanes: int, is_tail: bool) -> None:
                 index, element = ramp(base + at, lanes), ramp(at, lanes)
-                centred = cast(cast(x_flat[index], "int32", lanes) - splat(q_in.zero_point, lanes, "int32"), "float32", lanes)
+                centred = cast(
+                    cast(x_flat[index], "int32", lanes) - splat(q_in.zero_point, lanes, "int32"), "float32", lanes
+                )
                 normal = (centred - splat(mean[0], lanes)) * splat(scale[0], lanes)
                 real = fma(normal, factors[element], terms[element], lanes)
                 if is_tail:

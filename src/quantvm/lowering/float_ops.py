@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
+from tvm.sym.analyzer import Analyzer
 
 _CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul", "relax.nn.conv1d", "relax.nn.conv3d", "relax.nn.conv2d_transpose")
 
@@ -33,16 +35,24 @@ _MOVEMENT = frozenset(
 
 
 def _float_macs(call: Any) -> int:
-    out = 1
-    for d in list(call.ty.shape)[1:]:
-        out *= int(d)
-    weight = [int(d) for d in call.args[1].ty.shape]
-    if call.op.name == "relax.matmul":
-        return out * weight[-2]
-    reduction = 1
-    for d in weight[1:]:
-        reduction *= d
-    return out * reduction
+    """Returns the multiply-adds of a contraction for one image."""
+    out = math.prod(_for_one_image(d) for d in call.ty.shape)
+    weight = [_for_one_image(d) for d in call.args[1].ty.shape]
+    return out * (weight[-2] if call.op.name == "relax.matmul" else math.prod(weight[1:]))
+
+
+def _for_one_image(dimension: Any) -> int:
+    """Returns a size with 1 in place of the batch."""
+    analyzer = Analyzer()
+    for variable in _variables(dimension):
+        analyzer.bind(variable, tirx.IntImm("int64", 1))
+    return int(analyzer.simplify(dimension))
+
+
+def _variables(size: Any) -> set[Any]:
+    if isinstance(size, tirx.Var):
+        return {size}
+    return {variable for part in ("a", "b") if hasattr(size, part) for variable in _variables(getattr(size, part))}
 
 
 def legalize_float_ops(module: tvm.IRModule) -> tvm.IRModule:

@@ -16,7 +16,15 @@ _ELEMENTWISE = frozenset(
 )  # fmt: skip
 _FOLLOW_INPUT = _ELEMENTWISE | frozenset(
     f"relax.{name}"
-    for name in ("nn.conv2d", "nn.max_pool2d", "nn.avg_pool2d", "nn.adaptive_avg_pool2d", "nn.pad", "image.resize2d", "take")
+    for name in (
+        "nn.conv2d",
+        "nn.max_pool2d",
+        "nn.avg_pool2d",
+        "nn.adaptive_avg_pool2d",
+        "nn.pad",
+        "image.resize2d",
+        "take",
+    )
 )
 _TO_CHANNELS_LAST, _FROM_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 

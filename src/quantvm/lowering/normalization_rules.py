@@ -16,10 +16,10 @@ from .tensors import Tensor
 
 @legalizes("batch_norm2d")
 def lower_batch_norm2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """x * factor + term of each channel (+ relu); PyTorch makes the result channels-last."""
+    """X * factor + term of each channel (+ relu); PyTorch makes the result channels-last."""
     q = quant_params(composite.call("relax.dequantize"))
-    constants = (constant_value(composite.call(op).args[1]).reshape(-1) for op in ("relax.multiply", "relax.add"))
-    alpha, beta = numerics.batch_norm_params(*constants, q, composite.output)
+    factors, terms = (constant_value(composite.call(op).args[1]).reshape(-1) for op in ("relax.multiply", "relax.add"))
+    alpha, beta = numerics.batch_norm_params(factors, terms, q, composite.output)
     x = replace(state.nhwc(inputs[0]), channels_last=True)
     kernel = normalization.batch_norm(
         x.item_shape, alpha, beta, q, composite.output, relu=composite.has("relax.nn.relu")

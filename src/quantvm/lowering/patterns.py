@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import product
 from typing import Any
 
@@ -16,7 +16,7 @@ from .composite import constant_value, quant_params, static_shape
 
 Pattern = Any
 Check = Callable[[Any], bool]
-MAX_CONCAT_INPUTS = 16
+USUAL_CONCATS = tuple(range(1, 17))
 
 
 def _dequantize(x: Pattern | None = None) -> Pattern:
@@ -52,8 +52,8 @@ def _binary() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
             yield name, _quantize(_relu(y) if has_relu else y), {"a": a, "b": b}, check
 
 
-def _concat() -> Iterator[tuple[str, Pattern]]:
-    for count in range(MAX_CONCAT_INPUTS, 0, -1):
+def _concat(counts: Collection[int]) -> Iterator[tuple[str, Pattern]]:
+    for count in sorted(counts, reverse=True):
         yield "concat", _quantize(is_op("relax.concat")(is_tuple([_dequantize() for _ in range(count)])))
 
 
@@ -201,20 +201,36 @@ def _is_per_tensor(context: Any) -> bool:
     return constant_value(call.args[1]).ndim == 0 and len(call.ty.shape) > 0
 
 
-def all_patterns() -> list[tuple]:
-    """Returns (composite name, pattern, annotations, check) tuples for `relax.transform.FuseOpsByPattern`."""
+def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
+    """Returns (composite name, pattern, annotations, check) tuples for `relax.transform.FuseOpsByPattern`.
+
+    Args:
+        concats: the numbers of inputs that concatenations have; each needs a pattern of its own.
+    """
 
     def anything(context: Any) -> bool:
         return True
 
-    plain: list[tuple] = [(name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(), *_unary())]
+    plain: list[tuple] = [
+        (name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(concats), *_unary())
+    ]
     kept = [
         (name, pattern, {"quantize": pattern, "dequantize": dequantize}, _keeps_params)
         for name, pattern, dequantize in _same_params()
     ]
     rows: list[tuple] = [
         (f"quantvm.{name}", *rest)
-        for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean(), *_with_numbers(), *_batch_norms(), _layer_norm(), _quantize_affine())
+        for name, *rest in (
+            *plain,
+            *_binary(),
+            *_gated(),
+            *kept,
+            _spatial_mean(),
+            *_with_numbers(),
+            *_batch_norms(),
+            _layer_norm(),
+            _quantize_affine(),
+        )
     ]
     rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _is_per_tensor))
     rows.append(("quantvm.dequantize", _dequantize(), {}, _is_per_tensor))
