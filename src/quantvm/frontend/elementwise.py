@@ -30,7 +30,7 @@ def quantize_per_tensor(b: QdqBuilder, x: Expr, scale: float, zero_point: int, d
 @register_converter("aten::dequantize")
 def dequantize(b: QdqBuilder, x: Any) -> Expr:
     """Returns the float tensor."""
-    return b.real(x)
+    return b.island(x) if isinstance(x, QTensor) else x
 
 
 def _binary(

@@ -24,7 +24,7 @@ def float_operands(b: QdqBuilder, name: str, *operands: Any) -> list[Expr]:
             f"aten::{name} at {b.where} on a quantized tensor: PyTorch has no such kernel; "
             "use torch.ao.nn.quantized.FloatFunctional in the model"
         )
-    return [constant(x, "float32") if is_number(x) else x for x in operands]
+    return [constant(x, "float32") if is_number(x) else b.real(x) for x in operands]
 
 
 def _binary(b: QdqBuilder, op: Any, name: str, x: Any, y: Any) -> Any:

@@ -36,7 +36,8 @@ _MOVEMENT = frozenset(
 
 def _float_macs(call: Any) -> int:
     """Returns the multiply-adds of a contraction for one image."""
-    out = math.prod(_for_one_image(d) for d in call.ty.shape)
+    batch, *rest = call.ty.shape
+    out = math.prod(_for_one_image(d) for d in rest) * (1 if hasattr(batch, "value") else _for_one_image(batch))
     weight = [_for_one_image(d) for d in call.args[1].ty.shape]
     return out * (weight[-2] if call.op.name == "relax.matmul" else math.prod(weight[1:]))
 
