@@ -34,19 +34,26 @@ def load_program(
     return script, inputs, engine
 
 
+def load_script(path: Path) -> torch.jit.ScriptModule:
+    """Returns the program of a TorchScript file.
+
+    Raises:
+        ModelImportError: no such file, or not one that this PyTorch can load.
+    """
+    if not path.is_file():
+        raise ModelImportError(f"no such file: {path}")
+    try:
+        with quiet():
+            return torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelImportError(f"{path} is not a TorchScript file that this PyTorch can load: {reason}") from error
+
+
 def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
     with quiet():
         if isinstance(model, (str, Path)):
-            path = Path(model)
-            if not path.is_file():
-                raise ModelImportError(f"no such file: {path}")
-            try:
-                return torch.jit.load(str(path), map_location="cpu")
-            except (RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ModelImportError(
-                    f"{path} is not a TorchScript file that this PyTorch can load: {reason}"
-                ) from error
+            return load_script(Path(model))
         if isinstance(model, torch.jit.ScriptModule):
             return model
         if not isinstance(model, torch.nn.Module):

@@ -14,6 +14,7 @@ import tvm
 from tvm import relax, tirx
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.torch_compat import onednn_uses_amx
 
 from . import (  # noqa: F401  (registers the converters)
     activations,
@@ -32,10 +33,11 @@ from .known import TAKES_KNOWN, as_arguments, compute, is_computable, is_known
 from .layers import Layer, LayeredProgram
 from .loading import check_converters, load_program
 from .nodes import module_path, source_line, weight_owner
+from .program_inputs import ENGINE_ATTR
 from .registry import find_converter
 
-ENGINE_ATTR = "quantvm.engine"
-"""Module attribute: the PyTorch engine whose arithmetic the quantized operators have."""
+AMX_ATTR = "quantvm.onednn_amx"
+"""Module attribute: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
 CHANNELS_LAST_ATTR = "quantvm.channels_last"
 """Module attribute: the inputs, by number, that PyTorch holds in channels-last order; they are passed as NCHW."""
 
@@ -57,7 +59,7 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
     script, inputs, engine = load_program(model, example_inputs, engine)
     graph = script.inlined_graph
     conversion = _Conversion(script, graph, inputs, batch)
-    return conversion.go(lambda results: results).with_attr(ENGINE_ATTR, engine)
+    return _following(engine, conversion.go(lambda results: results))
 
 
 def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None) -> LayeredProgram:
@@ -74,7 +76,7 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
         n_outputs = len(results)
         return [*results, *(tensor.expr for _, tensor in conversion.layers)]
 
-    chained = conversion.go(with_layers).with_attr(ENGINE_ATTR, engine)
+    chained = _following(engine, conversion.go(with_layers))
     layers = tuple(layer for layer, _ in conversion.layers)
     return LayeredProgram(script, layers, chained, n_outputs, engine, inputs)
 
@@ -87,7 +89,12 @@ def convert_isolated(program: LayeredProgram, channels_last: tuple[bool, ...]) -
     module = conversion.go(lambda results: [tensor.expr for _, tensor in conversion.layers])
     n_inputs = len(program.example_inputs)
     formats = [i + n_inputs for i, is_last in enumerate(channels_last) if is_last]
-    return module.with_attr(ENGINE_ATTR, program.engine).with_attr(CHANNELS_LAST_ATTR, formats)
+    return _following(program.engine, module).with_attr(CHANNELS_LAST_ATTR, formats)
+
+
+def _following(engine: str, module: tvm.IRModule) -> tvm.IRModule:
+    """Returns the module with attributes that say whose bits it stands for: this PyTorch's, under `engine`."""
+    return module.with_attr(ENGINE_ATTR, engine).with_attr(AMX_ATTR, int(onednn_uses_amx()))
 
 
 class _Conversion:
