@@ -338,6 +338,9 @@ class Requantization:
         bias_scale_f32: fbgemm per-tensor weights: (float)(1.0 / (sa*sw)), applied by FMA; else None.
         bias_i32: (C,) int32, qnnpack and integer only: added to the accumulator.
         source_scale_f32, inverse_output_scale_f32: onednn only.
+        separate_up_to: onednn only. Batches of more images are multiplied by `combined_f32` in place of the input's
+            and the weight's scale one after the other, as AMX kernels do; None: none are.
+        combined_f32: (C,) float32 products of the two scales, where `separate_up_to` is not None.
         fixed: (C,) factors, integer only.
     """
 
@@ -350,6 +353,8 @@ class Requantization:
     bias_i32: NDArray[np.int32] | None = None
     source_scale_f32: Any = None
     inverse_output_scale_f32: Any = None
+    separate_up_to: int | None = None
+    combined_f32: F32 | None = None
     fixed: FixedPoint | None = None
 
 
@@ -378,6 +383,7 @@ def requantization(
     output_q: QuantParams,
     relu: bool,
     channels: int,
+    separate_up_to: int | None = None,
 ) -> Requantization:
     """Returns the vectors of the requantization that `rule` defines.
 
@@ -390,6 +396,7 @@ def requantization(
         output_q: parameters of the output.
         relu: whether a ReLU follows.
         channels: C, the number of output channels.
+        separate_up_to: under onednn on a CPU with AMX, see `Requantization` and onednn_amx.py.
 
     Exactness: docs/numerics.md, section on convolution and linear.
     """
@@ -416,9 +423,11 @@ def requantization(
             weights = np.divide(f32(1), inverse.astype(f32), dtype=f32)
         source = reciprocal_f32(reciprocal_f64(input_q.scale))
         destination = reciprocal_f32(reciprocal_f64(output_q.scale))
+        combined = None if separate_up_to is None else per_channel(np.multiply(source, weights, dtype=f32))
         return Requantization(
             "onednn", per_channel(weights), bias_f32, output_q, relu,
             source_scale_f32=source, inverse_output_scale_f32=reciprocal_f32(destination),
+            separate_up_to=separate_up_to, combined_f32=combined,
         )  # fmt: skip
     multiplier = per_channel(
         np.multiply(np.multiply(weight_scales_f32, scale_in, dtype=f32), reciprocal_f32(output_q.scale), dtype=f32)
@@ -431,12 +440,13 @@ def requantization(
 
 
 def requantize(acc_i32: Values, r: Requantization) -> I64:
-    """Returns the quantized output of exact accumulators with the channel axis last.
+    """Returns the quantized output of exact accumulators; the first axis is the batch's, the last the channels'.
 
     Computes:
         fbgemm: v = fl(acc); v = fl(v + bias) or fma(bias, bias_scale, v); clip(cvt(fl(v*multiplier)) + z);
             max(z) if relu
-        onednn: v = fl(fl(acc*sa) * sw); v = fl(v + bias); max(0) if relu; rne(clip(fl(fl(v*inv_so) + z)))
+        onednn: v = fl(fl(acc*sa) * sw), in larger batches than separate_up_to fl(acc * fl(sa*sw)); v = fl(v + bias);
+            max(0) if relu; rne(clip(fl(fl(v*inv_so) + z)))
         qnnpack: v = fl(acc + bias_i32); clip(cvt(fl(v*multiplier)) + z); max(z) if relu
         integer: clip(fixed_point.multiply(acc + bias_i32, fixed) + z); max(z) if relu
 
@@ -450,7 +460,10 @@ def requantize(acc_i32: Values, r: Requantization) -> I64:
         return np.maximum(y, q.zero_point) if r.relu else y
     v: Values = acc.astype(f32)
     if r.rule == "onednn":
-        v = np.multiply(np.multiply(v, r.source_scale_f32, dtype=f32), r.multiplier_f32, dtype=f32)
+        if r.separate_up_to is not None and r.combined_f32 is not None and len(v) > r.separate_up_to:
+            v = np.multiply(v, r.combined_f32, dtype=f32)
+        else:
+            v = np.multiply(np.multiply(v, r.source_scale_f32, dtype=f32), r.multiplier_f32, dtype=f32)
         v = v if r.bias_f32 is None else np.add(v, r.bias_f32, dtype=f32)
         v = np.maximum(v, f32(0)) if r.relu else v
         v = np.add(np.multiply(v, r.inverse_output_scale_f32, dtype=f32), f32(q.zero_point), dtype=f32)

@@ -6,6 +6,7 @@ for warnings that our users cannot act on. Everything imports torch lazily, so t
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import warnings
@@ -91,6 +92,15 @@ def torch_engines() -> tuple[str, ...]:
     import torch
 
     return tuple(sorted(name for name in torch.backends.quantized.supported_engines if name != "none"))
+
+
+def onednn_uses_amx() -> bool:
+    """Says whether torch's oneDNN computes int8 convolutions with AMX: the CPU has it, and the user left it on."""
+    import torch
+
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    allowed = limit.upper() in ("ALL", "DEFAULT") or "AMX" in limit.upper() or limit.upper().startswith("AVX10_2")
+    return allowed and torch.cpu._is_amx_tile_supported()
 
 
 @contextmanager

@@ -24,10 +24,28 @@ N_CONVOLUTIONS = {
     "efficientnet_lite1": 64,
     "efficientnet_lite2": 64,
     "mobilenet_v3_large": 62,
+    "shufflenet_v2_x0_5": 56,
+    "shufflenet_v2_x1_0": 56,
+    "shufflenet_v2_x1_5": 56,
+    "shufflenet_v2_x2_0": 56,
+    "resnext101_32x8d": 104,
+    "resnext101_32x8d_v2": 104,
+    "resnext101_64x4d": 104,
+    "resnet50_v2": 53,
 }
 
 
-@pytest.mark.parametrize("name", [spec.name for spec in MODELS])
+# Of models that differ in their weights or their width alone, one is enough for every day.
+_LIKE_ANOTHER = ("shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "resnext101_32x8d_v2", "resnext101_64x4d", "resnet50_v2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(spec.name, marks=pytest.mark.nightly) if spec.name in _LIKE_ANOTHER else spec.name
+        for spec in MODELS
+    ],
+)
 def test_model_quantizes_runs_and_traces(name):
     spec = get_model(name)
     batches = noise_batches(1, 2, side=96)

@@ -11,7 +11,7 @@ from quantvm.errors import ConfigError, DataError, WeightsError
 from quantvm.models.quantize import ENGINES, SCHEMES, load_quantized_model, make_qconfig, quantize
 from quantvm.models.registry import QuantizedCheckpoint, WeightsFile
 from quantvm.models.weights import ResolvedWeights
-from quantvm.torch_compat import torch_engines
+from quantvm.torch_compat import quantization_engine, quiet, torch_engines
 from tests.models.conftest import noise_batches
 
 available_engines = [name for name in ENGINES if name in torch_engines()]
@@ -197,3 +197,19 @@ def _with_checkpoint(spec, scheme):
 
     checkpoint = QuantizedCheckpoint(WeightsFile("tiny_fbgemm.pth"), "fbgemm", scheme, 0.0, 0.0)
     return dataclasses.replace(spec, quantized=checkpoint)
+
+
+def test_relu6_is_not_scrambled_under_qnnpack(tiny_model):
+    """torch's own quantized ReLU6 of a channels-last tensor is; the quantized model must stay near the float one."""
+    batches = noise_batches(2, 4)
+    quantized = quantize(tiny_model, batches, engine="qnnpack")
+    seen = []
+    relu6 = quantized.relu6
+    relu6.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    with torch.no_grad(), quantization_engine("qnnpack"), quiet():
+        actual = quantized(torch.from_numpy(batches[0]))
+        expected = tiny_model(torch.from_numpy(batches[0]))
+    ((x, y),) = seen
+    assert torch.equal(y.dequantize(), x.dequantize().clamp(0, 6))
+    assert x.stride() == y.stride()
+    assert (actual - expected).abs().max() < 0.1 * expected.abs().max()

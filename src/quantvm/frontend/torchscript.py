@@ -254,6 +254,7 @@ def _constant(node: Any) -> Any:
 
 
 __all__: Sequence[str] = [
+    "AMX_ATTR",
     "CHANNELS_LAST_ATTR",
     "ENGINE_ATTR",
     "QTensor",

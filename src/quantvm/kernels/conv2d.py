@@ -91,7 +91,7 @@ def conv2d(
         out_numel = n * math.prod(out_shape)
         x = argument("x", (n, original.in_height, original.in_width, original.in_channels), x_dtype)
         emitter.epilogue.declare_residual((n, *out_shape))
-        emitter.declare()
+        emitter.declare(n)
         y = argument("y", (n, *out_shape), emitter.epilogue.out_dtype)
         emitter.epilogue.view_residual(out_numel)
         emitter.emit(n, flat(x, n * original.in_height * original.in_width * original.in_channels), flat(y, out_numel))
@@ -171,10 +171,10 @@ class _ConvEmitter:
         whole_steps = shape.groups == 1 and not merged
         self.scratch_channels = ceil_div(self.group_in, dot.k_step) * dot.k_step if whole_steps else shape.in_channels
 
-    def declare(self) -> None:
+    def declare(self, n: Expr) -> None:
         self.w = argument("w", self.packed.shape, str(self.packed.dtype))
         self.acc_start = argument("acc_start", self.start.shape, "int32")
-        self.epilogue.declare()
+        self.epilogue.declare(n)
 
     def emit(self, n: Expr, x: Buffer, y: Buffer) -> None:
         shape, schedule = self.shape, self.schedule
@@ -374,7 +374,10 @@ def _spread_channels(r: Requantization, groups: int, group_padded: int) -> Requa
     assert multiplier is not None
     if fixed is not None:
         fixed = replace(fixed, multiplier=spread(fixed.multiplier), shift=spread(fixed.shift))  # type: ignore[arg-type]
-    return replace(r, multiplier_f32=multiplier, bias_f32=spread(r.bias_f32), bias_i32=spread(r.bias_i32), fixed=fixed)
+    return replace(
+        r, multiplier_f32=multiplier, bias_f32=spread(r.bias_f32), bias_i32=spread(r.bias_i32), fixed=fixed,
+        combined_f32=spread(r.combined_f32),
+    )  # fmt: skip
 
 
 def linear(
@@ -420,7 +423,7 @@ def linear(
         n = symbolic_batch()
         x = argument("x", (n, *unit, in_features), x_dtype)
         emitter.epilogue.declare_residual((n, *unit, out_features))
-        emitter.declare()
+        emitter.declare(n)
         y = argument("y", (n, *unit, out_features), emitter.epilogue.out_dtype)
         emitter.epilogue.view_residual(n * out_features)
         emitter.emit_rows(n, flat(x, n * in_features), flat(y, n * out_features))

@@ -97,7 +97,7 @@ def depthwise_conv2d(
         T.func_name("main")
         n = symbolic_batch()
         x = argument("x", (n, shape.in_height, shape.in_width, shape.in_channels), x_dtype)
-        row.declare()
+        row.declare(n)
         y = argument("y", (n, shape.out_height, shape.out_width, shape.out_channels), row.epilogue.out_dtype)
         x_flat = flat(x, n * (shape.in_height * shape.in_width * shape.in_channels))
         y_flat = flat(y, n * (shape.out_height * shape.out_width * shape.out_channels))
@@ -162,12 +162,12 @@ class _PlainDepthwise:
         extra = (self.weight_zero_points,) if self.asymmetric else ()
         self.constants = (self.taps, self.start, *extra, *self.epilogue.constants)
 
-    def declare(self) -> None:
+    def declare(self, n: Expr) -> None:
         self.w = argument("w", self.taps.shape, "int16")
         self.acc_start = argument("acc_start", self.start.shape, "int32")
         if self.asymmetric:
             self.w_zero = argument("w_zero", self.start.shape, "int32")
-        self.epilogue.declare()
+        self.epilogue.declare(n)
 
     def emit_row(self, x: Buffer, in_row: Expr, row_stride: int, y: Buffer, out_row: Expr) -> None:
         source, channels = _Source(x, in_row, row_stride), self.shape.out_channels

@@ -95,11 +95,11 @@ class InterleavedDepthwise:
         self.epilogue = epilogue_of(requantization, order.size, bound, isa, post, order)
         self.constants = (self._weights, self._start, *self.epilogue.constants)
 
-    def declare(self) -> None:
-        """Adds the constants as arguments of the open PrimFunc, in the order of `constants`."""
+    def declare(self, n: Expr) -> None:
+        """Adds the constants as arguments of the open PrimFunc of `n` images, in the order of `constants`."""
         self._w = argument("w", self._weights.shape, "int8")
         self._acc_start = argument("acc_start", self._start.shape, "int32")
-        self.epilogue.declare()
+        self.epilogue.declare(n)
 
     def emit_row(self, x: Buffer, in_row: Expr, row_stride: int, y: Buffer, out_row: Expr) -> None:
         """Emits one row of output pixels.

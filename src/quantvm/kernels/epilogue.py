@@ -131,9 +131,9 @@ class Epilogue:
         if self._post.residual is not None:
             self._residual: Buffer = flat(self._residual_argument, numel)
 
-    def declare(self) -> None:
-        """Adds the constants as arguments of the open PrimFunc, in the order of `constants`."""
-        self.requantize.declare()
+    def declare(self, n: Expr) -> None:
+        """Adds the constants as arguments of the open PrimFunc of `n` images, in the order of `constants`."""
+        self.requantize.declare(n)
         if self._post.table is not None:
             self._table: Buffer = argument("table", (256,), "uint8")
 

@@ -43,8 +43,8 @@ class ProgramEpilogue:
         """Sees the tensors as flat buffers; to be called behind the last argument."""
         self._tensors = [flat(tensor, numel) for tensor in self._arguments]
 
-    def declare(self) -> None:
-        """Adds the constants as arguments of the open PrimFunc, in the order of `constants`."""
+    def declare(self, n: Expr) -> None:
+        """Adds the constants as arguments of the open PrimFunc of `n` images, in the order of `constants`."""
         self._vectors: list[Buffer] = [
             argument(f"channel{i}", vector.shape, "float32") for i, vector in enumerate(self.constants)
         ]

@@ -26,8 +26,12 @@ class RequantizeEpilogue:
     ) -> None:
         self._r, self._padded, self._order = r, channels_padded, order
         self.output = r.output
-        if r.fixed is None:
-            self.constants: list[np.ndarray] = [self._pad(r.multiplier_f32)]
+        if r.combined_f32 is not None:
+            # both ways' multipliers, one behind the other; where no batch takes the first, it is left out
+            ways = [r.multiplier_f32] if r.separate_up_to else []
+            self.constants: list[np.ndarray] = [np.concatenate([self._pad(way) for way in (*ways, r.combined_f32)])]
+        elif r.fixed is None:
+            self.constants = [self._pad(r.multiplier_f32)]
         else:
             shift = self._pad(r.fixed.right_shift)
             self.constants = [self._pad(r.fixed.scaled_multiplier), np.where(shift == 0, 1, shift)]
@@ -67,11 +71,13 @@ class RequantizeEpilogue:
         """Whether `scaled` has the output's zero point in it already."""
         return self._r.rule == "onednn"
 
-    def declare(self) -> None:
-        """Adds the constants as arguments of the open PrimFunc, in the order of `constants`."""
+    def declare(self, n: Expr) -> None:
+        """Adds the constants as arguments of the open PrimFunc of `n` images, in the order of `constants`."""
+        if self._r.separate_up_to:
+            self._separate: Expr = n <= tirx.const(self._r.separate_up_to, "int64")
         names = ["multiplier", "right_shift", "bias"] if self._r.fixed is not None else ["multiplier", "bias"]
         views = {
-            name: argument(name, (self._padded,), str(vector.dtype))
+            name: argument(name, vector.shape, str(vector.dtype))
             for name, vector in zip(names, self.constants, strict=False)
         }
         self._multiplier: Buffer = views["multiplier"]
@@ -105,7 +111,7 @@ class RequantizeEpilogue:
             acc_i32 = acc_i32 + self._bias[index]
         v = cast(acc_i32, "float32", lanes)
         if r.rule == "onednn":
-            v = rounded(v * constant(r.source_scale_f32), lanes) * self._multiplier[index]
+            v = self._real_f32(v, channel, lanes)
             v = v if r.bias_f32 is None else rounded(v, lanes) + self._bias[index]
             v = tirx.max(v, constant(0.0)) if r.relu else v
             return rounded(v * constant(r.inverse_output_scale_f32), lanes) + constant(float(r.output.zero_point))
@@ -114,6 +120,21 @@ class RequantizeEpilogue:
             scale = constant(r.bias_scale_f32) if fused else None
             v = fma(self._bias[index], scale, v, lanes) if fused else v + self._bias[index]
         return v * self._multiplier[index]
+
+    def _real_f32(self, acc_f32: Expr, channel: Expr, lanes: int) -> Expr:
+        """Returns the accumulators in real units under the rule onednn, not yet rounded."""
+        r = self._r
+        if r.separate_up_to is None:
+            scaled = acc_f32 * splat(r.source_scale_f32, lanes, "float32")
+            return rounded(scaled, lanes) * self._multiplier[ramp(channel, lanes)]
+        if r.separate_up_to == 0:
+            return acc_f32 * self._multiplier[ramp(channel, lanes)]
+        # in larger batches the first multiplication is by 1, which is exact
+        one, source = (tirx.const(float(value), "float32") for value in (1.0, r.source_scale_f32))
+        scaled = acc_f32 * splat(tirx.Select(self._separate, source, one), lanes)
+        zero, behind = (tirx.const(value, "int32") for value in (0, self._padded))
+        way = tirx.Select(self._separate, zero, behind)
+        return rounded(scaled, lanes) * self._multiplier[ramp(channel + way, lanes)]
 
     def real(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
         """Returns float32 integers inside the output dtype's range for channels channel..channel+lanes-1."""

@@ -14,6 +14,7 @@ from quantvm.kernels.dot import PORTABLE, DotProduct
 from quantvm.kernels.epilogue import PostOps
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.numerics import QuantParams, Requantization, Rule
+from quantvm.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
 
 from .composite import Composite, constant_value, is_call
 from .deferred import Deferred
@@ -46,7 +47,7 @@ def _bias(composite: Composite) -> np.ndarray | None:
 
 def _requantization(
     state: Legalization, rule: Rule, kind: Literal["conv", "linear"], composite: Composite, input_q: QuantParams,
-    weight: _Weight, channels: int,
+    weight: _Weight, channels: int, separate_up_to: int | None,
 ) -> Requantization:  # fmt: skip
     """Returns the requantization under the numerics to follow; `rule` is the engine's."""
     relu, bias_f32 = composite.has("relax.nn.relu"), _bias(composite)
@@ -57,7 +58,7 @@ def _requantization(
         )  # fmt: skip
     return numerics.requantization(
         rule, kind, input_q=input_q, weight_scales=weight.scales, bias_f32=bias_f32, output_q=composite.output,
-        relu=relu, channels=channels,
+        relu=relu, channels=channels, separate_up_to=separate_up_to,
     )  # fmt: skip
 
 
@@ -85,7 +86,11 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     own_padding = _padding(conv)
     shape = conv_shape(conv, x, weight.integers.shape, border)
     engine_rule = numerics.conv_rule(state.engine, shape.groups, weight.symmetric)
-    requantization = _requantization(state, engine_rule, "conv", composite, input_q, weight, shape.out_channels)
+    with_amx = state.onednn_amx and engine_rule == "onednn"
+    separate_up_to = conv_separate_up_to(_geometry(shape, border), state.threads) if with_amx else None
+    requantization = _requantization(
+        state, engine_rule, "conv", composite, input_q, weight, shape.out_channels, separate_up_to
+    )
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
     is_depthwise = shape.groups == shape.in_channels and shape.groups > 1
     if is_depthwise:
@@ -138,6 +143,17 @@ def conv_shape(conv: Any, x: Tensor, weight_shape: tuple[int, ...], border: tupl
     )  # fmt: skip
 
 
+def _geometry(shape: Conv2dShape, border: tuple[int, int, int, int]) -> ConvGeometry:
+    """Returns what PyTorch hands to oneDNN: a border of zero points is there a part of the input."""
+    top, left, bottom, right = border
+    return ConvGeometry(
+        in_size=(shape.in_height + top + bottom, shape.in_width + left + right),
+        out_size=(shape.out_height, shape.out_width), in_channels=shape.in_channels, out_channels=shape.out_channels,
+        kernel=shape.kernel, stride=shape.stride, padding=(shape.padding[0] - top, shape.padding[1] - left),
+        dilation=shape.dilation, groups=shape.groups,
+    )  # fmt: skip
+
+
 def _pair(values: Any) -> tuple[int, int]:
     first, second = (int(v) for v in values)
     return first, second
@@ -155,7 +171,9 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     weight = _weight(composite)
     out_features, in_features = weight.integers.shape
     rule = numerics.linear_rule(state.engine)
-    requantization = _requantization(state, rule, "linear", composite, input_q, weight, out_features)
+    with_amx = state.onednn_amx and rule == "onednn"
+    separate_up_to = linear_separate_up_to(in_features, out_features) if with_amx else None
+    requantization = _requantization(state, rule, "linear", composite, input_q, weight, out_features, separate_up_to)
     dot, w = _integers_for(state.dot, weight, weight.integers, input_q)
     kernel = conv2d.linear(
         in_features,

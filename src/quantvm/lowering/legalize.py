@@ -43,6 +43,7 @@ class Legalization:
     schedules: Schedules = field(default_factory=Schedules)
     numerics: Numerics = "torch"
     rounding: Rounding = "upward"
+    onednn_amx: bool = False
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
     calls: list[KernelCall] = field(default_factory=list)

@@ -36,6 +36,7 @@ from .legalize import Legalization, legalize
 from .qdq_legalize import legalize_qdq
 
 ENGINE_ATTR = "quantvm.engine"
+AMX_ATTR = "quantvm.onednn_amx"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     has_avx512 = "avx512f" in target_features(options.target)
     state = Legalization(
         relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
-        followed, rounding,
+        followed, rounding, bool(module.attrs and module.attrs.get(AMX_ATTR, 0)),
     )  # fmt: skip
     if followed == "qdq":
         module = hoist_quantize(module)

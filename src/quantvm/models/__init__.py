@@ -20,6 +20,7 @@ MODELS: tuple[ModelSpec, ...] = (
     mobilenet_v3.SMALL,
     *efficientnet_lite.MODELS,
     mobilenet_v3.LARGE,
+    *torchvision.FURTHER,
 )
 
 

@@ -62,7 +62,7 @@ def quantize(
         model = copy.deepcopy(float_model).eval()
         _prepare(model, qconfig)
         n_images = _calibrate(model, batches, progress)
-        _convert(model)
+        _convert(model, engine)
     _set_provenance(model, engine, scheme, n_images)
     return model
 
@@ -94,7 +94,7 @@ def load_quantized_model(spec: ModelSpec, weights: ResolvedWeights, *, engine: s
     with quantization_engine(engine), quiet(), torch.no_grad():
         model = spec.build()
         _prepare(model, qconfig)
-        _convert(model)
+        _convert(model, engine)
         load_into(model, state_dict, f"the quantized {spec.name}", weights.path)
     _set_provenance(model, engine, spec.quantized.scheme, 0)
     return model.eval()
@@ -142,7 +142,7 @@ def _prepare(model: nn.Module, qconfig: Any) -> None:
     tq.prepare(model, inplace=True)
 
 
-def _convert(model: nn.Module) -> None:
+def _convert(model: nn.Module, engine: str) -> None:
     """Replaces the observed modules by quantized ones, in place."""
     import torch.ao.quantization as tq
 
@@ -151,6 +151,10 @@ def _convert(model: nn.Module) -> None:
         # of them before a checkpoint is loaded.
         warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
         tq.convert(model, inplace=True)
+    if engine == "qnnpack":
+        from quantvm.models.qnnpack_relu6 import replace_relu6
+
+        replace_relu6(model)
 
 
 def make_qconfig(scheme: str, engine: str) -> Any:

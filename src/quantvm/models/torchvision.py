@@ -1,6 +1,7 @@
-"""The original benchmark's models that torchvision itself can build quantizable, with its published weights.
+"""The models that torchvision itself can build quantizable, with its published weights.
 
-The float weights are the ones of the original benchmark (IMAGENET1K_V1), not torchvision's later recipes. The builders
+`MODELS` are the original benchmark's, with its weights (IMAGENET1K_V1) and not torchvision's later recipes; `FURTHER`
+are the rest, which run when they are named. The builders
 are torchvision's ``quantization`` ones with ``quantize=False`` and no weights: loading is ours (``weights.py``), so
 that the file, its checksum and every failure are in one place.
 """
@@ -129,3 +130,58 @@ MODELS: tuple[ModelSpec, ...] = (
         quantized=torchvision_quantized("googlenet_fbgemm-c81f6644.pth", 12.618, 69.826, 89.404),
     ),
 )
+
+
+def _further(
+    name: str, builder: str, file: tuple[str, float], accuracy: tuple[float, float], resize: int,
+    quantized: tuple[str, float], quantized_accuracy: tuple[float, float],
+) -> ModelSpec:  # fmt: skip
+    return ModelSpec(
+        name=name,
+        title=name,
+        build=_builder(builder),
+        weights=torchvision_file(*file),
+        preprocessing=imagenet_preprocessing(resize, 224),
+        published_top1=accuracy[0],
+        published_top5=accuracy[1],
+        published_by=PUBLISHED_BY,
+        in_default_run=False,
+        quantized=torchvision_quantized(*quantized, *quantized_accuracy),
+    )
+
+
+FURTHER: tuple[ModelSpec, ...] = (
+    _further(
+        "shufflenet_v2_x0_5", "shufflenet_v2_x0_5", ("shufflenetv2_x0.5-f707e7126e.pth", 5.282), (60.552, 81.746), 256,
+        ("shufflenetv2_x0.5_fbgemm-00845098.pth", 1.501), (57.972, 79.78),
+    ),
+    _further(
+        "shufflenet_v2_x1_0", "shufflenet_v2_x1_0", ("shufflenetv2_x1-5666bf0f80.pth", 8.791), (69.362, 88.316), 256,
+        ("shufflenetv2_x1_fbgemm-1e62bb32.pth", 2.334), (68.36, 87.582),
+    ),
+    _further(
+        "shufflenet_v2_x1_5", "shufflenet_v2_x1_5", ("shufflenetv2_x1_5-3c479a10.pth", 13.557), (72.996, 91.086), 232,
+        ("shufflenetv2_x1_5_fbgemm-d7401f05.pth", 3.672), (72.052, 90.7),
+    ),
+    _further(
+        "shufflenet_v2_x2_0", "shufflenet_v2_x2_0", ("shufflenetv2_x2_0-8be3c8ee.pth", 28.433), (76.23, 93.006), 232,
+        ("shufflenetv2_x2_0_fbgemm-5cac526c.pth", 7.467), (75.354, 92.488),
+    ),
+    # The first recipe, as with resnet50; its own later one is resnext101_32x8d_v2.
+    _further(
+        "resnext101_32x8d", "resnext101_32x8d", ("resnext101_32x8d-8ba56ff5.pth", 339.586), (79.312, 94.526), 256,
+        ("resnext101_32x8_fbgemm_09835ccf.pth", 86.034), (78.986, 94.48),
+    ),
+    _further(
+        "resnext101_32x8d_v2", "resnext101_32x8d", ("resnext101_32x8d-110c445d.pth", 339.673), (82.834, 96.228), 232,
+        ("resnext101_32x8_fbgemm-ee16d00c.pth", 86.645), (82.574, 96.132),
+    ),
+    _further(
+        "resnext101_64x4d", "resnext101_64x4d", ("resnext101_64x4d-173b62eb.pth", 319.318), (83.246, 96.454), 232,
+        ("resnext101_64x4d_fbgemm-605a1cb3.pth", 81.556), (82.898, 96.326),
+    ),
+    _further(
+        "resnet50_v2", "resnet50", ("resnet50-11ad3fa6.pth", 97.79), (80.858, 95.434), 232,
+        ("resnet50_fbgemm-23753f79.pth", 24.953), (80.282, 94.976),
+    ),
+)  # fmt: skip

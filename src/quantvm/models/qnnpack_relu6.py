@@ -1,0 +1,30 @@
+"""A quantized ReLU6 that is right under PyTorch's engine qnnpack.
+
+PyTorch 2.13's clamp of a channels-last tensor under qnnpack fills an output that it declares contiguous in
+channels-last order: its elements come back scrambled (aten/src/ATen/native/quantized/cpu/qclamp.cpp, `qnnpack_clamp`).
+Of a contiguous tensor it is right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class ReLU6(nn.Module):
+    """`torch.ao.nn.quantized.ReLU6` by way of a contiguous copy; the result has the input's memory format."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns clip(x, Q(0), Q(6)) with the parameters of x, a quint8 tensor (N, C, H, W)."""
+        y = torch.ops.quantized.relu6(x.contiguous())
+        return y.contiguous(memory_format=torch.channels_last)
+
+
+def replace_relu6(model: nn.Module) -> None:
+    """Replaces every quantized ReLU6 of a converted model, in place."""
+    from torch.ao.nn.quantized import ReLU6 as ScrambledReLU6
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is ScrambledReLU6:
+                setattr(module, name, ReLU6())

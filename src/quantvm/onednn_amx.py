@@ -1,0 +1,113 @@
+"""Which batch sizes oneDNN's AMX kernels serve with one combined scale, inside of PyTorch 2.13 (oneDNN 3.12).
+
+On a CPU without AMX, oneDNN multiplies accumulators by the input's scale and then by the weight's: fl(fl(acc*sa) * sw).
+Its unrolled AMX kernel multiplies once, by the product: fl(acc * fl(sa*sw)). Which kernel runs follows from the shape,
+from the number of images, and from the number of threads; so do, on such a CPU, PyTorch's bits.
+
+Reference: oneDNN 3.12 src/cpu/x64/jit_brgemm_conv_utils.cpp (`init_jcp`, `init_conf`, `init_1x1_conf`: `use_uker`) and
+matmul/brgemm_matmul_utils.cpp (`is_small_shapes`); measured on torch 2.13.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SIMD = 64
+"""Bytes of a vector register, and so input channels of a whole step."""
+_VNNI = 4
+"""Input channels that one dot-product instruction sums."""
+_L1_BYTES = 48 * 1024 * 7 // 8
+"""What oneDNN counts on of the first-level data cache, which has 48 KiB on every CPU with AMX so far."""
+_LARGE = 2**31 - 1
+"""More images than any batch has: no number of them is served by the combined scale."""
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """A conv2d as PyTorch hands it to oneDNN; `padding` is that at the top and the left."""
+
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @property
+    def _extents(self) -> tuple[int, int]:
+        height, width = ((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+        return height, width
+
+    @property
+    def _end_padding(self) -> tuple[int, int]:
+        bottom, right = (
+            (out - 1) * stride + extent - size - padding
+            for out, stride, extent, size, padding in zip(
+                self.out_size, self.stride, self._extents, self.in_size, self.padding, strict=True
+            )
+        )
+        return bottom, right
+
+
+def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
+    """Returns the greatest number of images for which the scales are multiplied one after the other; 0: for none."""
+    group_in, group_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    if conv.groups > 1 and group_in == group_out == 1:
+        return _LARGE  # depthwise: no AMX at all
+    pointwise = conv.kernel == (1, 1) and max(*conv.padding, *conv._end_padding) <= 0
+    if not (_pointwise_has_amx(group_in) if pointwise else _general_is_unrolled(conv, group_in)):
+        return _LARGE
+    largest = 0
+    out_height, out_width = conv.out_size
+    if out_height * out_width <= 4 and group_in <= 512:
+        # what fits into the cache is left to the kernels for VNNI
+        room = _L1_BYTES // 2 if pointwise else _L1_BYTES
+        largest = room // (conv.groups * group_in * group_out)
+    if pointwise and threads > 1:
+        padded = _padded_channels(group_in)
+        if padded * out_height <= 28 * 1024 and group_out * out_height <= 14 * 1024:
+            largest = max(largest, 1)  # AMX, but not unrolled
+    return largest
+
+
+def linear_separate_up_to(in_features: int, out_features: int) -> int:
+    """Returns the greatest number of rows for which the scales are multiplied one after the other; 0: for none."""
+    if in_features <= 16:
+        return _LARGE
+    return max(1 if in_features == 256 else 0, min(32, 256 // out_features))
+
+
+def _pointwise_has_amx(group_in: int) -> bool:
+    return group_in % _VNNI == 0
+
+
+def _padded_channels(group_in: int) -> int:
+    block = min(16, -(-group_in // _VNNI)) * _VNNI
+    extendable = group_in > _SIMD and group_in % _SIMD != 0
+    return group_in if extendable or group_in <= block else -(-group_in // block) * block
+
+
+def _general_is_unrolled(conv: ConvGeometry, group_in: int) -> bool:
+    """Says whether a convolution that is not pointwise runs in the unrolled AMX kernel."""
+    (height, width), (out_height, out_width) = conv._extents, conv.out_size
+    _, right = conv._end_padding
+    if conv.padding[0] >= height or right >= width:
+        return False
+    if group_in == conv.out_channels // conv.groups and group_in in (128, 256) and out_height == out_width == 150:
+        return False
+    if max(conv.padding[1], right) <= 0 and out_width > 50:
+        whole = group_in % _VNNI == 0 if group_in <= _SIMD else group_in % _SIMD == 0
+        if whole:
+            return out_width < 8 * 1024
+    return out_width < 256 or _rearranges_rows(conv, group_in)
+
+
+def _rearranges_rows(conv: ConvGeometry, group_in: int) -> bool:
+    """Says whether the taps of a row are laid out as one run of channels, which wide images are unrolled for too."""
+    taps = conv.kernel[1]
+    run = taps * group_in
+    padded, apart = -(-run // _SIMD) * _SIMD, taps * -(-group_in // _SIMD) * _SIMD
+    return taps > 1 and conv.dilation[1] == 1 and (group_in < _SIMD // 2 or (run > _SIMD and padded / apart < 0.5))
