@@ -206,12 +206,12 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
     A quantized unary operator is a pure function of the byte, so two tables reproduce it exactly.
 
     Args:
-        name: hardswish, hardsigmoid, leaky_relu or sigmoid.
+        name: hardswish, hardsigmoid, leaky_relu, sigmoid or tanh.
         q_in: parameters of the input.
         q_out: parameters of the output.
         slope: negative slope, for leaky_relu only.
 
-    Exactness: bit-exact to torch 2.13's kernels; sigmoid up to the last bit of expf (docs/numerics.md).
+    Exactness: bit-exact to torch 2.13's kernels; sigmoid and tanh up to the last bit of expf and tanhf.
     """
     x_q = np.arange(256, dtype=i64) + q_in.quant_min
     dtype = np.dtype(q_out.dtype)
@@ -221,6 +221,9 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
         main_f32 = np.divide(f32(1), np.add(f32(1), exp_f32, dtype=f32), dtype=f32)
         tail_f32 = (1.0 / (1.0 + exp_f32.astype(f64))).astype(f32)
         inverse = reciprocal_f64(q_out.scale)
+    elif name == "tanh":
+        main_f32, tail_f32 = (np.tanh(v.astype(f64)).astype(f32) for v in (vec, val))
+        inverse = reciprocal_f32(q_out.scale)
     elif name == "leaky_relu":
         main_f32, tail_f32 = (np.multiply(v, np.where(v > 0, f32(1), f32(slope)), dtype=f32) for v in (vec, val))
         inverse = reciprocal_f32(q_out.scale)
@@ -228,6 +231,46 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
         main_f32, tail_f32 = _UNARY_F32[name](vec), _UNARY_F32[name](val)
         inverse = reciprocal_f64(q_out.scale)
     return quantize_vec(main_f32, inverse, q_out).astype(dtype), quantize_val(tail_f32, q_out).astype(dtype)
+
+
+# ------------------------------------------------------------------ a quantized tensor and a number
+
+
+def add_scalar(q: QuantParams, number: float) -> tuple[QuantParams, int]:
+    """Returns the parameters that PyTorch gives x + number, and the number in steps of x, c = rne(number / s).
+
+    Computes: (s, z - c) where z - c fits the dtype; else the end of the dtype that it passes, and s stretched so that
+    all sums fit. Reference: ATen/native/quantized/cpu/BinaryOps.cpp `_add_scalar_out`.
+    """
+    steps = int(np.rint(f64(number) / f64(q.scale)))
+    shifted, span = q.zero_point - steps, q.quant_max - q.quant_min
+    if shifted < q.quant_min:
+        return QuantParams(float(f32((q.quant_max - shifted) / span * q.scale)), q.quant_min, q.dtype), steps
+    if shifted > q.quant_max:
+        return QuantParams(float(f32((shifted - q.quant_min) / span * q.scale)), q.quant_max, q.dtype), steps
+    return QuantParams(q.scale, shifted, q.dtype), steps
+
+
+def add_scalar_table(q_in: QuantParams, steps: int, q_out: QuantParams) -> NDArray:
+    """Returns the 256 outputs of x + number: clip(rne(fl((x - z + steps) * fl(si * fl(1/so)))) + zo).
+
+    Exactness: `quantized::add` of torch 2.13 with a number, bit for bit.
+    """
+    x = np.arange(256, dtype=i64) + q_in.quant_min
+    factor = np.multiply(q_in.scale_f32, reciprocal_f32(q_out.scale), dtype=f32)
+    scaled = np.multiply((x - q_in.zero_point + steps).astype(f32), factor, dtype=f32)
+    return np.clip(convert_to_int32(scaled) + q_out.zero_point, q_out.quant_min, q_out.quant_max).astype(q_out.dtype)
+
+
+def mul_scalar(q: QuantParams, number: float) -> QuantParams:
+    """Returns the parameters that PyTorch gives x * number: (s*|number|, z), z mirrored below zero; (1, 0) for zero.
+
+    The integers stay as they are, or are mirrored: min + max - x.
+    """
+    if number == 0:
+        return QuantParams(1.0, 0, q.dtype)
+    zero_point = q.zero_point if number > 0 else q.quant_max + q.quant_min - q.zero_point
+    return QuantParams(float(f32(abs(float(number)) * q.scale)), zero_point, q.dtype)
 
 
 # ------------------------------------------------------------------ QNNPACK's own element-wise operators and pools
@@ -451,3 +494,63 @@ def fbgemm_depthwise_saturates(
         and dilation == (1, 1)
         and padding == ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
     )
+
+
+# ------------------------------------------------------------------ normalizations
+
+
+def batch_norm_affine(weight: F32, bias: F32, mean: F32, variance: F32, eps: float) -> tuple[F32, F32]:
+    """Returns (C,) factors fl(r*w) and terms fl(b - fl(fl(mean*r)*w)) with r = fl(1 / sqrt(fl(var + eps))).
+
+    Reference: ATen/native/quantized/cpu/Normalization.cpp `compute_fused_params`.
+    """
+    root = np.sqrt(np.add(variance, f32(eps), dtype=f32), dtype=f32)
+    inverse = np.divide(f32(1), root, dtype=f32)
+    shift = np.multiply(np.multiply(mean, inverse, dtype=f32), weight, dtype=f32)
+    return np.multiply(inverse, weight, dtype=f32), np.subtract(bias, shift, dtype=f32)
+
+
+def batch_norm_params(factors: F32, terms: F32, q_in: QuantParams, q_out: QuantParams) -> tuple[F32, F32]:
+    """Returns `batch_norm_affine` in quantization steps: (float)(factor * (si/so)), (float)(term / so), in double."""
+    ratio = f64(q_in.scale) / f64(q_out.scale)
+    return (factors.astype(f64) * ratio).astype(f32), (terms.astype(f64) / f64(q_out.scale)).astype(f32)
+
+
+def batch_norm(x_q: Values, alpha: F32, beta: F32, q_in: QuantParams, q_out: QuantParams, *, relu: bool) -> I64:
+    """Returns quantized batch normalization of integers with the channel axis last.
+
+    Computes: clip(rne(fma(alpha, x - zi, beta)) + zo); relu: max(., zo).
+    Exactness: `quantized::batch_norm2d`, `quantized::batch_norm2d_relu` of torch 2.13, bit for bit.
+    """
+    y_f32 = fma_f32(alpha, (np.asarray(x_q, i64) - q_in.zero_point).astype(f32), beta)
+    low = max(q_out.quant_min, q_out.zero_point) if relu else q_out.quant_min
+    return np.clip(convert_to_int32(y_f32) + q_out.zero_point, low, q_out.quant_max)
+
+
+LAYER_NORM_BLOCK = 32
+"""Elements per step of PyTorch's vectorised loop over a normalized row; the rest of the row is scalar."""
+
+
+def layer_norm(x_q: Values, gamma: F32, beta: F32, eps: float, q_in: QuantParams, q_out: QuantParams) -> I64:
+    """Returns quantized layer normalization of (rows, n) integers.
+
+    Computes: m = fl(fl(sum(x)) / n); mean = fl(m - zi); var = max(fma(-m, m, fl(fl(sum(x*x)) / n)), 0);
+        r = (float)(si / sqrt((double)fl(fl(var*si)*si) + eps)); a = fl(fl((x - zi) - mean) * r);
+        y = fma(a, gamma, beta); the first n//32*32 of a row by quantize_vec, the others by quantize_val.
+    Exactness: `quantized::layer_norm` of torch 2.13, bit for bit. Reference: QuantizedOpKernels.cpp
+        `quantized_normalize_kernel`.
+    """
+    x = np.asarray(x_q, i64)
+    n = x.shape[-1]
+    scale = q_in.scale_f32
+    m = np.divide(x.sum(-1, keepdims=True).astype(f32), f32(n), dtype=f32)
+    squares = np.divide((x * x).sum(-1, keepdims=True).astype(f32), f32(n), dtype=f32)
+    mean = np.subtract(m, f32(q_in.zero_point), dtype=f32)
+    variance = np.maximum(fma_f32(-m, m, squares), f32(0))
+    real = np.multiply(np.multiply(variance, scale, dtype=f32), scale, dtype=f32)
+    factor = (f64(scale) / np.sqrt(real.astype(f64) + eps)).astype(f32)
+    centred = np.subtract((x - q_in.zero_point).astype(f32), mean, dtype=f32)
+    y_f32 = fma_f32(np.multiply(centred, factor, dtype=f32), gamma, beta)
+    main = quantize_vec(y_f32, reciprocal_f32(q_out.scale), q_out)
+    is_main = np.arange(n) < n // LAYER_NORM_BLOCK * LAYER_NORM_BLOCK
+    return np.where(is_main, main, quantize_val(y_f32, q_out))

@@ -9,11 +9,16 @@ import torch
 import tvm
 
 from quantvm.frontend import from_torch
+from quantvm.frontend.nodes import all_nodes
 from quantvm.frontend.registry import register_converter, supported_ops
 from quantvm.runtime import compile as compile_model
 from tests.quantized_modules import Together, image, outputs_of
 
-from .cases import CASES, Case
+from .cases import CASES as QUANTIZED_CASES
+from .cases import Case
+from .float_cases import FLOAT_CASES
+
+CASES = [*QUANTIZED_CASES, *FLOAT_CASES]
 
 IMAGE = (2, 8, 6, 6)
 BATCHES = (2, 3)
@@ -60,14 +65,15 @@ def bindings(module: tvm.IRModule) -> list[Any]:
 def relax_ops(module: tvm.IRModule) -> list[str]:
     """Returns the operators of `main` in order, without the prefix."""
     values = [binding.value for binding in bindings(module)]
-    return [v.op.name.removeprefix("relax.") for v in values if hasattr(v, "op") and hasattr(v.op, "name")]
+    names = [v.op.name.removeprefix("relax.") for v in values if hasattr(v, "op") and hasattr(v.op, "name")]
+    return [name for name in names if name != "astype"]  # it marks what the program itself dequantized
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_converter_emits_qdq(case: Case):
     module, x = case.module(), image(*case.shape)
     script = module if case.scripted else torch.jit.trace(module, x, check_trace=False)
-    assert case.op in {node.kind() for node in script.inlined_graph.nodes()}, "the case does not hold its operator"
+    assert case.op in {node.kind() for node in all_nodes(script.inlined_graph)}, "the case does not hold its operator"
     relax_module = from_torch(script, x)
     assert relax_ops(relax_module) == ["quantize", *case.relax.split()]
     expected = outputs_of(module(x))
@@ -82,7 +88,8 @@ def test_converter_emits_qdq(case: Case):
 
 
 MAKES_OR_MOVES_INTEGERS = {
-    "quantize", "reshape", "permute_dims", "strided_slice", "squeeze", "expand_dims", "nn.pad",
+    "quantize", "reshape", "permute_dims", "strided_slice", "squeeze", "expand_dims", "nn.pad", "broadcast_to",
+    "take",
 }  # fmt: skip
 
 
@@ -100,7 +107,7 @@ def test_compiled_result_is_torchs(case: Case, compiled):
             if case.exact:
                 assert torch.equal(actual, wanted), f"batch {batch}: {(actual != wanted).sum()} elements differ"
             else:
-                torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-7)
+                torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_names_are_qualified_and_unique():

@@ -13,7 +13,7 @@ from tvm import relax
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.lowering.fuse_qdq import fuse_qdq
 from quantvm.lowering.legalize import legalized_names
-from quantvm.lowering.patterns import MAX_CONCAT_INPUTS, all_patterns
+from quantvm.lowering.patterns import all_patterns
 from quantvm.tvm_compat import native_target
 
 op = relax.op
@@ -110,10 +110,18 @@ def binary(function: Callable[[Any, Any], Any], relu: bool = False) -> Callable[
     return body
 
 
-def affine(shape: tuple[int, ...]) -> Callable[..., Any]:
+def island(x: Any) -> Any:
+    """Marks what the program itself dequantized."""
+    return op.astype(x, "float32")
+
+
+GAMMA_BETA = [relax.const(np.full((6, 6), value, np.float32)) for value in (0.5, 2.0)]
+
+
+def affine(shape: tuple[int, ...], before: Callable[[Any], Any] = lambda x: x) -> Callable[..., Any]:
     """Returns fl(x*a) + b with constants of a shape, quantized."""
     a, b = (relax.const(np.full(shape, value, np.float32)) for value in (0.5, 2.0))
-    return lambda q, x: q.quantized(q.emit(op.add(q.emit(op.multiply(q.dequantized(x), a)), b)))
+    return lambda q, x: q.quantized(q.emit(op.add(q.emit(op.multiply(q.emit(before(q.dequantized(x))), a)), b)))
 
 
 def concat(count: int, axis: int = 1) -> Callable[..., Any]:
@@ -137,7 +145,7 @@ TAKEN = {
     "mul of a gate": (binary(op.multiply, relu=True), [(2, 8, 1, 1), IMAGE], "mul"),
     "concat": (concat(2), [IMAGE, IMAGE], "concat"),
     "concat of one": (concat(1), [IMAGE], "concat"),
-    "concat of many": (concat(MAX_CONCAT_INPUTS), [IMAGE] * MAX_CONCAT_INPUTS, "concat"),
+    "concat of many": (concat(24), [IMAGE] * 24, "concat"),
     "concat along rows": (concat(2, axis=2), [IMAGE, IMAGE], "concat"),
     "hardswish": (lambda q, x: q.quantized(hardswish(q, x), 0.1, 9), [IMAGE], "hardswish"),
     "hardsigmoid": (lambda q, x: q.quantized(hardsigmoid(q, x), 1 / 256, 0), [IMAGE], "hardsigmoid"),
@@ -148,7 +156,12 @@ TAKEN = {
     "max_pool2d": (unary(lambda x: op.nn.max_pool2d(x, [2, 2])), [IMAGE], "max_pool2d"),
     "avg_pool2d": (unary(lambda x: op.nn.avg_pool2d(x, [2, 2])), [IMAGE], "avg_pool2d"),
     "adaptive_avg_pool2d": (unary(lambda x: op.nn.adaptive_avg_pool2d(x, [1, 1])), [IMAGE], "adaptive_avg_pool2d"),
-    "normalization of channels": (affine((1, 8, 1, 1)), [IMAGE], "dequantize quantize_affine"),
+    "normalization of channels": (affine((1, 8, 1, 1), island), [IMAGE], "dequantize quantize_affine"),
+    "batch_norm2d": (affine((1, 8, 1, 1)), [IMAGE], "batch_norm2d"),
+    "layer_norm": (unary(lambda x: op.nn.layer_norm(x, *GAMMA_BETA, [-2, -1], 1e-5), 0.1, 3), [IMAGE], "layer_norm"),
+    "tanh": (unary(op.tanh, 1 / 128, 128), [IMAGE], "tanh"),
+    "add_scalar": (unary(lambda x: op.add(x, relax.const(6.4)), 0.05 * 283 / 255, 0), [IMAGE], "add_scalar"),
+    "mul_scalar": (unary(lambda x: op.multiply(x, relax.const(-2.0)), 0.1, 155), [IMAGE], "mul_scalar"),
     "mean": (unary(lambda x: op.mean(x, [2, 3])), [IMAGE], "mean"),
     "mean from the end": (unary(lambda x: op.mean(x, [-1, -2], keepdims=True)), [IMAGE], "mean"),
 }  # fmt: skip
@@ -187,6 +200,14 @@ LEFT = {
         lambda q, x: q.quantized(hardsigmoid(q, x, shift=2.0, high=4.0), 1 / 256, 0), [IMAGE], "add clip divide",
     ),
     "softmax": (unary(op.nn.softmax), [IMAGE], "nn.softmax"),
+    "sigmoid of a float island": (unary(lambda x: op.sigmoid(island(x)), 1 / 256, 0), [IMAGE], "sigmoid"),
+    "relu of a float island": (unary(lambda x: op.nn.relu(island(x))), [IMAGE], "nn.relu"),
+    "layer_norm over channels": (
+        unary(lambda x: op.nn.layer_norm(x, *(relax.const(np.ones(8, "float32")),) * 2, [1])), [IMAGE], "nn.layer_norm",
+    ),
+    "add of a number to other parameters": (
+        unary(lambda x: op.add(x, relax.const(6.4)), 0.06, 0), [IMAGE], "add",
+    ),
     "normalization of columns": (affine((6,)), [IMAGE], "multiply add"),
     "normalization of all": (affine(()), [IMAGE], "multiply add"),
     "normalization of a 2-d tensor": (affine((1, 6)), [(2, 6)], "multiply add"),

@@ -123,7 +123,7 @@ class UserProgram:
         import torch
 
         if self.kind == "torchscript":
-            from quantvm.frontend.torchscript import load_script
+            from quantvm.frontend.loading import load_script
 
             return load_script(Path(self.value))
         if isinstance(self.value, torch.export.ExportedProgram):

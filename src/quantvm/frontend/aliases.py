@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 _VIEWS = frozenset(
     f"aten::{name}"
     for name in (
         "view", "reshape", "flatten", "transpose", "permute", "contiguous", "unsqueeze", "squeeze", "slice", "select",
-        "chunk", "detach", "dropout", "feature_dropout",
+        "chunk", "detach", "dropout", "feature_dropout", "expand", "split", "split_with_sizes", "unbind", "unflatten",
+        "to", "type_as",
     )
 ) | {"prim::ListUnpack", "prim::ListConstruct", "prim::TupleConstruct", "prim::TupleUnpack"}  # fmt: skip
 """Operators whose result may share memory with their first input; PyTorch copies in some cases only."""
 
 _WRITES = frozenset(
-    f"aten::{name}_" for name in ("relu", "relu6", "hardtanh", "hardsigmoid", "sigmoid", "clamp", "add", "mul")
+    f"aten::{name}_"
+    for name in (
+        "relu",
+        "relu6",
+        "hardtanh",
+        "hardsigmoid",
+        "sigmoid",
+        "clamp",
+        "add",
+        "mul",
+        "sub",
+        "div",
+        "silu",
+        "hardswish",
+        "elu",
+        "leaky_relu",
+        "tanh",
+        "masked_fill",
+    )
 )
 
 
@@ -23,11 +42,12 @@ Region = tuple[str, ...]
 """A value whose memory it is, and which piece of it; one region overlaps another if it begins with it."""
 
 
-def stale_reads(graph: Any) -> Iterator[tuple[Any, Any]]:
+def stale_reads(graph: Any, known: Container[str] = ()) -> Iterator[tuple[Any, Any]]:
     """Yields (write, read): a node that writes in place, and a later one that reads the same memory by an older name.
 
     A traced graph gives the result of the write wherever the program read the very tensor that was written to. It does
-    not for a view of it that was taken before, nor for the tensor that it is a view of.
+    not for a view of it that was taken before, nor for the tensor that it is a view of. Values that are `known` share
+    their memory at import as they do in PyTorch.
     """
     regions: dict[str, Region] = {}
     made: dict[str, int] = {}
@@ -44,7 +64,7 @@ def stale_reads(graph: Any) -> Iterator[tuple[Any, Any]]:
             region = regions.get(inputs[0], (inputs[0],))
             is_cut = node.kind() == "prim::ListUnpack"  # the pieces of a chunk share nothing
             regions.update({name: (*region, name) if is_cut else region for name in outputs})
-        if node.kind() in _WRITES:
+        if node.kind() in _WRITES and inputs[0] not in known:
             writes.append((index, region, node))
 
 

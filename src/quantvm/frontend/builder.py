@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 from quantvm.numerics import QuantParams
@@ -40,6 +41,17 @@ def constant(value: Any, dtype: str) -> Expr:
     return relax.const(np.asarray(value, dtype, order="C"), dtype)
 
 
+def constant_array(expr: Expr) -> np.ndarray:
+    """Returns the value of a Relax constant.
+
+    Raises:
+        ModelImportError: it is not constant.
+    """
+    if not isinstance(expr, GenericConst):
+        raise ModelImportError(f"expected a tensor that is known at import, got {expr}")
+    return expr.value.numpy()
+
+
 class QdqBuilder:
     """Emits bindings of one Relax function; every quantized operator becomes dequantize -> float op -> quantize."""
 
@@ -49,6 +61,7 @@ class QdqBuilder:
         self._names: dict[str, int] = {}
         self.quantizes: set[Expr] = set()
         """Variables that hold what a quantize made."""
+        self._islands: dict[Expr, Expr] = {}
 
     def emit(self, expr: Expr, hint: str = "") -> Expr:
         """Binds `expr` to a new variable, named after the module path of the current node."""
@@ -68,9 +81,19 @@ class QdqBuilder:
     def real(self, x: Expr | QTensor) -> Expr:
         """Returns the float32 tensor: each quantized use gets a dequantize of its own."""
         if not isinstance(x, QTensor):
-            return x
+            return self._islands.get(x, x) if isinstance(x, relax.Var) else x
         scale, zero_point = constant(x.q.scale, "float32"), constant(x.q.zero_point, x.q.dtype)
         return self.emit(relax.op.dequantize(x.expr, scale, zero_point), "dq")
+
+    def island(self, x: QTensor) -> Expr:
+        """Returns what the program itself dequantizes: operators on it are PyTorch's float ones.
+
+        An `astype` to float32, which changes nothing, lies before them: dequantize -> operator -> quantize without it
+        means PyTorch's quantized operator, which rounds otherwise.
+        """
+        plain = self.real(x)
+        self._islands[plain] = self.emit(relax.op.astype(plain, "float32"), "float")
+        return plain
 
     def quantized(self, x_f32: Expr, q: QuantParams) -> QTensor:
         """Returns the float32 tensor quantized to `q`."""

@@ -1,16 +1,20 @@
-"""Quantize, dequantize, arithmetic and activations, on quantized and on float tensors."""
+"""Quantize, dequantize, and arithmetic of quantized tensors."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
+from quantvm import numerics
 from quantvm.errors import ModelImportError
 from quantvm.numerics import QuantParams
 
+from .activations import relu_of
 from .builder import Expr, QdqBuilder, QTensor, constant
 from .registry import register_converter
+from .scalars import is_number
 
 _DTYPES = {12: "int8", 13: "uint8"}  # torch.qint8, torch.quint8 as TorchScript numbers them
 
@@ -26,7 +30,7 @@ def quantize_per_tensor(b: QdqBuilder, x: Expr, scale: float, zero_point: int, d
 @register_converter("aten::dequantize")
 def dequantize(b: QdqBuilder, x: Any) -> Expr:
     """Returns the float tensor."""
-    return b.real(x)
+    return b.island(x) if isinstance(x, QTensor) else x
 
 
 def _binary(
@@ -39,141 +43,70 @@ def _binary(
     return b.quantized(y, b.params(*out))
 
 
+def _with_number(b: QdqBuilder, name: str, x: Any, number: float, relu: bool) -> QTensor | Expr:
+    """Emits x + number or x * number under the parameters that PyTorch derives; integers that stay are only renamed."""
+    (x,) = b.expect_quantized(f"quantized::{name}", x)
+    q: QuantParams = x.q
+    if name == "add":
+        out, steps = numerics.add_scalar(q, number)
+        operand, stays = float(np.float32(steps * q.scale)), out.scale == q.scale
+    else:
+        out, operand, stays = numerics.mul_scalar(q, number), number, number > 0
+    out = b.params(out.scale, out.zero_point, out.dtype)
+    if stays:
+        y = QTensor(x.expr, out)
+    else:
+        op = relax.op.add if name == "add" else relax.op.multiply
+        y = b.quantized(b.emit(op(b.real(x), constant(operand, "float32")), name), out)
+    return relu_of(b, y) if relu else y
+
+
+def _add_or_mul(b: QdqBuilder, name: str, x: Any, y: Any, out: tuple[Any, ...], relu: bool) -> Any:
+    """Two tensors, or a tensor and a number in either order."""
+    if not out:
+        tensor, number = (y, x) if is_number(x) else (x, y)
+        return _with_number(b, name, tensor, float(number), relu)
+    op = relax.op.add if name == "add" else relax.op.multiply
+    return _binary(b, op, f"quantized::{name}", (x, y), (out[0], out[1]), relu)
+
+
 @register_converter("quantized::add")
-def quantized_add(b: QdqBuilder, qa: Any, qb: Any, scale: float, zero_point: int) -> QTensor:
-    """Returns quantize(dequantize(a) + dequantize(b))."""
-    return _binary(b, relax.op.add, "quantized::add", (qa, qb), (scale, zero_point), relu=False)
+def quantized_add(b: QdqBuilder, qa: Any, qb: Any, *out: Any) -> QTensor:
+    """Returns quantize(dequantize(a) + dequantize(b)); with a number, under the parameters that PyTorch derives."""
+    return _add_or_mul(b, "add", qa, qb, out, relu=False)
 
 
 @register_converter("quantized::add_relu")
-def quantized_add_relu(b: QdqBuilder, qa: Any, qb: Any, scale: float, zero_point: int) -> QTensor:
-    """Returns quantize(relu(dequantize(a) + dequantize(b)))."""
-    return _binary(b, relax.op.add, "quantized::add", (qa, qb), (scale, zero_point), relu=True)
+def quantized_add_relu(b: QdqBuilder, qa: Any, qb: Any, *out: Any) -> QTensor:
+    """Returns quantize(relu(dequantize(a) + dequantize(b))); with a number, as `quantized::add`."""
+    return _add_or_mul(b, "add", qa, qb, out, relu=True)
 
 
 @register_converter("quantized::mul")
-def quantized_mul(b: QdqBuilder, qa: Any, qb: Any, scale: float, zero_point: int) -> QTensor:
-    """Returns quantize(dequantize(a) * dequantize(b)), with broadcasting."""
-    return _binary(b, relax.op.multiply, "quantized::mul", (qa, qb), (scale, zero_point), relu=False)
+def quantized_mul(b: QdqBuilder, qa: Any, qb: Any, *out: Any) -> QTensor:
+    """Returns quantize(dequantize(a) * dequantize(b)), broadcast; with a number, as PyTorch derives."""
+    return _add_or_mul(b, "mul", qa, qb, out, relu=False)
 
 
 @register_converter("quantized::mul_relu")
-def quantized_mul_relu(b: QdqBuilder, qa: Any, qb: Any, scale: float, zero_point: int) -> QTensor:
-    """Returns quantize(relu(dequantize(a) * dequantize(b))), with broadcasting."""
-    return _binary(b, relax.op.multiply, "quantized::mul", (qa, qb), (scale, zero_point), relu=True)
+def quantized_mul_relu(b: QdqBuilder, qa: Any, qb: Any, *out: Any) -> QTensor:
+    """Returns quantize(relu(dequantize(a) * dequantize(b))), broadcast; with a number, as PyTorch derives."""
+    return _add_or_mul(b, "mul", qa, qb, out, relu=True)
 
 
-def _gate(b: QdqBuilder, x: Expr) -> Expr:
-    """Returns min(max(x + 3, 0), 6)."""
-    return b.emit(relax.op.clip(b.emit(relax.op.add(x, constant(3.0, "float32")), "plus_3"), 0, 6), "clip")
+@register_converter("quantized::add_scalar")
+def add_scalar(b: QdqBuilder, x: Any, number: float) -> QTensor:
+    """Returns x + number: another zero point where the dtype has room for it."""
+    return _with_number(b, "add", x, number, relu=False)
 
 
-@register_converter("quantized::hardswish")
-def hardswish(b: QdqBuilder, x: Any, output_scale: float, output_zero_point: int) -> QTensor:
-    """Returns quantize(x * min(max(x+3, 0), 6) / 6)."""
-    b.expect_quantized("quantized::hardswish", x)
-    real = b.real(x)
-    y = b.emit(relax.op.multiply(real, _gate(b, real)), "mul")
-    y = b.emit(relax.op.divide(y, constant(6.0, "float32")), "hardswish")
-    return b.quantized(y, b.params(output_scale, output_zero_point))
+@register_converter("quantized::mul_scalar")
+def mul_scalar(b: QdqBuilder, x: Any, number: float) -> QTensor:
+    """Returns x * number: another scale, and mirrored integers for a negative number."""
+    return _with_number(b, "mul", x, number, relu=False)
 
 
-_UNIT_INTERVAL = QuantParams(1.0 / 256.0, 0)  # what ATen fixes for outputs in [0, 1)
-
-
-@register_converter("aten::hardsigmoid", "aten::hardsigmoid_")
-def hardsigmoid(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns min(max(x+3, 0), 6) / 6; a quantized result has scale 1/256 and zero point 0."""
-    y = b.emit(relax.op.divide(_gate(b, b.real(x)), constant(6.0, "float32")), "hardsigmoid")
-    return b.quantized(y, _UNIT_INTERVAL) if isinstance(x, QTensor) else y
-
-
-@register_converter("aten::sigmoid", "aten::sigmoid_")
-def sigmoid(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns 1 / (1 + exp(-x)); a quantized result has scale 1/256 and zero point 0."""
-    y = b.emit(relax.op.sigmoid(b.real(x)), "sigmoid")
-    return b.quantized(y, _UNIT_INTERVAL) if isinstance(x, QTensor) else y
-
-
-@register_converter("quantized::leaky_relu")
-def quantized_leaky_relu(
-    b: QdqBuilder, x: Any, negative_slope: float, inplace: bool, output_scale: float, output_zero_point: int
-) -> QTensor:
-    """Returns quantize(x > 0 ? x : negative_slope * x)."""
-    b.expect_quantized("quantized::leaky_relu", x)
-    y = b.emit(relax.op.nn.leakyrelu(b.real(x), negative_slope), "leaky_relu")
-    return b.quantized(y, b.params(output_scale, output_zero_point))
-
-
-@register_converter("aten::relu", "aten::relu_")
-def relu(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns max(x, 0) under the input's parameters."""
-    return b.quantized_like(x, b.emit(relax.op.nn.relu(b.real(x)), "relu"))
-
-
-def _clip(b: QdqBuilder, x: Any, low: float | None, high: float | None) -> QTensor | Expr:
-    limits = (-3.4e38 if low is None else float(low), 3.4e38 if high is None else float(high))
-    return b.quantized_like(x, b.emit(relax.op.clip(b.real(x), *limits), "clip"))
-
-
-@register_converter("aten::relu6", "aten::relu6_")
-def relu6(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns min(max(x, 0), 6) under the input's parameters."""
-    return _clip(b, x, 0.0, 6.0)
-
-
-@register_converter("quantized::relu6")
-def quantized_relu6(b: QdqBuilder, x: Any, inplace: bool = False) -> QTensor | Expr:
-    """Returns min(max(x, 0), 6) under the input's parameters."""
-    return _clip(b, x, 0.0, 6.0)
-
-
-@register_converter("aten::hardtanh", "aten::hardtanh_")
-def hardtanh(b: QdqBuilder, x: Any, min_val: float = -1.0, max_val: float = 1.0) -> QTensor | Expr:
-    """Returns min(max(x, min_val), max_val) under the input's parameters."""
-    return _clip(b, x, min_val, max_val)
-
-
-@register_converter("aten::clamp", "aten::clamp_")
-def clamp(b: QdqBuilder, x: Any, min: float | None = None, max: float | None = None) -> QTensor | Expr:  # noqa: A002
-    """Returns x limited to [min, max] under the input's parameters."""
-    return _clip(b, x, min, max)
-
-
-def _float_binary(b: QdqBuilder, op: Any, name: str, x: Any, y: Any) -> Any:
-    if isinstance(x, QTensor) or isinstance(y, QTensor):
-        raise ModelImportError(
-            f"aten::{name} at {b.where} on a quantized tensor: PyTorch has no such kernel; "
-            "use torch.ao.nn.quantized.FloatFunctional in the model"
-        )
-    x = constant(x, "float32") if _is_number(x) else x
-    y = constant(y, "float32") if _is_number(y) else y
-    return b.emit(op(x, y), name)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or getattr(value, "dtype", None) in ("int64", "int32")
-
-
-@register_converter("aten::add", "aten::add_")
-def add(b: QdqBuilder, x: Any, y: Any, alpha: float = 1) -> Any:
-    """Returns x + alpha*y on float tensors, or on sizes."""
-    if alpha != 1:
-        y = mul(b, y, alpha)
-    if _is_number(x) and _is_number(y):
-        return x + y
-    return _float_binary(b, relax.op.add, "add", x, y)
-
-
-@register_converter("aten::mul", "aten::mul_")
-def mul(b: QdqBuilder, x: Any, y: Any) -> Any:
-    """Returns x * y on float tensors, or on sizes."""
-    if _is_number(x) and _is_number(y):
-        return x * y
-    return _float_binary(b, relax.op.multiply, "mul", x, y)
-
-
-@register_converter("aten::softmax")
-def softmax(b: QdqBuilder, x: Any, dim: int, dtype: int | None = None) -> Expr:
-    """Returns softmax along `dim` of a float tensor."""
-    return b.emit(relax.op.nn.softmax(b.real(x), dim), "softmax")
+@register_converter("quantized::mul_scalar_relu")
+def mul_scalar_relu(b: QdqBuilder, x: Any, number: float) -> QTensor:
+    """Returns relu(x * number), as `quantized::mul_scalar`."""
+    return _with_number(b, "mul", x, number, relu=True)

@@ -86,4 +86,4 @@ def cat(b: QdqBuilder, tensors: Sequence[Any], dim: int = 0) -> QTensor | Expr:
     """Returns the concatenation; of quantized tensors under the first one's parameters."""
     if any(isinstance(t, QTensor) for t in tensors):
         return quantized_cat(b, tensors, dim, None, None)
-    return b.emit(relax.op.concat(list(tensors), dim), "cat")
+    return b.emit(relax.op.concat([b.real(t) for t in tensors], dim), "cat")

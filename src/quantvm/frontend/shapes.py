@@ -1,4 +1,4 @@
-"""Data movement, sizes and TorchScript's own lists and constants."""
+"""Views, slices and borders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .registry import register_converter
 _INT_MAX = 9223372036854775807
 
 
-def _axis(dim: int, rank: int) -> int:
+def axis_of(dim: int, rank: int) -> int:
+    """Returns a dimension counted from the first."""
     return dim + rank if dim < 0 else dim
 
 
@@ -30,7 +31,7 @@ def _reshaped(b: QdqBuilder, x: Any, shape: Sequence[Any]) -> QTensor | Expr:
 def flatten(b: QdqBuilder, x: Any, start_dim: int = 0, end_dim: int = -1) -> QTensor | Expr:
     """Returns x with dimensions start_dim..end_dim merged."""
     shape = shape_of(x)
-    start, end = _axis(start_dim, len(shape)), _axis(end_dim, len(shape))
+    start, end = axis_of(start_dim, len(shape)), axis_of(end_dim, len(shape))
     merged = math.prod(shape[start : end + 1]) if start else _product(shape[: end + 1])
     return _reshaped(b, x, [*shape[:start], merged, *shape[end + 1 :]])
 
@@ -65,7 +66,7 @@ def transpose(b: QdqBuilder, x: Any, dim0: int, dim1: int) -> QTensor | Expr:
     """Returns x with two dimensions swapped."""
     rank = len(shape_of(x))
     axes = list(range(rank))
-    first, second = _axis(dim0, rank), _axis(dim1, rank)
+    first, second = axis_of(dim0, rank), axis_of(dim1, rank)
     axes[first], axes[second] = axes[second], axes[first]
     return b.moved(x, lambda e: relax.op.permute_dims(e, axes))
 
@@ -73,13 +74,13 @@ def transpose(b: QdqBuilder, x: Any, dim0: int, dim1: int) -> QTensor | Expr:
 @register_converter("aten::permute")
 def permute(b: QdqBuilder, x: Any, dims: Sequence[int]) -> QTensor | Expr:
     """Returns x with its dimensions reordered."""
-    return b.moved(x, lambda e: relax.op.permute_dims(e, [_axis(d, len(dims)) for d in dims]))
+    return b.moved(x, lambda e: relax.op.permute_dims(e, [axis_of(d, len(dims)) for d in dims]))
 
 
 @register_converter("aten::unsqueeze", "aten::unsqueeze_")
 def unsqueeze(b: QdqBuilder, x: Any, dim: int) -> QTensor | Expr:
     """Returns x with a dimension of size 1 inserted."""
-    return b.moved(x, lambda e: relax.op.expand_dims(e, _axis(dim, len(shape_of(x)) + 1)))
+    return b.moved(x, lambda e: relax.op.expand_dims(e, axis_of(dim, len(shape_of(x)) + 1)))
 
 
 @register_converter("aten::squeeze", "aten::squeeze_")
@@ -88,7 +89,7 @@ def squeeze(b: QdqBuilder, x: Any, dim: int | None = None) -> QTensor | Expr:
     shape = shape_of(x)
     axes = [i for i, d in enumerate(shape) if isinstance(d, int) and d == 1]
     if dim is not None:
-        axes = [a for a in axes if a == _axis(dim, len(shape))]
+        axes = [a for a in axes if a == axis_of(dim, len(shape))]
     return b.moved(x, lambda e: relax.op.squeeze(e, axes)) if axes else x
 
 
@@ -96,7 +97,7 @@ def squeeze(b: QdqBuilder, x: Any, dim: int | None = None) -> QTensor | Expr:
 def slice_(b: QdqBuilder, x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
     """Returns x[..., start:end:step, ...]; a whole dimension is x itself."""
     shape = shape_of(x)
-    dim = _axis(dim, len(shape))
+    dim = axis_of(dim, len(shape))
     size = shape[dim]
     start, end = start or 0, _INT_MAX if end is None else end
     if start == 0 and end == _INT_MAX and step == 1:
@@ -111,7 +112,7 @@ def slice_(b: QdqBuilder, x: Any, dim: int = 0, start: int | None = None, end: i
 def select(b: QdqBuilder, x: Any, dim: int, index: int) -> QTensor | Expr:
     """Returns x[..., index, ...] without that dimension."""
     shape = shape_of(x)
-    axis = _axis(dim, len(shape))
+    axis = axis_of(dim, len(shape))
     at = index + shape[axis] if index < 0 else index
     return b.moved(x, lambda e: relax.op.squeeze(relax.op.strided_slice(e, [axis], [at], [at + 1]), [axis]))
 
@@ -166,33 +167,3 @@ def dropout(b: QdqBuilder, x: Any, p: float, train: bool) -> Any:
     if train:
         raise ModelImportError(f"dropout at {b.where} is in training mode; call model.eval() before tracing")
     return x
-
-
-@register_converter("aten::size")
-def size(b: QdqBuilder, x: Any, dim: int | None = None) -> Any:
-    """Returns one size, or all; a dynamic one as a symbolic expression."""
-    return shape_of(x) if dim is None else shape_of(x)[dim]
-
-
-@register_converter("prim::NumToTensor", "aten::Int", "aten::IntImplicit", "aten::ScalarImplicit")
-def number(b: QdqBuilder, value: Any) -> Any:
-    """Returns the number: TorchScript's scalar tensors of sizes are plain numbers here."""
-    return value
-
-
-@register_converter("aten::floor_divide", "aten::floordiv")
-def floor_divide(b: QdqBuilder, x: Any, y: Any) -> Any:
-    """Returns x // y on sizes."""
-    return x // y
-
-
-@register_converter("prim::ListConstruct", "prim::TupleConstruct")
-def list_construct(b: QdqBuilder, *items: Any) -> list[Any]:
-    """Returns the items."""
-    return list(items)
-
-
-@register_converter("prim::ListUnpack", "prim::TupleUnpack")
-def list_unpack(b: QdqBuilder, items: Sequence[Any]) -> tuple[Any, ...]:
-    """Returns the items as several results."""
-    return tuple(items)

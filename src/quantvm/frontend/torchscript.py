@@ -6,9 +6,7 @@ Quantization parameters and dtypes are propagated forward: TorchScript's value t
 from __future__ import annotations
 
 import collections
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +14,27 @@ import tvm
 from tvm import relax, tirx
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
-from quantvm.numerics import ENGINES
-from quantvm.torch_compat import onednn_uses_amx, quiet
+from quantvm.torch_compat import onednn_uses_amx
 
-from . import contractions, elementwise, pooling, shapes  # noqa: F401  (registers the converters)
-from .aliases import stale_reads
-from .builder import QdqBuilder, QTensor, constant, shape_of
+from . import (  # noqa: F401  (registers the converters)
+    activations,
+    contractions,
+    elementwise,
+    float_contractions,
+    float_elementwise,
+    normalization,
+    pooling,
+    rearranging,
+    scalars,
+    shapes,
+)
+from .builder import QdqBuilder, QTensor, shape_of
+from .known import TAKES_KNOWN, as_arguments, compute, is_computable, is_known
 from .layers import Layer, LayeredProgram
+from .loading import check_converters, load_program
+from .nodes import module_path, source_line, weight_owner
 from .program_inputs import ENGINE_ATTR
-from .registry import find_converter, supported_ops
+from .registry import find_converter
 
 AMX_ATTR = "quantvm.onednn_amx"
 """Module attribute: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
@@ -46,7 +56,7 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
         UnsupportedOpError: operators without a converter, all of them in one message.
         ModelImportError: no quantized operator, quantization-aware training not converted, or bad parameters.
     """
-    script, inputs, engine = _checked(model, example_inputs, engine)
+    script, inputs, engine = load_program(model, example_inputs, engine)
     graph = script.inlined_graph
     conversion = _Conversion(script, graph, inputs, batch)
     return _following(engine, conversion.go(lambda results: results))
@@ -57,7 +67,7 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
 
     Args and errors: as `from_torch`.
     """
-    script, inputs, engine = _checked(model, example_inputs, engine)
+    script, inputs, engine = load_program(model, example_inputs, engine)
     conversion = _Conversion(script, script.inlined_graph, inputs, "static")
     n_outputs = 0
 
@@ -87,104 +97,6 @@ def _following(engine: str, module: tvm.IRModule) -> tvm.IRModule:
     return module.with_attr(ENGINE_ATTR, engine).with_attr(AMX_ATTR, int(onednn_uses_amx()))
 
 
-def _checked(
-    model: Any, example_inputs: Any, engine: str | None
-) -> tuple[torch.jit.ScriptModule, tuple[torch.Tensor, ...], str]:
-    """Returns the program as TorchScript, whose operators can all be imported, its inputs, and its engine."""
-    inputs = tuple(example_inputs) if isinstance(example_inputs, (list, tuple)) else (example_inputs,)
-    inputs = tuple(torch.as_tensor(x) for x in inputs)
-    engine = engine or getattr(model, "quantvm_engine", None) or torch.backends.quantized.engine
-    if engine not in ENGINES:
-        raise ModelImportError(f"unknown quantization engine {engine!r}, expected one of {', '.join(ENGINES)}")
-    script = _script_module(model, inputs)
-    _check_ops(script.inlined_graph)
-    return script, inputs, engine
-
-
-def load_script(path: Path) -> torch.jit.ScriptModule:
-    """Returns the program of a TorchScript file.
-
-    Raises:
-        ModelImportError: no such file, or not one that this PyTorch can load.
-    """
-    if not path.is_file():
-        raise ModelImportError(f"no such file: {path}")
-    try:
-        with quiet():
-            return torch.jit.load(str(path), map_location="cpu")
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelImportError(f"{path} is not a TorchScript file that this PyTorch can load: {reason}") from error
-
-
-def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
-    with quiet():
-        if isinstance(model, (str, Path)):
-            return load_script(Path(model))
-        if isinstance(model, torch.jit.ScriptModule):
-            return model
-        if not isinstance(model, torch.nn.Module):
-            raise ModelImportError(f"expected an nn.Module, a traced module or a path, got {type(model).__name__}")
-        if model.training:
-            raise ModelImportError("the model is in training mode; call model.eval() first")
-        # PyTorch's own quantized modules read their scale as a number, which is meant to be a constant
-        scale_readers = r"torch\.(ao\.nn\.quantized|_ops)"
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=scale_readers)
-        with torch.no_grad():
-            return torch.jit.trace(model, inputs, check_trace=False)
-
-
-def _check_ops(graph: Any) -> None:
-    """Raises one error for all that cannot be imported."""
-    nodes = list(graph.nodes())
-    kinds = collections.Counter(node.kind() for node in nodes)
-    fake = [k for k in kinds if "fake_quant" in k]
-    if fake:
-        raise ModelImportError(
-            f"the model holds {', '.join(fake)}: quantization-aware training that was not converted; "
-            "call torch.ao.quantization.convert(model.eval()) first"
-        )
-    if not any(k == "aten::quantize_per_tensor" or k.startswith("quantized::") for k in kinds):
-        raise ModelImportError(
-            "no quantized operator found: this is a float model; quantize it first (quantvm.quantize)"
-        )
-    missing = [k for k in kinds if k not in ("prim::Constant", "prim::GetAttr") and find_converter(k) is None]
-    if missing:
-        rows = []
-        for kind in missing:
-            first = next(node for node in nodes if node.kind() == kind)
-            rows.append(f"{kind} x{kinds[kind]} (first: {_where(first) or 'graph'}, {_source(first)})")
-        raise UnsupportedOpError(
-            f"{len(missing)} unsupported ops: {'; '.join(rows)}. Supported: `quantvm list ops` "
-            f"({len(supported_ops())} ops). To add one: quantvm.frontend.registry"
-        )
-    for write, read in stale_reads(graph):
-        raise ModelImportError(
-            f"{write.kind()} at {_where(write) or 'graph'} ({_source(write)}) writes in place to a tensor that "
-            f"{read.kind()} at {_where(read) or 'graph'} ({_source(read)}) reads under another name; "
-            f"use {write.kind().removesuffix('_')}, which returns a new tensor"
-        )
-
-
-def _where(node: Any) -> str:
-    """Returns the module path of a node, e.g. layer1.0.conv1."""
-    scope = node.scopeName()
-    return scope.rsplit("/", 1)[-1].removeprefix("__module.").removeprefix("__module") if scope else ""
-
-
-def _owner(node: Any, paths: dict[str, str]) -> str:
-    """Returns the path of the module whose packed weight a node reads: a graph from a file has no scopes."""
-    read = (paths.get(value.debugName(), "") for value in node.inputs())
-    return next((path.split("._packed_params")[0] for path in read if path.endswith("._packed_params")), "")
-
-
-def _source(node: Any) -> str:
-    for line in node.sourceRange().splitlines():
-        if ".py" in line:
-            return line.strip().split("/")[-1].rstrip(":")
-    return "no source line"
-
-
 class _Conversion:
     """One walk over a graph.
 
@@ -202,6 +114,7 @@ class _Conversion:
     ) -> None:  # fmt: skip
         self._graph = graph
         self._values: dict[str, Any] = {}
+        self._tensors: dict[int, torch.Tensor] = {}
         self._paths: dict[str, str] = {}
         self._names: collections.Counter[str] = collections.Counter()
         self.layers: list[tuple[Layer, QTensor]] = []
@@ -230,14 +143,82 @@ class _Conversion:
         with block_builder.function("main", self._params):
             with block_builder.dataflow():
                 builder = QdqBuilder(block_builder)
-                for node in self._graph.nodes():
-                    made = _convert_node(builder, node, self._values, self._paths)
-                    self._take_layer(builder, node, made)
+                self._convert_block(builder, self._graph)
                 flat = [o for v in self._graph.outputs() for o in _outputs(builder, self._values[v.debugName()])]
                 flat = results_of(flat)
                 result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
             block_builder.emit_func_output(result)
         return block_builder.get()
+
+    def _convert_block(self, builder: QdqBuilder, block: Any) -> None:
+        """Converts the nodes of the graph, or of the branch that is taken."""
+        for node in block.nodes():
+            if node.kind() == "prim::If":
+                self._convert_branch(builder, node)
+                continue
+            made = self._convert_node(builder, node)
+            self._take_layer(builder, node, made)
+
+    def _convert_branch(self, builder: QdqBuilder, node: Any) -> None:
+        """Converts the branch of a scripted `if` whose condition follows from shapes and options."""
+        condition = self._values[next(iter(node.inputs())).debugName()]
+        if not isinstance(condition, (bool, torch.Tensor)):
+            raise ModelImportError(
+                f"control flow at {module_path(node) or 'the graph'} ({source_line(node)}) depends on the batch or on "
+                "the data; trace the model (torch.jit.trace) instead of scripting it"
+            )
+        then, otherwise = node.blocks()
+        block = then if bool(condition) else otherwise
+        check_converters(block, [name for name, value in self._values.items() if is_known(value)])
+        self._convert_block(builder, block)
+        for output, value in zip(node.outputs(), block.outputs(), strict=True):
+            self._values[output.debugName()] = self._values[value.debugName()]
+
+    def _convert_node(self, builder: QdqBuilder, node: Any) -> Any:
+        """Binds the results of a node; returns the only one, or None."""
+        kind, outputs = node.kind(), [v.debugName() for v in node.outputs()]
+        values, paths = self._values, self._paths
+        if kind == "prim::Constant":
+            values[outputs[0]] = _constant(node)
+            return None
+        if kind == "prim::GetAttr":
+            owner, name = next(iter(node.inputs())).debugName(), node.s("name")
+            values[outputs[0]] = self._attribute(values[owner], name)
+            paths[outputs[0]] = f"{paths[owner]}.{name}" if owner in paths else name
+            return None
+        builder.where = module_path(node) or weight_owner(node, paths) or kind.split("::")[1]
+        result = self._computed(builder, node, [values[v.debugName()] for v in node.inputs()])
+        results = _results(node, result)
+        values.update(zip(outputs, results, strict=True))
+        return results[0] if len(results) == 1 else None
+
+    def _computed(self, builder: QdqBuilder, node: Any, arguments: list[Any]) -> Any:
+        kind = node.kind()
+        converter = find_converter(kind)
+        try:
+            if is_computable(kind) and is_known(arguments):
+                return compute(node, arguments)
+            if converter is None:
+                raise ModelImportError(f"{kind} at {builder.where} needs inputs that are known at import")
+            if not (kind in TAKES_KNOWN or kind.startswith("prim::")):
+                arguments = as_arguments(arguments)
+            return converter(builder, *arguments)
+        except UnsupportedOpError:
+            raise
+        except ModelImportError as error:
+            raise ModelImportError(f"{error} ({kind}, {source_line(node)})") from error
+        except (tvm.error.InternalError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise ModelImportError(
+                f"{kind} at {builder.where} ({source_line(node)}) cannot be imported: {reason}"
+            ) from error
+
+    def _attribute(self, owner: Any, name: str) -> Any:
+        """Returns an attribute of a module; of a tensor a copy, always the same one."""
+        value = getattr(owner, name)
+        if not isinstance(value, torch.Tensor) or value.is_quantized:
+            return value
+        return self._tensors.setdefault(id(value), value.detach().clone())
 
     def _take_layer(self, builder: QdqBuilder, node: Any, made: Any) -> None:
         """Notes a node whose result is quantized by it, and puts the given tensor in its place."""
@@ -261,47 +242,15 @@ def _outputs(builder: QdqBuilder, value: Any) -> list[Any]:
     return [builder.real(value)]
 
 
-def _convert_node(builder: QdqBuilder, node: Any, values: dict[str, Any], paths: dict[str, str]) -> Any:
-    """Binds the results of a node; returns the only one, or None."""
-    kind, outputs = node.kind(), [v.debugName() for v in node.outputs()]
-    if kind == "prim::Constant":
-        values[outputs[0]] = _constant(node)
-        return None
-    if kind == "prim::GetAttr":
-        owner, name = next(iter(node.inputs())).debugName(), node.s("name")
-        values[outputs[0]] = _attribute(values[owner], name)
-        paths[outputs[0]] = f"{paths[owner]}.{name}" if owner in paths else name
-        return None
-    converter = find_converter(kind)
-    assert converter is not None  # _check_ops saw every node
-    builder.where = _where(node) or _owner(node, paths) or kind.split("::")[1]
-    arguments = [values[v.debugName()] for v in node.inputs()]
-    try:
-        result = converter(builder, *arguments)
-    except (tvm.error.InternalError, TypeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ModelImportError(f"{kind} at {builder.where} ({_source(node)}) cannot be imported: {reason}") from error
-    results = result if isinstance(result, tuple) else (result,)
-    values.update(zip(outputs, results, strict=True))
-    return results[0] if len(results) == 1 else None
+def _results(node: Any, result: Any) -> tuple[Any, ...]:
+    """Returns the values of a node's outputs."""
+    if len(list(node.outputs())) == 1:
+        return (result[0] if isinstance(result, tuple) and len(result) == 1 else result,)
+    return tuple(result)
 
 
 def _constant(node: Any) -> Any:
-    if "value" not in node.attributeNames():
-        return None
-    value = next(iter(node.outputs())).toIValue()
-    if isinstance(value, torch.Tensor) and not value.is_quantized:
-        return value.item() if value.ndim == 0 else constant(value.numpy(), str(value.numpy().dtype))
-    return value
-
-
-def _attribute(owner: Any, name: str) -> Any:
-    value = getattr(owner, name)
-    if isinstance(value, torch.Tensor) and not value.is_quantized:
-        if value.ndim == 0:
-            return value.item()
-        return constant(value.detach().numpy(), str(value.detach().numpy().dtype))
-    return value
+    return next(iter(node.outputs())).toIValue() if "value" in node.attributeNames() else None
 
 
 __all__: Sequence[str] = [

@@ -95,12 +95,22 @@ def quantize_nchw_to_nhwc(
                 for c, value in enumerate(values):
                     T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
 
-            for_vectors(width, emit)
+            def emit_channel(c: Expr, column: Expr, lanes: int) -> None:
+                value = quantize_arr(x[image, c, line, ramp(column, lanes)], q, lanes)
+                at = (row * width + column) * channels
+                T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
+
+            if channels <= _UNROLLED or affine is not None:
+                for_vectors(width, emit)
+            else:
+                with T.serial(0, channels) as c:
+                    for_vectors(width, lambda column, lanes: emit_channel(c, column, lanes))
     name = "quantize" if affine is None else "quantize_affine"
     return Kernel(f"{name}_nchw_to_nhwc_u8", builder.get())
 
 
 _RGB = 3
+_UNROLLED = 8  # channels at most whose code is written out; a feature map behind a float island has hundreds
 
 
 def _store_pixels(y: Buffer, at: Expr, planes_i32: list[Expr], dtype: str) -> None:

@@ -15,10 +15,10 @@ def unary_tables(engine: Engine, composite: Composite) -> tuple[np.ndarray, np.n
 
     Args:
         engine: whose arithmetic to follow.
-        composite: hardswish, hardsigmoid, sigmoid or leaky_relu.
+        composite: hardswish, hardsigmoid, sigmoid, tanh or leaky_relu.
     """
     q = quant_params(composite.call("relax.dequantize"))
-    if engine == "qnnpack" and composite.name != "leaky_relu" and q.dtype == "uint8":
+    if engine == "qnnpack" and composite.name in ("hardswish", "hardsigmoid", "sigmoid") and q.dtype == "uint8":
         entries = numerics.qnnpack_table(composite.name, q, composite.output)
         return entries, entries
     return numerics.unary_tables(composite.name, q, composite.output, leaky_slope(composite))

@@ -154,5 +154,6 @@ _FUSIONS: dict[str, Fusion] = {
     "hardswish": _fuse_table,
     "hardsigmoid": _fuse_table,
     "sigmoid": _fuse_table,
+    "tanh": _fuse_table,
     "leaky_relu": _fuse_table,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from tvm import relax
 
 from quantvm import numerics
@@ -106,7 +107,23 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     return Tensor(expr, tuple(shape), "NCHW" if rank == 4 else "flat")
 
 
-@legalizes("hardswish", "hardsigmoid", "sigmoid", "leaky_relu")
+@legalizes("add_scalar", "mul_scalar")
+def lower_with_number(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """A tensor and a number: a table, in PyTorch's memory order."""
+    q, out = quant_params(composite.call("relax.dequantize")), composite.output
+    if composite.name == "add_scalar":
+        steps = numerics.add_scalar(q, float(constant_value(composite.call("relax.add").args[1])))[1]
+        entries = numerics.add_scalar_table(q, steps, out)
+    else:
+        entries = np.arange(q.quant_max, q.quant_min - 1, -1).astype(q.dtype)
+    x = state.memory_order(inputs[0])
+    kernel = elementwise.table(
+        x.item_shape, entries, entries, in_dtype=q.dtype, threads=state.threads, name=composite.name
+    )
+    return state.run(kernel, [x], x, out.dtype, name)
+
+
+@legalizes("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu")
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))

@@ -8,8 +8,7 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 from tvm.s_tir import Schedule
-
-from .composite import static_shape
+from tvm.sym.analyzer import Analyzer
 
 _CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul", "relax.nn.conv1d", "relax.nn.conv3d", "relax.nn.conv2d_transpose")
 
@@ -37,11 +36,25 @@ _MOVEMENT = frozenset(
 
 
 def _float_macs(call: Any) -> int:
-    """Returns the multiply-adds of a contraction per image: a dimension that is not known counts as one."""
-    out = [d for d in static_shape(call)[1:] if isinstance(d, int)]
-    weight = [d if isinstance(d, int) else 1 for d in static_shape(call.args[1])]
-    depth = weight[-2:-1] if call.op.name == "relax.matmul" else weight[1:]
-    return math.prod(out) * math.prod(depth)
+    """Returns the multiply-adds of a contraction for one image."""
+    batch, *rest = call.ty.shape
+    out = math.prod(_for_one_image(d) for d in rest) * (1 if hasattr(batch, "value") else _for_one_image(batch))
+    weight = [_for_one_image(d) for d in call.args[1].ty.shape]
+    return out * (weight[-2] if call.op.name == "relax.matmul" else math.prod(weight[1:]))
+
+
+def _for_one_image(dimension: Any) -> int:
+    """Returns a size with 1 in place of the batch."""
+    analyzer = Analyzer()
+    for variable in _variables(dimension):
+        analyzer.bind(variable, tirx.IntImm("int64", 1))
+    return int(analyzer.simplify(dimension))
+
+
+def _variables(size: Any) -> set[Any]:
+    if isinstance(size, tirx.Var):
+        return {size}
+    return {variable for part in ("a", "b") if hasattr(size, part) for variable in _variables(getattr(size, part))}
 
 
 def legalize_float_ops(module: tvm.IRModule) -> tvm.IRModule:

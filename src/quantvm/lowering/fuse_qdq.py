@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from .composite import is_call
 from .patterns import all_patterns
 
 
@@ -14,4 +15,6 @@ def fuse_qdq(module: tvm.IRModule) -> tvm.IRModule:
     Constants, weights among them, are inside of the functions; activations are their parameters. Operators that no
     pattern takes are left as they are.
     """
-    return relax.transform.FuseOpsByPattern(all_patterns(), bind_constants=True)(module)
+    calls = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
+    concats = {len(call.args[0].ty.fields) for call in calls if is_call(call, "relax.concat")}
+    return relax.transform.FuseOpsByPattern(all_patterns(concats), bind_constants=True)(module)

@@ -26,6 +26,7 @@ from .bindings import count_uses
 from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
 from .deferred import Deferred, fuse
+from .formats import formatted, permuted
 from .tensors import Tensor, bordered, call_kernel, in_layout
 
 
@@ -188,9 +189,21 @@ def _binding(
         padded = _padded(_emitted(state, values.get(value.args[0])), value)
         if padded is not None:
             return padded
+    if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype:
+        return _emitted(state, values[value.args[0]])
+    if is_call(value, "relax.permute_dims"):
+        turned = permuted(_emitted(state, values[value.args[0]]), [int(axis) for axis in value.attrs.axes or ()])
+        if turned is not None:
+            return turned
     arguments = [_plain(state, argument, values) for argument in value.args]
     call = tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args)
-    return _wrap(state.builder.emit(call, binding.var.name))
+    operands = [_emitted(state, values[argument]) for argument in _operands(value) if argument in values]
+    return formatted(_wrap(state.builder.emit(call, binding.var.name)), value.op.name, operands)
+
+
+def _operands(call: Any) -> list[Any]:
+    """Returns the arguments of a call, those inside of tuples one by one."""
+    return [x for argument in call.args for x in (getattr(argument, "fields", None) or [argument])]
 
 
 def _padded(x: Any, call: Any) -> Tensor | None:

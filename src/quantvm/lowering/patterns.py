@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import product
 from typing import Any
 
 from tvm.relax.dpl import is_const, is_op, is_tuple, wildcard
 from tvm_ffi import structural_equal
 
-from .composite import constant_value, static_shape
+from quantvm.kernels.normalization import MAX_NORMALIZED
+from quantvm.numerics import add_scalar, mul_scalar
+
+from .composite import constant_value, quant_params, static_shape
 
 Pattern = Any
 Check = Callable[[Any], bool]
-MAX_CONCAT_INPUTS = 16
+USUAL_CONCATS = tuple(range(1, 17))
 
 
 def _dequantize(x: Pattern | None = None) -> Pattern:
@@ -49,13 +52,14 @@ def _binary() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
             yield name, _quantize(_relu(y) if has_relu else y), {"a": a, "b": b}, check
 
 
-def _concat() -> Iterator[tuple[str, Pattern]]:
-    for count in range(MAX_CONCAT_INPUTS, 0, -1):
+def _concat(counts: Collection[int]) -> Iterator[tuple[str, Pattern]]:
+    for count in sorted(counts, reverse=True):
         yield "concat", _quantize(is_op("relax.concat")(is_tuple([_dequantize() for _ in range(count)])))
 
 
 def _unary() -> Iterator[tuple[str, Pattern]]:
     yield "sigmoid", _quantize(is_op("relax.sigmoid")(_dequantize()))
+    yield "tanh", _quantize(is_op("relax.tanh")(_dequantize()))
     yield "leaky_relu", _quantize(is_op("relax.nn.leakyrelu")(_dequantize()))
 
 
@@ -124,6 +128,49 @@ def _is_spatial_mean(context: Any) -> bool:
     return rank == 4 and sorted(axes) == [2, 3] and _keeps_params(context)
 
 
+def _with_numbers() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
+    """A tensor and a number, under the parameters that PyTorch derives from them."""
+    for name, op in (("add_scalar", "relax.add"), ("mul_scalar", "relax.multiply")):
+        x, number = _dequantize(), is_const()
+        pattern = _quantize(is_op(op)(x, number))
+        yield name, pattern, {"quantize": pattern, "dequantize": x, "number": number}, _derives_params(name)
+
+
+def _derives_params(name: str) -> Check:
+    def check(context: Any) -> bool:
+        number = constant_value(context.annotated_expr["number"])
+        if number.ndim or not _is_per_tensor(context):
+            return False
+        before, after = (quant_params(context.annotated_expr[end]) for end in ("dequantize", "quantize"))
+        derived = add_scalar(before, float(number))[0] if name == "add_scalar" else mul_scalar(before, float(number))
+        return derived == after and (name == "add_scalar" or float(number) < 0)
+
+    return check
+
+
+def _batch_norms() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
+    for has_relu in (True, False):
+        x, factors, terms = _dequantize(), is_const(), is_const()
+        y = is_op("relax.add")(is_op("relax.multiply")(x, factors), terms)
+        pattern = _quantize(_relu(y) if has_relu else y)
+        yield "batch_norm2d", pattern, {"x": x, "factors": factors, "terms": terms}, _is_channel_affine
+
+
+def _layer_norm() -> tuple[str, Pattern, dict[str, Pattern], Check]:
+    x, gamma = _dequantize(), is_const()
+    norm = is_op("relax.nn.layer_norm")(x, gamma, is_const())
+    return "layer_norm", _quantize(norm), {"x": x, "gamma": gamma, "norm": norm}, _is_over_last_dimensions
+
+
+def _is_over_last_dimensions(context: Any) -> bool:
+    """Whether a row is short enough for sums in int32, and is not the whole batch."""
+    found = context.annotated_expr
+    gamma, rank = constant_value(found["gamma"]), len(found["x"].ty.shape)
+    axes = sorted(int(axis) % rank for axis in found["norm"].attrs.axes)
+    is_last = axes == list(range(rank - gamma.ndim, rank)) and gamma.ndim < rank
+    return is_last and gamma.dtype == "float32" and gamma.size <= MAX_NORMALIZED and _is_per_tensor(context)
+
+
 def _operand_shapes(context: Any) -> list[list[Any]]:
     return [static_shape(context.annotated_expr[name]) for name in ("a", "b")]
 
@@ -154,20 +201,36 @@ def _is_per_tensor(context: Any) -> bool:
     return constant_value(call.args[1]).ndim == 0 and len(call.ty.shape) > 0
 
 
-def all_patterns() -> list[tuple]:
-    """Returns (composite name, pattern, annotations, check) tuples for `relax.transform.FuseOpsByPattern`."""
+def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
+    """Returns (composite name, pattern, annotations, check) tuples for `relax.transform.FuseOpsByPattern`.
+
+    Args:
+        concats: the numbers of inputs that concatenations have; each needs a pattern of its own.
+    """
 
     def anything(context: Any) -> bool:
         return True
 
-    plain: list[tuple] = [(name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(), *_unary())]
+    plain: list[tuple] = [
+        (name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(concats), *_unary())
+    ]
     kept = [
         (name, pattern, {"quantize": pattern, "dequantize": dequantize}, _keeps_params)
         for name, pattern, dequantize in _same_params()
     ]
     rows: list[tuple] = [
         (f"quantvm.{name}", *rest)
-        for name, *rest in (*plain, *_binary(), *_gated(), *kept, _spatial_mean(), _quantize_affine())
+        for name, *rest in (
+            *plain,
+            *_binary(),
+            *_gated(),
+            *kept,
+            _spatial_mean(),
+            *_with_numbers(),
+            *_batch_norms(),
+            _layer_norm(),
+            _quantize_affine(),
+        )
     ]
     rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _is_per_tensor))
     rows.append(("quantvm.dequantize", _dequantize(), {}, _is_per_tensor))

@@ -18,7 +18,13 @@ from quantvm.kernels.schedule import Conv2dShape
 from quantvm.kernels.schedules import Schedules
 from quantvm.numerics import ENGINES
 
-from . import contraction_rules, elementwise_rules, integer_rules, pool_rules  # noqa: F401  (registers the rules)
+from . import (  # noqa: F401  (registers the rules)
+    contraction_rules,
+    elementwise_rules,
+    integer_rules,
+    normalization_rules,
+    pool_rules,
+)
 from .calls import KernelCall, kernel_calls
 from .channel_affine import merge_channel_affines
 from .composite import constant_value, is_call, quant_params

@@ -62,6 +62,8 @@ class _Graph:
             if weight is not None:
                 return weight
         tensors = [a for a in _arguments(call) if str(getattr(a.ty, "dtype", "")) == "float32"]
+        if any(is_call(self._values.get(a), "relax.astype") for a in tensors):
+            return "the program itself computes it in float"
         if not all(isinstance(a, GenericConst) or self._is(self._values.get(a), "dequantize") for a in tensors):
             return "its input is not just dequantized"
         readers = self._readers.get(binding.var, [])

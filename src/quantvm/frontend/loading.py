@@ -1,0 +1,115 @@
+"""From what a user has to a TorchScript program that can be imported, or an error that says what to do."""
+
+from __future__ import annotations
+
+import collections
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.numerics import ENGINES
+from quantvm.torch_compat import quiet
+
+from .aliases import stale_reads
+from .known import known_values, without_converter
+from .nodes import module_path, source_line
+from .registry import find_converter, supported_ops
+
+
+def load_program(
+    model: Any, example_inputs: Any, engine: str | None
+) -> tuple[torch.jit.ScriptModule, tuple[torch.Tensor, ...], str]:
+    """Returns the program as TorchScript, whose operators can all be imported, its inputs, and its engine."""
+    inputs = tuple(example_inputs) if isinstance(example_inputs, (list, tuple)) else (example_inputs,)
+    inputs = tuple(torch.as_tensor(x) for x in inputs)
+    engine = engine or getattr(model, "quantvm_engine", None) or torch.backends.quantized.engine
+    if engine not in ENGINES:
+        raise ModelImportError(f"unknown quantization engine {engine!r}, expected one of {', '.join(ENGINES)}")
+    script = _script_module(model, inputs)
+    _check_ops(script.inlined_graph)
+    return script, inputs, engine
+
+
+def load_script(path: Path) -> torch.jit.ScriptModule:
+    """Returns the program of a TorchScript file.
+
+    Raises:
+        ModelImportError: no such file, or not one that this PyTorch can load.
+    """
+    if not path.is_file():
+        raise ModelImportError(f"no such file: {path}")
+    try:
+        with quiet():
+            return torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelImportError(f"{path} is not a TorchScript file that this PyTorch can load: {reason}") from error
+
+
+def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
+    with quiet():
+        if isinstance(model, (str, Path)):
+            return load_script(Path(model))
+        if isinstance(model, torch.jit.ScriptModule):
+            return model
+        if not isinstance(model, torch.nn.Module):
+            raise ModelImportError(f"expected an nn.Module, a traced module or a path, got {type(model).__name__}")
+        if model.training:
+            raise ModelImportError("the model is in training mode; call model.eval() first")
+        # PyTorch's own quantized modules read their scale as a number, which is meant to be a constant
+        scale_readers = r"torch\.(ao\.nn\.quantized|_ops)"
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=scale_readers)
+        with torch.no_grad():
+            return torch.jit.trace(model, inputs, check_trace=False)
+
+
+def _check_ops(graph: Any) -> None:
+    """Raises one error for all that cannot be imported."""
+    nodes = list(graph.nodes())
+    kinds = collections.Counter(node.kind() for node in nodes)
+    fake = [k for k in kinds if "fake_quant" in k]
+    if fake:
+        raise ModelImportError(
+            f"the model holds {', '.join(fake)}: quantization-aware training that was not converted; "
+            "call torch.ao.quantization.convert(model.eval()) first"
+        )
+    if not any(k == "aten::quantize_per_tensor" or k.startswith("quantized::") for k in kinds):
+        raise ModelImportError(
+            "no quantized operator found: this is a float model; quantize it first (quantvm.quantize)"
+        )
+    check_converters(graph)
+    for write, read in stale_reads(graph, known_values(graph.nodes())):
+        raise ModelImportError(
+            f"{write.kind()} at {module_path(write) or 'graph'} ({source_line(write)}) writes in place to a tensor "
+            f"that {read.kind()} at {module_path(read) or 'graph'} ({source_line(read)}) reads under another name; "
+            f"use {write.kind().removesuffix('_')}, which returns a new tensor"
+        )
+
+
+def check_converters(block: Any, outside: Iterable[str] = ()) -> None:
+    """Raises one error for all operators of a graph or block that no converter takes.
+
+    Args:
+        block: a graph, or a branch of one.
+        outside: names of the known values that a branch reads.
+    """
+    missing: dict[str, list[Any]] = {}
+    for node in without_converter(block.nodes(), known_values(block.nodes(), outside), _has_converter):
+        missing.setdefault(node.kind(), []).append(node)
+    if missing:
+        rows = [
+            f"{kind} x{len(found)} (first: {module_path(found[0]) or 'graph'}, {source_line(found[0])})"
+            for kind, found in missing.items()
+        ]
+        raise UnsupportedOpError(
+            f"{len(missing)} unsupported ops: {'; '.join(rows)}. Supported: `quantvm list ops` "
+            f"({len(supported_ops())} ops). To add one: quantvm.frontend.registry"
+        )
+
+
+def _has_converter(kind: str) -> bool:
+    return kind == "prim::If" or find_converter(kind) is not None

@@ -1,0 +1,34 @@
+"""Where in PyTorch a node of a TorchScript graph comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def all_nodes(block: Any) -> Iterator[Any]:
+    """Yields the nodes of a graph or block and of the blocks inside of them."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from all_nodes(inner)
+
+
+def module_path(node: Any) -> str:
+    """Returns the module path of a node, e.g. layer1.0.conv1."""
+    scope = node.scopeName()
+    return scope.rsplit("/", 1)[-1].removeprefix("__module.").removeprefix("__module") if scope else ""
+
+
+def weight_owner(node: Any, paths: dict[str, str]) -> str:
+    """Returns the path of the module whose packed weight a node reads: a graph from a file has no scopes."""
+    read = (paths.get(value.debugName(), "") for value in node.inputs())
+    return next((path.split("._packed_params")[0] for path in read if path.endswith("._packed_params")), "")
+
+
+def source_line(node: Any) -> str:
+    """Returns the Python file and line that a node was recorded at."""
+    for line in node.sourceRange().splitlines():
+        if ".py" in line:
+            return line.strip().split("/")[-1].rstrip(":")
+    return "no source line"
