@@ -239,7 +239,7 @@ def _outputs(builder: QdqBuilder, value: Any) -> list[Any]:
     builder.where = "output"
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in _outputs(builder, item)]
-    return [builder.real(value)]
+    return [builder.real(value) if isinstance(value, QTensor) else value]
 
 
 def _results(node: Any, result: Any) -> tuple[Any, ...]:

@@ -37,9 +37,9 @@ def formatted(result: Any, op: str, arguments: list[Any]) -> Any:
     return replace(result, channels_last=True) if first is not None and first.channels_last else result
 
 
-def permuted(x: Tensor, axes: list[int]) -> Tensor | None:
+def permuted(x: Any, axes: list[int]) -> Tensor | None:
     """Returns a permutation between NCHW and NHWC as another view of the same memory, or None if it is none."""
-    if len(x.shape) != 4 or any(x.border):
+    if not isinstance(x, Tensor) or len(x.shape) != 4 or any(x.border):
         return None
     shape = tuple(x.shape[axis] for axis in axes)
     if axes == _TO_CHANNELS_LAST and not x.channels_last and x.layout == "NCHW":

@@ -189,10 +189,10 @@ def _binding(
         padded = _padded(_emitted(state, values.get(value.args[0])), value)
         if padded is not None:
             return padded
-    if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype:
+    if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype and value.args[0] in values:
         return _emitted(state, values[value.args[0]])
     if is_call(value, "relax.permute_dims"):
-        turned = permuted(_emitted(state, values[value.args[0]]), [int(axis) for axis in value.attrs.axes or ()])
+        turned = permuted(_emitted(state, values.get(value.args[0])), [int(axis) for axis in value.attrs.axes or ()])
         if turned is not None:
             return turned
     arguments = [_plain(state, argument, values) for argument in value.args]
