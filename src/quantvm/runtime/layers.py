@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ class LayerRun(Protocol):
 
 
 class TorchLayerRun:
-    """PyTorch, under an engine.
+    """PyTorch, under an engine; or another framework that the program came from.
 
     Args:
         program: a `frontend.LayeredProgram`.
@@ -32,47 +31,51 @@ class TorchLayerRun:
     """
 
     def __init__(self, program: Any, *, engine: str, threads: int) -> None:
-        self._program = program if engine == program.engine else _repacked(program, engine)
+        is_packed = engine == program.engine
+        self._program = program if is_packed else program.source.for_engine(engine, program.example_inputs)
         self._engine, self._threads = engine, threads
 
-    def tensors(self, x_f32: np.ndarray) -> list[Any]:
+    def tensors(self, x_f32: np.ndarray, given: Sequence[Any] | None = None) -> list[Any]:
         """Returns all layers of one image as torch tensors of integers, in PyTorch's own memory order."""
         import torch
 
-        from quantvm.frontend import capture
         from quantvm.torch_compat import quantization_engine
 
         torch.set_num_threads(self._threads)
+        program = self._program
         with quantization_engine(self._engine):
-            return capture(self._program, torch.from_numpy(x_f32))
+            return list(program.source.layers(program.layers, [torch.from_numpy(x_f32)], given=given))
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""
         return [tensor.contiguous().numpy() for tensor in self.tensors(x_f32)]
 
+    def isolated(self, x_f32: np.ndarray, layers: Sequence[ArrayInt]) -> list[ArrayInt]:
+        """Returns all layers of one image, each computed from the given ones."""
+        import torch
+
+        formats = self.channels_last(x_f32)
+        given = [
+            tensor.contiguous(memory_format=torch.channels_last) if is_last else tensor
+            for tensor, is_last in zip(map(_torch, layers), formats, strict=True)
+        ]
+        return [tensor.contiguous().numpy() for tensor in self.tensors(x_f32, given)]
+
     def channels_last(self, x_f32: np.ndarray) -> tuple[bool, ...]:
         """Returns of each layer whether PyTorch holds it in channels-last order."""
-        return tuple(_is_channels_last(tensor) for tensor in self.tensors(x_f32))
+        from quantvm.frontend.layers import is_channels_last
+
+        if self._formats is None:
+            self._formats = tuple(is_channels_last(tensor) for tensor in self.tensors(x_f32))
+        return self._formats
+
+    _formats: tuple[bool, ...] | None = None
 
 
-def _repacked(program: Any, engine: str) -> Any:
-    """Returns the program with its weights packed for another engine, which PyTorch does when it loads them."""
+def _torch(array: np.ndarray) -> Any:
     import torch
 
-    from quantvm.frontend import import_layers
-    from quantvm.torch_compat import quantization_engine
-
-    buffer = io.BytesIO()
-    torch.jit.save(program.script, buffer)
-    buffer.seek(0)
-    with quantization_engine(engine):
-        return import_layers(torch.jit.load(buffer), program.example_inputs, engine=engine)
-
-
-def _is_channels_last(tensor: Any) -> bool:
-    import torch
-
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 class TvmLayerRun:
@@ -93,19 +96,36 @@ class TvmLayerRun:
         self._program, self._numerics, self._engine = program, numerics, engine
         self._channels_last, self._target, self._threads = tuple(channels_last), parse_target(target), threads
         self._chained: Any = None
-        self._isolated: Any = None
+        self._fused: Any = None
+        self._isolated: dict[tuple[int, ...] | None, Any] = {}
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""
+        return self._both(x_f32)[self._program.n_outputs :]
+
+    def _both(self, x_f32: np.ndarray) -> list[np.ndarray]:
         if self._chained is None:
             self._chained = self._compiled(self._program.chained)
-        return _arrays(self._chained(_tensor(x_f32)))[self._program.n_outputs :]
+        return _arrays(self._chained(_tensor(x_f32)))
 
-    def isolated(self, x_f32: np.ndarray, layers: Sequence[ArrayInt]) -> list[ArrayInt]:
-        """Returns all layers of one image, each computed from the given ones."""
-        if self._isolated is None:
-            self._isolated = self._compiled(self._program.isolated(self._channels_last))
-        return _arrays(self._isolated(_tensor(x_f32), *map(_tensor, layers)))
+    def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the outputs of one image, from the very code that gives the layers."""
+        return self._both(x_f32)[: self._program.n_outputs]
+
+    def fused_outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the outputs of one image, from code that gives nothing else, in which layers are fused."""
+        if self._fused is None:
+            self._fused = self._compiled(self._program.plain)
+        return _arrays(self._fused(_tensor(x_f32)))
+
+    def isolated(
+        self, x_f32: np.ndarray, layers: Sequence[ArrayInt], wanted: Sequence[int] | None = None
+    ) -> list[ArrayInt]:
+        """Returns all layers of one image, or the wanted ones, each computed from the given ones."""
+        key = None if wanted is None else tuple(wanted)
+        if key not in self._isolated:
+            self._isolated[key] = self._compiled(self._program.isolated(self._channels_last, wanted))
+        return _arrays(self._isolated[key](_tensor(x_f32), *map(_tensor, layers)))
 
     def _compiled(self, module: Any) -> Any:
         from tvm import relax
