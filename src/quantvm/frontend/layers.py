@@ -52,6 +52,10 @@ class LayerSource(Protocol):
         """
         ...
 
+    def outputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns the model's outputs."""
+        ...
+
     def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
         """Returns the program packed for another engine of the framework, or raises ConfigError if it has none."""
         ...

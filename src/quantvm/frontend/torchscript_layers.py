@@ -42,6 +42,11 @@ class TorchScriptSource:
             results = self._function(layers, isolated=True)(self.script._c, *inputs, *tensors)
             return list(results[: len(layers)])
 
+    def outputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns the model's outputs."""
+        with torch.inference_mode():
+            return _flat(self.script(*inputs))
+
     def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
         """Returns the program with its weights packed for another engine, which PyTorch does when it loads them."""
         from quantvm.torch_compat import quantization_engine
@@ -58,6 +63,10 @@ class TorchScriptSource:
         if isolated not in self._functions:
             self._functions[isolated] = _instrumented(self.script, layers, isolated)
         return self._functions[isolated]
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    return [tensor for item in value for tensor in _flat(item)] if isinstance(value, (list, tuple)) else [value]
 
 
 def _quantized(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:

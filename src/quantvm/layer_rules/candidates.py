@@ -34,6 +34,12 @@ class Rule:
     switched: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """The preset, and what is switched."""
+        switched = ", ".join(f"{fact}={self.facts[fact]}" for fact in self.switched)
+        return f"{self.preset} with {switched}" if switched else self.preset
+
+    @property
     def key(self) -> tuple[tuple[str, str], ...]:
         """The facts in a form that can be compared."""
         return tuple(sorted(self.facts.items()))
@@ -72,7 +78,7 @@ def _contraction(operator: Operator, name: str) -> dict[str, str]:
     window = operator.window
     rule = linear_rule(name) if window is None else conv_rule(name, window.groups, symmetric)  # type: ignore[arg-type]
     if rule == "onednn":
-        return {**facts, "multiplier": "two", "bias": "real", "zero_point": "before"}
+        return {**facts, "multiplier": "three", "bias": "real", "zero_point": "before"}
     if rule == "qnnpack":
         return {**facts, "multiplier": "reciprocal", "bias": "int32", "zero_point": "after"}
     per_tensor = operator.weight_scales is not None and operator.weight_scales.size == 1

@@ -19,14 +19,14 @@ from .rounding import integers_of, scaled
 OPTIONS = {
     "rounding": ("even", "away", "upward", "down", "towards_zero"),
     "zero_point": ("after", "before", "fma", "dropped"),
-    "multiplier": ("one", "reciprocal", "two", "division", "real", "fixed"),
+    "multiplier": ("one", "reciprocal", "three", "two", "division", "real", "fixed"),
     "bias": ("division", "fma", "real", "int32", "int32_away", "dropped"),
     "saturation": ("none", "pairs"),
     "input_zero_point": ("subtracted", "dropped"),
     "padding": ("zero_point", "zero"),
 }
 _STRUCTURE = ("saturation", "input_zero_point", "padding")
-_REAL = ("two", "division", "real")
+_REAL = ("three", "two", "division", "real")
 
 
 def is_valid(operator: Operator, facts: Facts) -> bool:
@@ -138,7 +138,37 @@ class _Products:
         taps = np.pad(np.abs(self.taps), ((0, 0), (0, 0), (0, self.taps.shape[2] % 2)))
         return float(self.columns.max(initial=0)) * float((taps[..., ::2] + taps[..., 1::2]).max()) > 32767
 
-    # ------------------------------------------------------------------ requantization
+    def _paired(self) -> NDArray[np.float64]:
+        """Returns (groups, pixels, O/groups): pairs of products, each saturated at int16, as vpmaddubsw does."""
+        total = np.zeros((*self.columns.shape[:2], self.taps.shape[1]))
+        for i in range(0, self.columns.shape[2], 2):
+            pair = np.matmul(self.columns[:, :, i : i + 2], self.taps[:, :, i : i + 2].transpose(0, 2, 1))
+            total += np.clip(pair, -32768, 32767)
+        return total
+
+
+def _products(operator: Operator, x: NDArray, padding: str, cache: dict[Any, Any]) -> _Products:
+    if ("products", padding) not in cache:
+        fill = operator.inputs[0].zero_point if padding == "zero_point" else 0
+        cache["products", padding] = _Products(operator, x, fill)
+    found: _Products = cache["products", padding]
+    return found
+
+
+def _columns(window: Window, x: NDArray, fill: int) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """Returns (groups, pixels, KH*KW*I/groups): what each output pixel reads; and the output's height and width."""
+    top, left, bottom, right = window.padding
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill).astype(f64)
+    span = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilation, strict=True)]
+    views = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(2, 3))
+    views = views[:, :, :: window.stride[0], :: window.stride[1], :: window.dilation[0], :: window.dilation[1]]
+    n, channels, height, width, kernel_h, kernel_w = views.shape
+    split = views.reshape(n, window.groups, channels // window.groups, height, width, kernel_h, kernel_w)
+    columns = split.transpose(1, 0, 3, 4, 5, 6, 2).reshape(window.groups, n * height * width, -1)
+    return columns, (height, width)
+
+
+# ------------------------------------------------------------------ requantization
 
 
 def _requantized(operator: Operator, acc: NDArray, channel: NDArray, facts: Facts) -> NDArray:
@@ -167,15 +197,17 @@ def _from_float(vectors: _Vectors, v: NDArray, channel: NDArray, facts: Facts, b
     if multiplier in ("one", "reciprocal"):
         factor = vectors.fbgemm if multiplier == "one" else vectors.qnnpack
         return scaled(v, factor[channel], q, facts, overflows=True)
-    if multiplier == "two":
-        r = vectors.onednn
-        v = np.multiply(np.multiply(v, r.source_scale_f32, dtype=f32), r.multiplier_f32[channel], dtype=f32)
+    onednn = vectors.onednn
+    if multiplier == "three":
+        v = np.multiply(np.multiply(v, onednn.source_scale_f32, dtype=f32), onednn.multiplier_f32[channel], dtype=f32)
+    elif multiplier == "two":
+        v = np.multiply(v, np.multiply(onednn.source_scale_f32, onednn.multiplier_f32, dtype=f32)[channel], dtype=f32)
     else:
         v = np.multiply(v, vectors.product[channel], dtype=f32)
     if bias == "real":
         v = np.add(v, b[channel], dtype=f32)  # type: ignore[index]
-    if multiplier == "two":
-        steps = np.multiply(v, vectors.onednn.inverse_output_scale_f32, dtype=f32)
+    if multiplier in ("three", "two"):
+        steps = np.multiply(v, onednn.inverse_output_scale_f32, dtype=f32)
     elif multiplier == "real":
         steps = np.multiply(v, reciprocal_f32(q.scale), dtype=f32)
     else:

@@ -35,7 +35,8 @@ FACTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {
             "one": "one float, sa*sw divided by so",
             "reciprocal": "one float, by the reciprocal of so",
-            "two": "two floats, sa then sw, and the reciprocal of so",
+            "three": "three floats, sa, sw and the reciprocal of so",
+            "two": "two floats, sa*sw and the reciprocal of so",
             "division": "real values, divided by so",
             "real": "real values, by the reciprocal of so",
             "fixed": "fixed point, 31 bits and a shift",

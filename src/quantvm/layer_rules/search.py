@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ _SCREENED = 512
 class Search:
     """The rules that a layer's two sides may follow, fewer with every image.
 
+    `rules` are the reference's and the other side's.
+
     Args:
         operator: the layer.
         reference, actual: presets that the sides are said to follow.
@@ -31,7 +34,7 @@ class Search:
         self._family = family_of(operator.kind)
         rules = list(candidates(operator, tuple(dict.fromkeys((reference, actual)))))
         self._said = preset_of(operator, reference), preset_of(operator, actual)
-        self.reference_rules, self.actual_rules = rules, list(rules)
+        self.rules = [rules, list(rules)]
 
     def add(self, inputs: Sequence[NDArray], expected: NDArray, actual: NDArray) -> None:
         """Drops the rules that miss an element of one image.
@@ -45,7 +48,7 @@ class Search:
         screen = self._screen(expected, actual)
         sides = expected.reshape(-1), actual.reshape(-1)
         fits: list[set[int]] = [set(), set()]
-        for rule in {id(r): r for r in (*self.reference_rules, *self.actual_rules)}.values():
+        for rule in {id(r): r for rules in self.rules for r in rules}.values():
             found = self._evaluate(rule, inputs, cache, screen)
             which = [i for i, side in enumerate(sides) if np.array_equal(found, side[screen])]
             if which:
@@ -53,8 +56,9 @@ class Search:
             for i in which:
                 if np.array_equal(found, sides[i]):
                     fits[i].add(id(rule))
-        self.reference_rules = [rule for rule in self.reference_rules if id(rule) in fits[0]]
-        self.actual_rules = [rule for rule in self.actual_rules if id(rule) in fits[1]]
+        self.rules = [
+            [rule for rule in rules if id(rule) in fitting] for rules, fitting in zip(self.rules, fits, strict=True)
+        ]
 
     def _evaluate(self, rule: Rule, inputs: Sequence[NDArray], cache: dict[Any, Any], select: NDArray | None) -> NDArray:
         y = self._family.evaluate(self._operator, inputs, rule.facts, self._environment, cache, select)
@@ -68,12 +72,16 @@ class Search:
         others = np.linspace(0, differs.size - 1, min(_SCREENED, differs.size)).astype(np.intp)
         return np.union1d(first, others)
 
+    def follows_said(self, side: int) -> bool:
+        """Returns whether the reference (0) or the other side (1) follows what it is said to."""
+        return any(rule.key == self._said[side].key for rule in self.rules[side])
+
     def closest(self) -> tuple[Rule, Rule] | None:
         """Returns the reference's and the other side's rule that differ in the fewest facts; None if one has no rule.
 
         Of equally close ones those are taken that are nearest to what the sides are said to follow.
         """
-        pairs = ((r, a) for r in self.reference_rules for a in self.actual_rules)
+        pairs = itertools.product(*self.rules)
         return min(pairs, key=self._distance, default=None)
 
     def _distance(self, pair: tuple[Rule, Rule]) -> tuple[int, int]:

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from quantvm.errors import UnsupportedOpError
+from quantvm.numerics import quantize_arr
+
 from .target import parse_target
 
 ArrayInt = Any
@@ -34,6 +37,16 @@ class TorchLayerRun:
         is_packed = engine == program.engine
         self._program = program if is_packed else program.source.for_engine(engine, program.example_inputs)
         self._engine, self._threads = engine, threads
+
+    def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the program's outputs of one image."""
+        import torch
+
+        from quantvm.torch_compat import quantization_engine
+
+        torch.set_num_threads(self._threads)
+        with quantization_engine(self._engine):
+            return [tensor.numpy() for tensor in self._program.source.outputs([torch.from_numpy(x_f32)])]
 
     def tensors(self, x_f32: np.ndarray, given: Sequence[Any] | None = None) -> list[Any]:
         """Returns all layers of one image as torch tensors of integers, in PyTorch's own memory order."""
@@ -78,12 +91,87 @@ def _torch(array: np.ndarray) -> Any:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
+class FloatLayerRun:
+    """The float model, each layer's values quantized with the layer's own parameters.
+
+    Args:
+        program: a `frontend.LayeredProgram`.
+        float_model: what it was quantized from.
+        threads: PyTorch's.
+    """
+
+    def __init__(self, program: Any, float_model: Any, *, threads: int) -> None:
+        from quantvm.frontend.float_layers import FloatLayers
+
+        self._program, self._threads = program, threads
+        self._layers = FloatLayers(float_model, program)
+
+    def real(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the values of all layers of one image, float32."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+        return [tensor.contiguous().numpy() for tensor in self._layers([torch.from_numpy(x_f32)])]
+
+    def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
+        """Returns the integers of all layers of one image."""
+        return [
+            quantize_arr(real, layer.q).astype(layer.q.dtype)
+            for real, layer in zip(self.real(x_f32), self._program.layers, strict=True)
+        ]
+
+
+class QdqLayerRun:
+    """The program's Relax form as it stands, in float32 between dequantize and quantize.
+
+    Args:
+        program: a `frontend.LayeredProgram`.
+        channels_last: of each layer, whether PyTorch holds it in channels-last order.
+        threads: PyTorch's.
+
+    Raises:
+        UnsupportedOpError: it has operators of which no float form is known.
+    """
+
+    def __init__(self, program: Any, *, channels_last: Sequence[bool], threads: int) -> None:
+        from .qdq_in_float import QdqInFloat, unknown_ops
+
+        unknown = unknown_ops(program.chained)
+        if unknown:
+            raise UnsupportedOpError(f"side qdq: no float form of {', '.join(unknown)} is known; compare another side")
+        self._program, self._threads = program, threads
+        self._chained = QdqInFloat(program.chained)
+        self._isolated = QdqInFloat(program.isolated(channels_last))
+
+    def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the program's outputs of one image."""
+        return self._all(x_f32)[: self._program.n_outputs]
+
+    def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
+        """Returns all layers of one image, each computed from the layers before it."""
+        return self._all(x_f32)[self._program.n_outputs :]
+
+    def isolated(self, x_f32: np.ndarray, layers: Sequence[ArrayInt]) -> list[ArrayInt]:
+        """Returns all layers of one image, each computed from the given ones."""
+        self._use_threads()
+        return self._isolated(x_f32, *layers)
+
+    def _all(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        self._use_threads()
+        return self._chained(x_f32)
+
+    def _use_threads(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
+
+
 class TvmLayerRun:
     """Code compiled from the program's Relax form.
 
     Args:
         program: a `frontend.LayeredProgram`.
-        numerics: as `quantvm.compile` takes it; `qdq` for the Relax form itself, in float.
+        numerics: as `quantvm.compile` takes it; `qdq` for floats between dequantize and quantize, without any lowering.
         engine: PyTorch engine whose arithmetic is followed.
         channels_last: of each layer, whether PyTorch holds it in channels-last order.
         target: what is compiled for.
@@ -97,6 +185,7 @@ class TvmLayerRun:
         self._channels_last, self._target, self._threads = tuple(channels_last), parse_target(target), threads
         self._chained: Any = None
         self._fused: Any = None
+        self._last: tuple[np.ndarray, list[np.ndarray]] | None = None
         self._isolated: dict[tuple[int, ...] | None, Any] = {}
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
@@ -106,7 +195,9 @@ class TvmLayerRun:
     def _both(self, x_f32: np.ndarray) -> list[np.ndarray]:
         if self._chained is None:
             self._chained = self._compiled(self._program.chained)
-        return _arrays(self._chained(_tensor(x_f32)))
+        if self._last is None or self._last[0] is not x_f32:
+            self._last = x_f32, _arrays(self._chained(_tensor(x_f32)))
+        return self._last[1]
 
     def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
         """Returns the outputs of one image, from the very code that gives the layers."""
