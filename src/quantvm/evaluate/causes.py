@@ -66,18 +66,31 @@ class Explainer:
         """Sets the rule of every layer that has one."""
         if not self._candidates:
             return
-        with progress.task("trying rules", total=len(images)) as task:
-            for x_f32 in images:
-                expected, own = runs(x_f32)
-                for candidate in self._candidates:
-                    if candidate.search is not None and candidate.operator is not None:
-                        inputs = candidate.operator.inputs_of([x_f32, *expected])
-                        candidate.search.add(inputs, expected[candidate.index], own[candidate.index])
-                task.advance()
+        self._pass("trying rules", Search.add, [c for c in self._candidates if c.search], images, runs, progress)
+        while pending := [c for c in self._candidates if c.search and c.search.pending()]:
+            for candidate in pending:
+                candidate.search.start_verifying()  # type: ignore[union-attr]
+            self._pass("checking every element", Search.verify, pending, images, runs, progress)
+            for candidate in pending:
+                candidate.search.end_verifying()  # type: ignore[union-attr]
         strayed = [candidate for candidate in self._candidates if self._strays(candidate)]
         self._try_float(strayed, images, runs, progress)
         for candidate in self._candidates:
             candidate.count.rule = self._rule(candidate, candidate in strayed)
+
+    @staticmethod
+    def _pass(
+        title: str, step: Callable[..., None], candidates: Sequence[_Candidate], images: Sequence[np.ndarray],
+        runs: Runs, progress: Progress,
+    ) -> None:  # fmt: skip
+        with progress.task(title, total=len(images)) as task:
+            for x_f32 in images:
+                expected, own = runs(x_f32)
+                for candidate in candidates:
+                    assert candidate.operator is not None
+                    inputs = candidate.operator.inputs_of([x_f32, *expected])
+                    step(candidate.search, inputs, expected[candidate.index], own[candidate.index])
+                task.advance()
 
     def _strays(self, candidate: _Candidate) -> bool:
         """Whether a side does not follow what it is said to: code may have been left in float."""
@@ -109,9 +122,10 @@ class Explainer:
         else:
             names = [None, None]
         for i in range(2):
-            by_definition = self._rules[i] == "qdq" and names[i] is None
             follows = search is not None and search.follows_said(i)
-            if by_definition or (strayed and candidate.in_float[i] and not follows):
+            by_definition = self._rules[i] == "qdq" and not follows
+            is_compiled = self._sides[i].startswith("tvm")
+            if by_definition or (is_compiled and strayed and candidate.in_float[i] and not follows):
                 names[i], found = IN_FLOAT, None
         reference, actual = names
         if reference is None or actual is None or reference == actual:

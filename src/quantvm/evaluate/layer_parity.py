@@ -89,14 +89,15 @@ class RuleCause:
     @property
     def text(self) -> str:
         """What the report says."""
-        (reference, reference_rule, _), (actual, actual_rule, _) = self.reference, self.actual
-        parts = [
-            f"{FACTS[fact][0]}: {in_words(fact, e)}, {actual}: {in_words(fact, a)}" for fact, e, a in self.facts
-        ] or [f"{reference} follows {reference_rule}, {actual} {actual_rule}"]
-        strayed = [
-            f"{side} should follow {said}" for side, rule, said in (self.reference, self.actual) if rule != said
+        sides = [
+            f"{side} ({rule if rule == said else f'{rule}, not {said}'})"
+            for side, rule, said in (self.reference, self.actual)
         ]
-        return "rule " + "; ".join(parts) + (f" ({', '.join(strayed)})" if strayed else "")
+        if not self.facts:
+            return f"rule {self.actual[1]}: {sides[0]}; {sides[1]}"
+        names = ", ".join(FACTS[fact][0] for fact, _, _ in self.facts)
+        values = [", ".join(in_words(row[0], row[i]) for row in self.facts) for i in (1, 2)]
+        return f"rule {names}: " + "; ".join(f"{side}: {value}" for side, value in zip(sides, values, strict=True))
 
     def row(self) -> RuleRow:
         """Returns the cause as diff.json holds it."""

@@ -71,6 +71,20 @@ def evaluate(
     return _requantized(operator, cache[(*key, "selected")], channel, facts)
 
 
+def exact(operator: Operator, inputs: Sequence[NDArray], cache: dict[Any, Any]) -> NDArray[np.float64]:
+    """Returns the result in steps of the output, the zero point not in it, in float64."""
+    (x,) = inputs
+    facts = {"saturation": "none", "input_zero_point": "subtracted", "padding": "zero_point"}
+    key = tuple(facts[fact] for fact in _STRUCTURE)
+    if key not in cache:
+        cache[key] = _products(operator, x, "zero_point", cache).accumulators(facts)
+    vectors = _Vectors(operator)
+    steps = cache[key] * vectors.factor
+    if operator.bias_f32 is not None:
+        steps = steps + operator.bias_f32.astype(f64) / f64(operator.output.scale_f32)
+    return _logical(operator, steps)
+
+
 def _logical(operator: Operator, y: NDArray) -> NDArray:
     return y.transpose(0, 3, 1, 2) if operator.kind == "conv2d" else y
 
@@ -274,4 +288,4 @@ class _Vectors:
         return bias
 
 
-register_family(("conv2d", "linear"), Family(OPTIONS, evaluate, is_valid))
+register_family(("conv2d", "linear"), Family(OPTIONS, evaluate, is_valid, exact))

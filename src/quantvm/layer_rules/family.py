@@ -24,11 +24,14 @@ class Family:
             logical shape; `cache` keeps what several choices share of one layer and image; `select` are flat indices of
             the elements that are wanted, None for all.
         is_valid: whether a choice of facts can be computed at all.
+        exact: (operator, inputs, cache) -> the result in steps of the output as exactly as float64 has it, where
+            evaluating all elements takes long: rules that differ at all do so where that lies half-way between integers.
     """
 
     options: Mapping[str, tuple[str, ...]]
     evaluate: Evaluate
     is_valid: Callable[[Operator, Facts], bool] = lambda operator, facts: True
+    exact: Callable[[Operator, Sequence[NDArray], dict[Any, Any]], NDArray] | None = None
 
 
 _FAMILIES: dict[str, Family] = {}
