@@ -116,9 +116,7 @@ class Explainer:
         search, found = candidate.search, None
         if search is not None:
             found = search.closest()
-            names = [
-                self._name(search, i, None if found is None else found[i]) for i in range(2)
-            ]
+            names = [self._name(search, i, None if found is None else found[i]) for i in range(2)]
         else:
             names = [None, None]
         for i in range(2):
@@ -134,9 +132,7 @@ class Explainer:
         if found is not None:
             e, a = (rule.facts for rule in found)
             facts = tuple((fact, e.get(fact), a.get(fact)) for fact in differing_facts(e, a))
-        return RuleCause(
-            (self._sides[0], reference, self._rules[0]), (self._sides[1], actual, self._rules[1]), facts
-        )
+        return RuleCause((self._sides[0], reference, self._rules[0]), (self._sides[1], actual, self._rules[1]), facts)
 
     def _name(self, search: Search, side: int, rule: Rule | None) -> str | None:
         """Returns the name of the rule that a side follows: what it is said to, if it does."""

@@ -46,6 +46,11 @@ class Comparison:
         }
         self.counts = [LayerCount(layer) for layer in program.layers]
 
+    @property
+    def engine(self) -> str:
+        """The engine that the program was quantized for."""
+        return self._program.engine
+
     def add(self, x_f32: np.ndarray) -> None:
         """Counts one image."""
         config = self._config

@@ -143,10 +143,8 @@ def _torchscript(config: DiffConfig, progress: Progress, stages: Stages) -> _Sub
         return _Subject(import_layers(config.model, images[0].x_f32, engine=config.engine), images, threads)
 
 
-def _images_of_shape(
-    config: DiffConfig, shape: tuple[int, ...], progress: Progress, stages: Stages
-) -> list[_Image]:
-    """Returns the sample images as a network of that input would see them, or noise where it takes no square colour images."""
+def _images_of_shape(config: DiffConfig, shape: tuple[int, ...], progress: Progress, stages: Stages) -> list[_Image]:
+    """Returns images as a network of that input would see them, or noise where it takes no square colour images."""
     from quantvm.data import iterate_batches
     from quantvm.models.torchvision import imagenet_preprocessing
 
@@ -171,7 +169,7 @@ def _waterfall(config: DiffConfig, comparison: Comparison, subject: _Subject, pr
 
     def fp32(x_f32: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return float_model(torch.from_numpy(x_f32)).numpy()  # type: ignore[no-any-return]
+            return float_model(torch.from_numpy(x_f32)).numpy()
 
     compiled = next((s for s in (config.actual, config.reference) if s.startswith("tvm")), "tvm")
     forwards: Mapping[str, Forward] = {

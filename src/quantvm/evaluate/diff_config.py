@@ -28,8 +28,8 @@ class DiffConfig:
         actual: what is compared with it: one of `SIDES`.
         input_shape: of a TorchScript file.
         num_samples: images that are compared.
-        waterfall: whether accuracy and output error of fp32, floats between dequantize and quantize, PyTorch and TVM are
-            measured on the same images.
+        waterfall: whether accuracy and output error are measured on the same images: of fp32, of floats between
+            dequantize and quantize, of PyTorch and of TVM.
         weights, data, calibration_data, calibration_samples, seed, scheme: of a registered model, as in CompileConfig.
         engine, target, threads: as in CompileConfig.
         out: a folder for diff.json and layers.csv; None to write nothing.

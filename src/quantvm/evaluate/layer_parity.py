@@ -95,8 +95,8 @@ class RuleCause:
         ]
         if not self.facts:
             return f"rule {self.actual[1]}: {sides[0]}; {sides[1]}"
-        names = ", ".join(FACTS[fact][0] for fact, _, _ in self.facts)
-        values = [", ".join(in_words(row[0], row[i]) for row in self.facts) for i in (1, 2)]
+        names = " + ".join(FACTS[fact][0] for fact, _, _ in self.facts)
+        values = [" + ".join(in_words(row[0], row[i]) for row in self.facts) for i in (1, 2)]
         return f"rule {names}: " + "; ".join(f"{side}: {value}" for side, value in zip(sides, values, strict=True))
 
     def row(self) -> RuleRow:

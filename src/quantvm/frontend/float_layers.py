@@ -1,7 +1,7 @@
 """The layers of a quantized program in the float model that it was made from, matched by order of execution.
 
-A quantized module and the float module that it was converted from run the same forward code, so that their traced graphs
-hold the same operators in the same order; only fused ones are one node in the first and two in the second.
+A quantized module and the float module that it was converted from run the same forward code, so that their traced
+graphs hold the same operators in the same order; only fused ones are one node in the first and two in the second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The quantized tensors of a program, one by one: which operator of the model makes each, and from which others.
 
-A layer is an operator that quantizes a result of its own. An importer gives `LayeredProgram` the program in Relax QDQ form
-with all layers beside its outputs, their parameters, and a `LayerSource`, which has the framework compute them. What else
-the comparison needs follows from the Relax form.
+A layer is an operator that quantizes a result of its own. An importer gives `LayeredProgram` the program in Relax QDQ
+form with all layers beside its outputs, their parameters, and a `LayerSource`, which has the framework compute them.
+What else the comparison needs follows from the Relax form.
 """
 
 from __future__ import annotations

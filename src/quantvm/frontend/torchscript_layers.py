@@ -15,7 +15,7 @@ class TorchScriptSource:
     """A traced quantized module.
 
     Args:
-        script: the module; PyTorch's engine at the time of a call computes it, and must be the one that it was packed for.
+        script: the module. PyTorch's engine at the time of a call must be the one that it was packed for.
     """
 
     def __init__(self, script: torch.jit.ScriptModule) -> None:

@@ -5,8 +5,8 @@ multiplied with, and so on (`facts.py`). Each family of operators computes a lay
 such choice (`contraction.py`, `elementwise.py`, `pooling.py`). Every engine and every numerics is one choice, a preset;
 `candidates.py` switches one or two facts of a preset, and `search.py` keeps the candidates that give every element.
 
-To add a fact: name it and its values in `facts.py`, list it under the family that has it, and let the family's `evaluate`
-follow it. tests/layer_rules holds every preset against PyTorch or against the compiled kernels.
+To add a fact: name it and its values in `facts.py`, list it under the family that has it, and let the family's
+`evaluate` follow it. tests/layer_rules holds every preset against PyTorch or against the compiled kernels.
 """
 
 from . import contraction, elementwise, pooling  # noqa: F401  (registers the families)

@@ -1,4 +1,4 @@
-"""The rules that can explain a layer: what each engine and numerics does with it, and that with a fact or two switched."""
+"""The rules that can explain a layer: what each engine and numerics does, and that with a fact or two switched."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def _contraction(operator: Operator, name: str) -> dict[str, str]:
         return {**facts, "multiplier": "fixed", "bias": bias, "zero_point": "after", "rounding": _ROUNDING[name]}
     if name in ("qdq", "pt2e"):
         return {**facts, "multiplier": "division" if name == "qdq" else "real", "bias": "real", "zero_point": "after"}
-    assert operator.weight is not None and operator.weight_zero_points is not None
+    assert operator.weight is not None
+    assert operator.weight_zero_points is not None
     symmetric = not operator.weight_zero_points.any()
     window = operator.window
     rule = linear_rule(name) if window is None else conv_rule(name, window.groups, symmetric)  # type: ignore[arg-type]

@@ -66,9 +66,10 @@ def evaluate(
     else:
         *leading, channel = at
         pixel = np.ravel_multi_index(leading, shape[:-1])
-    if (*key, "selected") not in cache:
-        cache[(*key, "selected")] = products.selected(facts, pixel, channel)
-    return _requantized(operator, cache[(*key, "selected")], channel, facts)
+    selected_key = (*key, "selected")
+    if selected_key not in cache:
+        cache[selected_key] = products.selected(facts, pixel, channel)
+    return _requantized(operator, cache[selected_key], channel, facts)
 
 
 def exact(operator: Operator, inputs: Sequence[NDArray], cache: dict[Any, Any]) -> NDArray[np.float64]:
@@ -102,7 +103,8 @@ class _Products:
     """
 
     def __init__(self, operator: Operator, x: NDArray, fill: int) -> None:
-        assert operator.weight is not None and operator.weight_zero_points is not None
+        assert operator.weight is not None
+        assert operator.weight_zero_points is not None
         weight, groups = operator.weight, 1
         self._zero_point = operator.inputs[0].zero_point
         if operator.window is None:
@@ -233,7 +235,8 @@ class _Vectors:
     """Per-channel constants, as numerics.py and integer_numerics.py define them."""
 
     def __init__(self, operator: Operator) -> None:
-        assert operator.weight is not None and operator.weight_scales is not None
+        assert operator.weight is not None
+        assert operator.weight_scales is not None
         self.operator, self._channels = operator, operator.weight.shape[0]
         self._scales = operator.weight_scales
         scales = np.broadcast_to(operator.weight_scales, (self._channels,))
@@ -265,6 +268,7 @@ class _Vectors:
 
     @property
     def bias_steps(self) -> NDArray[np.float32]:
+        assert self.operator.bias_f32 is not None
         return np.divide(self.operator.bias_f32, self.product, dtype=f32)
 
     @property

@@ -139,7 +139,8 @@ def _qnnpack_add(a: NDArray, b: NDArray, operator: Operator) -> NDArray[np.int64
 def _add_is_valid(operator: Operator, facts: Facts) -> bool:
     if facts["arithmetic"] == "qnnpack":
         try:
-            numerics.qnnpack_add(*operator.inputs, operator.output)
+            first, second = operator.inputs
+            numerics.qnnpack_add(first, second, operator.output)
         except ValueError:
             return False
         return facts["rounding"] == "away"
@@ -266,7 +267,9 @@ def evaluate_unary(
         real = _real_function(operator)(_dequantized(x_q, q, {**form, "dequantize": _dequantize_of(operator, form)}))
         if form["clip"] == "before":
             steps = np.add(np.multiply(numerics.reciprocal_f32(out_q.scale), real, dtype=f32), f32(out_q.zero_point))
-            return rounded(np.clip(steps, f32(out_q.quant_min), f32(out_q.quant_max)), form["rounding"]).astype(np.int64)
+            return rounded(np.clip(steps, f32(out_q.quant_min), f32(out_q.quant_max)), form["rounding"]).astype(
+                np.int64
+            )
         return quantized(real, out_q, form)
 
     x = _selected(inputs[0], select).astype(np.int64) - q.quant_min
@@ -318,4 +321,3 @@ register_family(
     ("relu", "clip"),
     Family({"limits": ("quantized", "rounded"), "rounding": ("even", "away", "upward")}, evaluate_limits),
 )
-

@@ -1,4 +1,4 @@
-"""Families of operators that share facts: which there are, and how their members are computed under a choice of them."""
+"""Families of operators that share facts: which there are, and how their members are computed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Family:
             the elements that are wanted, None for all.
         is_valid: whether a choice of facts can be computed at all.
         exact: (operator, inputs, cache) -> the result in steps of the output as exactly as float64 has it, where
-            evaluating all elements takes long: rules that differ at all do so where that lies half-way between integers.
+            evaluating all elements takes long: rules that differ do so where that lies half-way between integers.
     """
 
     options: Mapping[str, tuple[str, ...]]

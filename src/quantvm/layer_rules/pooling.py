@@ -25,7 +25,7 @@ OPTIONS = {
 }
 _TAIL: Facts = {"rounding": "even", "zero_point": "before", "divisor": "twice"}
 Cell = tuple[slice, slice, int, int, int]
-"""Rows and columns inside of the image, elements inside of it, the count that is divided by, and the kernel's elements."""
+"""Rows and columns inside of the image, their elements, the count that is divided by, and the kernel's elements."""
 
 
 def is_valid(operator: Operator, facts: Facts) -> bool:
@@ -49,7 +49,9 @@ def evaluate_average(
         y = _float_mean(operator, x, facts)[:, :, None, None]
     else:
         rows = list(_cells(operator, x))
-        y = np.stack([np.stack([_average(operator, x, cell, facts, environment) for cell in row], -1) for row in rows], -2)
+        y = np.stack(
+            [np.stack([_average(operator, x, cell, facts, environment) for cell in row], -1) for row in rows], -2
+        )
     if operator.kind == "mean" and not operator.keepdims:
         y = y[:, :, 0, 0]
     return y if select is None else y.reshape(-1)[select]
@@ -203,7 +205,9 @@ def evaluate_maximum(
         count = (-(-reach // stride) if window.ceil_mode else reach // stride) + 1
         if window.ceil_mode and (count - 1) * stride >= size + pad:
             count -= 1
-        taps = [[o * stride - pad + k * window.dilation[axis] for k in range(window.kernel[axis])] for o in range(count)]
+        taps = [
+            [o * stride - pad + k * window.dilation[axis] for k in range(window.kernel[axis])] for o in range(count)
+        ]
         outputs.append([[t for t in row if 0 <= t < size] for row in taps])
     columns = np.stack([x[..., taps].max(-1) for taps in outputs[1]], -1)
     y = np.stack([columns[:, :, taps].max(2) for taps in outputs[0]], 2).astype(i64)

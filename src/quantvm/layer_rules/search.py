@@ -52,7 +52,9 @@ class Search:
 
     def pending(self) -> bool:
         """Whether `verify` has to see all images (again)."""
-        return any(rule.key not in done for rules, done in zip(self._needed(), self._verified, strict=True) for rule in rules)
+        return any(
+            rule.key not in done for rules, done in zip(self._needed(), self._verified, strict=True) for rule in rules
+        )
 
     def verify(self, inputs: Sequence[NDArray], expected: NDArray, actual: NDArray) -> None:
         """Drops those of the rules that matter which miss any element of one image; arguments as of `add`."""
@@ -85,7 +87,8 @@ class Search:
             missed = set()
             for rule in rules:
                 if rule.key not in found:
-                    y = self._family.evaluate(self._operator, inputs, rule.facts, self._environment, cache, select)
+                    with np.errstate(invalid="ignore", over="ignore"):  # a rule that does not fit may overflow
+                        y = self._family.evaluate(self._operator, inputs, rule.facts, self._environment, cache, select)
                     found[rule.key] = np.ascontiguousarray(y).reshape(-1).astype(np.int16)
                 if not np.array_equal(found[rule.key], flat[i]):
                     missed.add(rule.key)
@@ -94,14 +97,16 @@ class Search:
     def _screen(
         self, inputs: Sequence[NDArray], expected: NDArray, actual: NDArray, cache: dict[Any, Any]
     ) -> NDArray[np.intp] | None:
-        """Returns flat indices of elements that differ and of those next to a tie; None for all, where that is quick."""
+        """Returns flat indices of elements that differ and of those next to a tie; None for all, if that is quick."""
         if self._family.exact is None:
             return None
         steps = self._family.exact(self._operator, inputs, cache).reshape(-1)
         to_tie = np.abs(steps - np.floor(steps) - 0.5)
         q = self._operator.output
         outside = (steps < q.quant_min - q.zero_point - 1) | (steps > q.quant_max - q.zero_point + 1)
-        nearest = np.argsort(np.where(outside, 1.0, to_tie))[:_SCREENED] if steps.size > _SCREENED else np.arange(steps.size)
+        nearest = (
+            np.argsort(np.where(outside, 1.0, to_tie))[:_SCREENED] if steps.size > _SCREENED else np.arange(steps.size)
+        )
         differing = np.flatnonzero((expected != actual).reshape(-1))[:_SCREENED]
         return np.union1d(differing, nearest)
 
@@ -112,11 +117,12 @@ class Search:
     def closest(self) -> tuple[Rule, Rule] | None:
         """Returns the reference's and the other side's rule that differ in the fewest facts; None if one has no rule.
 
-        A side that follows what it is said to is not given other values of the facts in which the two differ; of equally
-        close pairs the one is taken that is nearest to what the sides are said to follow.
+        A side that follows what it is said to is not given other values of the facts in which the two differ; of
+        equally close pairs the one is taken that is nearest to what the sides are said to follow.
         """
         follows = self.follows_said(0), self.follows_said(1)
-        return min(itertools.product(*self.rules), key=lambda pair: self._distance(pair, follows), default=None)
+        first, second = self.rules
+        return min(itertools.product(first, second), key=lambda pair: self._distance(pair, follows), default=None)
 
     def _distance(self, pair: tuple[Rule, ...], follows: tuple[bool, bool]) -> tuple[int, int, int]:
         facts = differing_facts(*(rule.facts for rule in pair))

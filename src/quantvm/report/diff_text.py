@@ -70,8 +70,8 @@ def _fusion_line(fusion: FusionRow) -> str:
     if fusion["equal"] == fusion["n"]:
         return f"{fusion['side']} fused: all {fusion['n']} raw outputs are those of the layers"
     return (
-        f"{fusion['side']} fused: FUSION CHANGES {fusion['n'] - fusion['equal']} of {fusion['n']} raw outputs, by up to "
-        f"{fusion['max_abs_diff']:.6g}: a bug, whatever the layers say"
+        f"{fusion['side']} fused: FUSION CHANGES {fusion['n'] - fusion['equal']} of {fusion['n']} raw outputs, "
+        f"by up to {fusion['max_abs_diff']:.6g}: a bug, whatever the layers say"
     )
 
 

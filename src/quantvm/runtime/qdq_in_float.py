@@ -29,8 +29,8 @@ class QdqInFloat:
     Args:
         module: of one function, `main`, with no operator of `unknown_ops`.
 
-    Computes: dequantize: fl(scale * (q - zero_point)); quantize: clip(rne(fl(x / scale)) + zero_point), as Relax defines
-        them; everything between in float32, convolutions and sums in the order of PyTorch's kernels.
+    Computes: dequantize: fl(scale * (q - zero_point)); quantize: clip(rne(fl(x / scale)) + zero_point), as Relax
+        defines them; everything between in float32, convolutions and sums in the order of PyTorch's kernels.
     """
 
     def __init__(self, module: tvm.IRModule) -> None:
