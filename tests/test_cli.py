@@ -68,14 +68,23 @@ def test_every_option_reaches_the_configuration(cli):
         "check-parity": "lsb:2",
         "min-int8-macs": 0.5,
         "out": "there",
+        "resize": 5,
+        "crop": 4,
+        "interpolation": "bicubic",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    lists = ("--model", "beta,alpha", "--model", "beta", "--numerics", "torch,integer:away")
+    numbers = ("--input-shape", "1,3,4,4", "--mean", "0.5,0.25,1e-3", "--std", "1,2,3")
+    lists = (*numbers, "--model", "beta,alpha", "--model", "beta", "--numerics", "torch,integer:away")
     result = cli("run", "--json", *lists, *arguments)
     config = json.loads(result.stdout)["config"]
     assert config.pop("numerics") == ["torch", "integer:away"]
     assert config.pop("models") == ["beta", "alpha", "beta"]
     assert config.pop("min_top1") is None
+    assert (config.pop("input_shape"), config.pop("mean"), config.pop("std")) == (
+        [1, 3, 4, 4],
+        [0.5, 0.25, 0.001],
+        [1, 2, 3],
+    )
     assert config == {name.replace("-", "_"): value for name, value in options.items()}
 
 
@@ -191,8 +200,11 @@ def test_every_option_of_bench_reaches_the_configuration(bench):
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     lists = ("--model", "beta,alpha", "--engines", "tvm", "--engines", "openvino", "--batch-size", "1,8")
-    result = bench("--json", *lists, "--threads", "1", "--threads", "2", "--profile", *arguments)
+    result = bench(
+        "--json", "--input-shape", "1,3,4,4", *lists, "--threads", "1", "--threads", "2", "--profile", *arguments
+    )
     config = json.loads(result.stdout)["config"]
+    assert config.pop("input_shape") == [1, 3, 4, 4]
     assert config.pop("models") == ["beta", "alpha"]
     assert config.pop("engines") == ["tvm", "openvino"]
     assert config.pop("batch_sizes") == [1, 8]
@@ -245,7 +257,7 @@ def test_list_kernels_of_no_target_is_exit_2(cli):
 
 
 def test_list_ops_is_the_registry(cli):
-    import quantvm.frontend  # noqa: F401 - registers the converters
+    import quantvm.frontend.torchscript  # noqa: F401 - registers the converters
     from quantvm.frontend.registry import supported_ops
 
     assert json.loads(cli("list", "ops", "--json").stdout) == list(supported_ops())

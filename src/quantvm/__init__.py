@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantvm.evaluate.compiling import compile_to_file
     from quantvm.evaluate.config import RunConfig
     from quantvm.evaluate.tuning import TuneConfig, tune_schedules
+    from quantvm.frontend import register_converter
     from quantvm.models import ModelSpec, get_model, list_models
     from quantvm.models.quantize import quantize
     from quantvm.models.weights import build_float_model, resolve_weights
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "load_dataset",
     "quantize",
+    "register_converter",
     "resolve_weights",
     "tune_schedules",
 ]
@@ -82,6 +84,7 @@ _HOME = {
     "load": "quantvm.runtime",
     "load_dataset": "quantvm.data",
     "quantize": "quantvm.models.quantize",
+    "register_converter": "quantvm.frontend",
     "resolve_weights": "quantvm.models.weights",
     "tune_schedules": "quantvm.evaluate.tuning",
 }

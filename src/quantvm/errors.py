@@ -5,6 +5,10 @@ Every message says what went wrong, where, what was got against what was expecte
 never an exception.
 """
 
+from __future__ import annotations
+
+import traceback
+
 
 class QuantvmError(Exception):
     """Base of all errors that the user can act on."""
@@ -40,6 +44,22 @@ class UnsupportedOpError(QuantvmError, NotImplementedError):
 
 class ModelImportError(QuantvmError, ValueError):
     """A program that is not a quantized model, or one whose quantization parameters make no sense."""
+
+
+class ModelCodeError(QuantvmError, RuntimeError):
+    """The user's own Python code, of which a model was to come, raised; the cause has its stack."""
+
+    @classmethod
+    def of(cls, what: str, while_: str, cause: BaseException) -> ModelCodeError:
+        """Returns the error that names the place in the user's code."""
+        frames = traceback.extract_tb(cause.__traceback__)
+        where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        return cls(f"{what}: {while_} raised {type(cause).__name__}: {cause}{where}")
+
+    def stack(self) -> str:
+        """Returns the stack of the user's code as Python prints it."""
+        cause = self.__cause__ or self
+        return "".join(traceback.format_exception(type(cause), cause, cause.__traceback__, chain=False))
 
 
 class CompileError(QuantvmError, RuntimeError):

@@ -30,7 +30,7 @@ Values = Any
 """Numbers, or an array of any numeric dtype."""
 
 
-NUMERICS = ("torch", "integer", *(f"integer:{rounding}" for rounding in ROUNDINGS))
+NUMERICS = ("torch", "qdq", "integer", *(f"integer:{rounding}" for rounding in ROUNDINGS))
 """What `--numerics` takes; integer alone rounds upward, as QNN does by default."""
 
 

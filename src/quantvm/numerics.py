@@ -26,8 +26,9 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Values = Any
 """Numbers, or an array of any numeric dtype."""
-Numerics = Literal["torch", "integer"]
-"""torch: the bits of a PyTorch engine. integer: no float between quantize and dequantize (integer_numerics.py)."""
+Numerics = Literal["torch", "qdq", "integer"]
+"""torch: the bits of a PyTorch engine. qdq: float32 between dequantize and quantize (qdq_numerics.py). integer: no
+float between quantize and dequantize (integer_numerics.py)."""
 Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
 Rule = Literal["fbgemm", "onednn", "qnnpack", "integer"]
 """Whose arithmetic takes accumulators to outputs: a library's inside of PyTorch, or fixed point."""

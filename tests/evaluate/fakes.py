@@ -93,6 +93,8 @@ class FakeStages(Stages):
 
     def compile(self, quantized, spec, config, threads, progress, *, numerics, cache=True):
         report = SimpleNamespace(
+            engine=config.engine,
+            numerics=numerics,
             import_s=0.5,
             compile_s=2.0,
             cached=False,

@@ -314,5 +314,5 @@ def test_a_model_that_is_skipped_or_interrupted_has_a_row_for_each_numerics():
 
 @pytest.mark.parametrize("wrong", [(), ("torch", "float"), ("integer:down",)])
 def test_numerics_that_are_unknown(wrong):
-    with pytest.raises(ConfigError, match="expected one or more of torch, integer, integer:upward"):
+    with pytest.raises(ConfigError, match="expected one or more of torch, qdq, integer, integer:upward"):
         evaluate(stages=FakeStages(), numerics=wrong)

@@ -61,7 +61,8 @@ def test_a_torchscript_file_becomes_a_model_file(cli, program, network, tmp_path
 
 def test_json_says_all(cli, program):
     row = json.loads(cli("compile", program, "-o", "small.qvm", "--json", *FILE).stdout)
-    assert row["inputs"] == [{"name": "input", "shape": [None, *SHAPE], "dtype": "float32", "quantization": None}]
+    steps = {"scale": float(np.float32(0.0417)), "zero_point": 100, "dtype": "uint8"}
+    assert row["inputs"] == [{"name": "input", "shape": [None, *SHAPE], "dtype": "float32", "quantization": steps}]
     assert row["outputs"][0]["quantization"]["zero_point"] == 128
     assert (row["int8_mac_share"], row["float_ops"], row["problem"], row["audit"]) == (1.0, [], None, None)
     assert (row["cached"], len(row["sha256"])) == (False, 64)
@@ -83,14 +84,14 @@ def test_the_audit_is_of_code_compiled_anew(cli, program):
 
 def test_too_little_in_int8_is_exit_1_and_the_file_is_written(cli, program, tmp_path, monkeypatch):
     assert cli("compile", program, "--min-int8-macs", "1", *FILE).exit_code == 0
-    complete = compiling._torchscript
+    complete = compiling._own
 
     def half(*arguments):
         artifact = complete(*arguments)
         artifact.report = dataclasses.replace(artifact.report, int8_mac_share=0.5)
         return artifact
 
-    monkeypatch.setattr(compiling, "_torchscript", half)
+    monkeypatch.setattr(compiling, "_own", half)
     result = cli("compile", program, "-o", "half.qvm", "--min-int8-macs", "0.99", *FILE)
     assert result.exit_code == 1
     problem = "int8 check not met: 0.5000 of the multiply-adds run in int8 kernels, asked for at least 0.99"
@@ -117,7 +118,7 @@ def test_what_is_left_in_float_is_printed_with_its_reason(cli, half_float):
         (["PROGRAM", "-o", "."], "expected the name of a file"),
         (["PROGRAM", "--target", "llvm -mcpu=z80"], "knows no CPU 'z80'"),
         (["PROGRAM", "--threads", "0"], "threads: got 0"),
-        (["garbage.pt"], "not a TorchScript file"),
+        (["garbage.pt"], "garbage.pt is none of the formats known here; expected TorchScript"),
     ],
 )
 def test_wrong_usage_is_exit_2(cli, program, tmp_path, arguments, message):

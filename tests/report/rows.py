@@ -13,6 +13,8 @@ PASSED = {
     "scheme": "per-channel",
     "engine": "fbgemm",
     "flow": "eager",
+    "reference": "PyTorch",
+    "preprocessing": {"resize": 256, "crop": 224, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.25] * 3},
     "numerics": "torch",
     "weights": {"source": "file small.pth", "sha256": "ab" * 32},
     "calibration": {"n": 20, "source": "20 of 600 images of shots (train)"},

@@ -256,7 +256,7 @@ def test_dot_product_that_the_target_lacks(network):
     [
         ({"batch": "huge"}, ConfigError, "unknown batch 'huge', expected dynamic or static"),
         ({"engine": "mkldnn"}, ModelImportError, "unknown quantization engine 'mkldnn'"),
-        ({"numerics": "exact"}, CompileError, "unknown numerics 'exact', expected torch, integer"),
+        ({"numerics": "exact"}, CompileError, "unknown numerics 'exact', expected torch, qdq, integer"),
         ({"target": "llvm -mcpu=z80"}, CompileError, "knows no CPU 'z80'"),
         ({"threads": 0}, ConfigError, "threads"),
         ({"threads": -2}, ConfigError, "threads"),

@@ -17,11 +17,12 @@ import torch
 
 import quantvm
 from quantvm.errors import CompileError, MachineError, ModelFileError
+from quantvm.frontend import from_torch
 from quantvm.numerics import QuantParams
 from quantvm.runtime import model_file, requirements
-from quantvm.runtime.manifest import parse_manifest
+from quantvm.runtime.manifest import _digest, parse_manifest
 from quantvm.runtime.requirements import Requirements, requirements_of
-from quantvm.runtime.signature import TensorSpec
+from quantvm.runtime.signature import TensorSpec, signature_of
 from quantvm.runtime.target import parse_target
 from tests.quantized_modules import Quantized, SmallNetwork, image
 
@@ -43,17 +44,17 @@ def saved(compiled, tmp_path_factory):
 def rewritten(saved, tmp_path):
     """Returns a function that writes the saved model with other members; `change` edits the manifest."""
 
-    def write(members=None, change=None, compression=zipfile.ZIP_STORED, fix_digest=True):
+    def write(members=None, change=None, compression=zipfile.ZIP_STORED, signed=True):
         with zipfile.ZipFile(saved) as archive:
             held = {name: archive.read(name) for name in archive.namelist()}
         held.update(members or {})
         manifest = json.loads(held["manifest.json"])
         if change is not None:
-            if fix_digest:
-                library = held["model.so"]
-                digest = hashlib.sha256(library).hexdigest()
-                manifest["library"] = {"size_bytes": len(library), "sha256": digest}
+            library = held["model.so"]
+            manifest["library"] = {"size_bytes": len(library), "sha256": hashlib.sha256(library).hexdigest()}
             change(manifest)
+            if signed:
+                manifest["sha256"] = _digest(manifest)
             held["manifest.json"] = json.dumps(manifest).encode()
         path = tmp_path / "rewritten.qvm"
         with zipfile.ZipFile(path, "w", compression) as archive:
@@ -86,9 +87,24 @@ def test_a_loaded_model_says_what_the_compiled_one_says(compiled, saved):
 
 def test_signature(compiled):
     (given,), (returned,) = compiled.signature.inputs, compiled.signature.outputs
-    assert given == TensorSpec("input", (None, *SHAPE))
+    assert given == TensorSpec("input", (None, *SHAPE), "float32", QuantParams(float(np.float32(0.0417)), 100, "uint8"))
     assert returned == TensorSpec("output", (None, 10), "float32", QuantParams(float(np.float32(0.8)), 128, "uint8"))
     assert given.shape_text == "(n, 3, 19, 17)"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [lambda x: torch.quantize_per_tensor(x, 0.2, 3, torch.quint8), lambda x: torch.softmax(x, 1)],
+    ids=["two ways", "float as well"],
+)  # fmt: skip
+def test_an_input_that_is_not_only_quantized_in_one_way_has_no_steps(other):
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            both = torch.quantize_per_tensor(x, 0.1, 3, torch.quint8), other(x)
+            return tuple(y.dequantize() if y.is_quantized else y for y in both)
+
+    spec = signature_of(from_torch(Module().eval(), image(1, 3, 4, 4))).inputs[0]
+    assert spec == TensorSpec("input", (None, 3, 4, 4))
 
 
 def test_signature_of_several_inputs_and_outputs(tmp_path):
@@ -301,7 +317,7 @@ def put(value, *names):
     ("change", "message"),
     [
         (put("zip of something", "format"), "not that of a quantvm model"),
-        (put(2, "schema_version"), "has schema version 2, and this quantvm reads 1"),
+        (put(1, "schema_version"), "has schema version 1, and this quantvm reads 2"),
         (put("0.26.0", "versions", "tvm"), "compiled with TVM 0.26.0"),
         (remove("inputs"), "inputs is nothing"),
         (put([], "inputs"), r"inputs is \[\], expected at least one"),
@@ -321,6 +337,47 @@ def put(value, *names):
 def test_manifests_that_make_no_sense(rewritten, change, message):
     with pytest.raises(ModelFileError, match=message):
         quantvm.load(rewritten(change=change))
+
+
+def leaves(value, path=()):
+    """Yields the path of every field that holds no object and no list, and of every list."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if not isinstance(inner, dict):
+            yield (*path, key)
+        yield from leaves(inner, (*path, key))
+
+
+def tampered(value):
+    """Returns another value of the same kind, which would make sense."""
+    if isinstance(value, str):
+        return value + "0" if not value or set(value) - set("0123456789abcdef") else value[::-1]
+    if isinstance(value, list):
+        return [*value, *value[:1]] or ["softmax"]
+    return {bool: not value, int: lambda: value + 1, float: lambda: value * 1.5, type(None): lambda: 7}[type(value)]()
+
+
+def test_every_field_that_was_tampered_with_is_refused(saved, rewritten):
+    with zipfile.ZipFile(saved) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    paths = list(leaves(manifest))
+    assert {"versions", "requirements", "inputs", "outputs", "report", "library", "sha256"} <= {p[0] for p in paths}
+    for path in paths:
+
+        def change(manifest, path=path):
+            for name in path[:-1]:
+                manifest = manifest[name]
+            manifest[path[-1]] = tampered(manifest[path[-1]])
+
+        with pytest.raises(ModelFileError):
+            quantvm.load(rewritten(change=change, signed=False))
+
+
+def test_a_manifest_without_its_digest(rewritten):
+    with pytest.raises(ModelFileError, match="the manifest's sha256 is nothing, expected str that makes sense"):
+        quantvm.load(rewritten(change=remove("sha256"), signed=False))
+    with pytest.raises(ModelFileError, match="damaged: its manifest was changed after it was written"):
+        quantvm.load(rewritten(change=put(0.5, "report", "output_scale"), signed=False))
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"[" * 100000])

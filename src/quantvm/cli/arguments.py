@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quantvm.errors import QuantvmError
+from quantvm.errors import ModelCodeError, QuantvmError
 from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_USAGE
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -17,13 +17,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 QUANTIZATION = "Quantization and compilation"
 """Heads the options of that kind in the help of every command that has them."""
 
+MODEL_HELP = (
+    "A quantized model as a file (.pt of TorchScript, .pt2, .onnx, .tflite), a factory pkg.mod:name that returns a "
+    "model, or a name of: quantvm list models."
+)
+
 
 @contextmanager
 def errors_to_exit_codes() -> Iterator[None]:
-    """Prints an error that the user can act on, without a stack, and ends the process with its exit code."""
+    """Prints an error that the user can act on, and ends the process with its exit code.
+
+    A stack is printed only of the user's own code.
+    """
     try:
         yield
     except QuantvmError as error:
+        if isinstance(error, ModelCodeError):
+            typer.echo(error.stack(), err=True, nl=False)
         typer.echo(f"quantvm: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
     except KeyboardInterrupt as interrupt:
@@ -42,6 +52,14 @@ def numbers_of(given: list[str] | None, option: str) -> tuple[int, ...]:
     if wrong:
         raise typer.BadParameter(f"got '{', '.join(wrong)}', expected whole numbers", param_hint=option)
     return tuple(int(name) for name in names_of(given))
+
+
+def reals_of(text: str, option: str) -> tuple[float, ...]:
+    """Returns the numbers of an option, separated by commas, as 0.5,0.5,0.5."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"got '{text}', expected numbers as 0.5,0.5,0.5", param_hint=option) from error
 
 
 def shape_of(text: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import QUANTIZATION, errors_to_exit_codes, names_of, numbers_of
+from quantvm.cli.arguments import QUANTIZATION, errors_to_exit_codes, names_of, numbers_of, shape_of
 
 _MODELS = "Models and images"
 
@@ -19,9 +19,18 @@ def bench(
         list[str] | None,
         typer.Option(
             "--model",
-            metavar="NAME",
-            help="A model to measure; repeat it, or separate names by commas. Without it: every model whose weights "
-            "can be had.",
+            metavar="NAME|FACTORY",
+            help="A model to measure; repeat it, or separate names by commas. A name of: quantvm list models; or a "
+            "function that returns a float model of your own, as pkg.mod:name. Without it: every registered model "
+            "whose weights can be had.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,C,H,W",
+            help="What the factories' models take, where they do not say it. Without it: 1,3,224,224.",
             rich_help_panel=_MODELS,
         ),
     ] = None,
@@ -115,6 +124,7 @@ def bench(
 
         config = BenchConfig(
             models=names_of(model),
+            input_shape=None if input_shape is None else shape_of(input_shape),
             engines=names_of(engines),
             batch_sizes=numbers_of(batch_size, "--batch-size") or (1,),
             threads=numbers_of(threads, "--threads"),

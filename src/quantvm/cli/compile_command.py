@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import QUANTIZATION, AsJson, errors_to_exit_codes, print_result, shape_of
+from quantvm.cli.arguments import MODEL_HELP, QUANTIZATION, AsJson, errors_to_exit_codes, print_result, shape_of
 
-_ZOO = "Models of the registry"
+_ZOO = "Models that are quantized first: of the registry, or float ones of a factory"
 _CHECKS = "Checks and output"
 
 
 def compile(  # noqa: A001 - the command's name
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A saved TorchScript file, or a name of: quantvm list models."),
+        typer.Argument(metavar="MODEL", help=MODEL_HELP),
     ],
     out: Annotated[
         Path | None,
@@ -28,8 +28,8 @@ def compile(  # noqa: A001 - the command's name
         list[str] | None,
         typer.Option(
             metavar="N,C,H,W",
-            help="Of a TorchScript file, which does not say it; repeat it for each input. Without it: 1,3,224,224. The "
-            "code takes any number of images.",
+            help="Of a model that does not say it, as a TorchScript file; repeat it for each input. Without it: "
+            "1,3,224,224. The code takes any number of images.",
         ),
     ] = None,
     weights: Annotated[
@@ -117,7 +117,7 @@ def compile(  # noqa: A001 - the command's name
         config = CompileConfig(
             model=model,
             out=out,
-            **({"input_shapes": shapes} if shapes else {}),
+            input_shapes=shapes or None,
             weights=weights,
             data=data,
             calibration_data=calibration_data,

@@ -9,10 +9,13 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import QUANTIZATION, errors_to_exit_codes, names_of
+from quantvm.cli.arguments import QUANTIZATION, errors_to_exit_codes, names_of, reals_of, shape_of
 
+_OWN = "Images of a model of your own (a file or a factory)"
 _DATA = "Data"
 _CHECKS = "Checks and output"
+_CONVERTED = ("model", "numerics", "as_json", "out", "input_shape", "mean", "std")
+"""Options that the configuration does not take as they are."""
 
 
 def run(
@@ -20,11 +23,42 @@ def run(
         list[str] | None,
         typer.Option(
             "--model",
-            metavar="NAME",
-            help="A model to evaluate; repeat it, or separate names by commas. Without it: every model whose weights "
-            "can be had. See: quantvm list models.",
+            metavar="NAME|FILE|FACTORY",
+            help="A model to evaluate; repeat it, or separate names by commas. A name of: quantvm list models; a "
+            "quantized model of your own as a file (.pt of TorchScript, .pt2, .onnx, .tflite); or a function that "
+            "returns it, as pkg.mod:name. Without it: every registered model whose weights can be had.",
         ),
     ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,C,H,W",
+            help="What your model takes, where a file or factory does not say it. Without it: 1,3,224,224.",
+            rich_help_panel=_OWN,
+        ),
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Of the shorter side, before the crop. Without it: 256/224 of the crop.",
+            rich_help_panel=_OWN,
+        ),
+    ] = None,
+    crop: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Of the square. Without it: what your model takes.", rich_help_panel=_OWN),
+    ] = None,
+    interpolation: Annotated[
+        str, typer.Option(metavar="bilinear|bicubic", help="How images are scaled.", rich_help_panel=_OWN)
+    ] = "bilinear",
+    mean: Annotated[
+        str,
+        typer.Option(metavar="R,G,B", help="Subtracted from pixels, which are 0 to 1.", rich_help_panel=_OWN),
+    ] = "0.485,0.456,0.406",
+    std: Annotated[
+        str, typer.Option(metavar="R,G,B", help="Divides them then.", rich_help_panel=_OWN)
+    ] = "0.229,0.224,0.225",
     weights: Annotated[
         str,
         typer.Option(
@@ -144,7 +178,7 @@ def run(
 
     Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, 3 some models errored, 130 interrupted.
     """
-    options = {name: value for name, value in locals().items() if name not in ("model", "numerics", "as_json", "out")}
+    options = {name: value for name, value in locals().items() if name not in _CONVERTED}
     with errors_to_exit_codes():
         from quantvm.evaluate.benchmark import SILENT_OBSERVER, evaluate
         from quantvm.evaluate.config import RunConfig
@@ -153,7 +187,13 @@ def run(
         from quantvm.report.run_folder import default_run_folder, run_json
 
         config = RunConfig(
-            models=names_of(model), numerics=names_of([numerics]), out=out or default_run_folder(), **options
+            models=names_of(model),
+            numerics=names_of([numerics]),
+            out=out or default_run_folder(),
+            input_shape=None if input_shape is None else shape_of(input_shape),
+            mean=reals_of(mean, "--mean"),
+            std=reals_of(std, "--std"),
+            **options,
         )
         printer = ConsolePrinter()
         command = shlex.join(["quantvm", *sys.argv[1:]])

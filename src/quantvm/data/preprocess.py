@@ -50,6 +50,28 @@ class Preprocessing:
             raise ConfigError(f"preprocessing: got {'; got '.join(wrong)}")
 
 
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images become the input of a model of the user's own, of which only the size is known.
+
+    Attributes:
+        resize: as in Preprocessing; None for 256/224 of the model's input, as is usual for ImageNet.
+        crop: as in Preprocessing; None for the model's input.
+        interpolation, mean, std: as in Preprocessing.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def preprocessing(self, size: int) -> Preprocessing:
+        """Returns the preprocessing of a model that takes squares of a size."""
+        resize = self.resize or max(size, round(size * 256 / 224))
+        return Preprocessing(resize, size, self.interpolation, self.mean, self.std)  # type: ignore[arg-type]
+
+
 def load_rgb(path: Path) -> Image.Image:
     """Returns the fully decoded image in RGB, as torchvision's default loader does.
 

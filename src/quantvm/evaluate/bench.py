@@ -61,6 +61,14 @@ def bench(
     if len(missing) == len(engines):
         raise ConfigError("\n".join(["none of the engines can run:", *(f"  {n}: {w}" for n, w in missing.items())]))
     plan = prepare(config.run_config(), stages, progress)
+    raise_problems(
+        [
+            f"models: {entry.spec.name} is quantized already, and every engine quantizes one float model in its own "
+            "way; name a factory that returns the float model"
+            for entry in plan.entries
+            if entry.is_quantized
+        ]
+    )
     threads = config.threads or (plan.threads,)
     row = _bench_row(plan, config, threads, engines, stages, command)
     folder = RunFolder(config.out) if config.out is not None else None

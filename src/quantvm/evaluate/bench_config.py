@@ -20,7 +20,9 @@ class BenchConfig:
     """The options of one benchmark of latency; ``quantvm bench`` has one of the same name for each field.
 
     Attributes:
-        models: names of registered models; empty for every model whose weights can be had.
+        models: names of registered models, or factories of float ones as ``pkg.mod:name``; empty for every registered
+            model whose weights can be had.
+        input_shape: of factories that do not say it; None for 1,3,224,224.
         engines: names of engines; empty for all that are installed.
         batch_sizes: images in one call; each is measured.
         threads: of every engine; each number is measured. Empty for TVM_NUM_THREADS, or else the physical cores.
@@ -39,6 +41,7 @@ class BenchConfig:
     """
 
     models: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] | None = None
     engines: tuple[str, ...] = ()
     batch_sizes: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = ()
@@ -72,6 +75,7 @@ class BenchConfig:
         max_batch = max(self.batch_sizes, default=1)
         return RunConfig(
             models=self.models,
+            input_shape=self.input_shape,
             data=self.data,
             calibration_data=self.calibration_data,
             calibration_samples=self.calibration_samples,
@@ -117,5 +121,6 @@ class BenchConfig:
         """Returns the options as bench.json holds them."""
         values = dataclasses.asdict(self)
         values |= {name: list(getattr(self, name)) for name in ("models", "engines", "batch_sizes", "threads")}
+        values["input_shape"] = None if self.input_shape is None else list(self.input_shape)
         values["out"] = None if self.out is None else str(self.out)
         return values

@@ -6,6 +6,7 @@ model, the quantized model and the artifact, as the very same array, and what th
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import traceback
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quantvm.errors import ConfigError, QuantvmError, UnsupportedOpError
-from quantvm.evaluate.config import RunConfig
+from quantvm.errors import ConfigError, ModelCodeError, QuantvmError, UnsupportedOpError
+from quantvm.evaluate.config import RunConfig, raise_problems, with_engine
 from quantvm.evaluate.measurement import Measurement
 from quantvm.evaluate.parity import OutputShapeError, int8_share_problem, judge
-from quantvm.evaluate.plan import Entry, Plan, prepare
+from quantvm.evaluate.plan import Entry, Plan, prepare, unknown_labels
 from quantvm.evaluate.stages import Stages
+from quantvm.evaluate.user_models import FixedBatchRunner
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder
 from quantvm.report.schema import SCHEMA_VERSION, HeadRow, ModelRow, RunResult, RunRow, SampleRow
@@ -80,7 +82,7 @@ def evaluate(
     config = config or RunConfig(**options)
     stages = stages or Stages()
     started_s = time.monotonic()
-    plan = prepare(config, stages, progress)
+    plan = _prepared(config, stages, progress)
     run: RunRow = {**head(plan, stages, command), "models": []}
     folder = RunFolder(config.out) if config.out is not None else None
     try:
@@ -89,6 +91,20 @@ def evaluate(
     finally:
         if folder is not None:
             folder.close()
+
+
+def _prepared(config: RunConfig, stages: Stages, progress: Progress) -> Plan:
+    """Returns the plan; the stack of a factory that raised goes to the log, if there is to be one."""
+    try:
+        plan = prepare(config, stages, progress)
+    except ModelCodeError as error:
+        if config.out is not None:
+            folder = RunFolder(config.out)
+            folder.log(f"{error}\n{error.stack()}")
+            folder.close()
+        raise
+    raise_problems(unknown_labels(plan))
+    return plan
 
 
 def head(plan: Plan, stages: Stages, command: str) -> HeadRow:
@@ -153,15 +169,15 @@ class _Evaluation:
         started_s = time.monotonic()
         verdicts: list[dict[str, Any]] = [{"status": "error"}] * len(found)
         try:
-            with self.stages.torch_engine(self.plan.config):
+            own_engine = None if entry.program is None else entry.program.engine
+            with self.stages.torch_engine(with_engine(self.plan.config, own_engine)):
                 titled = TitledProgress(self.progress, entry.spec.title)
                 measure(entry.spec, entry.weights, self.plan, self.stages, titled, found)
-            verdicts = [self._judge(each) for each in found]
+            verdicts = [self._judge(each, entry.missing_reference) for each in found]
         except KeyboardInterrupt:
             n_images = len(self.plan.dataset.samples)
             verdicts = [
-                {"reason": f"interrupted after {each.parity.images_total} of {n_images} images", "status": "error"}
-                | each.results()
+                {"reason": f"interrupted after {each.tvm.n} of {n_images} images", "status": "error"} | each.results()
                 for each in found
             ]
             raise
@@ -171,7 +187,7 @@ class _Evaluation:
             verdicts = [self._explain(entry.spec, error)] * len(found)
         finally:
             for each, verdict in zip(found, verdicts, strict=True):
-                if "parity" in verdict:
+                if "n_images" in verdict:
                     self.samples += each.samples
                 facts = each.facts | verdict | {"duration_s": time.monotonic() - started_s}
                 self._add(_row(self.plan, entry.spec, each.numerics, facts))
@@ -180,18 +196,18 @@ class _Evaluation:
         for numerics in self.plan.config.numerics:
             self._add(_row(self.plan, entry.spec, numerics, {"reason": reason, "remedy": remedy}))
 
-    def _judge(self, found: Measurement) -> dict[str, Any]:
+    def _judge(self, found: Measurement, missing_reference: str | None) -> dict[str, Any]:
         results, config = found.results(), self.plan.config
         share = int8_share_problem(found.facts["int8_mac_share"], config.min_int8_macs)
         status, reason = judge(
             results["parity"],
             found.parity.mistrust(),
             results["tvm"]["top1"],
-            config.check_parity if found.numerics == "torch" else None,
+            None if found.numerics.startswith("integer") else config.check_parity,
             config.min_top1,
             [share] if share else [],
         )
-        return {**results, "status": status, "reason": reason}
+        return {**results, "status": status, "reason": reason or missing_reference}
 
     def _explain(self, spec: ModelSpec, error: Exception) -> dict[str, Any]:
         """Returns the verdict on a model that raised, and puts the stack into the log."""
@@ -233,21 +249,24 @@ def measure(
     inputs = stages.calibration_inputs(spec, plan.calibration)
     for each in found:
         each.facts["weights"] = {"source": weights.source, "sha256": weights.sha256}
+        if dataclasses.is_dataclass(spec.preprocessing):
+            each.facts["preprocessing"] = dataclasses.asdict(spec.preprocessing)
     float_model = stages.build_float_model(spec, weights, inputs, config)
     quantized = stages.quantize(spec, weights, float_model, inputs, config, progress)
     runners = []
+    fixed_batch = getattr(quantized, "fixed_batch", None)
     for each in found:
         each.take_quantized(quantized, plan.calibration)
         artifact = stages.compile(quantized, spec, config, plan.threads, progress, numerics=each.numerics)
         each.take_report(artifact.report)
-        runners.append(stages.tvm_runner(artifact, plan.threads))
+        runners.append(FixedBatchRunner.of(stages.tvm_runner(artifact, plan.threads), fixed_batch))
     fp32 = None if float_model is None else stages.torch_runner(float_model, plan.threads)
     torch = stages.torch_runner(quantized, plan.threads)
     samples = plan.dataset.samples
     with progress.task("evaluate", total=len(samples)) as task:
         for batch in stages.batches(samples, spec, config):
             fp32_f32 = None if fp32 is None else fp32.run(batch.x_f32)
-            torch_f32 = torch.run(batch.x_f32)
+            torch_f32 = None if torch is None else torch.run(batch.x_f32)
             for each, runner in zip(found, runners, strict=True):
                 each.add(spec.name, batch, fp32_f32, torch_f32, runner.run(batch.x_f32))
             task.advance(len(batch.ids))
@@ -269,6 +288,8 @@ def _row(plan: Plan, spec: ModelSpec, numerics: str, known: dict[str, Any]) -> M
         "scheme": config.scheme,
         "engine": config.engine,
         "flow": "eager",
+        "reference": "PyTorch",
+        "preprocessing": None,
         "numerics": numerics,
         "weights": None,
         "calibration": None,

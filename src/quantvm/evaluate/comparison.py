@@ -80,7 +80,7 @@ class Comparison:
             return
         explainer = Explainer(
             self.counts, self.operators, sides=(config.reference, config.actual), rules=rules,
-            environment=self.environment, in_float=lambda numbers: self._tvm("qdq"),
+            environment=self.environment, in_float=lambda numbers: self._tvm(None),
         )  # fmt: skip
         explainer.explain(images, self.both, progress)
 
@@ -109,6 +109,8 @@ class Comparison:
         kind, _, rest = side.partition(":")
         if kind in ("qdq", "fp32"):
             return kind
+        if rest == "qdq":
+            return "qdq" if self._program.engine == "onnx" else "pt2e"
         rest = self._program.engine if rest in ("", "torch") else rest
         return "integer" if rest == "integer:upward" else rest
 
@@ -134,7 +136,7 @@ class Comparison:
             )
         return FloatLayerRun(self._program, self._float_model, threads=self._threads)
 
-    def _tvm(self, numerics: str) -> Any:
+    def _tvm(self, numerics: str | None) -> Any:
         from quantvm.runtime.layers import TvmLayerRun
 
         return TvmLayerRun(

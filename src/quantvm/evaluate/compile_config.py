@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantvm.errors import UnknownNameError
+from quantvm.errors import ConfigError
 from quantvm.evaluate.config import RunConfig
-from quantvm.models import get_model
+from quantvm.evaluate.model_words import kind_of
 from quantvm.models.quantize import Engine, Scheme
 
 
@@ -17,13 +17,15 @@ class CompileConfig:
     """The options of one compilation; ``quantvm compile`` has one of the same name for each field.
 
     Attributes:
-        model: a saved TorchScript file, or the name of a registered model, which is quantized as in the main job.
+        model: a file (TorchScript, .pt2, .onnx, .tflite), a factory as ``pkg.mod:name``, or the name of a registered
+            model. What is float, registered or made by a factory, is quantized as in the main job.
         out: the model file that is written; None to write nothing.
-        input_shapes: of a TorchScript file, which does not say them: the shape of each input, any number of images
-            first.
+        input_shapes: of a model that does not say them: the shape of each input, any number of images first. None:
+            1,3,224,224.
         weights, data, calibration_data, calibration_samples, seed, scheme: of a registered model, as in RunConfig.
         engine: the PyTorch engine that the model is quantized for, and whose bits the code gives.
-        numerics: `torch`, the same bits as that engine; `integer`, no float between quantize and dequantize.
+        numerics: `torch`, the same bits as that engine, and of a .pt2, .onnx or .tflite the results of its own
+            runtime; `integer`, no float between quantize and dequantize.
         target: what TVM compiles for; `native` is this machine.
         threads: PyTorch's thread count that is reproduced; None for TVM_NUM_THREADS, or else the physical cores.
         audit: whether the dot-product instructions of every kernel are counted; it is then compiled anew.
@@ -32,7 +34,7 @@ class CompileConfig:
 
     model: str
     out: Path | None = None
-    input_shapes: tuple[tuple[int, ...], ...] = ((1, 3, 224, 224),)
+    input_shapes: tuple[tuple[int, ...], ...] | None = None
     weights: str = "auto"
     data: str | None = None
     calibration_data: str | None = None
@@ -49,18 +51,16 @@ class CompileConfig:
     @property
     def is_registered(self) -> bool:
         """Whether the model is a name of the registry, and no file lies there under that name."""
-        if Path(self.model).is_file():
-            return False
         try:
-            get_model(self.model)
-        except UnknownNameError:
+            return kind_of(self.model) == "registered"
+        except ConfigError:
             return False
-        return True
 
     def run_config(self) -> RunConfig:
         """Returns the options that choosing weights and images needs, as the main job has them."""
         return RunConfig(
-            models=(self.model,) if self.is_registered else (),
+            models=(self.model,),
+            input_shape=self.input_shapes[0] if self.input_shapes else None,
             data=self.data,
             calibration_data=self.calibration_data,
             calibration_samples=self.calibration_samples,
@@ -81,12 +81,11 @@ class CompileConfig:
         return [*self._own_problems(), *self.run_config().problems()]
 
     def _own_problems(self) -> Iterator[str]:
-        if not self.is_registered and not Path(self.model).is_file():
-            try:
-                get_model(self.model)
-            except UnknownNameError as error:
-                yield f"model: there is no file '{self.model}', and it is no registered model: {error}"
-        for shape in self.input_shapes:
+        try:
+            kind_of(self.model)
+        except ConfigError as error:
+            yield f"model: {error}"
+        for shape in self.input_shapes or ():
             if len(shape) < 2 or min(shape) < 1:
                 yield f"input_shape: got {','.join(map(str, shape))}, expected sizes of at least 1, as 1,3,224,224"
         if self.out is not None and self.out.is_dir():

@@ -1,4 +1,4 @@
-"""One model compiled into a file: a saved TorchScript program, or a registered model that is quantized first."""
+"""One model compiled into a file: a quantized one of the user's own, or a float one that is quantized first."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from quantvm.download import sha256_of
 from quantvm.evaluate.compile_config import CompileConfig
-from quantvm.evaluate.config import RunConfig, raise_problems, resolve_threads
+from quantvm.evaluate.config import RunConfig, raise_problems, resolve_threads, with_engine
 from quantvm.evaluate.parity import int8_share_problem
 from quantvm.evaluate.plan import Plan, prepare
 from quantvm.evaluate.stages import Stages
+from quantvm.evaluate.user_models import UserProgram, load_model
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.compile_schema import CompileResult, CompileRow
 from quantvm.report.schema import SCHEMA_VERSION
@@ -37,14 +36,13 @@ def compile_to_file(
     """
     stages = stages or Stages()
     raise_problems(config.problems())
-    compiled = _registered if config.is_registered else _torchscript
-    artifact = compiled(config, progress, stages)
+    artifact = (_quantized_here if config.is_registered else _own)(config, progress, stages)
     file = None if config.out is None else artifact.save(config.out)
     return CompileResult(_row(config, artifact, file))
 
 
-def _registered(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
-    """Quantizes and compiles a model of the registry, as the main job does."""
+def _quantized_here(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
+    """Quantizes and compiles a float model, of the registry or of a factory, as the main job does."""
     run_config = config.run_config()
     plan = prepare(run_config, stages, progress)
     stages.use_threads(plan.threads)
@@ -77,17 +75,18 @@ def float_and_quantized(
     return entry.spec, float_model, quantized
 
 
-def _torchscript(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
-    from quantvm import runtime
-
+def _own(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
+    """Compiles what the user quantized, or quantizes and calibrates the float model of a factory first."""
     run_config = config.run_config()
     raise_problems(stages.unsupported_options(run_config))
     threads = resolve_threads(config.threads, stages.physical_cores())
-    with stages.torch_engine(run_config):
-        return runtime.compile(
-            config.model,
-            [np.zeros(shape, np.float32) for shape in config.input_shapes],
-            numerics=config.numerics,
+    found = load_model(config.model, input_shapes=config.input_shapes, engine=config.engine)
+    if not isinstance(found, UserProgram):
+        return _quantized_here(config, progress, stages)
+    found.check(as_classifier=False)
+    with stages.torch_engine(with_engine(run_config, found.engine)):
+        return found.compile(
+            numerics=None if config.numerics == "torch" else config.numerics,
             engine=config.engine,
             target=config.target,
             threads=threads,

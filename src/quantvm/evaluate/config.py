@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from quantvm.data.check import OnBadImage
 from quantvm.data.loading import ClassMap
+from quantvm.data.preprocess import ImageOptions, Interpolation
 from quantvm.errors import ConfigError
 from quantvm.evaluate.parity import Tolerance
 from quantvm.integer_numerics import NUMERICS
@@ -18,6 +19,7 @@ from quantvm.models.quantize import Engine, Scheme
 from quantvm.models.weights import POLICIES
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "interpolation": get_args(Interpolation),
     "class_map": get_args(ClassMap),
     "on_bad_image": get_args(OnBadImage),
     "scheme": get_args(Scheme),
@@ -30,7 +32,12 @@ class RunConfig:
     """The options of one evaluation; ``quantvm run`` has one of the same name for each field.
 
     Attributes:
-        models: names of registered models; empty for every model whose weights can be had.
+        models: names of registered models, files, or factories as ``pkg.mod:name``; empty for every registered model
+            whose weights can be had.
+        input_shape: of files and factories that do not say it; None for 1,3,224,224, or as `crop` says.
+        resize, crop, interpolation, mean, std: how images become the input of files and factories: the shorter side
+            and the square cut from it, in pixels (None: by the input's size), and what is subtracted from and divides
+            each of R, G, B.
         data: a named data set or a folder of labelled images; None for the embedded sample.
         calibration_data: a folder or `sample`; None for the data set's train part, or else a part of its images.
         calibration_samples: how many images the quantized ranges are calibrated on, at most.
@@ -54,6 +61,12 @@ class RunConfig:
     """
 
     models: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] | None = None
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     data: str | None = None
     calibration_data: str | None = None
     calibration_samples: int = 1000
@@ -79,6 +92,10 @@ class RunConfig:
         object.__setattr__(self, "models", models)
         numerics = (self.numerics,) if isinstance(self.numerics, str) else tuple(dict.fromkeys(self.numerics))
         object.__setattr__(self, "numerics", numerics)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        if self.input_shape is not None:
+            object.__setattr__(self, "input_shape", tuple(self.input_shape))
         for name in ("data", "calibration_data", "weights"):
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
@@ -87,7 +104,7 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """Returns one sentence for every option whose value cannot be, in the order of the options."""
-        return [*self._wrong_choices(), *self._wrong_numbers(), *self._wrong_combinations()]
+        return [*self._wrong_choices(), *self._wrong_numbers(), *self._wrong_images(), *self._wrong_combinations()]
 
     def _wrong_choices(self) -> Iterator[str]:
         for name, known in CHOICES.items():
@@ -113,6 +130,25 @@ class RunConfig:
         if self.threads is None:
             yield from threads_of_environment()[1]
 
+    def _wrong_images(self) -> Iterator[str]:
+        shape = self.input_shape
+        for name in ("resize", "crop"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: got {value}, expected at least 1"
+        if shape is not None and (len(shape) < 2 or min(shape) < 1):
+            yield f"input_shape: got {','.join(map(str, shape))}, expected sizes of at least 1, as 1,3,224,224"
+        elif shape is not None and self.crop is not None and shape[-1] != self.crop:
+            yield f"crop: got {self.crop}, but input_shape is {','.join(map(str, shape))}; leave one of the two out"
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or (name == "std" and not all(values)):
+                yield f"{name}: got {','.join(map(str, values))}, expected three numbers, for R, G and B"
+
+    def image_options(self) -> ImageOptions:
+        """Returns how images become the input of files and factories."""
+        return ImageOptions(self.resize, self.crop, self.interpolation, self.mean, self.std)
+
     def _wrong_combinations(self) -> Iterator[str]:
         if self.check_parity is not None:
             try:
@@ -127,10 +163,16 @@ class RunConfig:
     def as_json(self) -> dict[str, Any]:
         """Returns the options as run.json holds them."""
         values = dataclasses.asdict(self)
-        values["models"] = list(self.models)
-        values["numerics"] = list(self.numerics)
+        for name in ("models", "numerics", "mean", "std"):
+            values[name] = list(values[name])
+        values["input_shape"] = None if self.input_shape is None else list(self.input_shape)
         values["out"] = None if self.out is None else str(self.out)
         return values
+
+
+def with_engine(config: RunConfig, engine: str | None) -> RunConfig:
+    """Returns the options with the engine that a model says it is for; None: it says nothing."""
+    return config if engine is None else dataclasses.replace(config, engine=engine)  # type: ignore[arg-type]
 
 
 def threads_of_environment() -> tuple[int | None, list[str]]:

@@ -24,9 +24,7 @@ import numpy as np
 from quantvm.evaluate.engines import Facts, Job, Run, make_engine
 from quantvm.evaluate.latency import time_calls
 from quantvm.evaluate.profiling import profile_job
-
-ALIGNMENT_BYTES = 64
-"""What every engine takes without a copy."""
+from quantvm.runtime.interchange import aligned_empty
 
 
 class Worker:
@@ -89,9 +87,7 @@ class Worker:
 
 def aligned(x_f32: np.ndarray) -> np.ndarray:
     """Returns a writable copy at an address that no engine has to copy from."""
-    buffer = np.empty(x_f32.nbytes + ALIGNMENT_BYTES, dtype=np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT_BYTES
-    copy_f32 = buffer[start : start + x_f32.nbytes].view(np.float32).reshape(x_f32.shape)
+    copy_f32 = aligned_empty(x_f32.shape)
     copy_f32[...] = x_f32
     return copy_f32
 

@@ -90,9 +90,16 @@ class Job:
         """Returns the float model that every engine starts from."""
         import torch
 
+        from quantvm.evaluate.model_words import kind_of
+        from quantvm.evaluate.user_models import FloatModel, load_model
         from quantvm.models import get_model
 
-        model = get_model(self.model).build()
+        if kind_of(self.model) == "registered":
+            model = get_model(self.model).build()
+        else:
+            found = load_model(self.model)
+            assert isinstance(found, FloatModel)  # the parent saw it
+            model = found.module
         model.load_state_dict(torch.load(self.float_model_path, weights_only=True))
         return model.eval()
 

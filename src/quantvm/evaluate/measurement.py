@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from quantvm.data import Batch, CalibrationSet
+    from quantvm.evaluate.user_models import UserProgram
     from quantvm.runtime import CompileReport
 
 
@@ -29,15 +30,21 @@ class Measurement:
     facts: dict[str, Any] = field(default_factory=dict)  # the fields of ModelRow that need no image
     output_scale: float | None = None
 
-    def add(self, name: str, batch: Batch, fp32_f32: ArrayF32 | None, torch_f32: ArrayF32, tvm_f32: ArrayF32) -> None:
-        """Counts one batch's outputs of the engines, each (N, classes) float32; fp32's are None if there is none."""
-        found = self.parity.add(tvm_f32, torch_f32, batch.ids)
+    def add(
+        self, name: str, batch: Batch, fp32_f32: ArrayF32 | None, torch_f32: ArrayF32 | None, tvm_f32: ArrayF32
+    ) -> None:
+        """Counts one batch's outputs of the engines, each (N, classes) float32; None of those that there are not."""
+        found = None if torch_f32 is None else self.parity.add(tvm_f32, torch_f32, batch.ids)
+        if found is None:
+            tvm_top5 = top_k(self.parity.add_alone(tvm_f32, batch.ids))
+        else:
+            tvm_top5 = found.actual_top5
+            self.torch.add(found.expected_top5, batch.labels)
         fp32_top5 = None
         if fp32_f32 is not None:
             fp32_top5 = top_k(check_outputs("PyTorch fp32", fp32_f32, len(batch.ids)))
             self.fp32.add(fp32_top5, batch.labels)
-        self.torch.add(found.expected_top5, batch.labels)
-        self.tvm.add(found.actual_top5, batch.labels)
+        self.tvm.add(tvm_top5, batch.labels)
         for i, image_id in enumerate(batch.ids):
             self.samples.append(
                 {
@@ -46,14 +53,14 @@ class Measurement:
                     "id": image_id,
                     "label": int(batch.labels[i]),
                     "fp32_top5": None if fp32_top5 is None else fp32_top5[i].tolist(),
-                    "torch_top5": found.expected_top5[i].tolist(),
-                    "tvm_top5": found.actual_top5[i].tolist(),
-                    "identical": bool(found.image_identical[i]),
-                    "max_abs_diff": shortest_float(found.abs_diff[i].max()),
+                    "torch_top5": None if found is None else found.expected_top5[i].tolist(),
+                    "tvm_top5": tvm_top5[i].tolist(),
+                    "identical": None if found is None else bool(found.image_identical[i]),
+                    "max_abs_diff": None if found is None else shortest_float(found.abs_diff[i].max()),
                 }
             )
 
-    def take_quantized(self, quantized: nn.Module, calibration: CalibrationSet) -> None:
+    def take_quantized(self, quantized: nn.Module | UserProgram, calibration: CalibrationSet) -> None:
         """Notes how the quantized model was made, as it says itself: a checkpoint brings its own scheme and ranges."""
         n = quantized.quantvm_n_calibration
         source = calibration.source if n else "none, the weights bring their own ranges"
@@ -61,12 +68,15 @@ class Measurement:
             "engine": quantized.quantvm_engine,
             "scheme": quantized.quantvm_scheme,
             "calibration": {"n": n, "source": source},
+            "reference": getattr(quantized, "reference", "PyTorch"),
         }
 
     def take_report(self, report: CompileReport) -> None:
-        """Notes what the compiler says about the artifact."""
+        """Notes what the compiler says about the artifact; a user's own program decides what numerics it has."""
+        self.numerics = report.numerics
         self.output_scale = report.output_scale
         self.facts |= {
+            "engine": report.engine,
             "int8_mac_share": report.int8_mac_share,
             "float_ops": list(report.float_ops),
             "target": report.target,
@@ -78,12 +88,12 @@ class Measurement:
 
     def results(self) -> dict[str, Any]:
         """Returns the fields of ModelRow that the images counted so far give; none before the first batch."""
-        if self.parity.images_total == 0:
+        if self.tvm.n == 0:
             return {}
         return {
-            "n_images": self.parity.images_total,
+            "n_images": self.tvm.n,
             "fp32": self.fp32.row() if self.fp32.n else None,
-            "torch": self.torch.row(),
+            "torch": self.torch.row() if self.torch.n else None,
             "tvm": self.tvm.row(),
-            "parity": self.parity.row(self.output_scale),
+            "parity": self.parity.row(self.output_scale) if self.parity.images_total else None,
         }

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantvm.errors import UnknownNameError, WeightsError
+from quantvm.data.dataset import CalibrationSet
+from quantvm.errors import ConfigError, WeightsError
 from quantvm.evaluate.config import RunConfig, raise_problems, resolve_threads
 from quantvm.evaluate.stages import Stages
 from quantvm.models.weights import WeightsUnavailableError
 from quantvm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from quantvm.data import CalibrationSet, Dataset
+    from quantvm.data import Dataset
+    from quantvm.evaluate.user_models import UserProgram
     from quantvm.models import ModelSpec
     from quantvm.models.weights import ResolvedWeights
 
@@ -26,6 +28,21 @@ class Entry:
     weights: ResolvedWeights | None
     reason: str | None = None
     remedy: str | None = None
+
+    @property
+    def program(self) -> UserProgram | None:
+        """The user's own quantized program; None for a model that is quantized here, or for a checkpoint."""
+        return getattr(self.spec, "program", None)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it needs no images to be calibrated on, because its user quantized it."""
+        return self.program is not None
+
+    @property
+    def missing_reference(self) -> str | None:
+        """Why TVM's outputs cannot be compared with anything; None if they can."""
+        return None if self.program is None else self.program.missing_reference
 
 
 @dataclass(frozen=True)
@@ -46,11 +63,11 @@ def prepare(config: RunConfig, stages: Stages, progress: Progress = SILENT) -> P
         QuantvmError: for the first kind of problem that there is, with all the problems of that kind.
     """
     problems = config.problems()
-    specs = []
-    for name in dict.fromkeys(config.models):
+    specs: list[ModelSpec | str] = []
+    for word in dict.fromkeys(config.models):
         try:
-            specs.append(stages.get_model(name))
-        except UnknownNameError as error:
+            specs.append(word if stages.is_own(word) else stages.get_model(word))
+        except ConfigError as error:
             problems.append(f"models: {error}")
     if not problems:
         problems += stages.unsupported_options(config)
@@ -58,17 +75,29 @@ def prepare(config: RunConfig, stages: Stages, progress: Progress = SILENT) -> P
     threads = resolve_threads(config.threads, stages.physical_cores())
     dataset = stages.load_dataset(config, progress)
     entries = _named(specs, config, stages, progress) if specs else _all_to_be_had(config, stages, progress)
-    calibration = stages.load_calibration(config, dataset, progress)
+    if all(entry.is_quantized for entry in entries):
+        calibration = CalibrationSet((), "none, the models bring their own ranges")
+    else:
+        calibration = stages.load_calibration(config, dataset, progress)
     return Plan(config, threads, dataset, calibration, tuple(entries))
 
 
-def _named(specs: Sequence[ModelSpec], config: RunConfig, stages: Stages, progress: Progress) -> list[Entry]:
-    entries, errors = [], []
+def _named(specs: Sequence[ModelSpec | str], config: RunConfig, stages: Stages, progress: Progress) -> list[Entry]:
+    entries, errors, problems = [], [], []
     for spec in specs:
         try:
-            entries.append(Entry(spec, stages.resolve_weights(spec, config, progress)))
+            if isinstance(spec, str):
+                entries.append(Entry(*stages.load_own(spec, config)))
+            else:
+                entries.append(Entry(spec, stages.resolve_weights(spec, config, progress)))
         except WeightsError as error:
             errors.append(str(error))
+        except ConfigError as error:
+            problems.append(f"models: {error}")
+    if config.check_parity is not None:
+        missing = [(entry, entry.missing_reference) for entry in entries]
+        problems += [f"check_parity: {entry.spec.name}: {reason}" for entry, reason in missing if reason is not None]
+    raise_problems(problems)
     if errors:
         raise WeightsError("\n".join(errors))
     return entries
@@ -85,3 +114,15 @@ def _all_to_be_had(config: RunConfig, stages: Stages, progress: Progress) -> lis
         reasons = [f"  {entry.spec.name}: {entry.reason}. {entry.remedy or ''}" for entry in entries]
         raise WeightsError("\n".join(["there are weights for none of the models:", *reasons]))
     return entries
+
+
+def unknown_labels(plan: Plan) -> list[str]:
+    """Returns a sentence for every model of the user's own that has no score for a class of the images."""
+    last = max(sample.label for sample in plan.dataset.samples)
+    known = [(entry.spec.name, getattr(entry.spec, "n_classes", None)) for entry in plan.entries]
+    return [
+        f"data: {plan.dataset.name} has images of class {last} (counted from 0), and {name} has {n} classes; folders "
+        "that are not ImageNet's take --class-map sorted"
+        for name, n in known
+        if n is not None and last >= n
+    ]

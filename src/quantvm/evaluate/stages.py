@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from quantvm.data import Batch, CalibrationSet, Dataset, Sample
+    from quantvm.evaluate.user_models import UserProgram, UserSpec
     from quantvm.models import ModelSpec
     from quantvm.models.weights import ResolvedWeights
     from quantvm.report.schema import EnvironmentRow
@@ -57,6 +58,23 @@ class Stages:
         from quantvm.models import get_model
 
         return get_model(name)
+
+    def is_own(self, word: str) -> bool:
+        """Says whether a word names a model of the user's own, and not one of the registry.
+
+        Raises:
+            ConfigError: it names neither.
+        """
+        from quantvm.evaluate.model_words import kind_of
+
+        return kind_of(word, self.get_model) != "registered"
+
+    def load_own(self, word: str, config: RunConfig) -> tuple[UserSpec, ResolvedWeights]:
+        """Returns the user's own classifier, loaded and found to map images to scores."""
+        from quantvm.evaluate.user_models import load_user_spec
+
+        shapes = None if config.input_shape is None else (config.input_shape,)
+        return load_user_spec(word, config.image_options(), input_shapes=shapes, engine=config.engine)
 
     def default_models(self) -> Sequence[ModelSpec]:
         """Returns the models of a run that names none."""
@@ -132,8 +150,11 @@ class Stages:
         self, spec: ModelSpec, weights: ResolvedWeights, inputs: CalibrationInputs, config: RunConfig
     ) -> nn.Module | None:
         """Returns the float model with its weights loaded, or None where only quantized weights were published."""
+        from quantvm.evaluate.user_models import UserSpec
         from quantvm.models.weights import build_float_model
 
+        if isinstance(spec, UserSpec):
+            return spec.float_module
         if weights.kind == "quantized":
             return None
         return build_float_model(spec, weights, calibration_batches=inputs, seed=config.seed)
@@ -146,17 +167,20 @@ class Stages:
         inputs: CalibrationInputs,
         config: RunConfig,
         progress: Progress,
-    ) -> nn.Module:
-        """Returns the quantized model: the float model's, or the one that the weights hold."""
+    ) -> nn.Module | UserProgram:
+        """Returns the quantized model: the float model's, the one that the weights hold, or the user's own."""
+        from quantvm.evaluate.user_models import UserSpec
         from quantvm.models.quantize import load_quantized_model, quantize
 
+        if isinstance(spec, UserSpec) and spec.program is not None:
+            return spec.program
         if float_model is None:
             return load_quantized_model(spec, weights, engine=config.engine)
         return quantize(float_model, inputs, scheme=config.scheme, engine=config.engine, progress=progress)
 
     def compile(
         self,
-        quantized: nn.Module,
+        quantized: nn.Module | UserProgram,
         spec: ModelSpec,
         config: RunConfig,
         threads: int,
@@ -165,26 +189,29 @@ class Stages:
         numerics: str,
         cache: bool = True,
     ) -> Artifact:
-        """Returns the quantized model compiled by TVM, for any batch size, maybe in an earlier run."""
-        from quantvm import runtime
+        """Returns the quantized model compiled by TVM, maybe in an earlier run.
 
+        Numerics torch means of a user's own program: as its own runtime computes. The batch size is any, unless such a
+        program fixes it.
+        """
+        from quantvm import runtime
+        from quantvm.evaluate.user_models import UserProgram
+
+        options: dict[str, Any] = {"target": config.target, "threads": threads, "cache": cache, "progress": progress}
+        if isinstance(quantized, UserProgram):
+            own: str | None = None if numerics == "torch" else numerics
+            return quantized.compile(numerics=own, engine=config.engine, **options)
         crop = spec.preprocessing.crop
         example_f32 = np.zeros((1, 3, crop, crop), dtype=np.float32)
-        return runtime.compile(
-            quantized,
-            example_f32,
-            numerics=numerics,
-            engine=config.engine,
-            target=config.target,
-            threads=threads,
-            cache=cache,
-            progress=progress,
-        )
+        return runtime.compile(quantized, example_f32, numerics=numerics, engine=config.engine, **options)
 
-    def torch_runner(self, module: nn.Module, threads: int) -> Runner:
-        """Returns PyTorch as an engine that maps a batch to raw outputs."""
+    def torch_runner(self, module: nn.Module | UserProgram, threads: int) -> Runner | None:
+        """Returns PyTorch as an engine that maps a batch to raw outputs; of a user's own program, its own runtime."""
+        from quantvm.evaluate.user_models import UserProgram
         from quantvm.runtime import TorchRunner
 
+        if isinstance(module, UserProgram):
+            return module.runner(threads)
         return TorchRunner(module, threads=threads)
 
     def tvm_runner(self, artifact: Artifact, threads: int) -> Runner:

@@ -1,10 +1,66 @@
-"""Quantized torch programs -> Relax in QDQ form (`R.quantize`, `R.dequantize` around float operators).
+"""Quantized programs -> Relax in QDQ form (`R.quantize`, `R.dequantize` around float operators).
 
-`from_torch` is the entry. Converters are registered by qualified op name, one op family per file; `registry.py` says
-how to add one. Nothing here chooses layouts, kernels or rounding: that is `lowering`.
+`import_model` is the entry, for modules and files of every kind. Converters are registered by qualified op name, one
+op family per file; `registry.py` says how to add one for TorchScript, `exported_registry.py` for exported programs.
+Nothing here chooses layouts, kernels or rounding: that is `lowering`. Everything is imported when it is first used, so
+that ONNX and TFLite files need no torch.
 """
 
-from .layers import Layer, LayeredProgram, capture
-from .torchscript import from_torch, import_layers
+from __future__ import annotations
 
-__all__ = ["Layer", "LayeredProgram", "capture", "from_torch", "import_layers"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .builder import QdqBuilder, QTensor, constant, shape_of
+    from .entry import import_model
+    from .exported import from_exported_program
+    from .layers import Layer, LayeredProgram, capture
+    from .onnx_model import from_onnx
+    from .registry import register_converter
+    from .tflite_model import from_tflite
+    from .torchscript import from_torch, import_layers
+
+__all__ = [
+    "Layer",
+    "LayeredProgram",
+    "QTensor",
+    "QdqBuilder",
+    "capture",
+    "constant",
+    "from_exported_program",
+    "from_onnx",
+    "from_tflite",
+    "from_torch",
+    "import_layers",
+    "import_model",
+    "register_converter",
+    "shape_of",
+]
+
+_HOME = {
+    "Layer": "layers",
+    "LayeredProgram": "layers",
+    "QTensor": "builder",
+    "QdqBuilder": "builder",
+    "capture": "layers",
+    "constant": "builder",
+    "from_exported_program": "exported",
+    "from_onnx": "onnx_model",
+    "from_tflite": "tflite_model",
+    "from_torch": "torchscript",
+    "import_layers": "torchscript",
+    "import_model": "entry",
+    "register_converter": "registry",
+    "shape_of": "builder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'quantvm.frontend' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -30,6 +30,11 @@ def shape_of(x: Expr | QTensor) -> list[Any]:
     return [int(d) if hasattr(d, "value") else d for d in expr.ty.shape]
 
 
+def is_call(expr: Any, op: str) -> bool:
+    """Returns whether `expr` calls the operator."""
+    return getattr(getattr(expr, "op", None), "name", None) == op
+
+
 def constant(value: Any, dtype: str) -> Expr:
     """Returns a Relax constant."""
     return relax.const(np.asarray(value, dtype, order="C"), dtype)

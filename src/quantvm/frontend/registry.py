@@ -15,7 +15,7 @@ from typing import Any
 
 Converter = Callable[..., Any]
 _CONVERTERS: dict[str, Converter] = {}
-_QUALIFIED = re.compile(r"^[a-z_]+::[A-Za-z_0-9]+$")
+_QUALIFIED = re.compile(r"^[A-Za-z_]\w*::\w+$")
 
 
 def register_converter(*names: str) -> Callable[[Converter], Converter]:

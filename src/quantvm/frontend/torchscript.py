@@ -23,11 +23,9 @@ from . import contractions, elementwise, pooling, shapes  # noqa: F401  (registe
 from .aliases import stale_reads
 from .builder import QdqBuilder, QTensor, constant, shape_of
 from .layers import Layer, LayeredProgram
+from .program_inputs import ENGINE_ATTR
 from .registry import find_converter, supported_ops
 from .torchscript_layers import TorchScriptSource
-
-ENGINE_ATTR = "quantvm.engine"
-"""Module attribute: the PyTorch engine whose arithmetic the quantized operators have."""
 
 
 def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, batch: str = "dynamic") -> tvm.IRModule:
@@ -83,19 +81,26 @@ def _checked(
     return script, inputs, engine
 
 
+def load_script(path: Path) -> torch.jit.ScriptModule:
+    """Returns the program of a TorchScript file.
+
+    Raises:
+        ModelImportError: no such file, or not one that this PyTorch can load.
+    """
+    if not path.is_file():
+        raise ModelImportError(f"no such file: {path}")
+    try:
+        with quiet():
+            return torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelImportError(f"{path} is not a TorchScript file that this PyTorch can load: {reason}") from error
+
+
 def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
     with quiet():
         if isinstance(model, (str, Path)):
-            path = Path(model)
-            if not path.is_file():
-                raise ModelImportError(f"no such file: {path}")
-            try:
-                return torch.jit.load(str(path), map_location="cpu")
-            except (RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ModelImportError(
-                    f"{path} is not a TorchScript file that this PyTorch can load: {reason}"
-                ) from error
+            return load_script(Path(model))
         if isinstance(model, torch.jit.ScriptModule):
             return model
         if not isinstance(model, torch.nn.Module):

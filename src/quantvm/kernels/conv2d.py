@@ -17,6 +17,7 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 
 from quantvm.numerics import Requantization
+from quantvm.qdq_numerics import FloatProgram
 
 from .builder import (
     LANES,
@@ -33,8 +34,9 @@ from .builder import (
     symbolic_batch,
 )
 from .dot import DotProduct
-from .epilogue import NO_POST_OPS, Epilogue, Piece, PostOps
+from .epilogue import NO_POST_OPS, Piece, PostOps
 from .isa import PLAIN, Isa
+from .program_epilogue import epilogue_of, spread_channels
 from .schedule import Conv2dShape, Schedule, choose_schedule
 from .staging import copy_flat, stage_rows
 
@@ -43,7 +45,7 @@ def conv2d(
     shape: Conv2dShape,
     weight: np.ndarray,
     input_zero_point: int,
-    requantization: Requantization,
+    requantization: Requantization | FloatProgram,
     dot: DotProduct,
     *,
     threads: int = 2,
@@ -60,7 +62,7 @@ def conv2d(
         shape: geometry.
         weight: (O, KH, KW, I/groups) int8, or int16 with the weight zero point already subtracted.
         input_zero_point: what padding stands for.
-        requantization: rule and per-channel vectors.
+        requantization: rule and per-channel vectors; or a float program, whose tensors follow x.
         dot: how products are accumulated; k_step 1 where x or weight is not u8 x i8.
         threads: cores to cut the work for.
         schedule: register blocking; chosen by a cost model by default.
@@ -68,7 +70,8 @@ def conv2d(
         isa: instruction groups that may be used.
         post: operators fused behind the requantization.
 
-    Exactness: acc = sum (x - zx) * w in int32, by starting at -zx * sum(w); then `numerics.requantize`.
+    Exactness: acc = sum (x - zx) * w in int32, by starting at -zx * sum(w); then `numerics.requantize`, or
+        `qdq_numerics.evaluate`.
     """
     original = shape
     shape = shape.merged()
@@ -89,7 +92,7 @@ def conv2d(
         x = argument("x", (n, original.in_height, original.in_width, original.in_channels), x_dtype)
         emitter.epilogue.declare_residual((n, *out_shape))
         emitter.declare()
-        y = argument("y", (n, *out_shape), emitter.epilogue.output.dtype)
+        y = argument("y", (n, *out_shape), emitter.epilogue.out_dtype)
         emitter.epilogue.view_residual(out_numel)
         emitter.emit(n, flat(x, n * original.in_height * original.in_width * original.in_channels), flat(y, out_numel))
     return Kernel(f"conv2d_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, original.macs)
@@ -134,8 +137,9 @@ class _ConvEmitter:
     """Emits the loops of one convolution into the open PrimFunc."""
 
     def __init__(
-        self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int, requantization: Requantization,
-        dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool, isa: Isa, post: PostOps,
+        self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int,
+        requantization: Requantization | FloatProgram, dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool,
+        isa: Isa, post: PostOps,
     ) -> None:  # fmt: skip
         self.shape, self.dot, self.schedule, self.x_dtype, self.staged = shape, dot, schedule, x_dtype, staged
         self.zero_point = input_zero_point
@@ -154,9 +158,14 @@ class _ConvEmitter:
         sums = weight.reshape(shape.groups, self.group_out, -1).astype(np.int64).sum(2)
         start[:, : self.group_out] = -input_zero_point * sums
         self.start = start.reshape(-1)
-        spread = _spread_channels(requantization, shape.groups, self.group_vectors * LANES)
+        group_padded = self.group_vectors * LANES
+        spread: Requantization | FloatProgram
+        if isinstance(requantization, FloatProgram):
+            spread = spread_channels(requantization, shape.groups, group_padded)
+        else:
+            spread = _spread_channels(requantization, shape.groups, group_padded)
         acc_bound = shape.reduction * 255 * int(np.abs(weight.astype(int)).max())
-        self.epilogue = Epilogue(spread, padded, acc_bound, isa, post)
+        self.epilogue = epilogue_of(spread, padded, acc_bound, isa, post)
         self.constants = (self.packed, self.start, *self.epilogue.constants)
         self.steps = self.packed.shape[3]
         whole_steps = shape.groups == 1 and not merged
@@ -372,7 +381,7 @@ def linear(
     in_features: int,
     weight: np.ndarray,
     input_zero_point: int,
-    requantization: Requantization,
+    requantization: Requantization | FloatProgram,
     dot: DotProduct,
     *,
     threads: int = 2,
@@ -387,7 +396,7 @@ def linear(
         in_features: K.
         weight: (O, K) int8, or int16 with the weight zero point already subtracted.
         input_zero_point: zero point of x.
-        requantization: rule and per-channel vectors.
+        requantization: rule and per-channel vectors; or a float program, whose tensors follow x.
         dot: how products are accumulated.
         threads: cores to cut the work for.
         x_dtype: uint8 or int8.
@@ -412,7 +421,7 @@ def linear(
         x = argument("x", (n, *unit, in_features), x_dtype)
         emitter.epilogue.declare_residual((n, *unit, out_features))
         emitter.declare()
-        y = argument("y", (n, *unit, out_features), emitter.epilogue.output.dtype)
+        y = argument("y", (n, *unit, out_features), emitter.epilogue.out_dtype)
         emitter.epilogue.view_residual(n * out_features)
         emitter.emit_rows(n, flat(x, n * in_features), flat(y, n * out_features))
     return Kernel(f"linear_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, shape.macs)

@@ -13,6 +13,7 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 
 from quantvm.numerics import Requantization
+from quantvm.qdq_numerics import FloatProgram
 
 from .builder import (
     LANES,
@@ -31,8 +32,9 @@ from .builder import (
     typed,
 )
 from .depthwise_interleaved import MIN_CHANNELS, InterleavedDepthwise
-from .epilogue import NO_POST_OPS, Epilogue, PostOps
+from .epilogue import NO_POST_OPS, PostOps
 from .isa import PLAIN, Isa
+from .program_epilogue import epilogue_of
 from .requantize import padded_channels
 from .schedule import Conv2dShape
 from .staging import stage_rows
@@ -55,7 +57,7 @@ def depthwise_conv2d(
     weight: np.ndarray,
     weight_zero_points: np.ndarray,
     input_zero_point: int,
-    requantization: Requantization,
+    requantization: Requantization | FloatProgram,
     *,
     saturate_pairs: bool,
     threads: int = 2,
@@ -70,7 +72,7 @@ def depthwise_conv2d(
         weight: (O, KH, KW, 1) int8.
         weight_zero_points: (O,) integers.
         input_zero_point: what padding stands for.
-        requantization: rule and per-channel vectors.
+        requantization: rule and per-channel vectors; or a float program without tensors.
         saturate_pairs: whether pairs of products saturate to int16, as in FBGEMM's depthwise kernel.
         threads: cores to cut the work for.
         x_dtype: uint8 or int8.
@@ -96,7 +98,7 @@ def depthwise_conv2d(
         n = symbolic_batch()
         x = argument("x", (n, shape.in_height, shape.in_width, shape.in_channels), x_dtype)
         row.declare()
-        y = argument("y", (n, shape.out_height, shape.out_width, shape.out_channels), row.epilogue.output.dtype)
+        y = argument("y", (n, shape.out_height, shape.out_width, shape.out_channels), row.epilogue.out_dtype)
         x_flat = flat(x, n * (shape.in_height * shape.in_width * shape.in_channels))
         y_flat = flat(y, n * (shape.out_height * shape.out_width * shape.out_channels))
         _emit_rows(shape, n, x_flat, y_flat, row, input_zero_point, threads, x_dtype)
@@ -145,7 +147,7 @@ class _PlainDepthwise:
 
     def __init__(
         self, shape: Conv2dShape, taps_i8: np.ndarray, weight_zero_points: np.ndarray, input_zero_point: int,
-        requantization: Requantization, saturate_pairs: bool, isa: Isa, post: PostOps,
+        requantization: Requantization | FloatProgram, saturate_pairs: bool, isa: Isa, post: PostOps,
     ) -> None:  # fmt: skip
         self.shape, self.saturate_pairs = shape, saturate_pairs
         self.multiplier = shape.out_channels // shape.in_channels
@@ -156,7 +158,7 @@ class _PlainDepthwise:
         start = -input_zero_point * taps_i8.astype(np.int64).sum(0) + zero_points * count * input_zero_point
         self.start = start.astype(np.int32)
         self.weight_zero_points = zero_points.astype(np.int32)
-        self.epilogue = Epilogue(requantization, padded_channels(shape.out_channels), count * 256 * 512, isa, post)
+        self.epilogue = epilogue_of(requantization, padded_channels(shape.out_channels), count * 256 * 512, isa, post)
         extra = (self.weight_zero_points,) if self.asymmetric else ()
         self.constants = (self.taps, self.start, *extra, *self.epilogue.constants)
 

@@ -14,11 +14,13 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 
 from quantvm.numerics import Requantization
+from quantvm.qdq_numerics import FloatProgram
 
 from . import x86
 from .builder import Buffer, Expr, argument, ceil_div, ramp, splat
-from .epilogue import Epilogue, PostOps
+from .epilogue import PostOps
 from .isa import Isa
+from .program_epilogue import epilogue_of
 from .schedule import Conv2dShape
 
 _TAPS = 4
@@ -63,8 +65,8 @@ class InterleavedDepthwise:
     name = "depthwise_conv2d_u8i8acc32_vnni"
 
     def __init__(
-        self, shape: Conv2dShape, taps_i8: np.ndarray, start_i32: np.ndarray, requantization: Requantization,
-        saturate_pairs: bool, isa: Isa, post: PostOps,
+        self, shape: Conv2dShape, taps_i8: np.ndarray, start_i32: np.ndarray,
+        requantization: Requantization | FloatProgram, saturate_pairs: bool, isa: Isa, post: PostOps,
     ) -> None:  # fmt: skip
         self._shape = shape
         self._saturates = saturate_pairs and can_saturate(taps_i8)
@@ -90,7 +92,7 @@ class InterleavedDepthwise:
         self._weights = np.ascontiguousarray(np.concatenate(packed))
         self._start = np.ascontiguousarray(start_i32[order])
         bound = int(np.abs(padded.astype(np.int64)).sum(0).max()) * 256
-        self.epilogue = Epilogue(requantization, order.size, bound, isa, post, order)
+        self.epilogue = epilogue_of(requantization, order.size, bound, isa, post, order)
         self.constants = (self._weights, self._start, *self.epilogue.constants)
 
     def declare(self) -> None:

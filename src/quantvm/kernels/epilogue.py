@@ -20,7 +20,7 @@ from .builder import LANES, Buffer, Expr, argument, cast, clamp, flat, local, ra
 from .isa import Isa
 from .requantize import RequantizeEpilogue
 
-_GROUP = 4
+GROUP = 4
 """Vectors that are packed into bytes together."""
 
 
@@ -117,6 +117,7 @@ class Epilogue:
         self._isa, self._post = isa, post
         self._inner = r.output
         self.output = post.output(r.output)
+        self.out_dtype: str = self.output.dtype
         table = () if post.table is None else (post.table,)
         self.constants: tuple[np.ndarray, ...] = (*self.requantize.constants, *table)
 
@@ -151,8 +152,8 @@ class Epilogue:
                 value = self._integers(piece, base)
                 store_prefix(y, [], base + piece.offset, cast(value, self.output.dtype), piece.lanes, self.output.dtype)
             return
-        for start in range(0, len(pieces), _GROUP):
-            self._store_group(y, base, pieces[start : start + _GROUP])
+        for start in range(0, len(pieces), GROUP):
+            self._store_group(y, base, pieces[start : start + GROUP])
 
     def _integers(self, piece: Piece, base: Expr) -> Expr:
         """Returns one piece as int32 inside of the output's range, by portable code."""
@@ -167,18 +168,9 @@ class Epilogue:
 
     def _store_group(self, y: Buffer, base: Expr, pieces: Sequence[Piece]) -> None:
         vectors = [self._unclipped(piece, base) for piece in pieces]
-        vectors += vectors[-1:] * (_GROUP - len(vectors))
+        vectors += vectors[-1:] * (GROUP - len(vectors))
         packed = x86.in_vector_order(self._packed(vectors, LANES), self.output.dtype)
-        packed = self._looked_up(packed)
-        for start, count, offset in _runs(pieces):
-            if count == _GROUP * LANES:
-                T.buffer_store(y, packed, [ramp(base + offset, count)])
-                continue
-            for width in (32, 16, 8, 4, 2, 1):
-                if count & width:
-                    part = x86.shuffle([packed], range(start, start + width))
-                    T.buffer_store(y, part, [ramp(base + offset, width)])
-                    start, offset = start + width, offset + width
+        store_bytes(y, base, pieces, self._looked_up(packed))
 
     def store_lanes(self, y: Buffer, at: Expr, acc_i32: Expr, channel: Expr, lanes: int) -> None:
         """Emits the way of one vector of any length, by portable code; there is no residual."""
@@ -248,20 +240,38 @@ class Epilogue:
         """Returns bytes inside of the bounds; the range of the dtype comes with the packing."""
         q = self._summed
         zero_point = 0 if self._post.residual is None and self.requantize.zero_included else q.zero_point
-        count = _GROUP * lanes
+        count = GROUP * lanes
         packed = x86.pack_to_bytes(vectors, zero_point, q.dtype, lanes)
-        low, high = self._bounds
-        if low > np.iinfo(q.dtype).min:
-            packed = tirx.max(packed, splat(low, count, q.dtype))
-        if high < np.iinfo(q.dtype).max:
-            packed = tirx.min(packed, splat(high, count, q.dtype))
-        return packed
+        return within(packed, self._bounds, q.dtype, count)
 
-    def _looked_up(self, packed: Expr, count: int = _GROUP * LANES) -> Expr:
+    def _looked_up(self, packed: Expr, count: int = GROUP * LANES) -> Expr:
         if self._post.table is None:
             return packed
         quarters = [self._table[ramp(64 * i, 64)] for i in range(4)]
         return x86.look_up(packed, quarters, count)
+
+
+def within(x: Expr, bounds: tuple[int, int], dtype: str, count: int) -> Expr:
+    """Returns a vector of `count` bytes limited to the bounds; those of the dtype itself cost nothing."""
+    low, high = bounds
+    if low > np.iinfo(dtype).min:
+        x = tirx.max(x, splat(low, count, dtype))
+    if high < np.iinfo(dtype).max:
+        x = tirx.min(x, splat(high, count, dtype))
+    return x
+
+
+def store_bytes(y: Buffer, base: Expr, pieces: Sequence[Piece], packed: Expr) -> None:
+    """Emits the stores of up to GROUP pieces, whose bytes `packed` holds one after the other, LANES a piece."""
+    for start, count, offset in _runs(pieces):
+        if count == GROUP * LANES:
+            T.buffer_store(y, packed, [ramp(base + offset, count)])
+            continue
+        for width in (32, 16, 8, 4, 2, 1):
+            if count & width:
+                part = x86.shuffle([packed], range(start, start + width))
+                T.buffer_store(y, part, [ramp(base + offset, width)])
+                start, offset = start + width, offset + width
 
 
 def _runs(pieces: Sequence[Piece]) -> list[tuple[int, int, int]]:

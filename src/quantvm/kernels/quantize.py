@@ -9,8 +9,9 @@ import numpy as np
 import tvm.tirx.script.builder as T
 
 from quantvm.numerics import QuantParams
+from quantvm.qdq_numerics import Quantization
 
-from . import x86
+from . import float_program, x86
 from .arithmetic import dequantize_val, quantize_arr
 from .builder import (
     LANES,
@@ -57,11 +58,12 @@ def requantize_arr(item_shape: Sequence[int], q: QuantParams, out_q: QuantParams
 
 def quantize_nchw_to_nhwc(
     channels: int, height: int, width: int, q: QuantParams, isa: Isa = PLAIN,
-    affine: tuple[np.ndarray, np.ndarray] | None = None,
+    affine: tuple[np.ndarray, np.ndarray] | None = None, under: Quantization | None = None,
 ) -> Kernel:  # fmt: skip
     """Returns `torch.quantize_per_tensor` of (n, C, H, W) float32 as (n, H, W, C) integers.
 
-    With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term).
+    With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term). With `under`, it is
+    quantized as `qdq_numerics.quantize` does.
     """
     packs = isa.packs and channels == _RGB
     with prim_func() as builder:
@@ -82,7 +84,11 @@ def quantize_nchw_to_nhwc(
 
             def emit(column: Expr, lanes: int) -> None:
                 at = (row * width + column) * channels
-                values = [quantize_arr(real(c, column, lanes), q, lanes) for c in range(channels)]
+                reals = [real(c, column, lanes) for c in range(channels)]
+                values = [
+                    quantize_arr(x, q, lanes) if under is None else float_program.quantize(x, under, lanes)
+                    for x in reals
+                ]
                 if packs and lanes == LANES:
                     _store_pixels(y_flat, at, values, q.dtype)
                     return

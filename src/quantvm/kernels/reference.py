@@ -52,14 +52,18 @@ def _windows(shape: Conv2dShape, x: NDArray, zero_point: int) -> Integers:
 def conv2d_u8i8acc32_ref(
     shape: Conv2dShape, x: NDArray, weight: NDArray, zero_point: int, requantization: Requantization
 ) -> Integers:
-    """Returns the convolution of `conv2d`: requantize(sum (x - zx) * w).
+    """Returns the convolution of `conv2d`: requantize(sum (x - zx) * w); see `accumulators_ref`."""
+    return requantize(accumulators_ref(shape, x, weight, zero_point), requantization)
+
+
+def accumulators_ref(shape: Conv2dShape, x: NDArray, weight: NDArray, zero_point: int) -> Integers:
+    """Returns (N, OH, OW, O) sums of (x - zx) * w.
 
     Args:
         shape: geometry.
         x: (N, H, W, C) integers.
         weight: (O, KH, KW, C/groups) integers, their zero point subtracted.
         zero_point: of x, and what padding holds.
-        requantization: rule and per-channel vectors.
     """
     windows = _windows(shape, x, zero_point) - zero_point
     group_in, group_out = shape.in_channels // shape.groups, shape.out_channels // shape.groups
@@ -67,7 +71,7 @@ def conv2d_u8i8acc32_ref(
     for g in range(shape.groups):
         w = weight[g * group_out : (g + 1) * group_out].astype(np.int64)
         parts.append(np.einsum("nhwabc,oabc->nhwo", windows[..., g * group_in : (g + 1) * group_in], w))
-    return requantize(np.concatenate(parts, -1), requantization)
+    return np.concatenate(parts, -1)
 
 
 def depthwise_conv2d_u8i8acc32_ref(

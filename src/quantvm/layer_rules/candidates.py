@@ -16,7 +16,7 @@ from .operator import Operator
 
 PRESETS: tuple[str, ...] = (*ENGINES, "integer", *(f"integer:{r}" for r in ROUNDINGS if r != "upward"), "qdq", "pt2e")
 """PyTorch's engines; fixed point under three roundings of ties; and floats between dequantize and quantize, which
-divides by the scale (qdq, as Relax and ONNX do) or multiplies with its reciprocal (pt2e)."""
+divides by the scale (qdq, as Relax and ONNX do) or multiplies with its reciprocal (pt2e); sums are exact in both."""
 
 
 @dataclass(frozen=True)

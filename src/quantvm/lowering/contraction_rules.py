@@ -83,7 +83,7 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     x = state.nhwc(x)
     weight = _weight(composite)
     own_padding = _padding(conv)
-    shape = _conv_shape(conv, x, weight, border)
+    shape = conv_shape(conv, x, weight.integers.shape, border)
     engine_rule = numerics.conv_rule(state.engine, shape.groups, weight.symmetric)
     requantization = _requantization(state, engine_rule, "conv", composite, input_q, weight, shape.out_channels)
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
@@ -119,10 +119,18 @@ def _padding(conv: Any) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def _conv_shape(conv: Any, x: Tensor, weight: _Weight, border: tuple[int, int, int, int]) -> Conv2dShape:
+def conv_shape(conv: Any, x: Tensor, weight_shape: tuple[int, ...], border: tuple[int, int, int, int]) -> Conv2dShape:
+    """Returns the geometry of a conv2d call.
+
+    Args:
+        conv: the call.
+        x: its input, without a border that is not filled in.
+        weight_shape: (O, I/groups, KH, KW).
+        border: (top, left, bottom, right) of zero points, which padding takes in.
+    """
     attrs = conv.attrs
     top, left, bottom, right = (own + extra for own, extra in zip(_padding(conv), border, strict=True))
-    out_channels, _, kernel_h, kernel_w = weight.integers.shape
+    out_channels, _, kernel_h, kernel_w = weight_shape
     return Conv2dShape(
         in_height=x.shape[2], in_width=x.shape[3], in_channels=x.shape[1], out_channels=out_channels,
         kernel=(kernel_h, kernel_w), stride=_pair(attrs.strides), padding=(top, left, bottom, right),

@@ -22,6 +22,7 @@ from quantvm.kernels.schedule import Conv2dShape, Schedule
 from quantvm.kernels.schedules import Schedules
 from quantvm.numerics import Engine, Numerics
 
+from .bindings import count_uses
 from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
 from .deferred import Deferred, fuse
@@ -125,7 +126,7 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
     main = module["main"]
     builder = state.builder
     values: dict[Any, Any] = {}
-    uses = _uses(main)
+    uses = count_uses(main)
     params = [relax.Var(p.name, p.ty) for p in main.params]
     channels_last = channels_last_inputs(module)
     for index, (old, new) in enumerate(zip(main.params, params, strict=True)):
@@ -153,25 +154,6 @@ def _tensor(expr: Any) -> Tensor:
     """A value in PyTorch's default order."""
     shape = tuple(static_shape(expr))
     return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
-
-
-def _uses(main: Any) -> Counter[Any]:
-    """Returns how often each variable is used."""
-    counts: Counter[Any] = Counter()
-
-    def count(expr: Any) -> None:
-        if isinstance(expr, relax.Var):
-            counts[expr] += 1
-        for part in (*getattr(expr, "args", ()), *getattr(expr, "fields", ())):
-            count(part)
-        if isinstance(expr, relax.TupleGetItem):
-            count(expr.tuple_value)
-
-    for block in main.body.blocks:
-        for binding in block.bindings:
-            count(binding.value)
-    count(main.body.body)
-    return counts
 
 
 def _binding(

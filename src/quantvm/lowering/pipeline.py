@@ -16,14 +16,18 @@ from quantvm.kernels.dot import PORTABLE, select_dot
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.kernels.schedules import Schedules
+from quantvm.numerics import ENGINES
 
 from . import contraction_rules, elementwise_rules, integer_rules, pool_rules  # noqa: F401  (registers the rules)
 from .calls import KernelCall, kernel_calls
 from .channel_affine import merge_channel_affines
 from .composite import constant_value, is_call, quant_params
+from .float_kernels import call_float_kernels
 from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
+from .hoist_quantize import hoist_quantize
 from .legalize import Legalization, legalize
+from .qdq_legalize import legalize_qdq
 
 ENGINE_ATTR = "quantvm.engine"
 
@@ -34,8 +38,9 @@ class LoweringOptions:
 
     Attributes:
         target: a TVM target.
-        numerics: one of `integer_numerics.NUMERICS`. torch: the same bits as the engine that the module's attribute
-            `quantvm.engine` names. integer, integer:to_even, integer:away: no float between quantize and dequantize.
+        numerics: one of `integer_numerics.NUMERICS`; None for `default_numerics`. torch: the same bits as the engine
+            that the module's attribute `quantvm.engine` names. qdq: dequantize, float32, quantize, as the module says.
+            integer, integer:to_even, integer:away: no float between quantize and dequantize.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
             Under portable no kernel has code for special instructions.
@@ -44,7 +49,7 @@ class LoweringOptions:
     """
 
     target: tvm.target.Target
-    numerics: str = "torch"
+    numerics: str | None = None
     threads: int = 1
     dot: str | None = None
     schedules: Schedules = field(default_factory=Schedules)
@@ -82,6 +87,12 @@ class LoweringReport:
         return self.int8_macs / total if total else 1.0
 
 
+def default_numerics(module: tvm.IRModule) -> str:
+    """Returns torch for a module of a PyTorch engine, and qdq for one whose engine is pt2e or onnx."""
+    engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
+    return "torch" if engine in ENGINES else "qdq"
+
+
 def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule, LoweringReport]:
     """Returns the module with quantized operators as calls of int8 kernels, and the report.
 
@@ -93,7 +104,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         CompileError: unknown numerics, or a kernel that the target cannot run.
     """
     try:
-        followed, rounding = parse_numerics(options.numerics)
+        followed, rounding = parse_numerics(options.numerics or default_numerics(module))
     except ValueError as error:
         raise CompileError(str(error)) from error
     dump = _dumper(options.dump_dir)
@@ -101,23 +112,28 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     output_scale = _output_scale(module)
     module = merge_channel_affines(relax.transform.CanonicalizeBindings()(module))
     dump(module, "channel_affine")
-    module = fuse_qdq(module)
-    dump(module, "fuse_qdq")
+    engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
     try:
         dot = select_dot(options.target, options.dot)
     except ValueError as error:
         raise CompileError(str(error)) from error
-    engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
     isa = PLAIN if options.dot == PORTABLE.name else select_isa(options.target)
     has_avx512 = "avx512f" in target_features(options.target)
     state = Legalization(
         relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
         followed, rounding,
     )  # fmt: skip
-    module = legalize(module, state)
+    if followed == "qdq":
+        module = hoist_quantize(module)
+        dump(module, "hoist_quantize")
+        module = legalize_qdq(module, state, divides=engine == "onnx")
+    else:
+        module = fuse_qdq(module)
+        dump(module, "fuse_qdq")
+        module = legalize(module, state)
     dump(module, "legalize")
     left_in_float, float_macs = float_ops(module)
-    module = legalize_float_ops(module)
+    module = legalize_float_ops(call_float_kernels(module))
     dump(module, "float_ops")
     return module, LoweringReport(
         state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,

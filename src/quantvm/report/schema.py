@@ -90,6 +90,8 @@ class ModelRow(TypedDict):
     scheme: str
     engine: str
     flow: str
+    reference: str | None  # what the row calls torch: PyTorch, ONNX Runtime; None: there is nothing to compare with
+    preprocessing: dict[str, Any] | None  # resize, crop, interpolation, mean, std
     numerics: str  # what TVM follows in this row
     weights: WeightsRow | None
     calibration: CalibrationRow | None
@@ -170,9 +172,9 @@ class SampleRow(TypedDict):
     id: str
     label: int
     fp32_top5: list[int] | None
-    torch_top5: list[int]
+    torch_top5: list[int] | None
     tvm_top5: list[int]
-    identical: bool
+    identical: bool | None
     max_abs_diff: float | None
 
 

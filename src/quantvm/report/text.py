@@ -27,10 +27,12 @@ def model_lines(model: ModelRow) -> list[str]:
     scheme = model["scheme"].replace("-", " ")
     follows = "" if model["numerics"] == "torch" else f", numerics {model['numerics']}"
     lines = [f"Model name: {model['title']}, {scheme} quantization{follows}"]
-    if model["torch"] is not None and model["tvm"] is not None:
-        lines += [f"PyTorch accuracy: {_accuracy(model['torch'])}", f"TVM accuracy: {_accuracy(model['tvm'])}"]
+    if model["torch"] is not None:
+        lines += [f"{model['reference']} accuracy: {_accuracy(model['torch'])}"]
+    if model["tvm"] is not None:
+        lines += [f"TVM accuracy: {_accuracy(model['tvm'])}"]
     if model["parity"] is not None:
-        lines += _first_image_lines(model["parity"])
+        lines += _first_image_lines(model["parity"], str(model["reference"]))
         lines += _all_images_lines(model, model["parity"])
     return [*lines, *_status_lines(model)]
 
@@ -44,12 +46,12 @@ def _accuracy(row: AccuracyRow) -> str:
     return f"Top1 = {row['top1']:.2f}, Top5 = {row['top5']:.2f}"
 
 
-def _first_image_lines(parity: ParityRow) -> list[str]:
+def _first_image_lines(parity: ParityRow, reference: str) -> list[str]:
     first = parity["first_image"]
     return [
-        f"PyTorch top5 label: {np.array(first['torch_top5_labels'])}",
+        f"{reference} top5 label: {np.array(first['torch_top5_labels'])}",
         f"TVM top5 label: {np.array(first['tvm_top5_labels'])}",
-        f"PyTorch top5 raw output: {_raw(first['torch_top5_raw'])}",
+        f"{reference} top5 raw output: {_raw(first['torch_top5_raw'])}",
         f"TVM top5 raw output: {_raw(first['tvm_top5_raw'])}",
         f"max abs diff: {_f32(first['max_abs_diff'])}",
         f"mean abs_diff: {_f32(first['mean_abs_diff'])}",
@@ -116,6 +118,8 @@ def accuracy_table(run: RunRow) -> list[str]:
 
 def _accuracy_row(model: ModelRow) -> str:
     torch, tvm = model["torch"], model["tvm"]
+    if tvm is not None and torch is None:
+        return "|".join([_name(model), "none", "none", f"{tvm['top1']:.2f}", f"{tvm['top5']:.2f}"])
     if torch is None or tvm is None:
         return "|".join([_name(model), *[model["status"]] * 4])
     numbers = (torch["top1"], torch["top5"], tvm["top1"], tvm["top5"])
@@ -165,6 +169,8 @@ def remarks(run: RunRow) -> list[str]:
             remedy = f" {model['remedy']}" if model["remedy"] else ""
             reason = " ".join(model["reason"].split())
             lines.append(f"- {_name(model)}, {model['status']}: {reason}.{remedy}".replace("..", "."))
+        if model["reference"] not in (None, "PyTorch"):
+            lines.append(f"- {_name(model)}: what is called Torch is {model['reference']}.")
         if model["float_ops"]:
             lines.append(f"- {_name(model)} computes in float: {', '.join(model['float_ops'])}.")
     lines += [f"- Bad image: {bad['path']}: {bad['reason']}" for bad in run["dataset"]["bad"]]

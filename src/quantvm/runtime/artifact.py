@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from quantvm.errors import ConfigError
 
+from .interchange import Given, given, returned, shared
 from .requirements import Requirements
 from .signature import Signature
 from .target import physical_cores
@@ -66,7 +64,7 @@ class Library(Protocol):
 
 
 class Artifact:
-    """A compiled model. Calling it maps float32 inputs to outputs; torch tensors in, torch tensors out.
+    """A compiled model. Calling it maps float32 inputs to outputs, tensors of one library to tensors of the same.
 
     Several threads may call it; they take turns, each call using all of TVM's threads.
 
@@ -121,68 +119,45 @@ class Artifact:
         return write_model_file(self, Path(path))
 
     def __call__(self, *inputs: Any) -> Any:
-        """Returns the output, or a tuple of several, of the same kind (NumPy or torch) as the first input.
+        """Returns the output, or a tuple of several, as tensors of the same library as the first input.
+
+        NumPy, PyTorch, TVM, and whatever else has `__dlpack__` (for which arrays of NumPy are returned) are taken by
+        DLPack. An input is copied only where its memory is not 64-byte aligned, not in C order, or read-only; an output
+        never is, and belongs to the caller.
 
         Raises:
-            ConfigError: the number, dtype or shape of the inputs is not the compiled one.
+            ConfigError: the number, dtype, shape or device of the inputs is not the compiled one.
             MachineError: this machine cannot run the code.
         """
         import tvm
 
-        given = [x if _is_torch(x) else np.asarray(x) for x in inputs]
-        self._check(given)
-        arrays = [_dense(x) for x in given]
+        tensors = [given(x) for x in inputs]
+        self._check(tensors)
         with self._lock:
             self._prepare()
-            result = self._main(*(_shared(a, tvm) for a in arrays))
-        as_torch = _is_torch(inputs[0])
+            result = self._main(*(shared(x, tvm) for x in tensors))
+        kind = tensors[0].kind
         if hasattr(result, "numpy"):
-            return _as_kind(result, as_torch)
-        return tuple(_as_kind(r, as_torch) for r in result)
+            return returned(result, kind)
+        return tuple(returned(r, kind) for r in result)
 
-    def _check(self, given: list[Any]) -> None:
+    def _check(self, tensors: list[Given]) -> None:
         specs = self.signature.inputs
-        if len(given) != len(specs):
-            raise ConfigError(f"the model takes {len(specs)} inputs, got {len(given)}")
+        if len(tensors) != len(specs):
+            raise ConfigError(f"the model takes {len(specs)} inputs, got {len(tensors)}")
         problems = []
-        for index, (x, spec) in enumerate(zip(given, specs, strict=True)):
-            shape = spec.shape
-            fits = len(x.shape) == len(shape) and all(e in (None, a) for a, e in zip(x.shape, shape, strict=True))
-            dtype = str(x.dtype).removeprefix("torch.")
-            if dtype != spec.dtype or not fits:
-                problems.append(f"input {index} is {dtype} {tuple(x.shape)}, expected {spec.dtype} {spec.shape_text}")
+        for index, (x, spec) in enumerate(zip(tensors, specs, strict=True)):
+            fits = len(x.shape) == len(spec.shape) and all(
+                e in (None, a) for a, e in zip(x.shape, spec.shape, strict=True)
+            )
+            if x.problem is not None:
+                problems.append(f"input {index} is {x.problem}")
+            elif x.dtype != spec.dtype or not fits:
+                problems.append(f"input {index} is {x.dtype} {x.shape}, expected {spec.dtype} {spec.shape_text}")
             elif x.shape[0] == 0:
                 problems.append(f"input {index} holds no images")
         if problems:
             raise ConfigError("; ".join(problems))
-        sizes = [x.shape[0] for x, spec in zip(given, specs, strict=True) if spec.shape[0] is None]
+        sizes = [x.shape[0] for x, spec in zip(tensors, specs, strict=True) if spec.shape[0] is None]
         if len(set(sizes)) > 1:
             raise ConfigError(f"the inputs hold batches of {' and '.join(map(str, sizes))} images, expected equal ones")
-
-
-def _is_torch(x: Any) -> bool:
-    torch = sys.modules.get("torch")  # who has a tensor has imported it
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
-def _dense(x: Any) -> np.ndarray:
-    return x.detach().cpu().contiguous().numpy() if _is_torch(x) else np.ascontiguousarray(x)
-
-
-_ALIGNMENT_BYTES = 64
-"""TVM's kernels take tensors at this alignment for granted."""
-
-
-def _shared(array: np.ndarray, tvm: Any) -> Any:
-    """Returns the array as a TVM tensor: its own memory where that is aligned and writable, else a copy."""
-    if array.ctypes.data % _ALIGNMENT_BYTES == 0 and array.flags.writeable:
-        return tvm.runtime.from_dlpack(array)
-    return tvm.runtime.tensor(array)
-
-
-def _as_kind(tensor: Any, as_torch: bool) -> Any:
-    if as_torch:
-        import torch
-
-        return torch.from_dlpack(tensor)
-    return np.from_dlpack(tensor)

@@ -46,23 +46,27 @@ class BuiltLibrary:
 
 def compile_model(
     model_or_path: Any,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
-    numerics: str = "torch",
+    numerics: str | None = None,
     engine: str | None = None,
     target: str = "native",
     batch: str = "dynamic",
     threads: int | None = None,
-    cache: bool = False,
+    cache: bool = True,
     progress: Progress = SILENT,
 ) -> Artifact:
     """Returns the quantized model compiled to int8 code.
 
     Args:
-        model_or_path: an eager-quantized `nn.Module`, a traced module, or the path of a saved TorchScript file.
-        example_inputs: one float32 NumPy or torch array (N, 3, H, W), or a sequence of them.
+        model_or_path: an eager-quantized `nn.Module`, a traced module, an exported program, or the path of a saved one:
+            TorchScript (.pt), `torch.export` (.pt2), ONNX (.onnx) or TFLite (.tflite).
+        example_inputs: one float32 NumPy or torch array (N, 3, H, W), or a sequence of them. It may be left out where
+            the program says its shapes: exported ones, ONNX and TFLite.
         numerics: torch: the same bits as the PyTorch engine that the model was quantized for. integer: no float between
             quantize and dequantize, near PyTorch's outputs; integer:to_even and integer:away round ties otherwise.
+            qdq: dequantize, operate and quantize in float32, as exported programs, ONNX and TFLite define themselves.
+            None: qdq for these, torch for the others.
         engine: that engine; by default what the model says, else `torch.backends.quantized.engine`.
         target: native, or a TVM target like `llvm -mcpu=cascadelake`.
         batch: dynamic: any number of images; static: that of the example.
@@ -79,7 +83,8 @@ def compile_model(
     """
     import torch
 
-    from quantvm.frontend import from_torch
+    from quantvm.frontend import import_model
+    from quantvm.lowering.pipeline import default_numerics
 
     if batch not in ("dynamic", "static"):
         raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
@@ -90,9 +95,10 @@ def compile_model(
     store = default_cache() if cache else None
     with progress.task("compiling", total=3) as task:
         start_s = time.perf_counter()
-        module = from_torch(model_or_path, example_inputs, engine=engine, batch=batch)
+        module = import_model(model_or_path, example_inputs, engine=engine, batch=batch)
         import_s = time.perf_counter() - start_s
         task.advance()
+        numerics = numerics or default_numerics(module)
         if store is None or store.limit_bytes == 0:
             artifact = _generate(module, tvm_target, numerics, threads)
         else:

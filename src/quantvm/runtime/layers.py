@@ -171,7 +171,7 @@ class TvmLayerRun:
 
     Args:
         program: a `frontend.LayeredProgram`.
-        numerics: as `quantvm.compile` takes it; `qdq` for floats between dequantize and quantize, without any lowering.
+        numerics: as `quantvm.compile` takes it; None for TVM's own float operators, no lowering.
         engine: PyTorch engine whose arithmetic is followed.
         channels_last: of each layer, whether PyTorch holds it in channels-last order.
         target: what is compiled for.
@@ -179,7 +179,14 @@ class TvmLayerRun:
     """
 
     def __init__(
-        self, program: Any, *, numerics: str, engine: str, channels_last: Sequence[bool], target: str, threads: int
+        self,
+        program: Any,
+        *,
+        numerics: str | None,
+        engine: str,
+        channels_last: Sequence[bool],
+        target: str,
+        threads: int,
     ) -> None:
         self._program, self._numerics, self._engine = program, numerics, engine
         self._channels_last, self._target, self._threads = tuple(channels_last), parse_target(target), threads
@@ -229,7 +236,7 @@ class TvmLayerRun:
         use_threads(self._threads)
         # where a given tensor takes its place, nobody reads what was computed
         module = relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(module))
-        if self._numerics == "qdq":
+        if self._numerics is None:
             lowered = relax.transform.LegalizeOps()(module)
         else:
             options = LoweringOptions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from .artifact import CompileReport
 from .requirements import Requirements
 from .signature import Signature, TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FORMAT = "quantvm model"
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class Manifest:
             "report": report,
             "library": dataclasses.asdict(self.library),
         }
-        return (json.dumps(content, indent=1) + "\n").encode()
+        return (json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n").encode()
 
 
 def parse_manifest(raw: bytes, where: str) -> Manifest:
@@ -91,7 +92,7 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
             f"{where} has schema version {version!r}, and this quantvm reads {SCHEMA_VERSION}; compile the model again"
         )
     try:
-        return Manifest(
+        manifest = Manifest(
             versions=_Fields(content, "").mapping("versions", str),
             requirements=_requirements(_Fields(content, "").object("requirements")),
             signature=Signature(
@@ -101,8 +102,22 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
             report=_report(_Fields(content, "").object("report")),
             library=_member(_Fields(content, "").object("library")),
         )
+        written = _Fields(content, "").value("sha256", str, _is_digest)
     except (ValueError, OverflowError) as error:
         raise ModelFileError(f"{where}: the manifest's {error}; the file is damaged") from error
+    if written != _digest(content):
+        raise ModelFileError(f"{where} is damaged: its manifest was changed after it was written")
+    return manifest
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Returns the SHA-256 of all other fields of a manifest, however they are laid out and ordered."""
+    others = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 class _Fields:
@@ -183,7 +198,7 @@ def _requirements(fields: _Fields) -> Requirements:
 def _member(fields: _Fields) -> Member:
     return Member(
         fields.value("size_bytes", int, lambda size: size > 0),
-        fields.value("sha256", str, lambda digest: len(digest) == 64 and set(digest) <= set("0123456789abcdef")),
+        fields.value("sha256", str, _is_digest),
     )
 
 

@@ -16,7 +16,8 @@ class TensorSpec:
         name: as the model calls it; `output` or `output_0`, `output_1`, ... for what it returns.
         shape: logical shape; None where a dimension is dynamic.
         dtype: of the elements.
-        quantization: of an output that is just dequantized: each of its values is one of these steps.
+        quantization: of an output that is just dequantized: each of its values is one of these steps. Of an input
+            that is only ever quantized, and in one way: the steps that it is rounded to. None otherwise.
     """
 
     name: str
@@ -41,8 +42,11 @@ class Signature:
 def signature_of(module: Any) -> Signature:
     """Returns the signature of the function `main` of a module in Relax QDQ form."""
     function = module["main"]
-    inputs = tuple(TensorSpec(str(p.name), _shape(p.ty), str(p.ty.dtype)) for p in function.params)
     values = {binding.var: binding.value for block in function.body.blocks for binding in block.bindings}
+    inputs = tuple(
+        TensorSpec(str(p.name), _shape(p.ty), str(p.ty.dtype), _input_quantization(p, function, values))
+        for p in function.params
+    )
     result = _resolved(function.body.body, values)
     returned = list(result.fields) if hasattr(result, "fields") else [function.body.body]
     names = ["output"] if len(returned) == 1 else [f"output_{i}" for i in range(len(returned))]
@@ -57,6 +61,21 @@ def _resolved(expr: Any, values: dict[Any, Any]) -> Any:
     while expr in values:
         expr = values[expr]
     return expr
+
+
+def _input_quantization(param: Any, function: Any, values: dict[Any, Any]) -> QuantParams | None:
+    from tvm import relax
+
+    from quantvm.lowering.composite import constant_value, is_call, quant_params
+
+    found: set[QuantParams] = set()
+    for value in [*values.values(), function.body.body]:
+        if not any(variable.same_as(param) for variable in relax.analysis.free_vars(value)):
+            continue
+        if not is_call(value, "relax.quantize") or constant_value(value.args[1]).ndim:
+            return None
+        found.add(quant_params(value))
+    return found.pop() if len(found) == 1 else None
 
 
 def _quantization(expr: Any) -> QuantParams | None:

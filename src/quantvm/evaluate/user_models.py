@@ -1,0 +1,404 @@
+"""A model of the user's own, from a word to what is compiled, what is right, and how images become its input.
+
+`load_model` is for whoever has a word; `load_user_spec` makes of it what the main job takes in a registered
+model's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from quantvm.data.preprocess import ImageOptions
+from quantvm.download import sha256_of
+from quantvm.errors import ConfigError
+from quantvm.evaluate.model_words import call_factory, kind_of
+from quantvm.models.registry import ModelSpec, WeightsFile
+from quantvm.models.weights import ResolvedWeights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from quantvm.runtime import Artifact, Runner
+    from quantvm.runtime.signature import Signature
+
+DEFAULT_SHAPE = (1, 3, 224, 224)
+ITS_OWN = "its-own"
+"""The scheme of a model that was quantized by its user."""
+
+Shape = tuple[int, ...]
+Kind = Literal["torchscript", "exported", "onnx", "tflite", "module"]
+
+
+@dataclass(frozen=True)
+class UserProgram:
+    """A quantized program as the user gave it, in place of a module that quantvm quantized.
+
+    Attributes:
+        word: what the user wrote.
+        kind: what that holds, or returns.
+        value: what `quantvm.compile` takes: a module, an exported program or a path.
+        shapes: of the inputs; None where a dimension may be any.
+        shapes_are_given: whether they are the user's word or a guess, and not the program's own.
+        engine: PyTorch engine that a TorchScript program or module is for.
+        n_outputs: size of the output's last dimension, where the file says it.
+    """
+
+    word: str
+    kind: Kind
+    value: Any = field(repr=False)
+    shapes: tuple[tuple[int | None, ...], ...]
+    shapes_are_given: bool
+    engine: str | None
+    n_outputs: int | None = None
+
+    quantvm_scheme = ITS_OWN
+    quantvm_n_calibration = 0
+
+    @property
+    def quantvm_engine(self) -> str:
+        """The engine, as modules that quantvm quantized have it."""
+        return {"exported": "pt2e", "onnx": "onnx", "tflite": "onnx"}.get(self.kind, self.engine or "fbgemm")
+
+    @property
+    def example_inputs(self) -> list[np.ndarray] | None:
+        """Zeros of the inputs' shapes, or None for a program that says them itself."""
+        return self._zeros(1) if self.shapes_are_given else None
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """How many images a call takes; None for any number."""
+        return None if self.shapes_are_given else self.shapes[0][0]
+
+    def _zeros(self, batch: int) -> list[np.ndarray]:
+        return [np.zeros([batch if d is None else d for d in shape], np.float32) for shape in self.shapes]
+
+    @property
+    def reference(self) -> str | None:
+        """Who computes what is right: PyTorch, ONNX Runtime, or None where nobody here can."""
+        if self.kind == "onnx":
+            return "ONNX Runtime" if _has_onnxruntime() else None
+        return None if self.kind == "tflite" else "PyTorch"
+
+    @property
+    def missing_reference(self) -> str | None:
+        """Why there is nobody who computes what is right, or None if there is."""
+        if self.reference is not None:
+            return None
+        if self.kind == "onnx":
+            return "ONNX Runtime is not installed (pip install onnxruntime), so only TVM's accuracy is measured"
+        return "quantvm has no reference for TFLite files, so only TVM's accuracy is measured"
+
+    def runner(self, threads: int) -> Runner | None:
+        """Returns the model itself in its own runtime; None where there is none."""
+        from quantvm.runtime import TorchRunner
+
+        if self.reference is None:
+            return None
+        if self.kind == "onnx":
+            return FixedBatchRunner.of(OnnxRuntimeRunner(Path(self.word), threads=threads), self.fixed_batch)
+        return FixedBatchRunner.of(TorchRunner(self.callable_module(), threads=threads), self.fixed_batch)
+
+    def compile(self, *, numerics: str | None, engine: str | None, **options: Any) -> Artifact:
+        """Returns the program compiled by TVM, for the batch sizes that it takes itself.
+
+        Args:
+            numerics: None: as its own runtime computes.
+            engine: PyTorch engine that it is for, where it does not say that itself.
+            **options: as for `quantvm.compile`.
+        """
+        from quantvm import runtime
+
+        return runtime.compile(
+            self.value, self.example_inputs, numerics=numerics, engine=self.engine or engine,
+            batch="dynamic" if self.fixed_batch is None else "static", **options,
+        )  # fmt: skip
+
+    def callable_module(self) -> Any:
+        """Returns the program as a function of torch tensors."""
+        import torch
+
+        if self.kind == "torchscript":
+            from quantvm.frontend.torchscript import load_script
+
+            return load_script(Path(self.value))
+        if isinstance(self.value, torch.export.ExportedProgram):
+            return self.value.module()
+        return self.value
+
+    def check(self, *, as_classifier: bool) -> int | None:
+        """Runs the program once, in PyTorch where it is a program of PyTorch; returns the number of classes if known.
+
+        Args:
+            as_classifier: whether one batch of images in, and one score for each class out, is what must be.
+
+        Raises:
+            ConfigError: it cannot take inputs of these shapes, or is no classifier.
+        """
+        if as_classifier:
+            self._check_image_input()
+        if self.kind in ("onnx", "tflite"):
+            return self.n_outputs
+        import torch
+
+        shapes = " ".join(",".join("1" if d is None else str(d) for d in shape) for shape in self.shapes)
+        try:
+            with torch.inference_mode():
+                y = self.callable_module()(*map(torch.from_numpy, self._zeros(1)))
+        except (RuntimeError, TypeError, ValueError) as error:  # PyTorch's, of whatever kind of mismatch
+            hint = "; name the right ones with --input-shape" if self.shapes_are_given else ""
+            raise ConfigError(f"{self.word} cannot take an input {shapes}: {_gist(error)}{hint}") from error
+        if not as_classifier:
+            return None
+        got = f"{str(y.dtype).removeprefix('torch.')} {tuple(y.shape)}" if hasattr(y, "shape") else type(y).__name__
+        if not hasattr(y, "shape") or y.ndim != 2 or y.dtype != torch.float32:
+            raise ConfigError(f"{self.word} returns {got} for an input {shapes}, expected float32 scores (N, classes)")
+        return int(y.shape[1])
+
+    def _check_image_input(self) -> None:
+        if len(self.shapes) != 1 or len(self.shapes[0]) != 4 or self.shapes[0][1] != 3:
+            shapes = " and ".join(str(tuple(shape)) for shape in self.shapes)
+            raise ConfigError(f"{self.word} takes {shapes}, expected one input of images, (N, 3, H, W)")
+        height, width = self.shapes[0][2:]
+        if height != width or height is None:
+            raise ConfigError(f"{self.word} takes images of {height} x {width}, expected squares, which a crop gives")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the squares that it takes."""
+        size = self.shapes[0][2]
+        assert size is not None  # _check_image_input saw it
+        return size
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A quantizable float module that a factory returned.
+
+    Attributes:
+        module: in evaluation mode.
+        shapes: of its inputs.
+    """
+
+    module: nn.Module
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
+class UserSpec(ModelSpec):
+    """A model of the user's own in the place of a registered one.
+
+    Attributes:
+        program: the quantized program; None for a float module that is yet to be quantized.
+        float_module: that module; None for a quantized program.
+        n_classes: how many scores it gives, if that is known before it runs.
+    """
+
+    program: UserProgram | None = None
+    float_module: nn.Module | None = field(default=None, repr=False)
+    n_classes: int | None = None
+
+
+def load_model(
+    word: str, *, input_shapes: tuple[Shape, ...] | None = None, engine: str | None = None
+) -> UserProgram | FloatModel:
+    """Returns the quantized program that a file or a factory holds, or the quantizable float module of a factory.
+
+    Args:
+        word: a file, or a factory as ``pkg.mod:name``.
+        input_shapes: of the inputs, for programs that do not say them. None: 1,3,224,224.
+        engine: PyTorch engine that the program is for, where it does not say that itself.
+
+    Raises:
+        ConfigError: the word names nothing of the kind, or what the factory returns is no model.
+        ModelCodeError: the factory raised.
+        ModelImportError: the file is damaged.
+    """
+    kind = kind_of(word)
+    if kind == "registered":
+        raise ConfigError(f"'{word}' is a registered model, expected a file or a factory as pkg.mod:name")
+    if kind == "factory":
+        return _from_factory(word, input_shapes, engine)
+    from quantvm.frontend.entry import format_of
+
+    path = Path(word)
+    held = format_of(path)
+    if held == "torchscript":
+        return UserProgram(word, held, path, input_shapes or (DEFAULT_SHAPE,), True, engine)
+    if held == "exported":
+        from quantvm.frontend.exported import load_program
+
+        return _exported(word, load_program(path))
+    signature = _signature_in_file(path)
+    shapes = tuple(spec.shape for spec in signature.inputs)
+    return UserProgram(word, held, path, shapes, False, None, signature.outputs[0].shape[-1])
+
+
+def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> UserProgram | FloatModel:
+    import torch
+
+    made = call_factory(word)
+    examples: Any = None
+    if isinstance(made, tuple) and len(made) == 2:
+        made, examples = made
+    if isinstance(made, torch.export.ExportedProgram):
+        return _exported(word, made)
+    if not isinstance(made, torch.nn.Module):
+        raise ConfigError(
+            f"{word} returned a {type(made).__name__}, expected an nn.Module, a traced module or an exported program, "
+            "alone or as (model, example_inputs)"
+        )
+    made.eval()
+    if examples is not None:
+        input_shapes = tuple(
+            _shape_of(word, x) for x in (examples if isinstance(examples, (tuple, list)) else [examples])
+        )
+    shapes = input_shapes or (DEFAULT_SHAPE,)
+    if is_float_and_quantizable(made):
+        return FloatModel(made, shapes)
+    return UserProgram(word, "module", made, shapes, True, getattr(made, "quantvm_engine", None) or engine)
+
+
+def _shape_of(word: str, example: Any) -> Shape:
+    if not hasattr(example, "shape") or "float32" not in str(getattr(example, "dtype", "")):
+        kind = f"{example.dtype} array" if hasattr(example, "dtype") else type(example).__name__
+        raise ConfigError(f"{word}: an example input is a {kind}, expected float32 tensors or arrays")
+    return tuple(int(d) for d in example.shape)
+
+
+def is_float_and_quantizable(module: Any) -> bool:
+    """Says whether a module is the float model that `quantvm.quantize` takes."""
+    from torch.ao.nn.quantized import Quantize
+    from torch.ao.quantization import QuantStub
+
+    kinds = {type(inner) for inner in module.modules()} if hasattr(module, "modules") else set()
+    return QuantStub in kinds and Quantize not in kinds and not any("FakeQuantize" in kind.__name__ for kind in kinds)
+
+
+def _exported(word: str, program: Any) -> UserProgram:
+    import torch
+
+    names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
+    shapes = tuple(
+        tuple(None if isinstance(d, torch.SymInt) else int(d) for d in node.meta["val"].shape)
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names and hasattr(node.meta["val"], "shape")
+    )
+    return UserProgram(word, "exported", program, shapes, False, None)
+
+
+def _signature_in_file(path: Path) -> Signature:
+    """Returns what an ONNX or TFLite file takes and returns, as its importer understands it."""
+    from quantvm.frontend import import_model
+    from quantvm.runtime.signature import signature_of
+
+    return signature_of(import_model(path))
+
+
+def load_user_spec(
+    word: str, options: ImageOptions, *, input_shapes: tuple[Shape, ...] | None = None, engine: str | None = None
+) -> tuple[UserSpec, ResolvedWeights]:
+    """Returns a classifier of the user's own as a model that can be evaluated on images, and what its weights are.
+
+    Raises:
+        QuantvmError: see `load_model`; or it does not map images to scores, or not of the size that was asked for.
+    """
+    if input_shapes is None and options.crop is not None:
+        input_shapes = ((1, 3, options.crop, options.crop),)
+    found = load_model(word, input_shapes=input_shapes, engine=engine)
+    if isinstance(found, UserProgram):
+        program, float_module = found, None
+    else:
+        # it is probed as a program would be
+        program, float_module = UserProgram(word, "module", found.module, found.shapes, True, None), found.module
+    n_classes = program.check(as_classifier=True)
+    size = program.image_size
+    if options.crop not in (None, size):
+        raise ConfigError(f"crop: got {options.crop}, but {word} takes images of {size} x {size}")
+    spec = UserSpec(
+        name=word, title=word, build=_rebuilt, weights=WeightsFile(Path(word).name),
+        preprocessing=options.preprocessing(size), published_top1=None, published_top5=None, published_by="",
+        program=program if float_module is None else None, float_module=float_module, n_classes=n_classes,
+    )  # fmt: skip
+    is_file = Path(word).is_file()
+    source = f"{'file' if is_file else 'factory'} {word}"
+    return spec, ResolvedWeights(source, Path(word) if is_file else None, sha256_of(Path(word)) if is_file else None)
+
+
+def _rebuilt() -> nn.Module:
+    raise ConfigError("a model of the user's own is loaded once and not built again")
+
+
+class OnnxRuntimeRunner:
+    """Runs an ONNX file in ONNX Runtime.
+
+    Args:
+        path: the file.
+        threads: threads inside of one operator.
+
+    Raises:
+        ConfigError: ONNX Runtime cannot load it.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # What the file says, operator by operator: fused kernels round otherwise, and on old CPUs saturate.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common base but that
+            raise ConfigError(f"ONNX Runtime cannot load {path}: {_gist(error)}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, x_f32: np.ndarray) -> np.ndarray:
+        """Returns the file's first output."""
+        return self._session.run(None, {self._input: x_f32})[0]
+
+
+class FixedBatchRunner:
+    """Runs any number of images through an engine that takes a fixed number of them.
+
+    Args:
+        inner: the engine.
+        batch: images in each of its calls; the last call is filled up with copies of the last image.
+    """
+
+    def __init__(self, inner: Runner, batch: int) -> None:
+        self.name, self._inner, self._batch = inner.name, inner, batch
+
+    @classmethod
+    def of(cls, inner: Runner, batch: int | None) -> Runner:
+        """Returns the engine itself if it takes any number."""
+        return inner if batch is None else cls(inner, batch)
+
+    def run(self, x_f32: np.ndarray) -> np.ndarray:
+        """Returns the outputs of the images."""
+        return np.concatenate(list(self._outputs(x_f32)))
+
+    def _outputs(self, x_f32: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(x_f32), self._batch):
+            part = x_f32[start : start + self._batch]
+            filled = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), axis=0)])
+            yield self._inner.run(np.ascontiguousarray(filled))[: len(part)]
+
+
+def _has_onnxruntime() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("onnxruntime") is not None
+
+
+def _gist(error: BaseException) -> str:
+    """Returns the line of an error that says most: PyTorch's stacks of TorchScript end in it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Error" in line or "expected" in line.lower()]
+    return (told or lines or [type(error).__name__])[-1]

@@ -1,0 +1,184 @@
+"""One entry for every kind of quantized program: its importer is found by its type, or by what its file holds."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tvm
+
+from quantvm.errors import ModelImportError
+
+from .program_inputs import bind_batch
+
+Format = Literal["torchscript", "exported", "onnx", "tflite"]
+_TFLITE_MAGIC = b"TFL3"
+_ONNX_FIRST_BYTE = 0x08  # field 1 of a ModelProto, ir_version, as a varint
+_KINDS = "TorchScript (torch.jit.save), an exported program (torch.export.save), ONNX or TFLite"
+
+
+def import_model(
+    model_or_path: Any, example_inputs: Any = None, *, engine: str | None = None, batch: str = "dynamic"
+) -> tvm.IRModule:
+    """Returns the quantized program in Relax QDQ form, with the engine whose arithmetic it has as an attribute.
+
+    Args:
+        model_or_path: an `nn.Module` or ScriptModule, an `ExportedProgram`, an `onnx.ModelProto`, or the path of a
+            TorchScript, `.pt2`, `.onnx` or `.tflite` file; what a file holds decides, not its name.
+        example_inputs: one float32 tensor or a sequence of them; needed for modules and TorchScript. Where the program
+            knows its shapes they are checked against these.
+        engine: PyTorch engine that an eager module or TorchScript was quantized for, see `from_torch`.
+        batch: dynamic: dimension 0 of every input is symbolic, of an exported, ONNX or TFLite program where it says so;
+            static: it is the example's.
+
+    Raises:
+        ModelImportError, UnsupportedOpError: it cannot be imported; the message says why and what to call instead.
+    """
+    examples = _as_sequence(example_inputs)
+    if isinstance(model_or_path, (str, Path)):
+        return _import_file(Path(model_or_path), example_inputs, examples, engine, batch)
+    if type(model_or_path).__name__ == "ModelProto":
+        from .onnx_model import from_onnx
+
+        return from_onnx(model_or_path, example_inputs=examples, batch=batch)
+    import torch
+
+    if isinstance(model_or_path, torch.export.ExportedProgram):
+        return _exported(model_or_path, examples, batch)
+    if isinstance(model_or_path, torch.nn.Module) and needs_export(model_or_path):
+        _check_converted(model_or_path)
+        return _exported(_export(model_or_path, examples, batch), examples, batch)
+    return _torchscript(model_or_path, example_inputs, engine, batch)
+
+
+def _as_sequence(example_inputs: Any) -> Sequence[Any] | None:
+    if example_inputs is None:
+        return None
+    return list(example_inputs) if isinstance(example_inputs, (list, tuple)) else [example_inputs]
+
+
+def format_of(path: Path) -> Format:
+    """Returns what a file holds.
+
+    Raises:
+        ModelImportError: no such file, or none of the formats that can be imported.
+    """
+    if not path.is_file():
+        raise ModelImportError(f"no such file: {path}")
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        raise ModelImportError(f"{path} is empty")
+    if head[4:8] == _TFLITE_MAGIC:
+        return "tflite"
+    if head[:2] == b"PK":
+        return _format_of_archive(path)
+    if head[0] == _ONNX_FIRST_BYTE:
+        return "onnx"
+    what = "a pickle of torch.save, which holds no program" if head[0] == 0x80 else "none of the formats known here"
+    raise ModelImportError(f"{path} is {what}; expected {_KINDS}")
+
+
+def _format_of_archive(path: Path) -> Format:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise ModelImportError(f"{path} is truncated: it begins as a ZIP archive, but {error}") from error
+    inner = {name.split("/", 1)[-1] for name in names}
+    if "constants.pkl" in inner:
+        return "torchscript"
+    if any(name.startswith("models/") or name == "archive_format" for name in inner) or any(
+        name.startswith("serialized_exported_program") for name in names
+    ):
+        return "exported"
+    if "data.pkl" in inner:
+        raise ModelImportError(
+            f"{path} was written by torch.save and holds weights or a pickled object, no program; save "
+            "torch.jit.trace(model, inputs) or torch.export.export(model, inputs)"
+        )
+    raise ModelImportError(f"{path} is a ZIP archive that holds no program; expected {_KINDS}")
+
+
+def _import_file(
+    path: Path, example_inputs: Any, examples: Sequence[Any] | None, engine: str | None, batch: str
+) -> tvm.IRModule:
+    kind = format_of(path)
+    if kind == "onnx":
+        from .onnx_model import from_onnx
+
+        return from_onnx(path, example_inputs=examples, batch=batch)
+    if kind == "tflite":
+        from .tflite_model import from_tflite
+
+        return from_tflite(path, example_inputs=examples, batch=batch)
+    if kind == "exported":
+        return _exported(path, examples, batch)
+    return _torchscript(path, example_inputs, engine, batch)
+
+
+def _exported(program_or_path: Any, examples: Sequence[Any] | None, batch: str) -> tvm.IRModule:
+    from .exported import from_exported_program
+
+    if examples is None:
+        return from_exported_program(program_or_path, batch=batch)
+    return bind_batch(from_exported_program(program_or_path), examples, batch)
+
+
+def _torchscript(model_or_path: Any, example_inputs: Any, engine: str | None, batch: str) -> tvm.IRModule:
+    from .torchscript import from_torch
+
+    if example_inputs is None:
+        what = str(model_or_path) if isinstance(model_or_path, Path) else f"a {type(model_or_path).__name__}"
+        raise ModelImportError(f"{what} does not say the shapes of its inputs; pass example_inputs")
+    return from_torch(model_or_path, example_inputs, engine=engine, batch=batch)
+
+
+def needs_export(model: Any) -> bool:
+    """Returns whether a live module is to be exported: it comes from PT2E, or from torchao's quantize_."""
+    import torch
+
+    is_graph = isinstance(model, torch.fx.GraphModule)
+    if is_graph and any("quantized_decomposed" in str(node.target) for node in model.graph.nodes):
+        return True
+    if is_graph and any(_is_observer(inner) for inner in model.modules()):
+        return True
+    return any(type(p).__module__.startswith("torchao.") for p in model.parameters())
+
+
+def _is_observer(module: Any) -> bool:
+    kind = type(module)
+    return kind.__module__.startswith("torchao.") and ("Observer" in kind.__name__ or "FakeQuant" in kind.__name__)
+
+
+def _check_converted(model: Any) -> None:
+    from .exported_checks import NOT_CONVERTED
+
+    observers = [name for name, inner in model.named_modules() if _is_observer(inner)]
+    if observers:
+        raise ModelImportError(f"the model holds {len(observers)} observers ({observers[0]}, ...): {NOT_CONVERTED}")
+
+
+def _export(model: Any, examples: Sequence[Any] | None, batch: str) -> Any:
+    """Returns the exported program of a live module, its batch symbolic if that is asked for."""
+    import torch
+
+    from .exported import register_operators
+
+    if examples is None:
+        raise ModelImportError(f"a {type(model).__name__} does not say the shapes of its inputs; pass example_inputs")
+    register_operators()
+    inputs = tuple(torch.as_tensor(x) for x in examples)
+    n = torch.export.Dim("n")
+    shapes = tuple({0: n} for _ in inputs) if batch == "dynamic" else None
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+    except Exception as error:  # torch raises its own kinds of each version
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelImportError(
+            f"torch.export cannot export the model with a {batch} batch: {reason}. Export it yourself and pass the "
+            "ExportedProgram" + ("; or use batch='static'" if batch == "dynamic" else "")
+        ) from error

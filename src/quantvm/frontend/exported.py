@@ -1,0 +1,259 @@
+"""Programs of `torch.export` -> Relax in QDQ form: what PT2E quantization ends in, in memory or as a `.pt2` file."""
+
+from __future__ import annotations
+
+import operator
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import tvm
+from tvm import relax, tirx
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from quantvm.errors import ModelImportError, QuantvmError
+
+from . import contractions, elementwise, exported_aten, exported_quantize, exported_torchao, pooling, shapes  # noqa: F401
+from .exported_aten import shared_converter
+from .exported_checks import check_operators, check_program
+from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
+from .exported_nodes import described, layer, op_name, stale_reads
+from .exported_registry import find_exported
+from .exported_values import ExportedBuilder
+from .program_inputs import ENGINE_ATTR
+
+ENGINE = "pt2e"
+_COMPARISONS = (operator.ge, operator.le, operator.gt, operator.lt, operator.eq, operator.ne, operator.and_)
+
+
+def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tvm.IRModule:
+    """Returns the program in Relax QDQ form, with PyTorch's logical shapes (NCHW) and engine pt2e.
+
+    Args:
+        program_or_path: a `torch.export.ExportedProgram`, or the path of a `.pt2` file.
+        batch: dynamic: dimension 0 of an input is symbolic where the program was exported so; static: every size is
+            that of the inputs which the program was exported with.
+
+    Raises:
+        UnsupportedOpError: operators that neither quantvm nor TVM can import, all of them in one message.
+        ModelImportError: not a program, not quantized, not converted, or bad parameters; names the node and its line.
+    """
+    register_operators()
+    program = program_or_path
+    if isinstance(program, (str, Path)):
+        program = load_program(Path(program))
+    if not isinstance(program, torch.export.ExportedProgram):
+        raise ModelImportError(f"expected an ExportedProgram or the path of a .pt2 file, got {type(program).__name__}")
+    check_program(program.graph.nodes)
+    if next(stale_reads(program.graph, constant_calls(program)), None) is not None:
+        program = program.run_decompositions({})  # makes writes in place explicit, and takes longer than the import
+    return _Import(program, batch).go().with_attr(ENGINE_ATTR, ENGINE)
+
+
+def register_operators() -> None:
+    """Makes torch know the operators of quantized programs."""
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
+
+
+def load_program(path: Path) -> Any:
+    """Returns the program of a `.pt2` file.
+
+    Raises:
+        ModelImportError: no such file, or not one that this PyTorch can load.
+    """
+    register_operators()
+    if not path.is_file():
+        raise ModelImportError(f"no such file: {path}")
+    if not zipfile.is_zipfile(path):
+        raise ModelImportError(f"{path} is truncated or no .pt2 file: a .pt2 file is a ZIP archive")
+    try:
+        return torch.export.load(str(path))
+    except Exception as error:  # torch raises anything for a foreign archive, KeyError among them
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelImportError(
+            f"{path} is no .pt2 file that PyTorch {torch.__version__} can load: {reason}. Write one with "
+            "torch.export.save(torch.export.export(model, inputs), path)"
+        ) from error
+
+
+class _Import:
+    """One walk over a program."""
+
+    def __init__(self, program: Any, batch: str) -> None:
+        self._program, self._batch = program, batch
+        self._values: dict[Any, Any] = {}
+        self._importer = ExportedProgramImporter()
+        self._params: list[Any] = []
+        self._constants = constant_calls(program)
+        check_operators(program.graph.nodes, self._is_known)
+
+    def _is_known(self, node: Any) -> bool:
+        name = op_name(node)
+        return (
+            find_exported(name) is not None
+            or shared_converter(name) is not None
+            or node.target in SIZES
+            or node.target in _COMPARISONS
+            or name in CHECKS
+            or (name.startswith("aten::") and node.target.__name__ in self._importer.convert_map)
+            or node in self._constants
+        )
+
+    def go(self) -> tvm.IRModule:
+        """Returns the module."""
+        self._bind_inputs()
+        block_builder = relax.BlockBuilder()
+        with block_builder.function("main", self._params):
+            with block_builder.dataflow():
+                builder = ExportedBuilder(block_builder)
+                self._importer.block_builder = _NamedEmission(block_builder, builder)
+                for node in self._program.graph.nodes:
+                    if node.op == "call_function":
+                        self._convert(builder, node)
+                results = self._results(builder)
+                result = block_builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
+            block_builder.emit_func_output(result)
+        return relax.transform.DeadCodeElimination()(block_builder.get())
+
+    # ------------------------------------------------------------------ inputs and outputs
+
+    def _bind_inputs(self) -> None:
+        kinds = torch.export.graph_signature.InputKind
+        state = {**self._program.state_dict, **self._program.constants}
+        placeholders = {node.name: node for node in self._program.graph.nodes if node.op == "placeholder"}
+        inputs = []
+        for spec in self._program.graph_signature.input_specs:
+            node = placeholders[spec.arg.name]
+            if spec.kind == kinds.USER_INPUT:
+                inputs.append(node)
+            elif spec.target in state and isinstance(state[spec.target], torch.Tensor):
+                self._values[node] = state[spec.target].detach()
+            else:
+                raise ModelImportError(f"{described(node)} is a {spec.kind.name.lower()}, expected a tensor")
+        symbols: dict[str, Any] = {}
+        for index, node in enumerate(inputs):
+            shape = self._input_shape(node, index, symbols)
+            name = f"input_{index}" if len(inputs) > 1 else "input"
+            self._values[node] = relax.Var(name, relax.TensorType(shape, "float32"))
+            self._params.append(self._values[node])
+
+    def _input_shape(self, node: Any, index: int, symbols: dict[str, Any]) -> list[Any]:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            raise ModelImportError(f"input {index} ({node.name}) is no tensor; export the program without it")
+        if value.dtype != torch.float32:
+            raise ModelImportError(f"input {index} ({node.name}) has dtype {value.dtype}, expected float32")
+        if self._batch == "static":
+            return self._example_shape(node, index)
+        shape: list[Any] = []
+        for at, size in enumerate(value.shape):
+            if isinstance(size, int):
+                shape.append(size)
+            elif at == 0:
+                name = str(size)
+                symbols.setdefault(name, tirx.Var("n" if not symbols else f"n_{len(symbols)}", "int64"))
+                shape.append(symbols[name])
+            else:
+                raise ModelImportError(
+                    f"dimension {at} of input {index} ({node.name}) is dynamic: {tuple(map(str, value.shape))}; only "
+                    "dimension 0 may be. Export with dynamic_shapes={0: torch.export.Dim('n')}, or use batch='static'"
+                )
+        return shape
+
+    def _example_shape(self, node: Any, index: int) -> list[int]:
+        sizes = list(node.meta["val"].shape)
+        if all(isinstance(size, int) for size in sizes):
+            return sizes
+        examples = torch.utils._pytree.tree_leaves(self._program.example_inputs or ())
+        if index >= len(examples):
+            raise ModelImportError("batch='static' of a program without example inputs; export it with static shapes")
+        return list(examples[index].shape)
+
+    def _results(self, builder: ExportedBuilder) -> list[Any]:
+        builder.where = "output"
+        specs = self._program.graph_signature.output_specs
+        (output,) = (node for node in self._program.graph.nodes if node.op == "output")
+        kinds = torch.export.graph_signature.OutputKind
+        results: list[Any] = []
+        for spec, argument in zip(specs, output.args[0], strict=True):
+            if spec.kind != kinds.USER_OUTPUT:
+                continue
+            value = builder.relax_of(self._values.get(argument))
+            if not isinstance(getattr(value, "ty", None), relax.TensorType):
+                raise ModelImportError(f"output {len(results)} of the program is {argument}, expected a tensor")
+            results.append(value)
+        if not results:
+            raise ModelImportError("the program returns no tensor")
+        return results
+
+    # ------------------------------------------------------------------ operators
+
+    def _convert(self, builder: ExportedBuilder, node: Any) -> None:
+        """Binds the value of a call."""
+        name = op_name(node)
+        if name in CHECKS or node.target in _COMPARISONS:
+            return
+        builder.where = layer(node)
+        try:
+            self._values[node] = self._converted(builder, node, name)
+        except QuantvmError as error:
+            raise type(error)(f"{described(node)} cannot be imported: {error}") from error
+        except (tvm.error.InternalError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
+                TypeError, ValueError) as error:  # fmt: skip
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise ModelImportError(f"{described(node)} cannot be imported: {reason}") from error
+
+    def _converted(self, builder: ExportedBuilder, node: Any, name: str) -> Any:
+        if node in self._constants:
+            return constant_result(node, self._values)
+        arguments, keywords = self._arguments(node)
+        if node.target in SIZES:
+            return node.target(*arguments)
+        converter = find_exported(name)
+        if converter is not None:
+            return converter(builder, *arguments, **keywords)
+        converter = shared_converter(name)
+        if converter is not None:
+            return converter(builder, *builder.relax_of(_filled(node, arguments, keywords)))
+        for source in node.all_input_nodes:
+            self._importer.env[source] = builder.relax_of(self._values[source])
+        return self._importer.convert_map[node.target.__name__](node)
+
+    def _arguments(self, node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def value(argument: Any) -> Any:
+            return self._values[argument]
+
+        return (
+            torch.fx.node.map_arg(node.args, value),
+            torch.fx.node.map_arg(node.kwargs, value),
+        )
+
+
+class _NamedEmission:
+    """The block builder that TVM's converters see: bindings are named after the layer of the current node."""
+
+    def __init__(self, block_builder: Any, builder: ExportedBuilder) -> None:
+        self._block_builder, self._builder = block_builder, builder
+
+    def emit(self, expr: Any, name_hint: str = "") -> Any:
+        """Binds an expression."""
+        op = getattr(getattr(expr, "op", None), "name", "")
+        return self._builder.emit(expr, name_hint or op.split(".")[-1])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block_builder, name)
+
+
+def _filled(node: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> list[Any]:
+    """Returns all arguments of a call by position, with the defaults of the op's schema."""
+    filled = []
+    for index, argument in enumerate(node.target._schema.arguments):
+        value = arguments[index] if index < len(arguments) else keywords.get(argument.name, argument.default_value)
+        if argument.name == "dtype" and value not in (None, torch.float32):
+            raise ModelImportError(f"asks for {value}, expected float32")
+        filled.append(value)
+    return filled
+
+
+__all__ = ["ENGINE", "from_exported_program", "load_program"]

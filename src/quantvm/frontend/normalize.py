@@ -1,0 +1,301 @@
+"""Brings what TVM's own importers emit into the QDQ form that the lowering knows.
+
+Dequantized constants stay integers, each use of a quantized tensor has a dequantize of its own, the bias is the second
+operand of its add, the weight of a linear layer is permute_dims(dequantize(integers (N, K))), what is computed from
+constants is a constant, and a clip is one operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import GenericConst
+from tvm_ffi import structural_equal
+
+from quantvm.errors import ModelImportError
+
+from .builder import Expr, QdqBuilder, constant, shape_of
+from .folding import folded
+
+_INHERITS = frozenset(
+    f"relax.{name}" for name in ("add", "nn.relu", "clip", "quantize", "call_tir", "sigmoid", "nn.silu", "nn.leakyrelu")
+)
+"""Operators that belong to the layer whose result they are applied to."""
+_CONTRACTIONS = ("relax.nn.conv2d", "relax.nn.conv1d", "relax.nn.conv2d_transpose", "relax.matmul")
+
+
+@dataclass(frozen=True)
+class _Dequantized:
+    """A dequantize that is emitted anew for each use; parameters are constants."""
+
+    integers: Expr
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int
+
+    def is_kept_by(self, call: Any, scale: np.ndarray, zero_point: np.ndarray) -> bool:
+        """Returns whether a quantize gives the integers back."""
+        return (
+            np.array_equal(self.scale, scale)
+            and np.array_equal(self.zero_point, zero_point)
+            and str(call.attrs.out_dtype) == str(self.integers.ty.dtype)
+            and (self.scale.ndim == 0 or int(call.attrs.axis) == self.axis)
+        )
+
+
+def normalize(module: tvm.IRModule, layer_names: list[str]) -> tvm.IRModule:
+    """Returns the module with `main` in canonical QDQ form, its parameters named as `from_torch` names them.
+
+    Args:
+        module: what an importer of TVM made, with constants bound.
+        layer_names: of the convolutions and matrix products, in order; ignored where their number is another.
+
+    Raises:
+        ModelImportError: control flow, an input that is not float32, a dynamic dimension other than the first, or
+            quantization parameters that are computed at run time.
+    """
+    main = module["main"]
+    inputs = [_input(param, index, len(main.params)) for index, param in enumerate(main.params)]
+    return _Normalizer(module, layer_names).go(main, inputs)
+
+
+def _input(param: Any, index: int, count: int) -> Any:
+    if not isinstance(param.ty, relax.TensorType) or param.ty.shape is None:
+        raise ModelImportError(f"input {index} ({param.name}) is no tensor of known rank")
+    if str(param.ty.dtype) != "float32":
+        raise ModelImportError(f"input {index} ({param.name}) has dtype {param.ty.dtype}, expected float32")
+    shape = shape_of(param)
+    dynamic = [at for at, size in enumerate(shape) if at and not isinstance(size, int)]
+    if dynamic:
+        raise ModelImportError(
+            f"dimension {dynamic[0]} of input {index} ({param.name}) is dynamic: {shape}; only dimension 0 may be"
+        )
+    return relax.Var("input" if count == 1 else f"input_{index}", relax.TensorType(shape, "float32"))
+
+
+class _Normalizer:
+    def __init__(self, module: tvm.IRModule, layer_names: list[str]) -> None:
+        self._module = module
+        self._values: dict[Any, Any] = {}
+        self._layers: dict[Any, str] = {}
+        self._clips: dict[Any, tuple[Any, tuple[float, float]]] = {}
+        calls = [b.value for block in module["main"].body.blocks for b in block.bindings]
+        contractions = [c for c in calls if getattr(getattr(c, "op", None), "name", "") in _CONTRACTIONS]
+        self._names = list(layer_names) if len(layer_names) == len(contractions) else []
+
+    def go(self, main: Any, inputs: list[Any]) -> tvm.IRModule:
+        """Returns the rewritten module."""
+        self._values.update(zip(main.params, inputs, strict=True))
+        block_builder = relax.BlockBuilder()
+        with block_builder.function("main", inputs):
+            with block_builder.dataflow():
+                self._b = QdqBuilder(block_builder)
+                for block in main.body.blocks:
+                    for binding in block.bindings:
+                        self._bind(binding)
+                self._b.where = "output"
+                result = block_builder.emit_output(self._read(main.body.body))
+            block_builder.emit_func_output(result)
+        return relax.transform.DeadCodeElimination()(self._with_functions(block_builder.get()))
+
+    def _with_functions(self, module: tvm.IRModule) -> tvm.IRModule:
+        for variable, function in self._module.functions.items():
+            if isinstance(function, tirx.PrimFunc):
+                module[variable] = function
+        return module
+
+    def _bind(self, binding: Any) -> None:
+        value = binding.value
+        if not hasattr(binding, "value") or isinstance(value, relax.If) or isinstance(binding, relax.MatchCast):
+            raise ModelImportError("the program has control flow or sizes that are known at run time only")
+        if isinstance(value, relax.Call):
+            self._values[binding.var] = self._call(binding.var, value)
+        else:
+            self._b.where = str(binding.var.name)
+            self._values[binding.var] = self._read(value)
+
+    # ------------------------------------------------------------------ values
+
+    def _value(self, expr: Expr) -> Any:
+        return self._values.get(expr, expr) if isinstance(expr, tvm.ir.Var) else expr
+
+    def _read(self, expr: Expr) -> Expr:
+        """Returns the expression of a value; a dequantized one by a dequantize of its own."""
+        value = self._value(expr)
+        if isinstance(value, _Dequantized):
+            hint = "weight" if isinstance(value.integers, GenericConst) else "dq"
+            dtype = str(value.integers.ty.dtype)
+            scale, zero_point = constant(value.scale, "float32"), constant(value.zero_point, dtype)
+            return self._b.emit(relax.op.dequantize(value.integers, scale, zero_point, axis=value.axis), hint)
+        if isinstance(value, relax.Tuple):
+            return relax.Tuple([self._read(field) for field in value.fields])
+        if isinstance(value, relax.TupleGetItem):
+            source = self._read(value.tuple_value)
+            return (
+                source.fields[value.index]
+                if isinstance(source, relax.Tuple)
+                else relax.TupleGetItem(source, value.index)
+            )
+        return value
+
+    def _layer(self, call: Any, name: str) -> str:
+        """Returns what the bindings of a call are named after."""
+        if name in _CONTRACTIONS and self._names:
+            return self._names.pop(0)
+        if name in _INHERITS:
+            arguments = call.args[1].fields if name == "relax.call_tir" else call.args
+            known = [self._layers[a] for a in arguments if a in self._layers]
+            if known:
+                return known[0]
+        return name.split(".")[-1]
+
+    # ------------------------------------------------------------------ calls
+
+    def _call(self, var: Any, call: Any) -> Any:
+        name = getattr(call.op, "name", "")
+        self._b.where = self._layer(call, name)
+        if name != "relax.dequantize":
+            self._layers[var] = self._b.where
+        special: dict[str, Callable[[Any], Any]] = {
+            "relax.quantize": self._quantize,
+            "relax.dequantize": self._dequantize,
+            "relax.permute_dims": self._permute,
+            "relax.matmul": self._matmul,
+            "relax.add": self._add,
+            "relax.call_tir": self._call_tir,
+            "relax.reshape": self._reshape,
+        }
+        return special.get(name, self._plain)(call)
+
+    def _plain(self, call: Any, arguments: list[Expr] | None = None) -> Expr:
+        arguments = [self._read(a) for a in call.args] if arguments is None else arguments
+        made = relax.Call(call.op, arguments, call.attrs, call.ty_args)
+        value = folded(made)
+        if value is not None:
+            return constant(value, str(value.dtype))
+        return self._b.emit(made, getattr(call.op, "name", "").split(".")[-1])
+
+    def _params(self, call: Any) -> tuple[np.ndarray, np.ndarray]:
+        found = []
+        for argument, dtype in zip(call.args[1:3], (np.float32, np.int64), strict=True):
+            value = self._value(argument)
+            if not isinstance(value, GenericConst):
+                raise ModelImportError(
+                    f"{self._b.where}: quantization parameters are computed at run time (dynamic quantization); "
+                    "quantize statically, with calibration data"
+                )
+            array = value.value.numpy().astype(dtype)
+            found.append(array.reshape(()) if array.size == 1 else array)
+        scale, zero_point = found
+        return scale, np.broadcast_to(zero_point, scale.shape) if scale.ndim else zero_point
+
+    def _quantize(self, call: Any) -> Expr:
+        scale, zero_point = self._params(call)
+        x, dtype = self._value(call.args[0]), str(call.attrs.out_dtype)
+        if dtype not in ("int8", "uint8"):
+            raise ModelImportError(f"{self._b.where} is quantized to {dtype}, expected int8 or uint8")
+        if isinstance(x, _Dequantized) and x.is_kept_by(call, scale, zero_point):
+            return x.integers
+        axis = int(call.attrs.axis) if scale.ndim else -1
+        arguments = (self._read(call.args[0]), constant(scale, "float32"), constant(zero_point, dtype))
+        return self._b.emit(relax.op.quantize(*arguments, axis=axis, out_dtype=dtype))
+
+    def _dequantize(self, call: Any) -> Any:
+        scale, zero_point = self._params(call)
+        integers = self._read(call.args[0])
+        dtype, axis = str(integers.ty.dtype), int(call.attrs.axis)
+        if isinstance(integers, GenericConst) and dtype in ("int32", "int16"):
+            array = integers.value.numpy()
+            sizes = [1] * array.ndim
+            if scale.ndim:
+                sizes[axis] = -1
+            real = (array - zero_point.reshape(sizes if scale.ndim else ())).astype(np.float32)
+            return constant(real * scale.reshape(sizes if scale.ndim else ()), "float32")
+        if dtype not in ("int8", "uint8"):
+            raise ModelImportError(f"{self._b.where} dequantizes {dtype}, expected int8 or uint8")
+        rank = len(shape_of(integers))
+        return _Dequantized(integers, scale, zero_point, axis % max(rank, 1) if scale.ndim else -1)
+
+    def _permute(self, call: Any) -> Any:
+        x = self._value(call.args[0])
+        if isinstance(x, _Dequantized) and isinstance(x.integers, GenericConst):
+            array = x.integers.value.numpy()
+            order = list(range(array.ndim))[::-1] if call.attrs.axes is None else [int(a) for a in call.attrs.axes]
+            moved = constant(array.transpose(order), str(array.dtype))
+            return _Dequantized(moved, x.scale, x.zero_point, order.index(x.axis) if x.scale.ndim else -1)
+        return self._plain(call)
+
+    def _matmul(self, call: Any) -> Expr:
+        """A constant weight (K, N) becomes permute_dims of one (N, K)."""
+        weight = self._value(call.args[1])
+        x = self._read(call.args[0])
+        if isinstance(weight, _Dequantized) and isinstance(weight.integers, GenericConst):
+            array = weight.integers.value.numpy()
+            if array.ndim == 2 and (weight.scale.ndim == 0 or weight.axis == 1):
+                axis = 0 if weight.scale.ndim else -1
+                rows = _Dequantized(constant(array.T, str(array.dtype)), weight.scale, weight.zero_point, axis)
+                transposed = self._b.emit(relax.op.permute_dims(self._read_value(rows), [1, 0]), "weight_t")
+                return self._b.emit(relax.op.matmul(x, transposed), "linear")
+        return self._plain(call, [x, self._read(call.args[1])])
+
+    def _read_value(self, value: _Dequantized) -> Expr:
+        key = relax.Var("weight", relax.TensorType(ndim=2, dtype="float32"))
+        self._values[key] = value
+        return self._read(key)
+
+    def _add(self, call: Any) -> Expr:
+        first, second = (self._read(a) for a in call.args)
+        if isinstance(first, GenericConst) and not isinstance(second, GenericConst):
+            first, second = second, first
+        return self._plain(call, [first, second])
+
+    def _reshape(self, call: Any) -> Expr:
+        old, new = shape_of(call.args[0]), list(call.args[1].values) if hasattr(call.args[1], "values") else []
+        if len(old) == len(new) and all(_same_size(a, b) for a, b in zip(old, new, strict=True)):
+            value = self._value(call.args[0])
+            return value if isinstance(value, _Dequantized) else self._read(call.args[0])
+        return self._plain(call)
+
+    def _call_tir(self, call: Any) -> Expr:
+        """TVM's ONNX importer writes a Clip as two element-wise functions: here they are R.clip."""
+        arguments = [self._read(a) for a in call.args[1].fields]
+        kind = _limit_of(self._module[call.args[0]])
+        if kind is None or len(arguments) != 2 or not isinstance(arguments[1], GenericConst):
+            return self._b.emit(
+                relax.Call(call.op, [call.args[0], relax.Tuple(arguments)], call.attrs, call.ty_args), "call"
+            )
+        x, limit = arguments[0], float(arguments[1].value.numpy())
+        bound = (limit, float("inf")) if kind == "max" else (float("-inf"), limit)
+        inner = self._clips.get(x)
+        if inner is not None:
+            x, bound = inner[0], (max(inner[1][0], bound[0]), min(inner[1][1], bound[1]))
+        if bound == (float("-inf"), float("inf")):
+            return x
+        y = self._b.emit(relax.op.nn.relu(x) if bound == (0.0, float("inf")) else relax.op.clip(x, *bound), "clip")
+        self._clips[y] = (x, bound)
+        return y
+
+
+def _same_size(a: Any, b: Any) -> bool:
+    a, b = (int(d) if hasattr(d, "value") else d for d in (a, b))
+    return a == b if isinstance(a, int) or isinstance(b, int) else structural_equal(a, b)
+
+
+def _limit_of(function: Any) -> str | None:
+    """Returns max or min where a function stores nothing else than that of its two arguments, else None."""
+    statement = function.body
+    while not isinstance(statement, tirx.BufferStore):
+        statement = getattr(statement, "block", None) or getattr(statement, "body", None)
+        if statement is None:
+            return None
+    if not isinstance(statement.value, (tirx.Max, tirx.Min)):
+        return None
+    operands = [statement.value.a, statement.value.b]
+    if not all(hasattr(operand, "indices") for operand in operands) or len(operands[1].indices) > 0:
+        return None
+    return "max" if isinstance(statement.value, tirx.Max) else "min"

@@ -1,0 +1,46 @@
+"""The variables of a function: what each is bound to, how often it is used, and calls with other arguments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import relax
+
+
+def definitions(main: Any) -> dict[Any, Any]:
+    """Returns what each variable of a function is bound to, in order."""
+    return {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+
+
+def count_uses(main: Any) -> Counter[Any]:
+    """Returns how often each variable of a function is used."""
+    counts: Counter[Any] = Counter()
+    for value in definitions(main).values():
+        counts.update(variables(value))
+    counts.update(variables(main.body.body))
+    return counts
+
+
+def variables(expr: Any) -> list[Any]:
+    """Returns the variables that an expression reads, each as often as it does."""
+    if isinstance(expr, relax.Var):
+        return [expr]
+    parts = [*getattr(expr, "args", ()), *getattr(expr, "fields", ())]
+    if isinstance(expr, relax.TupleGetItem):
+        parts.append(expr.tuple_value)
+    return [variable for part in parts for variable in variables(part)]
+
+
+def with_operands(value: Any, replaced: Callable[[Any], Any]) -> Any:
+    """Returns a bound expression with `replaced(operand)` in the place of each variable, constant or shape."""
+    if isinstance(value, relax.Tuple):
+        return relax.Tuple([with_operands(field, replaced) for field in value.fields])
+    if isinstance(value, relax.TupleGetItem):
+        return relax.TupleGetItem(replaced(value.tuple_value), value.index)
+    if not hasattr(value, "args"):
+        return replaced(value)
+    arguments = [with_operands(a, replaced) if isinstance(a, relax.Tuple) else replaced(a) for a in value.args]
+    return tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args)

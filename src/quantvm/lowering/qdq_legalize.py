@@ -1,0 +1,413 @@
+"""Lowers under numerics=qdq: every region of float operators becomes one kernel, pools and moves take integers.
+
+Where `legalize` has a rule for each of PyTorch's quantized operators, nothing here is about operators but
+contractions, pools and what is element-wise: the QDQ form says by itself what has to come out. Activations are uint8
+everywhere; those of int8 are stored with 128 added, which changes no bit of what they stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from quantvm import qdq_numerics
+from quantvm.kernels import concat, conv2d, depthwise, elementwise, float_pool, float_region, pool, quantize
+from quantvm.kernels.dot import PORTABLE
+from quantvm.numerics import QuantParams
+from quantvm.qdq_numerics import FloatProgram, Quantization
+
+from .bindings import count_uses, definitions, with_operands
+from .composite import constant_value, is_call, quant_params, static_shape
+from .contraction_rules import conv_shape
+from .float_programs import ProgramBuilder, limits_of, unsigned
+from .float_regions import MOVES, Contraction, Region, contraction_of, dequantized_params, find_regions
+from .legalize import Legalization
+from .pool_rules import pool_shape
+from .tensors import Layout, Tensor, bordered, in_layout, without_border
+
+
+@dataclass(frozen=True)
+class _WaitingPool:
+    """An average of which the next operator says whether it is quantized."""
+
+    call: Any
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """Floats that are there as integers: `tensor` holds uint8, `q` says what they stand for."""
+
+    tensor: Tensor
+    q: QuantParams
+
+
+def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) -> tvm.IRModule:
+    """Returns the module with regions, pools and moves of quantized values as calls of kernels.
+
+    Args:
+        module: Relax in QDQ form, after `hoist_quantize`.
+        state: target; its counts are filled in.
+        divides: whether quantization divides by the scale, as ONNX does.
+    """
+    main = module["main"]
+    lowering = _Lowering(main, state, divides)
+    params = [relax.Var(p.name, p.ty) for p in main.params]
+    for old, new in zip(main.params, params, strict=True):
+        lowering.values[old] = lowering.stored(_tensor(new))
+    with state.builder.function("main", params):
+        with state.builder.dataflow():
+            for var, value in definitions(main).items():
+                lowering.bind(var, value)
+            result = state.builder.emit_output(with_operands(main.body.body, lowering.plain))
+        state.builder.emit_func_output(result)
+    lowered = state.builder.get()
+    lowered = lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
+    return relax.transform.DeadCodeElimination()(lowered)  # weights that were read from the old function
+
+
+def _tensor(expr: Any) -> Tensor:
+    shape = tuple(static_shape(expr))
+    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
+
+
+class _Lowering:
+    """One walk over `main`; `values` holds what each variable became: a Tensor, Dequantized, or another expression."""
+
+    def __init__(self, main: Any, state: Legalization, divides: bool) -> None:
+        self.state, self.divides = state, divides
+        self.values: dict[Any, Any] = {}
+        self._reals: dict[Any, Tensor] = {}
+        self._definitions, self._uses = definitions(main), count_uses(main)
+        self._regions = find_regions(main)
+
+    # ---- values
+
+    def stored(self, x: Tensor) -> Tensor:
+        """Returns integers as they are stored: those of int8 with 128 added."""
+        if str(x.expr.ty.dtype) != "int8":
+            return x
+        return replace(x, expr=self._shifted(x.expr, 128, "uint8"))
+
+    def _shifted(self, expr: Any, by: int, dtype: str) -> Any:
+        wide = relax.op.add(relax.op.astype(expr, "int16"), relax.const(by, "int16"))
+        return self.state.builder.emit(relax.op.astype(wide, dtype))
+
+    def plain(self, expr: Any) -> Any:
+        """Returns an operand of an operator that knows neither layouts nor waiting quantization."""
+        if not isinstance(expr, relax.Var):
+            return expr
+        value = self._settled(expr)
+        if isinstance(value, relax.Tuple):
+            return with_operands(value, self.plain)
+        if isinstance(value, Dequantized):
+            if expr not in self._reals:
+                self._reals[expr] = self.real(value, expr.name)
+            value = self._reals[expr]
+        if not isinstance(value, Tensor):
+            return value
+        dtype = str(expr.ty.dtype)
+        plain = self.state.logical(value).expr
+        return self._shifted(plain, -128, "int8") if dtype == "int8" else plain
+
+    def _settled(self, var: Any) -> Any:
+        """Returns what a variable became; a pool waits no longer for a quantization."""
+        if isinstance(self.values[var], _WaitingPool):
+            self.values[var] = self._pooled(self.values[var].call, None, var.name)
+        return self.values[var]
+
+    def real(self, value: Dequantized | Tensor, name: str) -> Tensor:
+        """Returns floats."""
+        if isinstance(value, Tensor):
+            return value
+        x = in_layout(self.state.builder, value.tensor, value.tensor.layout)  # its border is filled in
+        program = FloatProgram((qdq_numerics.TensorLeaf(value.q),), (), None)
+        kernel = float_region.float_region(x.item_shape, program, self.state.isa)
+        self.state.op = "dequantize"
+        return self.state.run(kernel, [x], x, "float32", name)
+
+    # ---- bindings
+
+    def bind(self, var: Any, value: Any) -> None:
+        """Emits what a binding needs, if anything."""
+        region = self._regions.get(var)
+        if region is not None:
+            if region.root == var:
+                self.values[var] = self._region(region)
+            return
+        name = getattr(getattr(value, "op", None), "name", "")
+        if is_call(value, "relax.dequantize") and dequantized_params(var, self._definitions) is not None:
+            self.values[var] = Dequantized(self.values[value.args[0]], unsigned(quant_params(value)))
+        elif name in MOVES and isinstance(self.values.get(value.args[0]), Dequantized):
+            source = self.values[value.args[0]]
+            self.values[var] = replace(source, tensor=self._moved(value, source.tensor, var.name))
+        elif name in MOVES and self._is_integer(value.args[0]):
+            self.values[var] = self._moved(value, self.values[value.args[0]], var.name)
+        elif name == "relax.concat" and self._is_integer(var):
+            self.values[var] = self._concatenated(value, [self.values[part] for part in self._parts(value)], var.name)
+        elif name == "relax.concat" and (q := self._common_params(value)) is not None:
+            tensors = [self.values[part].tensor for part in self._parts(value)]
+            self.values[var] = Dequantized(self._concatenated(value, tensors, var.name), q)
+        elif name == "relax.nn.pad" and self._padded(var, value):
+            pass
+        elif _is_pool(value):
+            self.values[var] = _WaitingPool(value)
+        elif is_call(value, "relax.clip") and self._is_integer(var):
+            self.values[var] = self._limited(value, var.name)
+        elif isinstance(value, relax.Var):
+            self.values[var] = self.values[value]
+        elif isinstance(value, relax.Tuple):
+            self.values[var] = value  # its fields are read where it is used
+        else:
+            emitted = self.state.builder.emit(with_operands(value, self.plain), var.name)
+            self.values[var] = _tensor(emitted) if isinstance(emitted.ty, relax.TensorType) else emitted
+
+    def _is_integer(self, expr: Any) -> bool:
+        return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) in ("uint8", "int8")
+
+    def _moved(self, call: Any, x: Tensor, name: str) -> Tensor:
+        """Applies a movement or a max pool to integers."""
+        if is_call(call, "relax.nn.max_pool2d"):
+            x = self.state.nhwc(x)
+            shape = pool_shape(call, x)
+            like = replace(x, expr=None, shape=(*x.shape[:2], shape.out_height, shape.out_width))
+            self.state.op = "max_pool2d"
+            return self.state.run(pool.max_pool2d(shape, "uint8"), [x], like, "uint8", name)
+        if is_call(call, "relax.reshape") and len(x.shape) == 4 and x.shape[2:] == (1, 1) and len(call.ty.shape) == 2:
+            x = in_layout(self.state.builder, x, "NCHW")  # a view
+        expr = self.state.logical(x).expr
+        moved = self.state.builder.emit(tvm.ir.Call(call.op, [expr, *call.args[1:]], call.attrs, call.ty_args), name)
+        return _tensor(moved)
+
+    def _parts(self, concat_call: Any) -> list[Any]:
+        return list(self._definitions.get(concat_call.args[0], concat_call.args[0]).fields)
+
+    def _common_params(self, concat_call: Any) -> QuantParams | None:
+        """Returns the parameters that all operands have in common, if they are dequantized integers."""
+        values = [self.values.get(part) for part in self._parts(concat_call)]
+        params = [value.q if isinstance(value, Dequantized) else None for value in values]
+        return params[0] if len(set(params)) == 1 else None
+
+    def _concatenated(self, call: Any, tensors: list[Tensor], name: str) -> Tensor:
+        """Concatenates integers of the same parameters."""
+        rank, axis = len(call.ty.shape), int(call.attrs.axis)
+        axis = axis + rank if axis < 0 else axis
+        is_nhwc = rank == 4 and all(t.layout == "NHWC" for t in tensors)
+        if is_nhwc and axis == 1:
+            tensors = [self.state.nhwc(t) for t in tensors]
+            n, _, h, w = tensors[0].shape
+            channels = [int(t.shape[1]) for t in tensors]
+            same = [QuantParams(1.0, 0)] * len(tensors)
+            kernel = concat.concat_nhwc((h, w), channels, same, same[0], self.state.isa)
+            like = Tensor(None, (n, sum(channels), h, w), "NHWC")
+            self.state.op = "concat"
+            return self.state.run(kernel, tensors, like, "uint8", name)
+        parts = [self.state.logical(t).expr for t in tensors]
+        return _tensor(self.state.builder.emit(relax.op.concat(parts, axis), name))
+
+    def _padded(self, var: Any, call: Any) -> bool:
+        """Gives dequantized values a border of real zeros that is not filled in yet; says whether that can be."""
+        source = self.values.get(call.args[0])
+        widths = [int(w) for w in call.attrs.pad_width]
+        fits = (
+            isinstance(source, Dequantized)
+            and len(source.tensor.shape) == 4
+            and not any(source.tensor.border)
+            and not any(widths[:4])
+            and min(widths) >= 0
+            and str(call.attrs.pad_mode) == "constant"
+            and float(call.attrs.pad_value) == 0.0
+        )
+        if fits:
+            assert isinstance(source, Dequantized)
+            top, bottom, left, right = widths[4:]
+            tensor = bordered(source.tensor, (top, left, bottom, right), source.q.zero_point)
+            self.values[var] = replace(source, tensor=tensor)
+        return fits
+
+    def _limited(self, call: Any, name: str) -> Tensor:
+        x = self.values[call.args[0]]
+        x = in_layout(self.state.builder, x, x.layout)
+        low, high = limits_of(call)
+        kernel = elementwise.clamp_integers(x.item_shape, low, high, "uint8", "clip")
+        return self.state.run(kernel, [x], x, "uint8", name)
+
+    # ---- pools
+
+    def _pooled(self, call: Any, output: Quantization | None, name: str) -> Tensor:
+        """An average pool or a spatial mean, of integers or of floats."""
+        value = self._settled(call.args[0])
+        q, x = (value.q, value.tensor) if isinstance(value, Dequantized) else (None, value)
+        x, op = self.state.nhwc(x), str(call.op.name).rsplit(".", 1)[-1]
+        dtype = "float32" if output is None else "uint8"
+        self.state.op = op
+        if op == "avg_pool2d":
+            shape = pool_shape(call, x)
+            like = replace(x, expr=None, shape=(*x.shape[:2], shape.out_height, shape.out_width))
+            include = bool(call.attrs.count_include_pad)
+            kernel = float_pool.float_avg_pool2d(shape, q, output, count_include_pad=include)
+            return self.state.run(kernel, [x], like, dtype, name)
+        height, width = (1, 1) if op == "mean" else (int(d) for d in call.attrs.output_size)
+        like = replace(x, expr=None, shape=(*x.shape[:2], height, width))
+        kernel = float_pool.float_adaptive_avg_pool2d(
+            (int(x.shape[2]), int(x.shape[3])), int(x.shape[1]), (height, width), q, output
+        )
+        y = self.state.run(kernel, [x], like, dtype, name)
+        if op != "mean" or call.attrs.keepdims:
+            return y
+        flat = relax.op.reshape(y.expr, relax.ShapeExpr([*y.shape[:2]]))
+        return _tensor(self.state.builder.emit(flat, name))
+
+    # ---- regions
+
+    def _region(self, region: Region) -> Any:
+        """Emits the kernel of a region and returns its result."""
+        builder = ProgramBuilder(region, self._definitions, self.divides)
+        root = self._definitions[region.root]
+        name = region.root.name
+        if region.host is not None:
+            contraction = contraction_of(self._definitions[region.host], self._definitions)
+            assert contraction is not None
+            return self._contracted(contraction, builder, name, region)
+        return self._elementwise(region, builder, root, name)
+
+    def _elementwise(self, region: Region, builder: ProgramBuilder, root: Any, name: str) -> Tensor:
+        program = builder.program({var: getattr(self.values[var], "q", None) for var in builder.operands})
+        if program.output is not None and not program.steps:
+            pool_call = self.values[builder.operands[0]]
+            if isinstance(pool_call, _WaitingPool) and self._uses[builder.operands[0]] == 1:
+                return self._pooled(pool_call.call, program.output, name)
+        operands = {var: self._settled(var) for var in builder.operands}
+        tensors = [v.tensor if isinstance(v, Dequantized) else v for v in operands.values()]
+        shape = static_shape(root)
+        self.state.op = "elementwise"
+        if program.output is not None and not program.steps and len(tensors) == 1 and tensors[0].layout == "NCHW":
+            (x,) = tensors
+            if isinstance(next(iter(operands.values())), Tensor):
+                return self._quantized_image(x, program.output, name)
+        layout: Layout = self._layout(region, tensors, len(shape))
+        placed = [in_layout(self.state.builder, t, layout) for t in tensors]
+        like = Tensor(None, tuple(shape), layout)
+        item = [int(d) for d in ([*shape[2:], shape[1]] if layout == "NHWC" else shape[1:])]
+        kernel = float_region.float_region(item or [1], program, self.state.isa)
+        return self.state.run(kernel, placed, like, program.out_dtype, name)
+
+    def _quantized_image(self, x: Tensor, output: Quantization, name: str) -> Tensor:
+        """Floats in PyTorch's order, as the network's input is, become integers in NHWC."""
+        n, c, h, w = x.shape
+        kernel = quantize.quantize_nchw_to_nhwc(int(c), int(h), int(w), output.q, self.state.isa, under=output)
+        self.state.op = "quantize"
+        return self.state.run(kernel, [x], Tensor(None, (n, c, h, w), "NHWC"), output.q.dtype, name)
+
+    def _layout(self, region: Region, tensors: list[Tensor], rank: int) -> Layout:
+        if rank != 4:
+            return "flat"
+        if region.axis == "last":
+            return "NCHW"
+        if region.axis == "channels" or any(t.layout == "NHWC" for t in tensors):
+            return "NHWC"
+        return "NCHW"
+
+    def _contracted(self, contraction: Contraction, builder: ProgramBuilder, name: str, region: Region) -> Tensor:
+        value = self.values[contraction.x]
+        assert isinstance(value, Dequantized)
+        weight = _weight(contraction)
+        channels = weight.integers.shape[0]
+        operands = {var: self._settled(var) for var in builder.operands}
+        multiplier_f32 = qdq_numerics.multiplier(value.q, weight.scales, channels)
+        program = builder.program({var: getattr(v, "q", None) for var, v in operands.items()}, multiplier_f32)
+        tensors = [v.tensor if isinstance(v, Dequantized) else v for v in operands.values()]
+        emit = self._convolved if contraction.kind == "conv2d" else self._multiplied
+        return emit(contraction, value, weight, program, tensors, name)
+
+    def _convolved(
+        self, contraction: Contraction, value: Dequantized, weight: _Weight, program: FloatProgram,
+        tensors: list[Tensor], name: str,
+    ) -> Tensor:  # fmt: skip
+        state, q = self.state, value.q
+        x, border = value.tensor, (0, 0, 0, 0)
+        if any(x.border) and x.border_value == q.zero_point:
+            border, x = x.border, without_border(x)
+        x = state.nhwc(x)
+        shape = conv_shape(contraction.call, x, weight.integers.shape, border)
+        w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
+        if shape.groups == shape.in_channels and shape.groups > 1:
+            zero_points = np.broadcast_to(weight.zero_points, (shape.out_channels,))
+            kernel = depthwise.depthwise_conv2d(
+                shape, w_ohwi, zero_points, q.zero_point, program, saturate_pairs=False, threads=state.threads,
+                isa=state.isa,
+            )  # fmt: skip
+        else:
+            dot, w = weight.for_dot(state.dot, w_ohwi)
+            kernel = conv2d.conv2d(
+                shape, w, q.zero_point, program, dot, threads=state.threads, schedule=state.schedule(shape, dot),
+                isa=state.isa,
+            )  # fmt: skip
+        like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC")
+        return state.run(kernel, [x, *map(state.nhwc, tensors)], like, program.out_dtype, name, (name, "conv2d"))
+
+    def _multiplied(
+        self, contraction: Contraction, value: Dequantized, weight: _Weight, program: FloatProgram,
+        tensors: list[Tensor], name: str,
+    ) -> Tensor:  # fmt: skip
+        state = self.state
+        out_features, in_features = weight.integers.shape
+        dot, w = weight.for_dot(state.dot, weight.integers)
+        kernel = conv2d.linear(in_features, w, value.q.zero_point, program, dot, threads=state.threads, isa=state.isa)
+        shape = (*static_shape(contraction.call),)
+        per_image = math.prod(int(d) for d in shape[1:-1])
+        kernel = replace(kernel, macs=kernel.macs * per_image)
+        rows = math.prod(shape[:-1]) if all(isinstance(d, int) for d in shape) else shape[0] * per_image
+
+        def as_rows(x: Tensor, features: int) -> Tensor:
+            x = in_layout(state.builder, x, "NCHW" if x.layout != "flat" else "flat")
+            if len(x.shape) == 2:
+                return x
+            flat = state.builder.emit(relax.op.reshape(x.expr, relax.ShapeExpr([rows, features])))
+            return Tensor(flat, (rows, features), "flat")
+
+        inputs = [as_rows(value.tensor, in_features), *(as_rows(t, out_features) for t in tensors)]
+        like = Tensor(None, (rows, out_features), "flat")
+        y = state.run(kernel, inputs, like, program.out_dtype, name, (name, "linear"))
+        if len(shape) == 2:
+            return y
+        return _tensor(state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(list(shape))), name))
+
+
+def _is_pool(call: Any) -> bool:
+    name = getattr(getattr(call, "op", None), "name", "")
+    if name == "relax.mean":
+        axes = call.attrs.axis
+        return len(call.args[0].ty.shape) == 4 and axes is not None and sorted(int(a) % 4 for a in axes) == [2, 3]
+    return name in ("relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """Stored int8, output channels first, with scales and zero points."""
+
+    integers: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+
+    def for_dot(self, dot: Any, integers: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Returns the dot product that is exact for this weight, and the weight in the form that it takes."""
+        if not self.zero_points.any():
+            return dot, integers
+        shift = self.zero_points.reshape(-1, *(1,) * (integers.ndim - 1)).astype(np.int16)
+        return PORTABLE, integers.astype(np.int16) - shift  # w - zero_point needs nine bits
+
+
+def _weight(contraction: Contraction) -> _Weight:
+    integers, scales, zero_points = (constant_value(argument) for argument in contraction.weight.args[:3])
+    integers, zero_points = integers.astype(np.int16), np.atleast_1d(zero_points).astype(np.int64)
+    if contraction.weight.args[0].ty.dtype == "uint8":
+        integers, zero_points = integers - 128, zero_points - 128
+    if not contraction.transposed:
+        integers = integers.T
+    scales = np.atleast_1d(scales).astype(np.float64)
+    return _Weight(np.ascontiguousarray(integers.astype(np.int8)), scales, zero_points)

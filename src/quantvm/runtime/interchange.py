@@ -1,0 +1,102 @@
+"""Tensors of NumPy, PyTorch and any other library that speaks DLPack, into TVM and out again.
+
+Memory is shared where it can be: TVM's kernels take tensors at 64-byte boundaries for granted, in C order. PyTorch's
+tensors lie so; NumPy's mostly do not, unless `aligned_empty` made them, and are then copied.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["numpy", "torch", "tvm"]
+
+ALIGNMENT_BYTES = 64
+"""Where TVM's kernels expect tensors to begin: at multiples of this."""
+_CPU = 1  # kDLCPU of DLPack
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor as its owner gave it.
+
+    Attributes:
+        value: a torch tensor, or an array that has the memory of what was given.
+        kind: the library whose tensors are returned for it.
+        problem: why it cannot be taken, as the end of "input 0 is ..."; None if it can.
+    """
+
+    value: Any
+    kind: Kind
+    problem: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of its dimensions."""
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype by NumPy's name."""
+        return str(self.value.dtype).removeprefix("torch.")
+
+
+def given(x: Any) -> Given:
+    """Returns a tensor of any library, or what NumPy makes of another object, without a copy of a tensor."""
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    if torch is not None and isinstance(x, torch.Tensor):
+        return Given(x, "torch", _torch_problem(x, torch))
+    if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack__"):
+        return Given(np.asarray(x), "numpy")
+    kind: Kind = "tvm" if type(x).__module__.split(".")[0] in ("tvm", "tvm_ffi") else "numpy"
+    device = x.__dlpack_device__()
+    if device[0] != _CPU:
+        # an array of no elements stands for it in messages
+        return Given(np.empty(0, np.float32), kind, f"on DLPack's device {tuple(map(int, device))}, expected the CPU")
+    try:
+        return Given(np.from_dlpack(x), kind)
+    except (BufferError, RuntimeError, TypeError) as error:
+        return Given(np.empty(0, np.float32), kind, f"a {type(x).__name__} that NumPy cannot take by DLPack: {error}")
+
+
+def _torch_problem(x: Any, torch: Any) -> str | None:
+    if x.device.type != "cpu":
+        return f"on {x.device}, expected the CPU; call .cpu() first"
+    if x.layout != torch.strided:
+        return f"a tensor of layout {x.layout}, expected a dense one; call .to_dense() first"
+    return None
+
+
+def shared(tensor: Given, tvm: Any) -> Any:
+    """Returns what was given as a TVM tensor in C order: its own memory, or a copy of it.
+
+    It is a copy only where the strides are others (PyTorch's channels_last among them), where the memory does not begin
+    at a 64-byte boundary, or where it must not be written to, which DLPack cannot tell TVM.
+    """
+    x = tensor.value
+    if tensor.kind == "torch":
+        x = x.detach().resolve_neg().contiguous().numpy()
+    array = np.ascontiguousarray(x)
+    if array.ctypes.data % ALIGNMENT_BYTES == 0 and array.flags.writeable:
+        return tvm.runtime.from_dlpack(array)
+    return tvm.runtime.tensor(array)
+
+
+def returned(tensor: Any, kind: Kind) -> Any:
+    """Returns a TVM tensor's own memory as a tensor of a library."""
+    if kind == "torch":
+        import torch
+
+        return torch.from_dlpack(tensor)
+    return tensor if kind == "tvm" else np.from_dlpack(tensor)
+
+
+def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an uninitialized float32 array that a compiled model takes without a copy."""
+    size_bytes = int(np.prod(shape, dtype=np.int64)) * 4
+    memory = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    return memory[start : start + size_bytes].view(np.float32).reshape(shape)

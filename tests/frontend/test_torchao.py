@@ -1,0 +1,90 @@
+"""Linear layers of torchao's `quantize_`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from quantvm.errors import ModelImportError
+from quantvm.frontend import from_exported_program, import_model
+from tests.quantized_modules import image
+
+from .pt2e import calls, evaluate
+
+pytest.importorskip("torchao")
+pytestmark = pytest.mark.filterwarnings("ignore")
+SCALE = 0.03
+
+
+def _configurations():
+    from torchao.quantization import (
+        Int8DynamicActivationInt8WeightConfig,
+        Int8StaticActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+    )
+    from torchao.quantization.granularity import PerRow, PerTensor
+    from torchao.quantization.quant_primitives import MappingType
+
+    scale, zero_point = torch.full((1, 1, 1), SCALE), torch.full((1, 1, 1), 3, dtype=torch.int8)
+    asymmetric = MappingType.ASYMMETRIC
+    return {
+        "static": Int8StaticActivationInt8WeightConfig(act_quant_scale=scale, granularity=PerTensor()),
+        "static_rows": Int8StaticActivationInt8WeightConfig(act_quant_scale=scale, granularity=[PerTensor(), PerRow()]),
+        "static_asymmetric": Int8StaticActivationInt8WeightConfig(
+            scale, zero_point, granularity=[PerTensor(), PerRow()], act_mapping_type=asymmetric
+        ),
+        "dynamic": Int8DynamicActivationInt8WeightConfig(),
+        "dynamic_tensor": Int8DynamicActivationInt8WeightConfig(granularity=PerTensor()),
+        "dynamic_asymmetric": Int8DynamicActivationInt8WeightConfig(act_mapping_type=asymmetric),
+        "weights": Int8WeightOnlyConfig(),
+    }
+
+
+def quantized(config) -> nn.Module:
+    from torchao.quantization import quantize_
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)).eval()
+    quantize_(model, config)
+    return model
+
+
+@pytest.mark.parametrize("name", [
+    "static", "static_rows", "static_asymmetric", "dynamic", "dynamic_tensor", "dynamic_asymmetric", "weights",
+])  # fmt: skip
+def test_results_are_torchs(name: str):
+    model, x = quantized(_configurations()[name]), image(3, 5, 16)
+    module = import_model(model, x)
+    names = [call.op.name.removeprefix("relax.") for call in calls(module)]
+    if name.startswith("static"):
+        assert names.count("quantize") == 2
+        assert names.count("dequantize") == 4, "activations and weights of two linear layers"
+        assert "round" not in names
+    if name.startswith("dynamic"):
+        products = [str(call.ty.dtype) for call in calls(module) if call.op.name == "relax.matmul"]
+        assert products == ["int32", "int32"], "integers are multiplied"
+    batch = image(4, 5, 16, seed=3)
+    with torch.no_grad():
+        expected = model(batch).numpy()
+    (actual,) = evaluate(module, batch)
+    # where a sum in another order moves a value over a tie, one integer changes
+    np.testing.assert_allclose(actual, expected, atol=0.01)
+    assert (np.abs(actual - expected) < 1e-6).mean() > 0.9
+
+
+def test_files_keep_torchaos_weights(tmp_path):
+    model, x = quantized(_configurations()["dynamic"]), image(3, 5, 16)
+    torch.export.save(torch.export.export(model, (x,)), str(tmp_path / "model.pt2"))
+    (actual,) = evaluate(import_model(tmp_path / "model.pt2"), x)
+    with torch.no_grad():
+        np.testing.assert_allclose(actual, model(x).numpy(), atol=1e-6)
+
+
+def test_int4_and_intx_are_out():
+    from torchao.quantization import IntxWeightOnlyConfig
+
+    program = torch.export.export(quantized(IntxWeightOnlyConfig()), (image(3, 16),))
+    with pytest.raises(ModelImportError, match=r"int4 or intx weights .*Int8DynamicActivationInt8WeightConfig"):
+        from_exported_program(program)
