@@ -113,17 +113,14 @@ class Explainer:
                 task.advance()
 
     def _rule(self, candidate: _Candidate, strayed: bool) -> RuleCause | None:
-        search, found = candidate.search, None
-        if search is not None:
-            found = search.closest()
-            names = [self._name(search, i, None if found is None else found[i]) for i in range(2)]
-        else:
-            names = [None, None]
-        for i in range(2):
-            follows = search is not None and search.follows_said(i)
-            by_definition = self._rules[i] == "qdq" and not follows
-            is_compiled = self._sides[i].startswith("tvm")
-            if by_definition or (is_compiled and strayed and candidate.in_float[i] and not follows):
+        search = candidate.search
+        if search is None:
+            return self._of_floats() if candidate.in_float[1] else None
+        found = search.closest()
+        names = [self._name(search, i, None if found is None else found[i]) for i in range(2)]
+        for i, side in enumerate(self._sides):
+            left_in_float = side.startswith("tvm") and strayed and candidate.in_float[i]
+            if (side == "qdq" or left_in_float) and not search.follows_said(i):
                 names[i], found = IN_FLOAT, None
         reference, actual = names
         if reference is None or actual is None or reference == actual:
@@ -132,13 +129,21 @@ class Explainer:
         if found is not None:
             e, a = (rule.facts for rule in found)
             facts = tuple((fact, e.get(fact), a.get(fact)) for fact in differing_facts(e, a))
-        return RuleCause((self._sides[0], reference, self._rules[0]), (self._sides[1], actual, self._rules[1]), facts)
+        return RuleCause((self._sides[0], reference, self._said(0)), (self._sides[1], actual, self._said(1)), facts)
+
+    def _said(self, side: int) -> str:
+        return IN_FLOAT if self._sides[side] == "qdq" else self._rules[side]
+
+    def _of_floats(self) -> RuleCause:
+        """Returns the cause where both sides compute with float operators that round, or sum, in ways of their own."""
+        return RuleCause(
+            (self._sides[0], "its own float operators", "its own float operators"),
+            (self._sides[1], IN_FLOAT, IN_FLOAT), (),
+        )  # fmt: skip
 
     def _name(self, search: Search, side: int, rule: Rule | None) -> str | None:
         """Returns the name of the rule that a side follows: what it is said to, if it does."""
         if search.follows_said(side):
-            return self._rules[side]
-        rules = search.rules[side]
-        if rule is None:
-            rule = rules[0] if rules else None
+            return self._said(side)
+        rule = rule or next(iter(search.rules[side]), None)
         return None if rule is None else rule.name

@@ -242,7 +242,8 @@ register_family(
 
 def _real_function(operator: Operator) -> Callable[[F32], F32]:
     def sigmoid(x: F32) -> F32:
-        exp_f32 = np.exp(-x.astype(np.float64)).astype(f32)
+        with np.errstate(over="ignore"):
+            exp_f32 = np.exp(-x.astype(np.float64)).astype(f32)
         return np.divide(f32(1), np.add(f32(1), exp_f32, dtype=f32), dtype=f32)
 
     return {

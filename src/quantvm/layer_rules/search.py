@@ -71,10 +71,10 @@ class Search:
 
     def _needed(self) -> list[list[Rule]]:
         """Returns the rules that the answer depends on: the closest pair, and what the sides are said to follow."""
-        closest = self.closest()
+        named = self.closest() or tuple(next(iter(rules), None) for rules in self.rules)
         return [
-            [rule for rule in rules if rule.key == said.key or (closest is not None and rule is closest[i])]
-            for i, (rules, said) in enumerate(zip(self.rules, self._said, strict=True))
+            [rule for rule in rules if rule.key == said.key or rule is name]
+            for rules, said, name in zip(self.rules, self._said, named, strict=True)
         ]
 
     def _keep_fitting(

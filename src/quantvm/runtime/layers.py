@@ -171,7 +171,7 @@ class TvmLayerRun:
 
     Args:
         program: a `frontend.LayeredProgram`.
-        numerics: as `quantvm.compile` takes it; None for TVM's own float operators, no lowering.
+        numerics: as `quantvm.compile` takes it; None to leave all operators in float.
         engine: PyTorch engine whose arithmetic is followed.
         channels_last: of each layer, whether PyTorch holds it in channels-last order.
         target: what is compiled for.
@@ -236,13 +236,11 @@ class TvmLayerRun:
         use_threads(self._threads)
         # where a given tensor takes its place, nobody reads what was computed
         module = relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(module))
-        if self._numerics is None:
-            lowered = relax.transform.LegalizeOps()(module)
-        else:
-            options = LoweringOptions(
-                self._target, numerics=self._numerics, threads=self._threads, schedules=schedules_for(self._target)
-            )
-            lowered, _ = lower(module.with_attr("quantvm.engine", self._engine), options)
+        options = LoweringOptions(
+            self._target, numerics=self._numerics or "torch", threads=self._threads,
+            schedules=schedules_for(self._target), in_float=self._numerics is None,
+        )  # fmt: skip
+        lowered, _ = lower(module.with_attr("quantvm.engine", self._engine), options)
         return start_vm(build_executable(lowered, self._target))["main"]
 
 
