@@ -1,24 +1,23 @@
-"""`quantvm diff`: equal runs, other rules, and bugs that were put in on purpose."""
+"""`quantvm diff`: equal runs, other rules, the sides that there are, and what the command prints."""
 
 from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from quantvm import numerics
 from quantvm.cli import app
 from quantvm.errors import ConfigError
 from quantvm.evaluate.diff import DiffConfig, diff
 from quantvm.evaluate.layer_parity import DifferenceCount
 from quantvm.frontend import capture, import_layers
-from quantvm.kernels import conv2d
-from quantvm.lowering import contraction_rules
+from quantvm.report.diff_text import diff_lines
+from quantvm.runtime.layers import TvmLayerRun
 from tests.quantized_modules import SmallNetwork, image, save_traced
 
 SHAPE = (1, 3, 19, 17)
@@ -100,82 +99,62 @@ class Ties(torch.nn.Module):
         return self.relu(self.conv(self.quantize(x))).dequantize()
 
 
-@pytest.mark.parametrize(("engine", "rule"), [("onednn", "rule onednn: "), ("x86", "rule x86: ")])
-def test_another_engine_is_named_as_the_rule(engine, rule, tmp_path):
+@pytest.mark.parametrize("engine", ["onednn", "x86"])
+def test_another_engine_is_told_by_the_fact_in_which_it_differs(engine, tmp_path):
     program = str(save_traced(Ties(), image(*SHAPE), tmp_path / "ties.pt"))
     row = compare(program, reference=f"torch:{engine}")
+    conv = row["layers"][row["first"]]
+    assert (conv["name"], conv["own"]["max_steps"]) == ("conv", 1)
+    assert conv["rule"] == {
+        "reference": engine, "reference_said": engine, "actual": "fbgemm", "actual_said": "fbgemm",
+        "facts": [{"fact": "zero_point", "reference": "before", "actual": "after"}],
+    }  # fmt: skip
+    assert conv["cause"] == (
+        f"rule zero point: torch:{engine} ({engine}): added before rounding; tvm (fbgemm): added after rounding"
+    )
     found = causes(row)
-    assert found["conv"].startswith(rule), found
     assert all(cause == "inherited" for name, cause in found.items() if name != "conv"), found
-    assert (row["layers"][row["first"]]["name"], row["layers"][row["first"]]["own"]["max_steps"]) == ("conv", 1)
-    assert compare(program)["n_differing"] == 0
+
+
+def test_pytorch_is_compared_with_pytorch_layer_by_layer(tmp_path):
+    program = str(save_traced(Ties(), image(*SHAPE), tmp_path / "ties.pt"))
+    row = compare(program, reference="torch:onednn", actual="torch:fbgemm")
+    assert {layer["name"]: layer["rule"] is not None for layer in row["layers"]}["conv"]
+    assert row["layers"][row["first"]]["own"] is not None
+    assert row["fusion"] == []
+    assert compare(program, reference="torch:fbgemm", actual="torch")["n_differing"] == 0
 
 
 def test_the_integer_path_differs_where_floats_round_otherwise(program):
-    found = causes(compare(program, actual="tvm:integer"))
+    row = compare(program, actual="tvm:integer", num_samples=1)
+    found = causes(row)
     assert found
     assert all(cause == "inherited" or cause.startswith("rule ") for cause in found.values()), found
-    exact = compare(program, reference="tvm:integer", actual="tvm:integer")
-    assert exact["n_differing"] == 0
-    swapped = causes(compare(program, reference="tvm:integer", actual="tvm"))
-    assert any(cause.startswith("rule integer") for cause in swapped.values()), swapped
+    named = [layer["rule"] for layer in row["layers"] if layer["rule"] is not None]
+    assert all((rule["reference"], rule["actual"]) == ("fbgemm", "integer") for rule in named), named
 
 
 def test_the_relax_form_in_float_can_be_a_side(program):
     row = compare(program, actual="qdq", num_samples=1)
     assert row["layers"][0]["whole"]["n"] == 3 * 19 * 17
     assert all(layer["whole"]["max_steps"] <= 3 for layer in row["layers"])
+    differing = [layer for layer in row["layers"] if layer["own"]["equal"] < layer["own"]["n"]]
+    assert all(layer["rule"]["actual"] == "QDQ in float" for layer in differing), causes(row)
+    reverse = compare(program, reference="qdq", actual="torch", num_samples=1)
+    assert [layer["whole"]["equal"] for layer in reverse["layers"]] == [
+        layer["whole"]["equal"] for layer in row["layers"]
+    ]
 
 
-def _rolled(original):
-    def requantization(*arguments, **options):
-        r = original(*arguments, **options)
-        return replace(r, multiplier_f32=np.roll(r.multiplier_f32, 1))
-
-    return requantization
-
-
-def _without_zero_point(original):
-    def build(shape, weight, input_zero_point, *arguments, **options):
-        return original(shape, weight, 0, *arguments, **options)
-
-    return build
-
-
-def _rounded_down(original):
-    def requantization(*arguments, **options):
-        r = original(*arguments, **options)
-        bias_f32 = None if r.bias_f32 is None else r.bias_f32 - np.float32(0.5) / r.multiplier_f32
-        return replace(r, bias_f32=bias_f32)
-
-    return requantization
-
-
-def _padded_by_one_more(original):
-    def padding(conv):
-        top, left, bottom, right = original(conv)
-        return (top + 1, left, bottom - 1, right) if bottom else (top, left, bottom, right)
-
-    return padding
-
-
-BUGS = {
-    "swapped channels": (numerics, "requantization", _rolled, "stem"),
-    "dropped zero point": (conv2d, "conv2d", _without_zero_point, "stem"),
-    "wrong rounding": (numerics, "requantization", _rounded_down, "stem"),
-    "padding off by one": (contraction_rules, "_padding", _padded_by_one_more, "stem"),
-}
-
-
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_bug_is_caught_in_its_layer_and_no_rule_explains_it(bug, program, monkeypatch):
-    module, name, wrong, layer = BUGS[bug]
-    monkeypatch.setattr(module, name, wrong(getattr(module, name)))
-    row = compare(program)
-    first = row["layers"][row["first"]]
-    assert first["name"] == layer
-    assert first["cause"] == "unexplained: likely a bug"
-    assert first["own"]["equal"] < first["own"]["n"]
+def test_fusion_that_changes_an_output_is_reported(program, monkeypatch):
+    original = TvmLayerRun.fused_outputs
+    monkeypatch.setattr(TvmLayerRun, "fused_outputs", lambda self, x: [y + np.float32(1) for y in original(self, x)])
+    result = diff(model=program, input_shape=SHAPE, num_samples=1, threads=1)
+    (fusion,) = result.row["fusion"]
+    assert (fusion["side"], fusion["equal"], fusion["n"], fusion["max_abs_diff"]) == ("tvm", 0, 10, 1.0)
+    assert result.row["n_differing"] == 0
+    assert result.exit_code == 1
+    assert "FUSION CHANGES 10 of 10 raw outputs, by up to 1" in "\n".join(diff_lines(result.row))
 
 
 def test_the_command_prints_the_differing_layers_and_writes_all(program, tmp_path):
@@ -187,7 +166,9 @@ def test_the_command_prints_the_differing_layers_and_writes_all(program, tmp_pat
     assert differing.exit_code == 1, differing.output
     lines = differing.stdout.splitlines()
     assert lines[0].split() == ["#", "layer", "op", "shape", "equal", "off", "by", "1", "max", "SQNR", "cause"]
-    assert "layers differ; the first is" in lines[-1]
+    assert "layers differ; the first is" in lines[-2]
+    assert lines[-1] == "tvm:integer fused: all 10 raw outputs are those of the layers"
+    assert any(line.startswith("rule 1: ") for line in lines)
     row = json.loads((tmp_path / "found" / "diff.json").read_text())
     with (tmp_path / "found" / "layers.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
@@ -196,10 +177,17 @@ def test_the_command_prints_the_differing_layers_and_writes_all(program, tmp_pat
 
 
 def test_wrong_options_are_told_at_once(program):
-    config = DiffConfig(model=program, reference="torch:mkl", actual="float", num_samples=0)
-    with pytest.raises(ConfigError, match="3 wrong options") as error:
+    config = DiffConfig(
+        model=program, reference="torch:mkl", actual="float", num_samples=0, save_repro=Path("nowhere/layer.txt")
+    )
+    with pytest.raises(ConfigError, match="5 wrong options") as error:
         diff(config)
     assert "expected one of torch, torch:fbgemm" in str(error.value)
+    assert "expected a name like test_layer.py" in str(error.value)
+    with pytest.raises(ConfigError, match="fp32: a TorchScript file does not hold the float model"):
+        diff(model=program, actual="fp32")
+    with pytest.raises(ConfigError, match="waterfall: a TorchScript file does not hold the float model"):
+        diff(model=program, waterfall=True)
     with pytest.raises(ConfigError, match="got a config and also threads"):
         diff(config, threads=1)
 

@@ -18,7 +18,9 @@ def diff(
     ],
     reference: Annotated[
         str,
-        typer.Option(metavar="SIDE", help="What is right: torch, torch:ENGINE, tvm, tvm:NUMERICS, qdq (in float)."),
+        typer.Option(
+            metavar="SIDE", help="What is right: torch, torch:ENGINE, tvm, tvm:NUMERICS, qdq (in float), fp32."
+        ),
     ] = "torch",
     actual: Annotated[str, typer.Option(metavar="SIDE", help="What is compared with it: likewise.")] = "tvm",
     num_samples: Annotated[int, typer.Option(metavar="N", help="Images that are compared.")] = 4,
@@ -26,6 +28,15 @@ def diff(
         str | None,
         typer.Option(metavar="N,C,H,W", help="Of a TorchScript file, which does not say it. Without it: 1,3,224,224."),
     ] = None,
+    waterfall: Annotated[
+        bool,
+        typer.Option(
+            "--waterfall",
+            help="Also the accuracy and output error of fp32, floats between dequantize and quantize, PyTorch's int8 "
+            "and TVM's, on the same images.",
+            rich_help_panel=_ZOO,
+        ),
+    ] = False,
     weights: Annotated[
         str,
         typer.Option(metavar="auto|DIR|random|torchvision-quantized", help="As for run.", rich_help_panel=_ZOO),
@@ -74,14 +85,23 @@ def diff(
         Path | None,
         typer.Option(metavar="DIR", help="A folder for diff.json and layers.csv. Without it: nothing is written."),
     ] = None,
+    save_repro: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A pytest file, as test_layer.py, that shows the first layer's own difference alone: one or two "
+            "operators, on the smallest part of their inputs. Without it: none is written.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare every quantized tensor of two runs of one model, and say which layers differ and why.
 
     A layer that differs is computed again from the reference's own inputs: its own differences are told from inherited
-    ones, and other rules of rounding are tried until one explains every element.
+    ones, and rules (how ties are rounded, where the zero point is added, and so on) are tried until one explains every
+    element. Where TVM is a side, its fused code must give the outputs of the code that gave the layers.
 
-    Exit codes: 0 all layers are equal, 1 some differ, 2 wrong option or input.
+    Exit codes: 0 all layers are equal, 1 some differ or fusion changes an output, 2 wrong option or input.
     """
     with errors_to_exit_codes():
         from quantvm.evaluate.diff import DiffConfig
@@ -95,6 +115,7 @@ def diff(
             actual=actual,
             **({"input_shape": shape_of(input_shape)} if input_shape else {}),
             num_samples=num_samples,
+            waterfall=waterfall,
             weights=weights,
             data=data,
             calibration_data=calibration_data,
@@ -105,6 +126,7 @@ def diff(
             target=target,
             threads=threads,
             out=out,
+            save_repro=save_repro,
         )
         result = compare(config, progress=progress_for_stderr())
         print_result(result.row, diff_lines(result.row), as_json)

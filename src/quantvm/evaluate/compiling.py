@@ -58,12 +58,21 @@ def quantize_only_model(
     plan: Plan, run_config: RunConfig, stages: Stages, progress: Progress
 ) -> tuple[ModelSpec, nn.Module]:
     """Returns the only model of a plan, which was named, and its quantized form."""
+    spec, _, quantized = float_and_quantized(plan, run_config, stages, progress)
+    return spec, quantized
+
+
+def float_and_quantized(
+    plan: Plan, run_config: RunConfig, stages: Stages, progress: Progress
+) -> tuple[ModelSpec, nn.Module | None, nn.Module]:
+    """Returns the only model of a plan, its float form (None where only integers were published), and its quantized."""
     (entry,) = plan.entries
     assert entry.weights is not None  # a named model has weights, or prepare raises
     titled = TitledProgress(progress, entry.spec.title)
     inputs = stages.calibration_inputs(entry.spec, plan.calibration)
     float_model = stages.build_float_model(entry.spec, entry.weights, inputs, run_config)
-    return entry.spec, stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
+    quantized = stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
+    return entry.spec, float_model, quantized
 
 
 def _own(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:

@@ -1,30 +1,20 @@
-"""How two runs of one program differ, layer by layer, and which rule of rounding explains a difference."""
+"""How two runs of one program differ, layer by layer, and what a difference comes from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.report.diff_schema import DifferenceRow
+from quantvm.layer_rules.facts import FACTS, in_words
+from quantvm.report.diff_schema import DifferenceRow, RuleRow
 
 if TYPE_CHECKING:
     from quantvm.frontend import Layer
 
 ArrayInt = Any
-
-RULES: Mapping[str, str] = {
-    "fbgemm": "one float multiplication, the zero point added after rounding; float bias (FBGEMM)",
-    "onednn": "two float multiplications, the zero point added before rounding (oneDNN)",
-    "x86": "as onednn up to 100 groups, as fbgemm beyond",
-    "qnnpack": "one float multiplication, the bias rounded to an integer (QNNPACK)",
-    "integer": "a fixed-point multiplier, ties upward",
-    "integer:to_even": "a fixed-point multiplier, ties to even",
-    "integer:away": "a fixed-point multiplier, ties away from zero",
-}
-"""Ways to compute a layer that are tried on one that differs, and what is peculiar to each."""
 
 
 @dataclass
@@ -54,35 +44,92 @@ class DifferenceCount:
         self.off_by_one += int(np.count_nonzero(steps == 1))
         self.max_steps = max(self.max_steps, int(steps.max(initial=0)))
         centred = expected.astype(np.float64) - zero_point
-        self.signal += float(np.dot(centred.ravel(), centred.ravel()))
-        self.noise += float(np.dot(steps.ravel().astype(np.float64), steps.ravel()))
+        self.add_noise(centred, steps)
+
+    def add_noise(self, signal: ArrayInt, noise: ArrayInt) -> None:
+        """Counts one image's energies, of which the SQNR is made."""
+        self.signal += float(np.square(signal, dtype=np.float64).sum())
+        self.noise += float(np.square(noise, dtype=np.float64).sum())
 
     @property
     def is_exact(self) -> bool:
         """Whether all elements are equal."""
         return self.equal == self.n
 
+    @property
+    def sqnr_db(self) -> float | None:
+        """Signal to quantization noise; None where nothing differs, or all is zero."""
+        return None if self.noise == 0 or self.signal == 0 else 10 * float(np.log10(self.signal / self.noise))
+
     def row(self) -> DifferenceRow:
         """Returns the counts as diff.json holds them."""
-        sqnr_db = None if self.noise == 0 or self.signal == 0 else 10 * float(np.log10(self.signal / self.noise))
         return {
             "n": self.n,
             "equal": self.equal,
             "off_by_one": self.off_by_one,
             "max_steps": self.max_steps,
-            "sqnr_db": sqnr_db,
+            "sqnr_db": self.sqnr_db,
         }
+
+
+@dataclass(frozen=True)
+class RuleCause:
+    """The rules that give all integers of both sides.
+
+    Attributes:
+        reference, actual: (name of the side, the rule that it follows here, the rule that it is said to follow).
+        facts: (fact, the reference's value, the other side's value) where the rules differ; empty if one of them is not
+            made of facts.
+    """
+
+    reference: tuple[str, str, str]
+    actual: tuple[str, str, str]
+    facts: tuple[tuple[str, str | None, str | None], ...]
+
+    @property
+    def text(self) -> str:
+        """What the report says."""
+        sides = [
+            f"{side} ({rule if rule == said else f'{rule}, not {said}'})"
+            for side, rule, said in (self.reference, self.actual)
+        ]
+        if not self.facts:
+            return f"rule {self.actual[1]}: {sides[0]}; {sides[1]}"
+        names = " + ".join(FACTS[fact][0] for fact, _, _ in self.facts)
+        values = [" + ".join(in_words(row[0], row[i]) for row in self.facts) for i in (1, 2)]
+        return f"rule {names}: " + "; ".join(f"{side}: {value}" for side, value in zip(sides, values, strict=True))
+
+    def row(self) -> RuleRow:
+        """Returns the cause as diff.json holds it."""
+        return {
+            "reference": self.reference[1],
+            "reference_said": self.reference[2],
+            "actual": self.actual[1],
+            "actual_said": self.actual[2],
+            "facts": [{"fact": fact, "reference": e, "actual": a} for fact, e, a in self.facts],
+        }
+
+
+UNEXPLAINED = "unexplained: likely a bug"
 
 
 @dataclass
 class LayerCount:
-    """One layer's differences: in the run as a whole, and computed from the reference's own inputs."""
+    """One layer's differences: in the run as a whole, and computed from the reference's own inputs.
+
+    Attributes:
+        layer: which.
+        whole: of the run as a whole.
+        own: from the reference's inputs; None where that was not computed.
+        rule: the rules that explain the own differences; None if none does.
+        to_float: signal and noise of real values, where one side is the float model.
+    """
 
     layer: Layer
     whole: DifferenceCount = field(default_factory=DifferenceCount)
     own: DifferenceCount | None = None
-    explained_by: list[str] | None = None
-    """Rules that give all of the reference's integers, in the order in which they were tried; None: not tried."""
+    rule: RuleCause | None = None
+    to_float: DifferenceCount | None = None
 
     def add(self, actual: ArrayInt, expected: ArrayInt) -> None:
         """Counts one image of the run as a whole."""
@@ -93,18 +140,34 @@ class LayerCount:
         self.own = self.own or DifferenceCount()
         self.own.add(actual, expected, self.layer.q.zero_point)
 
+    def add_real(self, integers: ArrayInt, real_f32: ArrayInt) -> None:
+        """Counts one image of a side's integers against the float model's values."""
+        self.to_float = self.to_float or DifferenceCount()
+        dequantized = (integers.astype(np.float64) - self.layer.q.zero_point) * self.layer.q.scale
+        self.to_float.add_noise(real_f32, dequantized - real_f32)
+
+    @property
+    def differs(self) -> bool:
+        """Whether any element does, in the whole run or alone."""
+        return not self.whole.is_exact or (self.own is not None and not self.own.is_exact)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether there are differences from equal inputs."""
+        return self.own is not None and not self.own.is_exact
+
     @property
     def cause(self) -> str | None:
         """What the difference comes from; None where there is none."""
-        if self.whole.is_exact and (self.own is None or self.own.is_exact):
+        if not self.differs:
             return None
-        if self.own is not None and self.own.is_exact:
+        if self.to_float is not None:
+            return "quantization" if self.own is None or self.has_own else "inherited"
+        if self.own is None:
+            return "not computed alone"
+        if not self.has_own:
             return "inherited"
-        if self.explained_by is None:
-            return "own"
-        if not self.explained_by:
-            return "unexplained: likely a bug"
-        return f"rule {self.explained_by[0]}: {RULES[self.explained_by[0]]}"
+        return UNEXPLAINED if self.rule is None else self.rule.text
 
 
 def first_difference(counts: Sequence[LayerCount]) -> int | None:

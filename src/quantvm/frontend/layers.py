@@ -1,13 +1,16 @@
-"""The quantized tensors of a program, one by one: which operator of PyTorch makes each, and from which others.
+"""The quantized tensors of a program, one by one: which operator of the model makes each, and from which others.
 
-A layer is an operator that quantizes a result of its own. `import_layers` gives the program in Relax QDQ form twice:
-`chained` returns all of them besides the outputs, and `isolated` takes all of them as inputs, too, so that every layer
-is computed from given inputs and no difference is handed on.
+A layer is an operator that quantizes a result of its own. An importer gives `LayeredProgram` the program in Relax QDQ
+form with all layers beside its outputs, their parameters, and a `LayerSource`, which has the framework compute them.
+What else the comparison needs follows from the Relax form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 import tvm
@@ -20,10 +23,10 @@ class Layer:
     """One quantized tensor.
 
     Attributes:
-        name: module path in PyTorch where that is known, else the operator; numbered where it occurs again.
+        name: module path in the model where that is known, else the operator; numbered where it occurs again.
         op: qualified name of the operator, as quantized::conv2d.
-        value: the tensor's name in the TorchScript graph.
-        shape: PyTorch's logical shape.
+        value: the tensor's name in the source.
+        shape: logical shape.
         q: its parameters.
     """
 
@@ -34,54 +37,74 @@ class Layer:
     q: QuantParams
 
 
+class LayerSource(Protocol):
+    """A model in its own framework, which computes the integers of the layers."""
+
+    def layers(
+        self, layers: Sequence[Layer], inputs: Sequence[torch.Tensor], *, given: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Returns the integers of every layer, in the framework's own memory order.
+
+        Args:
+            layers: which.
+            inputs: of the model.
+            given: integers of every layer, from which the layers after it are computed; None: from what it computed.
+        """
+        ...
+
+    def outputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns the model's outputs."""
+        ...
+
+    def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
+        """Returns the program packed for another engine of the framework, or raises ConfigError if it has none."""
+        ...
+
+
 @dataclass(frozen=True)
 class LayeredProgram:
     """A quantized program and the layers that it is made of, for batches of the example's size.
 
     Attributes:
-        script: the TorchScript module.
+        source: the model in its framework.
         layers: in order of execution.
         chained: Relax QDQ; inputs -> (outputs, every layer's integers).
         n_outputs: how many of the results of `chained` are the program's own.
-        engine: PyTorch engine that it was quantized for.
+        engine: engine that it was quantized for.
+        example_inputs: of the model.
     """
 
-    script: torch.jit.ScriptModule
+    source: LayerSource
     layers: tuple[Layer, ...]
     chained: tvm.IRModule
     n_outputs: int
     engine: str
     example_inputs: tuple[torch.Tensor, ...]
 
-    def isolated(self, channels_last: tuple[bool, ...]) -> tvm.IRModule:
-        """Returns Relax QDQ; (inputs, every layer's integers) -> every layer's integers, each from the given ones.
+    @cached_property
+    def plain(self) -> tvm.IRModule:
+        """Relax QDQ; inputs -> outputs, no layer in sight."""
+        from .layer_graphs import plain
+
+        return plain(self)
+
+    def isolated(self, channels_last: Sequence[bool], wanted: Sequence[int] | None = None) -> tvm.IRModule:
+        """Returns Relax QDQ; (inputs, every layer's integers) -> the layers' integers, each from the given ones.
 
         Args:
             channels_last: of each layer, whether PyTorch holds it in channels-last order, on which formulas depend.
+            wanted: numbers of the layers that are returned; None: all.
         """
-        from .torchscript import convert_isolated
+        from .layer_graphs import isolated
 
-        return convert_isolated(self, channels_last)
+        return isolated(self, channels_last, wanted)
 
 
 def capture(program: LayeredProgram, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    """Returns the integers of every layer as PyTorch computes them, in its own memory order.
+    """Returns the integers of every layer as the framework computes them, under its current engine."""
+    return program.source.layers(program.layers, inputs)
 
-    The engine is PyTorch's current one, `torch.backends.quantized.engine`.
-    """
-    graph = program.script.inlined_graph
-    of_value = {value.debugName(): (value, node) for node in graph.nodes() for value in node.outputs()}
-    outputs = []
-    for layer in program.layers:
-        value, node = of_value[layer.value]
-        copy = graph.create("aten::int_repr", [value], 1)
-        copy.insertAfter(node)  # before anything writes to it in place
-        outputs.append(copy.output())
-    for _ in range(len(list(graph.outputs()))):
-        graph.eraseOutput(0)
-    together = graph.appendNode(graph.create("prim::TupleConstruct", outputs, 1))
-    together.output().setType(torch._C.TupleType([output.type() for output in outputs]))
-    graph.registerOutput(together.output())
-    function = torch._C._create_function_from_graph("layers", graph)
-    with torch.inference_mode():
-        return list(function(program.script._c, *inputs))
+
+def is_channels_last(tensor: Any) -> bool:
+    """Returns whether PyTorch holds a tensor in channels-last order."""
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)

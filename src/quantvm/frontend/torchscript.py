@@ -35,11 +35,10 @@ from .loading import check_converters, load_program
 from .nodes import module_path, source_line, weight_owner
 from .program_inputs import ENGINE_ATTR
 from .registry import find_converter
+from .torchscript_layers import TorchScriptSource
 
 AMX_ATTR = "quantvm.onednn_amx"
 """Module attribute: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
-CHANNELS_LAST_ATTR = "quantvm.channels_last"
-"""Module attribute: the inputs, by number, that PyTorch holds in channels-last order; they are passed as NCHW."""
 
 
 def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, batch: str = "dynamic") -> tvm.IRModule:
@@ -78,18 +77,7 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
 
     chained = _following(engine, conversion.go(with_layers))
     layers = tuple(layer for layer, _ in conversion.layers)
-    return LayeredProgram(script, layers, chained, n_outputs, engine, inputs)
-
-
-def convert_isolated(program: LayeredProgram, channels_last: tuple[bool, ...]) -> tvm.IRModule:
-    """Returns what `LayeredProgram.isolated` says."""
-    conversion = _Conversion(
-        program.script, program.script.inlined_graph, program.example_inputs, "static", given=program.layers
-    )
-    module = conversion.go(lambda results: [tensor.expr for _, tensor in conversion.layers])
-    n_inputs = len(program.example_inputs)
-    formats = [i + n_inputs for i, is_last in enumerate(channels_last) if is_last]
-    return _following(program.engine, module).with_attr(CHANNELS_LAST_ATTR, formats)
+    return LayeredProgram(TorchScriptSource(script), layers, chained, n_outputs, engine, inputs)
 
 
 def _following(engine: str, module: tvm.IRModule) -> tvm.IRModule:
@@ -105,13 +93,11 @@ class _Conversion:
         graph: inlined.
         inputs: examples.
         batch: dynamic or static.
-        given: layers whose integers are inputs of the function: who reads such a tensor reads the input.
     """
 
     def __init__(
-        self, script: torch.jit.ScriptModule, graph: Any, inputs: tuple[torch.Tensor, ...], batch: str,
-        given: Sequence[Layer] = (),
-    ) -> None:  # fmt: skip
+        self, script: torch.jit.ScriptModule, graph: Any, inputs: tuple[torch.Tensor, ...], batch: str
+    ) -> None:
         self._graph = graph
         self._values: dict[str, Any] = {}
         self._tensors: dict[int, torch.Tensor] = {}
@@ -131,11 +117,6 @@ class _Conversion:
             var = relax.Var(f"input_{index}" if len(inputs) > 1 else "input", relax.TensorType(shape, "float32"))
             self._params.append(var)
             self._values[names[index + 1]] = var
-        self._given: dict[str, QTensor] = {}
-        for index, layer in enumerate(given):
-            var = relax.Var(f"layer_{index}", relax.TensorType(list(layer.shape), layer.q.dtype))
-            self._params.append(var)
-            self._given[layer.value] = QTensor(var, layer.q)
 
     def go(self, results_of: Callable[[list[Any]], list[Any]]) -> tvm.IRModule:
         """Returns the module; `results_of` maps the program's outputs to the function's."""
@@ -221,7 +202,7 @@ class _Conversion:
         return self._tensors.setdefault(id(value), value.detach().clone())
 
     def _take_layer(self, builder: QdqBuilder, node: Any, made: Any) -> None:
-        """Notes a node whose result is quantized by it, and puts the given tensor in its place."""
+        """Notes a node whose result is quantized by it."""
         if not isinstance(made, QTensor) or made.expr not in builder.quantizes:
             return
         value = next(iter(node.outputs())).debugName()
@@ -230,8 +211,6 @@ class _Conversion:
         name = f"{builder.where}_{count}" if count else builder.where
         shape = tuple(d if isinstance(d, int) else 0 for d in shape_of(made))
         self.layers.append((Layer(name, node.kind(), value, shape, made.q), made))
-        if value in self._given:
-            self._values[value] = self._given[value]
 
 
 def _outputs(builder: QdqBuilder, value: Any) -> list[Any]:
@@ -255,10 +234,8 @@ def _constant(node: Any) -> Any:
 
 __all__: Sequence[str] = [
     "AMX_ATTR",
-    "CHANNELS_LAST_ATTR",
     "ENGINE_ATTR",
     "QTensor",
-    "convert_isolated",
     "from_torch",
     "import_layers",
 ]

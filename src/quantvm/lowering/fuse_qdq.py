@@ -8,13 +8,16 @@ from tvm import relax
 from .composite import is_call
 from .patterns import all_patterns
 
+_ENDS = ("quantvm.quantize", "quantvm.dequantize")
 
-def fuse_qdq(module: tvm.IRModule) -> tvm.IRModule:
+
+def fuse_qdq(module: tvm.IRModule, *, ends_only: bool = False) -> tvm.IRModule:
     """Returns the module with each quantized operator in a function whose attribute Composite names it.
 
     Constants, weights among them, are inside of the functions; activations are their parameters. Operators that no
-    pattern takes are left as they are.
+    pattern takes are left as they are; with `ends_only` these are all but quantize and dequantize.
     """
     calls = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
     concats = {len(call.args[0].ty.fields) for call in calls if is_call(call, "relax.concat")}
-    return relax.transform.FuseOpsByPattern(all_patterns(concats), bind_constants=True)(module)
+    patterns = [row for row in all_patterns(concats) if not ends_only or row[0] in _ENDS]
+    return relax.transform.FuseOpsByPattern(patterns, bind_constants=True)(module)

@@ -52,6 +52,7 @@ class LoweringOptions:
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
             Under portable no kernel has code for special instructions.
         schedules: measured schedules of the target's CPU; a cost model chooses where there is none.
+        in_float: whether all operators but quantize and dequantize stay float, as one does that nothing recognises.
         dump_dir: folder that receives the module after each phase, as TVMScript.
     """
 
@@ -60,6 +61,7 @@ class LoweringOptions:
     threads: int = 1
     dot: str | None = None
     schedules: Schedules = field(default_factory=Schedules)
+    in_float: bool = False
     dump_dir: Path | None = None
 
 
@@ -135,7 +137,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         dump(module, "hoist_quantize")
         module = legalize_qdq(module, state, divides=engine == "onnx")
     else:
-        module = fuse_qdq(module)
+        module = fuse_qdq(module, ends_only=options.in_float)
         dump(module, "fuse_qdq")
         module = legalize(module, state)
     dump(module, "legalize")

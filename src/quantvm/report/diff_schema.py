@@ -18,6 +18,24 @@ class DifferenceRow(TypedDict):
     sqnr_db: float | None  # None: nothing differs, or the tensor is all zero
 
 
+class FactRow(TypedDict):
+    """A fact in which two rules differ; None: the rule has no such step."""
+
+    fact: str
+    reference: str | None
+    actual: str | None
+
+
+class RuleRow(TypedDict):
+    """The rules that give every integer of a layer's two sides, and the ones that the sides are said to follow."""
+
+    reference: str
+    reference_said: str
+    actual: str
+    actual_said: str
+    facts: list[FactRow]
+
+
 class LayerRow(TypedDict):
     """One layer; `own` is computed from the reference's inputs, None where that cannot be done."""
 
@@ -30,6 +48,46 @@ class LayerRow(TypedDict):
     whole: DifferenceRow
     own: DifferenceRow | None
     cause: str | None
+    rule: RuleRow | None
+    float_sqnr_db: float | None  # against the float model's values, where it is a side
+
+
+class FusionRow(TypedDict):
+    """A TVM side's outputs from fused code against those from the code that gave the layers."""
+
+    side: str
+    n: int
+    equal: int
+    max_abs_diff: float
+
+
+class StageRow(TypedDict):
+    """One stage of the waterfall; errors are those of its outputs against fp32's."""
+
+    stage: str
+    top1: float
+    top5: float
+    sqnr_db: float | None  # None: equal
+    cosine: float
+    mean_abs_diff: float
+    top1_agreement: float  # with fp32, in percent
+
+
+class LossRow(TypedDict):
+    """What one step of the waterfall changes, in percentage points of accuracy."""
+
+    step: str
+    top1: float
+    top5: float
+    outputs_changed: float  # percent of raw outputs
+
+
+class WaterfallRow(TypedDict):
+    """From the float model to compiled int8 code."""
+
+    images: int
+    stages: list[StageRow]
+    losses: list[LossRow]
 
 
 class DiffRow(TypedDict):
@@ -46,6 +104,10 @@ class DiffRow(TypedDict):
     layers: list[LayerRow]
     n_differing: int
     first: int | None  # index of the first layer that differs
+    fusion: list[FusionRow]
+    waterfall: WaterfallRow | None
+    repro: str | None  # the file that was written
+    repro_problem: str | None  # why none was
     duration_s: float
 
 
@@ -57,5 +119,6 @@ class DiffResult:
 
     @property
     def exit_code(self) -> int:
-        """The process exit code: 1 if any layer differs, else 0."""
-        return EXIT_CHECK_FAILED if self.row["n_differing"] else EXIT_OK
+        """The process exit code: 1 if any layer differs or fusion changes an output, else 0."""
+        fused = all(fusion["equal"] == fusion["n"] for fusion in self.row["fusion"])
+        return EXIT_OK if fused and not self.row["n_differing"] else EXIT_CHECK_FAILED

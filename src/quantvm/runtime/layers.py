@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from quantvm.errors import UnsupportedOpError
+from quantvm.numerics import quantize_arr
 
 from .target import parse_target
 
@@ -23,7 +25,7 @@ class LayerRun(Protocol):
 
 
 class TorchLayerRun:
-    """PyTorch, under an engine.
+    """PyTorch, under an engine; or another framework that the program came from.
 
     Args:
         program: a `frontend.LayeredProgram`.
@@ -32,47 +34,136 @@ class TorchLayerRun:
     """
 
     def __init__(self, program: Any, *, engine: str, threads: int) -> None:
-        self._program = program if engine == program.engine else _repacked(program, engine)
+        is_packed = engine == program.engine
+        self._program = program if is_packed else program.source.for_engine(engine, program.example_inputs)
         self._engine, self._threads = engine, threads
 
-    def tensors(self, x_f32: np.ndarray) -> list[Any]:
-        """Returns all layers of one image as torch tensors of integers, in PyTorch's own memory order."""
+    def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the program's outputs of one image."""
         import torch
 
-        from quantvm.frontend import capture
         from quantvm.torch_compat import quantization_engine
 
         torch.set_num_threads(self._threads)
         with quantization_engine(self._engine):
-            return capture(self._program, torch.from_numpy(x_f32))
+            return [tensor.numpy() for tensor in self._program.source.outputs([torch.from_numpy(x_f32)])]
+
+    def tensors(self, x_f32: np.ndarray, given: Sequence[Any] | None = None) -> list[Any]:
+        """Returns all layers of one image as torch tensors of integers, in PyTorch's own memory order."""
+        import torch
+
+        from quantvm.torch_compat import quantization_engine
+
+        torch.set_num_threads(self._threads)
+        program = self._program
+        with quantization_engine(self._engine):
+            return list(program.source.layers(program.layers, [torch.from_numpy(x_f32)], given=given))
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""
         return [tensor.contiguous().numpy() for tensor in self.tensors(x_f32)]
 
+    def isolated(self, x_f32: np.ndarray, layers: Sequence[ArrayInt]) -> list[ArrayInt]:
+        """Returns all layers of one image, each computed from the given ones."""
+        import torch
+
+        formats = self.channels_last(x_f32)
+        given = [
+            tensor.contiguous(memory_format=torch.channels_last) if is_last else tensor
+            for tensor, is_last in zip(map(_torch, layers), formats, strict=True)
+        ]
+        return [tensor.contiguous().numpy() for tensor in self.tensors(x_f32, given)]
+
     def channels_last(self, x_f32: np.ndarray) -> tuple[bool, ...]:
         """Returns of each layer whether PyTorch holds it in channels-last order."""
-        return tuple(_is_channels_last(tensor) for tensor in self.tensors(x_f32))
+        from quantvm.frontend.layers import is_channels_last
+
+        if self._formats is None:
+            self._formats = tuple(is_channels_last(tensor) for tensor in self.tensors(x_f32))
+        return self._formats
+
+    _formats: tuple[bool, ...] | None = None
 
 
-def _repacked(program: Any, engine: str) -> Any:
-    """Returns the program with its weights packed for another engine, which PyTorch does when it loads them."""
+def _torch(array: np.ndarray) -> Any:
     import torch
 
-    from quantvm.frontend import import_layers
-    from quantvm.torch_compat import quantization_engine
-
-    buffer = io.BytesIO()
-    torch.jit.save(program.script, buffer)
-    buffer.seek(0)
-    with quantization_engine(engine):
-        return import_layers(torch.jit.load(buffer), program.example_inputs, engine=engine)
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _is_channels_last(tensor: Any) -> bool:
-    import torch
+class FloatLayerRun:
+    """The float model, each layer's values quantized with the layer's own parameters.
 
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    Args:
+        program: a `frontend.LayeredProgram`.
+        float_model: what it was quantized from.
+        threads: PyTorch's.
+    """
+
+    def __init__(self, program: Any, float_model: Any, *, threads: int) -> None:
+        from quantvm.frontend.float_layers import FloatLayers
+
+        self._program, self._threads = program, threads
+        self._layers = FloatLayers(float_model, program)
+
+    def real(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the values of all layers of one image, float32."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+        return [tensor.contiguous().numpy() for tensor in self._layers([torch.from_numpy(x_f32)])]
+
+    def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
+        """Returns the integers of all layers of one image."""
+        return [
+            quantize_arr(real, layer.q).astype(layer.q.dtype)
+            for real, layer in zip(self.real(x_f32), self._program.layers, strict=True)
+        ]
+
+
+class QdqLayerRun:
+    """The program's Relax form as it stands, in float32 between dequantize and quantize.
+
+    Args:
+        program: a `frontend.LayeredProgram`.
+        channels_last: of each layer, whether PyTorch holds it in channels-last order.
+        threads: PyTorch's.
+
+    Raises:
+        UnsupportedOpError: it has operators of which no float form is known.
+    """
+
+    def __init__(self, program: Any, *, channels_last: Sequence[bool], threads: int) -> None:
+        from .qdq_in_float import QdqInFloat, unknown_ops
+
+        unknown = unknown_ops(program.chained)
+        if unknown:
+            raise UnsupportedOpError(f"side qdq: no float form of {', '.join(unknown)} is known; compare another side")
+        self._program, self._threads = program, threads
+        self._chained = QdqInFloat(program.chained)
+        self._isolated = QdqInFloat(program.isolated(channels_last))
+
+    def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the program's outputs of one image."""
+        return self._all(x_f32)[: self._program.n_outputs]
+
+    def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
+        """Returns all layers of one image, each computed from the layers before it."""
+        return self._all(x_f32)[self._program.n_outputs :]
+
+    def isolated(self, x_f32: np.ndarray, layers: Sequence[ArrayInt]) -> list[ArrayInt]:
+        """Returns all layers of one image, each computed from the given ones."""
+        self._use_threads()
+        return self._isolated(x_f32, *layers)
+
+    def _all(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        self._use_threads()
+        return self._chained(x_f32)
+
+    def _use_threads(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
 
 
 class TvmLayerRun:
@@ -80,7 +171,7 @@ class TvmLayerRun:
 
     Args:
         program: a `frontend.LayeredProgram`.
-        numerics: as `quantvm.compile` takes it; `qdq` for the Relax form itself, in float.
+        numerics: as `quantvm.compile` takes it; None to leave all operators in float.
         engine: PyTorch engine whose arithmetic is followed.
         channels_last: of each layer, whether PyTorch holds it in channels-last order.
         target: what is compiled for.
@@ -88,24 +179,51 @@ class TvmLayerRun:
     """
 
     def __init__(
-        self, program: Any, *, numerics: str, engine: str, channels_last: Sequence[bool], target: str, threads: int
+        self,
+        program: Any,
+        *,
+        numerics: str | None,
+        engine: str,
+        channels_last: Sequence[bool],
+        target: str,
+        threads: int,
     ) -> None:
         self._program, self._numerics, self._engine = program, numerics, engine
         self._channels_last, self._target, self._threads = tuple(channels_last), parse_target(target), threads
         self._chained: Any = None
-        self._isolated: Any = None
+        self._fused: Any = None
+        self._last: tuple[np.ndarray, list[np.ndarray]] | None = None
+        self._isolated: dict[tuple[int, ...] | None, Any] = {}
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""
+        return self._both(x_f32)[self._program.n_outputs :]
+
+    def _both(self, x_f32: np.ndarray) -> list[np.ndarray]:
         if self._chained is None:
             self._chained = self._compiled(self._program.chained)
-        return _arrays(self._chained(_tensor(x_f32)))[self._program.n_outputs :]
+        if self._last is None or self._last[0] is not x_f32:
+            self._last = x_f32, _arrays(self._chained(_tensor(x_f32)))
+        return self._last[1]
 
-    def isolated(self, x_f32: np.ndarray, layers: Sequence[ArrayInt]) -> list[ArrayInt]:
-        """Returns all layers of one image, each computed from the given ones."""
-        if self._isolated is None:
-            self._isolated = self._compiled(self._program.isolated(self._channels_last))
-        return _arrays(self._isolated(_tensor(x_f32), *map(_tensor, layers)))
+    def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the outputs of one image, from the very code that gives the layers."""
+        return self._both(x_f32)[: self._program.n_outputs]
+
+    def fused_outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
+        """Returns the outputs of one image, from code that gives nothing else, in which layers are fused."""
+        if self._fused is None:
+            self._fused = self._compiled(self._program.plain)
+        return _arrays(self._fused(_tensor(x_f32)))
+
+    def isolated(
+        self, x_f32: np.ndarray, layers: Sequence[ArrayInt], wanted: Sequence[int] | None = None
+    ) -> list[ArrayInt]:
+        """Returns all layers of one image, or the wanted ones, each computed from the given ones."""
+        key = None if wanted is None else tuple(wanted)
+        if key not in self._isolated:
+            self._isolated[key] = self._compiled(self._program.isolated(self._channels_last, wanted))
+        return _arrays(self._isolated[key](_tensor(x_f32), *map(_tensor, layers)))
 
     def _compiled(self, module: Any) -> Any:
         from tvm import relax
@@ -118,13 +236,11 @@ class TvmLayerRun:
         use_threads(self._threads)
         # where a given tensor takes its place, nobody reads what was computed
         module = relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(module))
-        if self._numerics == "qdq":
-            lowered = relax.transform.LegalizeOps()(module)
-        else:
-            options = LoweringOptions(
-                self._target, numerics=self._numerics, threads=self._threads, schedules=schedules_for(self._target)
-            )
-            lowered, _ = lower(module.with_attr("quantvm.engine", self._engine), options)
+        options = LoweringOptions(
+            self._target, numerics=self._numerics or "torch", threads=self._threads,
+            schedules=schedules_for(self._target), in_float=self._numerics is None,
+        )  # fmt: skip
+        lowered, _ = lower(module.with_attr("quantvm.engine", self._engine), options)
         return start_vm(build_executable(lowered, self._target))["main"]
 
 

@@ -1,0 +1,163 @@
+"""Both runs of one program, side by side: what differs, from which inputs, and by which rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantvm.errors import ConfigError
+from quantvm.evaluate.causes import Explainer
+from quantvm.evaluate.diff_config import DiffConfig
+from quantvm.evaluate.layer_parity import LayerCount
+from quantvm.layer_rules import Environment
+from quantvm.progress import Progress
+from quantvm.report.diff_schema import FusionRow
+
+if TYPE_CHECKING:
+    from quantvm.frontend import LayeredProgram
+    from quantvm.lowering.layer_operators import LayerOperator
+
+
+class Comparison:
+    """Two sides of one program.
+
+    Args:
+        config: which sides.
+        program: the program and its layers.
+        float_model: what it was quantized from; None where that is not at hand.
+        threads: of both sides.
+        example_f32: an image.
+    """
+
+    def __init__(
+        self, config: DiffConfig, program: LayeredProgram, float_model: Any, threads: int, example_f32: np.ndarray
+    ) -> None:
+        self._config, self._program, self._threads = config, program, threads
+        self._float_model = float_model
+        self._runs: dict[str, Any] = {}
+        self._formats = self.run("torch").channels_last(example_f32)
+        self._fused = {
+            side: _FusionCount(side)
+            for side in dict.fromkeys((config.reference, config.actual))
+            if side.split(":")[0] == "tvm"
+        }
+        self.counts = [LayerCount(layer) for layer in program.layers]
+
+    @property
+    def engine(self) -> str:
+        """The engine that the program was quantized for."""
+        return self._program.engine
+
+    def add(self, x_f32: np.ndarray) -> None:
+        """Counts one image."""
+        config = self._config
+        expected = self.run(config.reference).chained(x_f32)
+        actual_run = self.run(config.actual)
+        actual = actual_run.chained(x_f32)
+        for count, a, e in zip(self.counts, actual, expected, strict=True):
+            count.add(a, e)
+        for side, integers in ((config.reference, actual), (config.actual, expected)):
+            if side == "fp32" and config.reference != config.actual:
+                for count, real, layer in zip(self.counts, self.run(side).real(x_f32), integers, strict=True):
+                    count.add_real(layer, real)
+        if hasattr(actual_run, "isolated"):
+            for count, a, e in zip(self.counts, actual_run.isolated(x_f32, expected), expected, strict=True):
+                count.add_own(a, e)
+        for side, fused in self._fused.items():
+            fused.add(self.run(side).fused_outputs(x_f32), self.run(side).outputs(x_f32))
+
+    def fusion_rows(self) -> list[FusionRow]:
+        """Returns of each side of TVM whether fused code gives the same outputs."""
+        return [fused.row() for fused in self._fused.values()]
+
+    def explain(self, images: Sequence[np.ndarray], progress: Progress) -> None:
+        """Finds the rules by which layers differ that are computed from equal inputs."""
+        config, rules = self._config, (self.rule_of(self._config.reference), self.rule_of(self._config.actual))
+        if "fp32" in rules:
+            return
+        explainer = Explainer(
+            self.counts, self.operators, sides=(config.reference, config.actual), rules=rules,
+            environment=self.environment, in_float=lambda numbers: self._tvm(None),
+        )  # fmt: skip
+        explainer.explain(images, self.both, progress)
+
+    def both(self, x_f32: np.ndarray) -> tuple[list[Any], list[Any]]:
+        """Returns the reference's layers, and the other side's, each computed from the reference's."""
+        expected = self.run(self._config.reference).chained(x_f32)
+        return expected, self.run(self._config.actual).isolated(x_f32, expected)
+
+    @cached_property
+    def operators(self) -> list[LayerOperator | None]:
+        """What every layer computes."""
+        from quantvm.lowering.layer_operators import layer_operators
+
+        return layer_operators(self._program.isolated(self._formats), len(self._program.example_inputs))
+
+    @cached_property
+    def environment(self) -> Environment:
+        """What PyTorch's formulas depend on besides the operator."""
+        import torch
+
+        has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        return Environment(self._threads, 16 if has_avx512 else 8)
+
+    def rule_of(self, side: str) -> str:
+        """Returns the preset that a side is said to follow."""
+        kind, _, rest = side.partition(":")
+        if kind in ("qdq", "fp32"):
+            return kind
+        if rest == "qdq":
+            return "qdq" if self._program.engine == "onnx" else "pt2e"
+        rest = self._program.engine if rest in ("", "torch") else rest
+        return "integer" if rest == "integer:upward" else rest
+
+    def run(self, side: str) -> Any:
+        """Returns what computes a side."""
+        if side not in self._runs:
+            self._runs[side] = self._made(side)
+        return self._runs[side]
+
+    def _made(self, side: str) -> Any:
+        from quantvm.runtime.layers import FloatLayerRun, QdqLayerRun, TorchLayerRun
+
+        kind, _, rest = side.partition(":")
+        if kind == "torch":
+            return TorchLayerRun(self._program, engine=rest or self._program.engine, threads=self._threads)
+        if kind == "qdq":
+            return QdqLayerRun(self._program, channels_last=self._formats, threads=self._threads)
+        if kind == "tvm":
+            return self._tvm(rest or "torch")
+        if self._float_model is None:
+            raise ConfigError(
+                "fp32: these weights were published as integers, so there is no float model; choose other weights"
+            )
+        return FloatLayerRun(self._program, self._float_model, threads=self._threads)
+
+    def _tvm(self, numerics: str | None) -> Any:
+        from quantvm.runtime.layers import TvmLayerRun
+
+        return TvmLayerRun(
+            self._program, numerics=numerics, engine=self._program.engine, channels_last=self._formats,
+            target=self._config.target, threads=self._threads,
+        )  # fmt: skip
+
+
+class _FusionCount:
+    """Raw outputs of fused code against those of code that returns every layer."""
+
+    def __init__(self, side: str) -> None:
+        self._side, self._n, self._equal, self._max = side, 0, 0, 0.0
+
+    def add(self, fused: Sequence[np.ndarray], chained: Sequence[np.ndarray]) -> None:
+        for f, c in zip(fused, chained, strict=True):
+            same = f.view(np.int32) == c.view(np.int32)
+            self._n += same.size
+            self._equal += int(same.sum())
+            if not same.all():
+                self._max = max(self._max, float(np.abs(f[~same] - c[~same]).max()))
+
+    def row(self) -> FusionRow:
+        return {"side": self._side, "n": self._n, "equal": self._equal, "max_abs_diff": self._max}

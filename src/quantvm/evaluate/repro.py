@@ -1,0 +1,171 @@
+"""A pytest file that shows one layer's difference alone: its operator, on the smallest part of its inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantvm.errors import ConfigError, QuantvmError
+from quantvm.evaluate.comparison import Comparison
+from quantvm.evaluate.diff_config import DiffConfig
+from quantvm.evaluate.repro_text import ReproCase, repro_text
+from quantvm.layer_rules import Operator, Window
+
+
+def save_repro(
+    path: Path, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray], threads: int
+) -> str | None:
+    """Writes the file for the first layer with differences of its own; returns why none was written, or None.
+
+    Smaller and smaller parts of the layer are tried with the very code that is written, and the smallest one that still
+    differs is kept.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    index = next((i for i, count in enumerate(comparison.counts) if count.has_own), None)
+    if index is None:
+        return "no layer differs where it is computed from equal inputs"
+    layer = comparison.counts[index].layer
+    operator = comparison.operators[index]
+    if operator is None or operator.operator.kind == "quantize_affine":
+        return f"layer {layer.name} ({layer.op}) is no single operator of PyTorch"
+    for x_f32 in images:
+        expected, own = comparison.both(x_f32)
+        differing = np.argwhere(expected[index] != own[index])
+        if not len(differing):
+            continue
+        inputs = [np.ascontiguousarray(x) for x in operator.inputs_of([x_f32, *expected])]
+        for part, part_inputs in parts(operator.operator, inputs, tuple(int(i) for i in differing[0])):
+            case = ReproCase(
+                part, part_inputs, layer.name, config.model, config.reference, config.actual, comparison.engine,
+                threads, config.target,
+            )  # fmt: skip
+            text = repro_text(case)
+            if _differs(text):
+                _write(path, text)
+                return None
+    return f"layer {layer.name} gives equal integers where it is the only one of a model"
+
+
+def _differs(text: str) -> bool:
+    """Runs the code of a file; returns whether its sides differ."""
+    names: dict[str, Any] = {"__name__": "quantvm_repro"}
+    try:
+        exec(compile(text, "<repro>", "exec"), names)  # noqa: S102  # the text is ours
+        return bool((names["expected"]() != names["found"]()).any())
+    except (QuantvmError, RuntimeError, ValueError):  # a part that cannot be computed shows nothing
+        return False
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+# ------------------------------------------------------------------ parts of a layer
+
+
+def parts(
+    operator: Operator, inputs: Sequence[NDArray], at: tuple[int, ...]
+) -> Iterator[tuple[Operator, list[NDArray]]]:
+    """Yields parts of a layer that hold one output element, smaller ones first, the layer itself last.
+
+    Args:
+        operator: the layer's.
+        inputs: in PyTorch's logical order.
+        at: index of the element.
+    """
+    kind = operator.kind
+    if kind == "conv2d":
+        yield from _convolutions(operator, inputs[0], at)
+    elif kind == "linear":
+        yield from _rows(operator, inputs[0], at)
+    elif kind in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean"):
+        yield from _channels(operator, inputs, at[0], at[1])
+    elif kind == "concat":
+        if operator.axis % inputs[0].ndim == 1:
+            yield operator, [x[_here(x, at, 1)] for x in inputs]
+    else:
+        yield operator, [x[_here(x, at)] for x in inputs]
+        if inputs[0].ndim == 4:
+            yield operator, [x[_here(x, at, 1)] for x in inputs]
+    image = slice(at[0], at[0] + 1)
+    yield operator, [x[image] for x in inputs]
+
+
+def _here(x: NDArray, at: Sequence[int], whole: int | None = None) -> tuple[slice, ...]:
+    """Returns the slices that leave one element, or all along one axis; a dimension of one is broadcast."""
+    axis = None if whole is None else whole % x.ndim
+    return tuple(slice(None) if i == axis or size == 1 else slice(at[i], at[i] + 1) for i, size in enumerate(x.shape))
+
+
+def _rows(operator: Operator, x: NDArray, at: tuple[int, ...]) -> Iterator[tuple[Operator, list[NDArray]]]:
+    row = x[at[:-1]].reshape(1, -1)
+    yield _of_channels(operator, slice(at[-1], at[-1] + 1)), [row]
+    yield operator, [row]
+
+
+def _of_channels(operator: Operator, channels: slice, **changes: Any) -> Operator:
+    """Returns a contraction with some of its output channels."""
+    assert operator.weight is not None
+    assert operator.weight_scales is not None
+    assert operator.weight_zero_points is not None
+    per_channel = operator.weight_scales.size > 1 or operator.weight.shape[0] == 1
+    return dataclasses.replace(
+        operator,
+        weight=operator.weight[channels],
+        weight_scales=operator.weight_scales[channels] if per_channel else operator.weight_scales,
+        weight_zero_points=operator.weight_zero_points[channels] if per_channel else operator.weight_zero_points,
+        bias_f32=None if operator.bias_f32 is None else operator.bias_f32[channels],
+        **changes,
+    )
+
+
+def _convolutions(operator: Operator, x: NDArray, at: tuple[int, ...]) -> Iterator[tuple[Operator, list[NDArray]]]:
+    window, weight = operator.window, operator.weight
+    assert window is not None
+    assert weight is not None
+    n, channel, row, column = at
+    top, left, bottom, right = window.padding
+    fill = operator.inputs[0].zero_point
+    padded = np.pad(x[n : n + 1], ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    span = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilation, strict=True)]
+    starts = row * window.stride[0], column * window.stride[1]
+    patch = padded[:, :, starts[0] : starts[0] + span[0], starts[1] : starts[1] + span[1]]
+    group = channel // (weight.shape[0] // window.groups)
+    group_in = weight.shape[1]
+    bare = dataclasses.replace(window, padding=(0, 0, 0, 0), groups=1)
+    yield (
+        _of_channels(operator, slice(channel, channel + 1), window=bare),
+        [patch[:, group * group_in : (group + 1) * group_in]],
+    )
+    yield dataclasses.replace(operator, window=dataclasses.replace(bare, groups=window.groups)), [patch]
+    yield operator, [_around(x[n : n + 1], window, (row, column), span)]
+
+
+def _around(x: NDArray, window: Window, out: tuple[int, int], span: Sequence[int]) -> NDArray:
+    """Returns the part of an image that one output pixel reads, to be padded as the image is."""
+    slices = []
+    for axis in (0, 1):
+        start = out[axis] * window.stride[axis] - window.padding[axis]
+        size = x.shape[2 + axis]
+        slices.append(slice(max(start, 0), min(max(start + span[axis], 1), size)))
+    return x[:, :, slices[0], slices[1]]
+
+
+def _channels(
+    operator: Operator, inputs: Sequence[NDArray], n: int, channel: int
+) -> Iterator[tuple[Operator, list[NDArray]]]:
+    """Yields a pool of one channel, and of the 16 in whose vector it is."""
+    (x,) = inputs
+    start = channel // 16 * 16
+    for channels in (slice(channel, channel + 1), slice(start, min(start + 16, x.shape[1]))):
+        yield operator, [x[n : n + 1, channels]]

@@ -1,0 +1,295 @@
+"""Convolutions and matrix products: exact accumulators, and every way from them to the output's integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantvm import fixed_point, integer_numerics, numerics
+from quantvm.numerics import Requantization, f32, f64, i64, reciprocal_f32
+
+from .facts import Facts
+from .family import Family, register_family
+from .operator import Environment, Operator, Window
+from .rounding import integers_of, scaled
+
+OPTIONS = {
+    "rounding": ("even", "away", "upward", "down", "towards_zero"),
+    "zero_point": ("after", "before", "fma", "dropped"),
+    "multiplier": ("one", "reciprocal", "three", "two", "division", "real", "fixed"),
+    "bias": ("division", "fma", "real", "int32", "int32_away", "dropped"),
+    "saturation": ("none", "pairs"),
+    "input_zero_point": ("subtracted", "dropped"),
+    "padding": ("zero_point", "zero"),
+}
+_STRUCTURE = ("saturation", "input_zero_point", "padding")
+_REAL = ("three", "two", "division", "real")
+
+
+def is_valid(operator: Operator, facts: Facts) -> bool:
+    """Whether the facts make a formula, and one that this operator can tell from others."""
+    multiplier, bias, where = facts["multiplier"], facts["bias"], facts["zero_point"]
+    if bias == "real" and operator.bias_f32 is not None and multiplier not in _REAL:
+        return False
+    if multiplier == "fixed" and (bias in ("division", "fma") and operator.bias_f32 is not None):
+        return False
+    if multiplier == "fixed" and (where in ("before", "fma") or facts["rounding"] in ("down", "towards_zero")):
+        return False
+    if where == "fma" and multiplier not in ("one", "reciprocal"):
+        return False
+    padded = operator.window is not None and any(operator.window.padding)
+    return padded or facts["padding"] == "zero_point"
+
+
+def evaluate(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: dict[Any, Any],
+    select: NDArray | None,
+) -> NDArray:  # fmt: skip
+    """Returns the integers of a convolution or matrix product under `facts`."""
+    (x,) = inputs
+    products = _products(operator, x, facts["padding"], cache)
+    key = tuple(facts[fact] for fact in _STRUCTURE)
+    shape = products.logical_shape
+    if select is None:
+        if key not in cache:
+            cache[key] = products.accumulators(facts)
+        channels = shape[1] if operator.kind == "conv2d" else shape[-1]
+        y = _requantized(operator, cache[key].reshape(-1, channels), np.arange(channels), facts)
+        return _logical(operator, y.reshape(cache[key].shape))
+    at = np.unravel_index(select, shape)
+    if operator.kind == "conv2d":
+        n, channel, row, column = at
+        pixel = (n * shape[2] + row) * shape[3] + column
+    else:
+        *leading, channel = at
+        pixel = np.ravel_multi_index(leading, shape[:-1])
+    selected_key = (*key, "selected")
+    if selected_key not in cache:
+        cache[selected_key] = products.selected(facts, pixel, channel)
+    return _requantized(operator, cache[selected_key], channel, facts)
+
+
+def exact(operator: Operator, inputs: Sequence[NDArray], cache: dict[Any, Any]) -> NDArray[np.float64]:
+    """Returns the result in steps of the output, the zero point not in it, in float64."""
+    (x,) = inputs
+    facts = {"saturation": "none", "input_zero_point": "subtracted", "padding": "zero_point"}
+    key = tuple(facts[fact] for fact in _STRUCTURE)
+    if key not in cache:
+        cache[key] = _products(operator, x, "zero_point", cache).accumulators(facts)
+    vectors = _Vectors(operator)
+    steps = cache[key] * vectors.factor
+    if operator.bias_f32 is not None:
+        steps = steps + operator.bias_f32.astype(f64) / f64(operator.output.scale_f32)
+    return _logical(operator, steps)
+
+
+def _logical(operator: Operator, y: NDArray) -> NDArray:
+    return y.transpose(0, 3, 1, 2) if operator.kind == "conv2d" else y
+
+
+# ------------------------------------------------------------------ accumulators
+
+
+class _Products:
+    """The operands of a contraction as matrices, float64: every sum of products is exact, for none reaches 2^53.
+
+    Attributes:
+        columns: (groups, pixels, taps), what each output pixel reads.
+        taps: (groups, O/groups, taps) weights as stored; zero_points: (groups, O/groups, 1).
+        logical_shape: of the output, in PyTorch's order.
+    """
+
+    def __init__(self, operator: Operator, x: NDArray, fill: int) -> None:
+        assert operator.weight is not None
+        assert operator.weight_zero_points is not None
+        weight, groups = operator.weight, 1
+        self._zero_point = operator.inputs[0].zero_point
+        if operator.window is None:
+            self.columns = x.reshape(1, -1, x.shape[-1]).astype(f64)
+            self.logical_shape: tuple[int, ...] = (*x.shape[:-1], weight.shape[0])
+        else:
+            groups = operator.window.groups
+            self.columns, size = _columns(operator.window, x, fill)
+            self.logical_shape = (x.shape[0], weight.shape[0], *size)
+            weight = weight.transpose(0, 2, 3, 1)
+        self.taps = weight.reshape(groups, weight.shape[0] // groups, -1).astype(f64)
+        spread = np.broadcast_to(operator.weight_zero_points, (weight.shape[0],))
+        self.zero_points = spread.reshape(groups, -1, 1).astype(f64)
+
+    def accumulators(self, facts: Facts) -> NDArray[np.int64]:
+        """Returns sum (x - zx) * (w - zw) of all outputs, channels last."""
+        centred = self.columns - self._centre(facts)
+        if self._saturates(facts):
+            corrections = np.matmul(centred, np.broadcast_to(self.zero_points, self.taps.shape).transpose(0, 2, 1))
+            acc = self._paired() - self._centre(facts) * self.taps.sum(2)[:, None, :] - corrections
+        else:
+            acc = np.matmul(centred, (self.taps - self.zero_points).transpose(0, 2, 1))
+        n, *rest = self.logical_shape
+        shape = self.logical_shape if len(rest) != 3 else (n, rest[1], rest[2], rest[0])
+        return np.ascontiguousarray(acc.transpose(1, 0, 2)).reshape(shape).astype(i64)
+
+    def selected(self, facts: Facts, pixel: NDArray, channel: NDArray) -> NDArray[np.int64]:
+        """Returns the accumulators of some outputs."""
+        group, member = np.divmod(channel, self.taps.shape[1])
+        x, w, centre = self.columns[group, pixel], self.taps[group, member], self._centre(facts)
+        corrections = ((x - centre) * self.zero_points[group, member]).sum(1)
+        if not self._saturates(facts):
+            return (((x - centre) * w).sum(1) - corrections).astype(i64)
+        products = x * w
+        if products.shape[1] % 2:
+            products = np.pad(products, ((0, 0), (0, 1)))
+        pairs = np.clip(products[:, ::2] + products[:, 1::2], -32768, 32767).sum(1)
+        return (pairs - centre * w.sum(1) - corrections).astype(i64)
+
+    def _centre(self, facts: Facts) -> int:
+        return 0 if facts["input_zero_point"] == "dropped" else self._zero_point
+
+    def _saturates(self, facts: Facts) -> bool:
+        """Whether sums of pairs saturate, and can with these activations."""
+        if facts["saturation"] == "none":
+            return False
+        taps = np.pad(np.abs(self.taps), ((0, 0), (0, 0), (0, self.taps.shape[2] % 2)))
+        return float(self.columns.max(initial=0)) * float((taps[..., ::2] + taps[..., 1::2]).max()) > 32767
+
+    def _paired(self) -> NDArray[np.float64]:
+        """Returns (groups, pixels, O/groups): pairs of products, each saturated at int16, as vpmaddubsw does."""
+        total = np.zeros((*self.columns.shape[:2], self.taps.shape[1]))
+        for i in range(0, self.columns.shape[2], 2):
+            pair = np.matmul(self.columns[:, :, i : i + 2], self.taps[:, :, i : i + 2].transpose(0, 2, 1))
+            total += np.clip(pair, -32768, 32767)
+        return total
+
+
+def _products(operator: Operator, x: NDArray, padding: str, cache: dict[Any, Any]) -> _Products:
+    if ("products", padding) not in cache:
+        fill = operator.inputs[0].zero_point if padding == "zero_point" else 0
+        cache["products", padding] = _Products(operator, x, fill)
+    found: _Products = cache["products", padding]
+    return found
+
+
+def _columns(window: Window, x: NDArray, fill: int) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """Returns (groups, pixels, KH*KW*I/groups): what each output pixel reads; and the output's height and width."""
+    top, left, bottom, right = window.padding
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill).astype(f64)
+    span = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilation, strict=True)]
+    views = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(2, 3))
+    views = views[:, :, :: window.stride[0], :: window.stride[1], :: window.dilation[0], :: window.dilation[1]]
+    n, channels, height, width, kernel_h, kernel_w = views.shape
+    split = views.reshape(n, window.groups, channels // window.groups, height, width, kernel_h, kernel_w)
+    columns = split.transpose(1, 0, 3, 4, 5, 6, 2).reshape(window.groups, n * height * width, -1)
+    return columns, (height, width)
+
+
+# ------------------------------------------------------------------ requantization
+
+
+def _requantized(operator: Operator, acc: NDArray, channel: NDArray, facts: Facts) -> NDArray:
+    """Returns the integers of accumulators, each of the output channel beside it."""
+    vectors = _Vectors(operator)
+    q, multiplier = operator.output, facts["multiplier"]
+    bias = facts["bias"] if operator.bias_f32 is not None else "dropped"
+    if bias in ("int32", "int32_away"):
+        acc = acc + (vectors.bias_i32 if bias == "int32" else vectors.bias_i32_away)[channel]
+    if multiplier == "fixed":
+        factor = fixed_point.fixed_point(vectors.factor[channel], facts["rounding"])  # type: ignore[arg-type]
+        zero_point = 0 if facts["zero_point"] == "dropped" else q.zero_point
+        y = np.clip(fixed_point.multiply(acc, factor) + zero_point, q.quant_min, q.quant_max)
+    else:
+        y = _from_float(vectors, acc.astype(f32), channel, facts, bias)
+    return np.maximum(y, q.zero_point) if operator.relu else y
+
+
+def _from_float(vectors: _Vectors, v: NDArray, channel: NDArray, facts: Facts, bias: str) -> NDArray:
+    operator, multiplier = vectors.operator, facts["multiplier"]
+    q, b = operator.output, operator.bias_f32
+    if bias == "division":
+        v = np.add(v, vectors.bias_steps[channel], dtype=f32)
+    elif bias == "fma":
+        v = numerics.fma_f32(b[channel], vectors.bias_scale[channel], v)  # type: ignore[index]
+    if multiplier in ("one", "reciprocal"):
+        factor = vectors.fbgemm if multiplier == "one" else vectors.qnnpack
+        return scaled(v, factor[channel], q, facts, overflows=True)
+    onednn = vectors.onednn
+    if multiplier == "three":
+        v = np.multiply(np.multiply(v, onednn.source_scale_f32, dtype=f32), onednn.multiplier_f32[channel], dtype=f32)
+    elif multiplier == "two":
+        v = np.multiply(v, np.multiply(onednn.source_scale_f32, onednn.multiplier_f32, dtype=f32)[channel], dtype=f32)
+    else:
+        v = np.multiply(v, vectors.product[channel], dtype=f32)
+    if bias == "real":
+        v = np.add(v, b[channel], dtype=f32)  # type: ignore[index]
+    if multiplier in ("three", "two"):
+        steps = np.multiply(v, onednn.inverse_output_scale_f32, dtype=f32)
+    elif multiplier == "real":
+        steps = np.multiply(v, reciprocal_f32(q.scale), dtype=f32)
+    else:
+        steps = np.divide(v, q.scale_f32, dtype=f32)
+    return integers_of(steps, q, facts)
+
+
+class _Vectors:
+    """Per-channel constants, as numerics.py and integer_numerics.py define them."""
+
+    def __init__(self, operator: Operator) -> None:
+        assert operator.weight is not None
+        assert operator.weight_scales is not None
+        self.operator, self._channels = operator, operator.weight.shape[0]
+        self._scales = operator.weight_scales
+        scales = np.broadcast_to(operator.weight_scales, (self._channels,))
+        self.product = np.multiply(operator.inputs[0].scale_f32, scales.astype(f32), dtype=f32)
+
+    def _of(self, rule: numerics.Rule) -> Requantization:
+        operator = self.operator
+        return numerics.requantization(
+            rule, "conv" if operator.kind == "conv2d" else "linear", input_q=operator.inputs[0],
+            weight_scales=self._scales, bias_f32=operator.bias_f32, output_q=operator.output, relu=operator.relu,
+            channels=self._channels,
+        )  # fmt: skip
+
+    @property
+    def fbgemm(self) -> NDArray[np.float32]:
+        return self._of("fbgemm").multiplier_f32
+
+    @property
+    def qnnpack(self) -> NDArray[np.float32]:
+        return self._of("qnnpack").multiplier_f32
+
+    @property
+    def onednn(self) -> Requantization:
+        return self._of("onednn")
+
+    @property
+    def factor(self) -> NDArray[np.float64]:
+        return self.product.astype(f64) / f64(self.operator.output.scale_f32)
+
+    @property
+    def bias_steps(self) -> NDArray[np.float32]:
+        assert self.operator.bias_f32 is not None
+        return np.divide(self.operator.bias_f32, self.product, dtype=f32)
+
+    @property
+    def bias_scale(self) -> NDArray[np.float32]:
+        return (1.0 / self.product.astype(f64)).astype(f32)
+
+    @property
+    def bias_i32(self) -> NDArray:
+        bias = self._of("qnnpack").bias_i32
+        assert bias is not None
+        return bias
+
+    @property
+    def bias_i32_away(self) -> NDArray:
+        operator = self.operator
+        bias = integer_numerics.requantization(
+            input_q=operator.inputs[0], weight_scales=self._scales, bias_f32=operator.bias_f32,
+            output_q=operator.output, relu=operator.relu, channels=self._channels, rounding="upward",
+        ).bias_i32  # fmt: skip
+        assert bias is not None
+        return bias
+
+
+register_family(("conv2d", "linear"), Family(OPTIONS, evaluate, is_valid, exact))

@@ -1,0 +1,324 @@
+"""Quantize, arithmetic, concatenation, activations and limits under switched facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantvm import integer_numerics, numerics
+from quantvm.numerics import (
+    F32,
+    QuantParams,
+    dequantize_val,
+    f32,
+    hardsigmoid_f32,
+    hardswish_f32,
+    quantize_val,
+    reciprocal_f64,
+    vectorised_cut,
+)
+
+from .facts import Facts
+from .family import Family, register_family
+from .operator import Environment, Operator
+from .rounding import integers_of, quantized, rounded
+
+ROUNDINGS = ("even", "away", "upward", "down", "towards_zero")
+_FLOAT_OPTIONS = {
+    "rounding": ROUNDINGS,
+    "zero_point": ("after", "before", "fma", "dropped"),
+    "dequantize": ("fma", "product"),
+    "scale": ("reciprocal", "division"),
+    "tails": ("torch", "none", "everywhere"),
+}
+_TAIL: Facts = {"dequantize": "product", "scale": "reciprocal", "zero_point": "before", "rounding": "even"}
+Cache = dict[Any, Any]
+Select = NDArray | None
+
+
+def _selected(y: NDArray, select: Select) -> NDArray:
+    return y if select is None else y.reshape(-1)[select]
+
+
+def _float_is_valid(operator: Operator, facts: Facts) -> bool:
+    if facts.get("zero_point") == "fma" and facts.get("scale") == "division":
+        return False
+    fixed = facts.get("arithmetic", "float") != "float"
+    return not fixed or facts["rounding"] in ("even", "away", "upward")
+
+
+# ------------------------------------------------------------------ where PyTorch's scalar tails lie
+
+
+def _vectorised(operator: Operator, shape: tuple[int, ...], environment: Environment) -> NDArray[np.bool_]:
+    """Returns which elements of an element-wise operator PyTorch vectorises, in logical order."""
+    flat = vectorised_cut(int(np.prod(shape)), environment.threads)
+    if not operator.channels_last or len(shape) != 4:
+        return flat.reshape(shape)
+    n, c, h, w = shape
+    return flat.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+
+
+def _main_and_tail(
+    compute: Callable[[Facts], NDArray], facts: Facts, vectorised: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Returns the main formula's integers, and the tail's where `tails` puts them."""
+    if facts["tails"] == "everywhere":
+        return compute(_TAIL)
+    y = compute(facts)
+    return y if facts["tails"] == "none" or vectorised.all() else np.where(vectorised, y, compute(_TAIL))
+
+
+# ------------------------------------------------------------------ quantize
+
+
+def evaluate_quantize(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
+) -> NDArray:
+    """Returns float32 values quantized, each channel scaled and shifted first if the operator says so."""
+    x_f32 = inputs[0]
+    if operator.affine is not None:
+        factors, terms = (vector.reshape(1, -1, 1, 1) for vector in operator.affine)
+        x_f32 = np.add(np.multiply(x_f32, factors, dtype=f32), terms, dtype=f32)
+    return quantized(_selected(x_f32, select), operator.output, facts)
+
+
+register_family(
+    ("quantize", "quantize_affine"),
+    Family({name: _FLOAT_OPTIONS[name] for name in ("rounding", "zero_point", "scale")}, evaluate_quantize,
+           _float_is_valid),
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------ add, mul
+
+
+def evaluate_add(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
+) -> NDArray:
+    """Returns a + b, and its ReLU."""
+    a, b = np.broadcast_arrays(*inputs)
+    (a_q, b_q), out_q = operator.inputs, operator.output
+    vectorised = _selected(_vectorised(operator, a.shape, environment), select)
+    a, b = _selected(a, select), _selected(b, select)
+    if facts["arithmetic"] == "fixed":
+        return integer_numerics.add(
+            a, b, (a_q, b_q), out_q, relu=operator.relu, rounding=facts["rounding"]  # type: ignore[arg-type]
+        )  # fmt: skip
+    if facts["arithmetic"] == "qnnpack":
+        y = _qnnpack_add(a, b, operator)
+    else:
+
+        def compute(form: Facts) -> NDArray:
+            first, second = (_dequantized(x, q, form) for x, q in zip((a, b), operator.inputs, strict=True))
+            total = np.add(first, second, dtype=f32)
+            return quantized(np.maximum(total, f32(0)) if operator.relu else total, out_q, form)
+
+        return _main_and_tail(compute, facts, vectorised)
+    return np.maximum(y, out_q.zero_point) if operator.relu else y
+
+
+def _dequantized(x_q: NDArray, q: QuantParams, facts: Facts) -> F32:
+    return numerics.dequantize_vec(x_q, q) if facts["dequantize"] == "fma" else dequantize_val(x_q, q)
+
+
+def _qnnpack_add(a: NDArray, b: NDArray, operator: Operator) -> NDArray[np.int64]:
+    (a_q, b_q), out_q = operator.inputs, operator.output
+    fixed = numerics.qnnpack_add(a_q, b_q, out_q)
+    acc = (a.astype(np.int64) - a_q.zero_point) * fixed.a_multiplier
+    acc = acc + (b.astype(np.int64) - b_q.zero_point) * fixed.b_multiplier
+    # ties away from zero, in integers
+    half = np.int64(1) << (fixed.shift - 1)
+    steps = np.sign(acc) * ((np.abs(acc) + half) >> fixed.shift)
+    return np.clip(steps + out_q.zero_point, out_q.quant_min, out_q.quant_max)
+
+
+def _add_is_valid(operator: Operator, facts: Facts) -> bool:
+    if facts["arithmetic"] == "qnnpack":
+        try:
+            first, second = operator.inputs
+            numerics.qnnpack_add(first, second, operator.output)
+        except ValueError:
+            return False
+        return facts["rounding"] == "away"
+    return _float_is_valid(operator, facts)
+
+
+register_family(
+    ("add",), Family({"arithmetic": ("float", "qnnpack", "fixed"), **_FLOAT_OPTIONS}, evaluate_add, _add_is_valid)
+)
+
+
+def evaluate_mul(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
+) -> NDArray:
+    """Returns a * b, and its ReLU."""
+    a, b = (_selected(x, select) for x in np.broadcast_arrays(*inputs))
+    (a_q, b_q), out_q = operator.inputs, operator.output
+    multiplier = facts["multiplier"]
+    if multiplier == "fixed":
+        return integer_numerics.multiply(
+            a, b, (a_q, b_q), out_q, relu=operator.relu, rounding=facts["rounding"]  # type: ignore[arg-type]
+        )  # fmt: skip
+    if multiplier in ("division", "real"):
+        real = np.multiply(dequantize_val(a, a_q), dequantize_val(b, b_q), dtype=f32)
+        y = quantized(real, out_q, {**facts, "scale": "division" if multiplier == "division" else "reciprocal"})
+    else:
+        product = ((a.astype(np.int64) - a_q.zero_point) * (b.astype(np.int64) - b_q.zero_point)).astype(f32)
+        scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
+        inverse = numerics.reciprocal_f32(out_q.scale)
+        factor = (
+            np.multiply(scale, inverse, dtype=f32)
+            if multiplier == "reciprocal"
+            else np.divide(scale, out_q.scale_f32, dtype=f32)
+        )
+        y = integers_of(np.multiply(product, factor, dtype=f32), out_q, facts)
+    return np.maximum(y, out_q.zero_point) if operator.relu else y
+
+
+def _mul_is_valid(operator: Operator, facts: Facts) -> bool:
+    fixed = facts["multiplier"] == "fixed"
+    return not fixed or (facts["rounding"] in ("even", "away", "upward") and facts["zero_point"] == "after")
+
+
+register_family(
+    ("mul",),
+    Family(
+        {
+            "rounding": ROUNDINGS,
+            "zero_point": ("after", "before", "dropped"),
+            "multiplier": ("one", "reciprocal", "division", "real", "fixed"),
+        },
+        evaluate_mul,
+        _mul_is_valid,
+    ),
+)
+
+
+# ------------------------------------------------------------------ concatenation
+
+
+def evaluate_concat(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
+) -> NDArray:
+    """Returns the inputs beside each other, each requantized."""
+    parts = []
+    for x, q in zip(inputs, operator.inputs, strict=True):
+        if facts["arithmetic"] == "fixed":
+            table = integer_numerics.requantize_table(q, operator.output, facts["rounding"])  # type: ignore[arg-type]
+            parts.append(table[x.astype(np.int64) - q.quant_min].astype(np.int64) if q != operator.output else x)
+        elif q == operator.output:
+            parts.append(x.astype(np.int64))
+        else:
+            parts.append(_requantized(operator, x, q, facts))
+    return _selected(np.concatenate(parts, operator.axis), select)
+
+
+def _requantized(operator: Operator, x: NDArray, q: QuantParams, facts: Facts) -> NDArray[np.int64]:
+    out_q = operator.output
+    # PyTorch takes its channels-last kernel for dim=1 and not for dim=-3
+    if not (operator.channels_last and x.ndim == 4 and operator.axis == 1):
+        form = {**facts, "dequantize": "product"} if facts["zero_point"] == "fma" else facts
+        return quantized(_dequantized(x, q, form), out_q, form)
+    vectorised = np.broadcast_to((np.arange(x.shape[1]) < x.shape[1] // 8 * 8).reshape(1, -1, 1, 1), x.shape)
+
+    def compute(form: Facts) -> NDArray:
+        inverse = reciprocal_f64(out_q.scale) if form is facts else None
+        return quantized(_dequantized(x, q, form), out_q, form, inverse)
+
+    return _main_and_tail(compute, facts, vectorised)
+
+
+register_family(
+    ("concat",), Family({"arithmetic": ("float", "fixed"), **_FLOAT_OPTIONS}, evaluate_concat, _float_is_valid)
+)
+
+
+# ------------------------------------------------------------------ unary functions
+
+
+def _real_function(operator: Operator) -> Callable[[F32], F32]:
+    def sigmoid(x: F32) -> F32:
+        with np.errstate(over="ignore"):
+            exp_f32 = np.exp(-x.astype(np.float64)).astype(f32)
+        return np.divide(f32(1), np.add(f32(1), exp_f32, dtype=f32), dtype=f32)
+
+    return {
+        "hardswish": hardswish_f32,
+        "hardsigmoid": hardsigmoid_f32,
+        "sigmoid": sigmoid,
+        "leaky_relu": lambda x: np.multiply(x, np.where(x > 0, f32(1), f32(operator.slope)), dtype=f32),
+    }[operator.kind]
+
+
+def evaluate_unary(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
+) -> NDArray:
+    """Returns a function of one input: a table over its 256 integers, and one for PyTorch's tails."""
+    (q,), out_q = operator.inputs, operator.output
+    x_q = np.arange(q.quant_min, q.quant_max + 1)
+    main, tail = numerics.unary_tables(operator.kind, q, out_q, operator.slope)
+
+    def table(form: Facts) -> NDArray:
+        if form is _TAIL:
+            return tail.astype(np.int64)
+        real = _real_function(operator)(_dequantized(x_q, q, {**form, "dequantize": _dequantize_of(operator, form)}))
+        if form["clip"] == "before":
+            steps = np.add(np.multiply(numerics.reciprocal_f32(out_q.scale), real, dtype=f32), f32(out_q.zero_point))
+            return rounded(np.clip(steps, f32(out_q.quant_min), f32(out_q.quant_max)), form["rounding"]).astype(
+                np.int64
+            )
+        return quantized(real, out_q, form)
+
+    x = _selected(inputs[0], select).astype(np.int64) - q.quant_min
+    vectorised = _selected(_vectorised(operator, inputs[0].shape, environment), select)
+    if dict(facts) == UNARY_TORCH:  # sigmoid's last bits are PyTorch's own
+        return np.where(vectorised, main.astype(np.int64)[x], tail.astype(np.int64)[x])
+    return _main_and_tail(lambda form: table(form)[x], facts, vectorised)
+
+
+def _dequantize_of(operator: Operator, facts: Facts) -> str:
+    return "product" if operator.kind == "sigmoid" else facts["dequantize"]
+
+
+UNARY_TORCH = {
+    "dequantize": "fma",
+    "scale": "reciprocal",
+    "zero_point": "after",
+    "rounding": "even",
+    "tails": "torch",
+    "clip": "after",
+}
+"""What PyTorch's own kernels do with functions of one input."""
+
+register_family(
+    ("hardswish", "hardsigmoid", "sigmoid", "leaky_relu"),
+    Family({**_FLOAT_OPTIONS, "clip": ("after", "before")}, evaluate_unary, _float_is_valid),
+)
+
+
+# ------------------------------------------------------------------ limits
+
+
+def evaluate_limits(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
+) -> NDArray:
+    """Returns a ReLU or clip under unchanged parameters: limits on the integers."""
+    q, x = operator.output, _selected(inputs[0], select).astype(np.int64)
+    if operator.kind == "relu":
+        return np.maximum(x, q.zero_point)
+    limits = np.array(operator.limits)
+    if facts["limits"] == "quantized":
+        low, high = quantize_val(limits.astype(f32), q)
+    else:
+        low, high = np.clip(rounded(limits / q.scale, facts["rounding"]) + q.zero_point, q.quant_min, q.quant_max)
+    return np.clip(x, int(low), int(high))
+
+
+register_family(
+    ("relu", "clip"),
+    Family({"limits": ("quantized", "rounded"), "rounding": ("even", "away", "upward")}, evaluate_limits),
+)

@@ -1,0 +1,217 @@
+"""Pools and means under switched facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantvm import fixed_point, integer_numerics
+from quantvm.numerics import F32, dequantize_val, f32, i64, qnnpack_pool_multiplier, quantize_arr, reciprocal_f32
+
+from .facts import Facts
+from .family import Family, register_family
+from .operator import Environment, Operator, Window
+from .rounding import integers_of, rounded, scaled
+
+OPTIONS = {
+    "rounding": ("even", "away", "upward", "down", "towards_zero"),
+    "zero_point": ("after", "before", "fma", "inside", "dropped"),
+    "divisor": ("reciprocal", "twice", "sides", "qnnpack", "division", "fixed"),
+    "tails": ("torch", "none", "everywhere"),
+    "sum": ("integer", "float"),
+}
+_TAIL: Facts = {"rounding": "even", "zero_point": "before", "divisor": "twice"}
+Cell = tuple[slice, slice, int, int, int]
+"""Rows and columns inside of the image, their elements, the count that is divided by, and the kernel's elements."""
+
+
+def is_valid(operator: Operator, facts: Facts) -> bool:
+    """Whether the facts make a formula."""
+    if facts["sum"] == "float":
+        return operator.kind == "mean" and facts["divisor"] == "division" and facts["zero_point"] in ("fma", "after")
+    if facts["zero_point"] == "fma" and facts["divisor"] in ("division", "fixed"):
+        return False
+    if facts["divisor"] == "fixed":
+        return facts["zero_point"] != "before" and facts["rounding"] in ("even", "away", "upward", "towards_zero")
+    return True
+
+
+def evaluate_average(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: dict[Any, Any],
+    select: NDArray | None,
+) -> NDArray:  # fmt: skip
+    """Returns the averages over windows."""
+    (x,) = inputs
+    if facts["sum"] == "float":
+        y = _float_mean(operator, x, facts)[:, :, None, None]
+    else:
+        rows = list(_cells(operator, x))
+        y = np.stack(
+            [np.stack([_average(operator, x, cell, facts, environment) for cell in row], -1) for row in rows], -2
+        )
+    if operator.kind == "mean" and not operator.keepdims:
+        y = y[:, :, 0, 0]
+    return y if select is None else y.reshape(-1)[select]
+
+
+def _cells(operator: Operator, x: NDArray) -> Iterator[list[Cell]]:
+    """Yields each row of output pixels: what each reads."""
+    height, width = x.shape[2:]
+    if operator.kind == "mean" or operator.kind == "adaptive_avg_pool2d":
+        out_height, out_width = (1, 1) if operator.kind == "mean" else operator.out_size
+        for i in range(out_height):
+            rows = slice(i * height // out_height, -(-(i + 1) * height // out_height))
+            row = []
+            for j in range(out_width):
+                columns = slice(j * width // out_width, -(-(j + 1) * width // out_width))
+                n = (rows.stop - rows.start) * (columns.stop - columns.start)
+                row.append((rows, columns, n, n, n))
+            yield row
+        return
+    window = operator.window
+    assert window is not None
+    for rows, row_span in _spans(window, height, 0):
+        row = []
+        for columns, column_span in _spans(window, width, 1):
+            inside = (rows.stop - rows.start) * (columns.stop - columns.start)
+            count = row_span * column_span if window.count_include_pad else inside
+            row.append((rows, columns, inside, count, window.kernel[0] * window.kernel[1]))
+        yield row
+
+
+def _spans(window: Window, size: int, axis: int) -> Iterator[tuple[slice, int]]:
+    pad, kernel, stride = window.padding[axis], window.kernel[axis], window.stride[axis]
+    reach = size + 2 * pad - kernel
+    count = (-(-reach // stride) if window.ceil_mode else reach // stride) + 1
+    if window.ceil_mode and (count - 1) * stride >= size + pad:
+        count -= 1
+    for out in range(count):
+        start = out * stride - pad
+        stop = min(start + kernel, size + pad)
+        yield slice(max(start, 0), min(stop, size)), stop - start
+
+
+def _average(operator: Operator, x: NDArray, cell: Cell, facts: Facts, environment: Environment) -> NDArray:
+    """Returns (N, C): one output pixel."""
+    rows, columns, inside, _, _ = cell
+    total = x[:, :, rows, columns].astype(i64).sum((2, 3))
+    centred = total - inside * operator.output.zero_point
+    vec = environment.vec_channels if operator.kind == "avg_pool2d" else 8
+    channels = x.shape[1]
+    is_main = np.arange(channels) < (channels // vec * vec if operator.channels_last else channels)
+    if facts["tails"] == "everywhere":
+        return _divided(operator, total, centred, cell, _TAIL)
+    y = _divided(operator, total, centred, cell, facts)
+    if facts["tails"] == "none" or is_main.all():
+        return y
+    return np.where(is_main, y, _divided(operator, total, centred, cell, _TAIL))
+
+
+def _divided(operator: Operator, total: NDArray, centred: NDArray, cell: Cell, facts: Facts) -> NDArray:
+    rows, columns, inside, count, kernel = cell
+    q, divisor, raw = operator.output, facts["divisor"], facts["zero_point"] == "inside"
+    # in the sum, padding holds the zero point
+    acc = total + (count - inside) * q.zero_point if raw else centred
+    if divisor == "fixed":
+        if facts["rounding"] == "towards_zero":
+            y = integer_numerics.average(acc, count)
+        else:
+            y = fixed_point.multiply(acc, fixed_point.fixed_point(1.0 / count, facts["rounding"]))  # type: ignore[arg-type]
+        return np.clip(y + (q.zero_point if facts["zero_point"] == "after" else 0), q.quant_min, q.quant_max)
+    acc_f32 = acc.astype(f32)
+    if divisor == "division":
+        return integers_of(np.divide(acc_f32, f32(count), dtype=f32), q, facts)
+    factor = np.divide(f32(1), f32(count), dtype=f32)
+    if divisor == "twice":
+        factor = reciprocal_f32(reciprocal_f32(factor))
+    elif divisor == "sides":
+        height, width = f32(rows.stop - rows.start), f32(columns.stop - columns.start)
+        factor = np.divide(np.divide(f32(1), height, dtype=f32), width, dtype=f32)
+    elif divisor == "qnnpack":
+        factor = qnnpack_pool_multiplier(q.scale, kernel)
+    return scaled(acc_f32, factor, q, facts, overflows=False)
+
+
+# ------------------------------------------------------------------ the mean of real values
+
+
+def _float_mean(operator: Operator, x: NDArray, facts: Facts) -> NDArray[np.int64]:
+    """Returns (N, C): the mean of dequantized values, summed in PyTorch's order, quantized."""
+    q, channels = operator.output, x.shape[1]
+    real = dequantize_val(x, operator.inputs[0]).reshape(*x.shape[:2], -1)
+    pixels = real.shape[2]
+    cut = channels // 32 * 32 if channels >= 8 else channels // 4 * 4
+    total = np.empty(real.shape[:2], f32)
+    total[:, :cut] = _cascade_sum(real[:, :cut])
+    tail = real[:, cut:]
+    parts = [_cascade_sum(tail[:, :, i : pixels // 4 * 4 : 4]) for i in range(4)]
+    for i in range(pixels // 4 * 4, pixels):
+        parts[0] = np.add(parts[0], tail[:, :, i], dtype=f32)
+    for part in parts[1:]:
+        parts[0] = np.add(parts[0], part, dtype=f32)
+    total[:, cut:] = parts[0]
+    mean = np.divide(total, f32(pixels), dtype=f32)
+    if facts["zero_point"] == "fma" and facts["rounding"] == "even":
+        return quantize_arr(mean, q)
+    steps = np.divide(mean, q.scale_f32, dtype=f32)
+    return np.clip(rounded(steps, facts["rounding"]) + q.zero_point, q.quant_min, q.quant_max).astype(i64)
+
+
+def _cascade_sum(values: F32) -> F32:
+    """Returns the sum over the last axis in the order of `at::sum` (aten/src/ATen/native/cpu/SumKernel.cpp)."""
+    count = values.shape[-1]
+    power = max(4, int(np.ceil(np.log2(max(count, 2)))) // 4)
+    step = 1 << power
+    levels = [np.zeros(values.shape[:-1], f32) for _ in range(4)]
+    done = 0
+    while done + step <= count:
+        for i in range(done, done + step):
+            levels[0] = np.add(levels[0], values[..., i], dtype=f32)
+        done += step
+        for j in range(1, 4):
+            levels[j] = np.add(levels[j], levels[j - 1], dtype=f32)
+            levels[j - 1] = np.zeros_like(levels[0])
+            if done & ((step - 1) << (j * power)):
+                break
+    for i in range(done, count):
+        levels[0] = np.add(levels[0], values[..., i], dtype=f32)
+    for level in levels[1:]:
+        levels[0] = np.add(levels[0], level, dtype=f32)
+    return levels[0]
+
+
+register_family(("avg_pool2d", "adaptive_avg_pool2d", "mean"), Family(OPTIONS, evaluate_average, is_valid))
+
+
+# ------------------------------------------------------------------ maximum
+
+
+def evaluate_maximum(
+    operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: dict[Any, Any],
+    select: NDArray | None,
+) -> NDArray:  # fmt: skip
+    """Returns the maximum over windows, padding ignored."""
+    (x,) = inputs
+    window = operator.window
+    assert window is not None
+    outputs = []
+    for axis in (0, 1):
+        size, pad = x.shape[2 + axis], window.padding[axis]
+        span = (window.kernel[axis] - 1) * window.dilation[axis] + 1
+        reach, stride = size + 2 * pad - span, window.stride[axis]
+        count = (-(-reach // stride) if window.ceil_mode else reach // stride) + 1
+        if window.ceil_mode and (count - 1) * stride >= size + pad:
+            count -= 1
+        taps = [
+            [o * stride - pad + k * window.dilation[axis] for k in range(window.kernel[axis])] for o in range(count)
+        ]
+        outputs.append([[t for t in row if 0 <= t < size] for row in taps])
+    columns = np.stack([x[..., taps].max(-1) for taps in outputs[1]], -1)
+    y = np.stack([columns[:, :, taps].max(2) for taps in outputs[0]], 2).astype(i64)
+    return y if select is None else y.reshape(-1)[select]
+
+
+register_family(("max_pool2d",), Family({}, evaluate_maximum))

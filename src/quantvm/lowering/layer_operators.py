@@ -1,0 +1,230 @@
+"""What each layer of a program computes, read from its Relax QDQ form, for rules that are tried on it in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from quantvm.layer_rules import Operator, Window
+
+from .activation import leaky_slope
+from .channel_affine import merge_channel_affines
+from .composite import Composite, constant_value, is_call, quant_params
+from .fuse_qdq import fuse_qdq
+from .legalize import channels_last_inputs
+
+Arrays = Sequence[NDArray]
+
+
+@dataclass(frozen=True)
+class LayerOperator:
+    """A layer's operator, and how its inputs come from the program's inputs and the given layers.
+
+    Attributes:
+        operator: what is computed.
+        inputs_of: (the function's arguments) -> the operator's inputs, in PyTorch's logical order.
+    """
+
+    operator: Operator
+    inputs_of: Callable[[Arrays], list[NDArray]]
+
+
+def layer_operators(isolated: tvm.IRModule, n_inputs: int) -> list[LayerOperator | None]:
+    """Returns the operator of every layer; None where it is no quantized operator that is known.
+
+    Args:
+        isolated: (inputs, every layer's integers) -> every layer's integers, Relax in QDQ form.
+        n_inputs: how many inputs come before the layers.
+    """
+    module = fuse_qdq(merge_channel_affines(relax.transform.CanonicalizeBindings()(isolated)))
+    reader = _Reader(module, channels_last_inputs(isolated))
+    return [reader.layer(result) for result in reader.results]
+
+
+class _Reader:
+    """Finds what is bound to which variable of `main`."""
+
+    def __init__(self, module: tvm.IRModule, channels_last: frozenset[int]) -> None:
+        self._module, main = module, module["main"]
+        self._index = {parameter: i for i, parameter in enumerate(main.params)}
+        self._channels_last = channels_last
+        self._bound = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+        body = self._resolved(main.body.body)
+        self.results = list(body.fields) if isinstance(body, relax.Tuple) else [main.body.body]
+
+    def _resolved(self, expr: Any) -> Any:
+        while isinstance(expr, relax.Var) and expr in self._bound:
+            expr = self._bound[expr]
+        return expr
+
+    def layer(self, result: Any) -> LayerOperator | None:
+        """Returns the operator that a result comes from."""
+        call = self._resolved(result)
+        function = self._module[call.op] if isinstance(getattr(call, "op", None), tvm.ir.GlobalVar) else None
+        if function is None or not (function.attrs and "Composite" in function.attrs):
+            return None
+        arguments = [argument for argument in call.args if not isinstance(argument, relax.ShapeExpr)]
+        if not all(self._is_moved(argument) for argument in arguments):
+            return None
+        composite = Composite(function)
+        read = [self._read(composite, index, arguments) for index in _operands(composite)]
+        channels_last = bool(arguments) and all(self._behaves_channels_last(arguments[i]) for i in _operands(composite))
+        operator = _operator(composite, channels_last)
+        return None if operator is None else LayerOperator(operator, lambda given: [one(given) for one in read])
+
+    def _read(self, composite: Composite, index: int, arguments: list[Any]) -> Callable[[Arrays], NDArray]:
+        return lambda given: self._value(arguments[index], given)
+
+    def _behaves_channels_last(self, expr: Any) -> bool:
+        shape = [int(d) for d in expr.ty.shape]
+        if len(shape) != 4:
+            return False
+        resolved = self._resolved(expr)
+        while is_call(resolved, "relax.nn.pad"):
+            resolved = self._resolved(resolved.args[0])
+        return self._index.get(resolved) in self._channels_last or shape[1] == 1 or shape[2:] == [1, 1]
+
+    def _is_moved(self, expr: Any) -> bool:
+        """Whether an argument is one of the function's own, perhaps in another shape or order."""
+        value = self._resolved(expr)
+        if isinstance(value, relax.Var):
+            return value in self._index
+        name = getattr(getattr(value, "op", None), "name", None)
+        return name in _MOVES and self._is_moved(value.args[0])
+
+    def _value(self, expr: Any, given: Arrays) -> NDArray:
+        value = self._resolved(expr)
+        if isinstance(value, relax.Var):
+            return given[self._index[value]]
+        return _MOVES[value.op.name](self._value(value.args[0], given), value)
+
+
+def _padded(x: NDArray, call: Any) -> NDArray:
+    widths = [int(w) for w in call.attrs.pad_width]
+    pairs = list(zip(widths[::2], widths[1::2], strict=True))
+    return np.pad(x, pairs, constant_values=int(call.attrs.pad_value))
+
+
+def _sliced(x: NDArray, call: Any) -> NDArray:
+    axes, begin, end, *stride = (
+        [int(getattr(v, "value", v)) for v in part] for part in call.args[1:] if hasattr(part, "__len__")
+    )
+    at = [slice(None)] * x.ndim
+    for i, axis in enumerate(axes):
+        at[axis] = slice(begin[i], end[i], stride[0][i] if stride else 1)
+    return x[tuple(at)]
+
+
+def _reshaped(x: NDArray, call: Any) -> NDArray:
+    return np.ascontiguousarray(x).reshape([int(d) for d in call.ty.shape])
+
+
+_MOVES: dict[str, Callable[[NDArray, Any], NDArray]] = {
+    "relax.reshape": _reshaped,
+    "relax.expand_dims": _reshaped,
+    "relax.squeeze": _reshaped,
+    "relax.permute_dims": lambda x, call: x.transpose([int(a) for a in call.attrs.axes]),
+    "relax.nn.pad": _padded,
+    "relax.strided_slice": _sliced,
+}
+
+
+# ------------------------------------------------------------------ composites
+
+_CONSUMERS = {
+    "conv2d": "relax.nn.conv2d", "linear": "relax.matmul", "add": "relax.add", "mul": "relax.multiply",
+    "concat": "relax.concat", "max_pool2d": "relax.nn.max_pool2d", "avg_pool2d": "relax.nn.avg_pool2d",
+    "adaptive_avg_pool2d": "relax.nn.adaptive_avg_pool2d", "mean": "relax.mean",
+}  # fmt: skip
+_UNARY = ("hardswish", "hardsigmoid", "sigmoid", "leaky_relu", "relu", "clip")
+
+
+def _operands(composite: Composite) -> list[int]:
+    """Returns the composite's parameters that the operator reads, in its order."""
+    name = _CONSUMERS.get(composite.name)
+    if name is None:
+        return [0]
+    return [index for index, _ in composite.inputs(composite.call(name))]
+
+
+def _operator(composite: Composite, channels_last: bool) -> Operator | None:
+    kind = composite.name
+    if kind in ("quantize", "quantize_affine"):
+        affine = None
+        if kind == "quantize_affine":
+            first, second = (constant_value(composite.call(f"relax.{op}").args[1]) for op in ("multiply", "add"))
+            affine = (first.reshape(-1), second.reshape(-1))
+        return Operator(kind, (), composite.output, affine=affine)
+    if kind in _CONSUMERS:
+        call = composite.call(_CONSUMERS[kind])
+        facts = {
+            "inputs": tuple(q for _, q in composite.inputs(call)),
+            "relu": composite.has("relax.nn.relu"),
+            "channels_last": channels_last,
+        }
+        return Operator(kind, output=composite.output, **facts, **_details(composite, call))  # type: ignore[arg-type]
+    if kind in _UNARY:
+        q = quant_params(composite.call("relax.dequantize"))
+        limits = (0.0, 0.0)
+        if kind == "clip":
+            low, high = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
+            limits = (low, high)
+        return Operator(
+            kind, (q,), composite.output, channels_last=channels_last, limits=limits, slope=leaky_slope(composite)
+        )
+    return None
+
+
+def _details(composite: Composite, call: Any) -> dict[str, Any]:
+    """Returns what only operators of this kind have."""
+    kind, attrs = composite.name, call.attrs
+    if kind in ("conv2d", "linear"):
+        return {**_weight(composite), "window": _conv_window(composite, attrs) if kind == "conv2d" else None}
+    if kind == "concat":
+        return {"axis": int(attrs.axis)}
+    if kind in ("max_pool2d", "avg_pool2d"):
+        include = bool(attrs.count_include_pad) if kind == "avg_pool2d" else True
+        window = Window(
+            _pair(attrs.pool_size), _pair(attrs.strides), _four(attrs.padding), _pair(attrs.dilation),
+            ceil_mode=bool(attrs.ceil_mode), count_include_pad=include,
+        )  # fmt: skip
+        return {"window": window}
+    if kind == "adaptive_avg_pool2d":
+        return {"out_size": _pair(attrs.output_size)}
+    return {"keepdims": bool(attrs.keepdims)} if kind == "mean" else {}
+
+
+def _weight(composite: Composite) -> dict[str, Any]:
+    dequantize = next(c for c in composite.calls("relax.dequantize") if hasattr(c.args[0], "value"))
+    integers, scales, zero_points = (constant_value(argument) for argument in dequantize.args[:3])
+    bias = constant_value(composite.call("relax.add").args[1]).reshape(-1) if composite.has("relax.add") else None
+    return {
+        "weight": integers,
+        "weight_scales": np.atleast_1d(scales).astype(np.float64),
+        "weight_zero_points": np.atleast_1d(zero_points).astype(np.int64),
+        "bias_f32": bias,
+    }
+
+
+def _conv_window(composite: Composite, attrs: Any) -> Window:
+    dequantize = next(c for c in composite.calls("relax.dequantize") if hasattr(c.args[0], "value"))
+    kernel_h, kernel_w = constant_value(dequantize.args[0]).shape[2:]
+    return Window(
+        (kernel_h, kernel_w), _pair(attrs.strides), _four(attrs.padding), _pair(attrs.dilation), int(attrs.groups)
+    )
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = (int(v) for v in values)
+    return first, second
+
+
+def _four(values: Any) -> tuple[int, int, int, int]:
+    top, left, bottom, right = (int(v) for v in values)
+    return top, left, bottom, right

@@ -1,0 +1,191 @@
+"""A Relax program in QDQ form as it stands, in float32: each operator by PyTorch's float kernel of the same meaning.
+
+Code that TVM generates for the same program is a hundred times slower, for nothing schedules its float convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from torch import Tensor
+from torch.nn import functional
+from tvm import relax
+
+
+def unknown_ops(module: tvm.IRModule) -> list[str]:
+    """Returns the operators of `main` that `QdqInFloat` does not know, sorted."""
+    values = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
+    names = {_name(value) for value in values if isinstance(value, tvm.ir.Call)}
+    return sorted(name for name in names if name not in _OPS)
+
+
+class QdqInFloat:
+    """Computes a Relax program in QDQ form.
+
+    Args:
+        module: of one function, `main`, with no operator of `unknown_ops`.
+
+    Computes: dequantize: fl(scale * (q - zero_point)); quantize: clip(rne(fl(x / scale)) + zero_point), as Relax
+        defines them; everything between in float32, convolutions and sums in the order of PyTorch's kernels.
+    """
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        self._main = module["main"]
+        self._constants: dict[Any, Tensor] = {}
+
+    def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """Returns the results of `main`."""
+        values: dict[Any, Any] = {
+            parameter: torch.from_numpy(np.ascontiguousarray(x))
+            for parameter, x in zip(self._main.params, inputs, strict=True)
+        }
+        with torch.inference_mode():
+            for block in self._main.body.blocks:
+                for binding in block.bindings:
+                    known = self._constants.get(binding.var)
+                    values[binding.var] = self._evaluated(binding.value, values) if known is None else known
+                    if known is None and _is_constant(binding.value, self._constants):
+                        self._constants[binding.var] = values[binding.var]
+            results = self._evaluated(self._main.body.body, values)
+        results = results if isinstance(results, list) else [results]
+        return [np.ascontiguousarray(result.numpy()) for result in results]
+
+    def _evaluated(self, expr: Any, values: dict[Any, Any]) -> Any:
+        if isinstance(expr, relax.Var):
+            return values[expr]
+        if isinstance(expr, relax.Tuple):
+            return [self._evaluated(field, values) for field in expr.fields]
+        if isinstance(expr, relax.TupleGetItem):
+            return self._evaluated(expr.tuple_value, values)[expr.index]
+        if isinstance(expr, tvm.ir.Call):
+            arguments = [self._evaluated(argument, values) for argument in expr.args]
+            return _OPS[_name(expr)](expr, *arguments)
+        if hasattr(expr, "value") and hasattr(expr.value, "numpy"):
+            return torch.from_numpy(expr.value.numpy().copy())
+        return expr
+
+
+def _name(call: Any) -> str:
+    return str(getattr(call.op, "name", call.op))
+
+
+def _is_constant(value: Any, constants: dict[Any, Tensor]) -> bool:
+    """Whether a call reads constants only, as the dequantize of a weight does."""
+    return isinstance(value, tvm.ir.Call) and all(
+        argument in constants if isinstance(argument, relax.Var) else hasattr(argument, "value")
+        for argument in value.args
+    )
+
+
+def _ints(values: Any) -> list[int]:
+    return [int(getattr(v, "value", v)) for v in values]
+
+
+def _along(vector: Tensor, call: Any, rank: int) -> Tensor:
+    """Returns scales or zero points in a shape that broadcasts along the call's axis."""
+    if vector.ndim == 0:
+        return vector
+    shape = [1] * rank
+    shape[int(call.attrs.axis) % rank] = -1
+    return vector.reshape(shape)
+
+
+def _quantize(call: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    dtype = getattr(torch, str(call.attrs.out_dtype))
+    limits = torch.iinfo(dtype)
+    steps = torch.round(x / _along(scale, call, x.ndim)) + _along(zero_point, call, x.ndim).to(torch.float32)
+    return steps.clamp(limits.min, limits.max).to(dtype)
+
+
+def _dequantize(call: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    centred = x.to(torch.int32) - _along(zero_point, call, x.ndim).to(torch.int32)
+    return centred.to(torch.float32) * _along(scale, call, x.ndim)
+
+
+def _padded(x: Tensor, widths: Sequence[int], value: float) -> Tensor:
+    """Returns x with a border; widths are before and after of each dimension, the first one first."""
+    pairs = list(zip(widths[::2], widths[1::2], strict=True))
+    return functional.pad(x, [w for pair in reversed(pairs) for w in pair], value=value)
+
+
+def _around(call: Any, x: Tensor, value: float) -> Tensor:
+    top, left, bottom, right = _ints(call.attrs.padding)
+    return _padded(x, [0, 0, 0, 0, top, bottom, left, right], value) if top or left or bottom or right else x
+
+
+def _conv2d(call: Any, x: Tensor, weight: Tensor) -> Tensor:
+    attrs = call.attrs
+    return functional.conv2d(
+        _around(call, x, 0.0), weight, stride=_ints(attrs.strides), dilation=_ints(attrs.dilation),
+        groups=int(attrs.groups),
+    )  # fmt: skip
+
+
+def _pool_arguments(call: Any) -> dict[str, Any]:
+    top, left, *_ = _ints(call.attrs.padding)
+    return {"stride": _ints(call.attrs.strides), "padding": (top, left), "ceil_mode": bool(call.attrs.ceil_mode)}
+
+
+def _max_pool2d(call: Any, x: Tensor) -> Tensor:
+    size, dilation = _ints(call.attrs.pool_size), _ints(call.attrs.dilation)
+    return functional.max_pool2d(x, size, dilation=dilation, **_pool_arguments(call))
+
+
+def _avg_pool2d(call: Any, x: Tensor) -> Tensor:
+    include = bool(call.attrs.count_include_pad)
+    return functional.avg_pool2d(x, _ints(call.attrs.pool_size), count_include_pad=include, **_pool_arguments(call))
+
+
+def _sliced(call: Any, x: Tensor, *bounds: Any) -> Tensor:
+    axes, begin, end, *stride = (_ints(part) for part in call.args[1:])
+    at = [slice(None)] * x.ndim
+    for i, axis in enumerate(axes):
+        at[axis] = slice(begin[i], end[i], stride[0][i] if stride else 1)
+    return x[tuple(at)]
+
+
+def _mean(call: Any, x: Tensor) -> Tensor:
+    axes = list(range(x.ndim)) if call.attrs.axis is None else _ints(call.attrs.axis)
+    return x.mean(axes, keepdim=bool(call.attrs.keepdims))
+
+
+def _same_shape(call: Any, x: Tensor, *rest: Any) -> Tensor:
+    return x.reshape([int(d) for d in call.ty.shape])
+
+
+def _clip(call: Any, x: Tensor, low: Any, high: Any) -> Tensor:
+    return x.clamp(*(float(getattr(limit, "value", limit)) for limit in (low, high)))
+
+
+_OPS: dict[str, Callable[..., Any]] = {
+    "relax.quantize": _quantize,
+    "relax.dequantize": _dequantize,
+    "relax.nn.conv2d": _conv2d,
+    "relax.matmul": lambda call, x, y: x @ y,
+    "relax.permute_dims": lambda call, x: x.permute(_ints(call.attrs.axes)),
+    "relax.add": lambda call, x, y: x + y,
+    "relax.subtract": lambda call, x, y: x - y,
+    "relax.multiply": lambda call, x, y: x * y,
+    "relax.divide": lambda call, x, y: x / y,
+    "relax.maximum": lambda call, x, y: torch.maximum(x, y),
+    "relax.minimum": lambda call, x, y: torch.minimum(x, y),
+    "relax.clip": _clip,
+    "relax.nn.relu": lambda call, x: torch.relu(x),
+    "relax.nn.leakyrelu": lambda call, x: functional.leaky_relu(x, float(call.attrs.alpha)),
+    "relax.nn.softmax": lambda call, x: torch.softmax(x, int(call.attrs.axis)),
+    "relax.sigmoid": lambda call, x: torch.sigmoid(x),
+    "relax.nn.max_pool2d": _max_pool2d,
+    "relax.nn.avg_pool2d": _avg_pool2d,
+    "relax.nn.adaptive_avg_pool2d": lambda call, x: functional.adaptive_avg_pool2d(x, _ints(call.attrs.output_size)),
+    "relax.mean": _mean,
+    "relax.concat": lambda call, parts: torch.cat(parts, int(call.attrs.axis)),
+    "relax.reshape": _same_shape,
+    "relax.expand_dims": _same_shape,
+    "relax.squeeze": _same_shape,
+    "relax.strided_slice": _sliced,
+    "relax.nn.pad": lambda call, x: _padded(x, _ints(call.attrs.pad_width), float(call.attrs.pad_value)),
+}
