@@ -74,10 +74,21 @@ def test_every_option_reaches_the_configuration(cli):
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     numbers = ("--input-shape", "1,3,4,4", "--mean", "0.5,0.25,1e-3", "--std", "1,2,3")
-    lists = (*numbers, "--model", "beta,alpha", "--model", "beta", "--numerics", "torch,integer:away")
+    lists = (
+        *numbers,
+        "--model",
+        "beta,alpha",
+        "--model",
+        "beta",
+        "--numerics",
+        "torch,integer:away",
+        "--flow",
+        "fx,eager",
+    )
     result = cli("run", "--json", *lists, *arguments)
     config = json.loads(result.stdout)["config"]
     assert config.pop("numerics") == ["torch", "integer:away"]
+    assert config.pop("flows") == ["fx", "eager"]
     assert config.pop("models") == ["beta", "alpha", "beta"]
     assert config.pop("min_top1") is None
     assert (config.pop("input_shape"), config.pop("mean"), config.pop("std")) == (

@@ -44,7 +44,8 @@ class FakeStages(Stages):
     def get_model(self, name):
         if name not in self.models:
             raise UnknownNameError(f"unknown model '{name}'. Known models: {', '.join(self.models)}")
-        return SimpleNamespace(name=name, title=name.upper(), preprocessing=SimpleNamespace(crop=4))
+        flows = ("fx", "pt2e") if name == "graph_only" else ("eager", "fx", "pt2e")
+        return SimpleNamespace(name=name, title=name.upper(), preprocessing=SimpleNamespace(crop=4), flows=flows)
 
     def default_models(self):
         return [self.get_model(name) for name in self.models]
@@ -87,8 +88,10 @@ class FakeStages(Stages):
         return SimpleNamespace(name=spec.name)
 
     def quantize(self, spec, weights, float_model, inputs, config, progress):
+        (flow,) = config.flows
+        name = spec.name if flow == "eager" else f"{spec.name} {flow}"
         return SimpleNamespace(
-            name=spec.name, quantvm_engine=config.engine, quantvm_scheme=config.scheme, quantvm_n_calibration=5
+            name=name, quantvm_engine=config.engine, quantvm_scheme=config.scheme, quantvm_n_calibration=5
         )
 
     def compile(self, quantized, spec, config, threads, progress, *, numerics, cache=True):
@@ -104,7 +107,7 @@ class FakeStages(Stages):
             target="llvm -mcpu=fake",
             output_scale=self.output_scale,
         )
-        return SimpleNamespace(name=spec.name, numerics=numerics, report=report)
+        return SimpleNamespace(name=quantized.name, numerics=numerics, report=report)
 
     def latencies_ms(self, runners, x_f32):
         return [2.0 + i for i in range(len(runners))]

@@ -316,3 +316,31 @@ def test_a_model_that_is_skipped_or_interrupted_has_a_row_for_each_numerics():
 def test_numerics_that_are_unknown(wrong):
     with pytest.raises(ConfigError, match="expected one or more of torch, qdq, integer, integer:upward"):
         evaluate(stages=FakeStages(), numerics=wrong)
+
+
+def test_each_flow_has_a_row_and_agreement_is_told_for_every_two_sides():
+    stages = FakeStages(models=("alpha",), tvm={"alpha fx torch": lambda x: -scores_of(x)})
+    result = evaluate(stages=stages, flows=("eager", "fx"))
+    rows = [(row["flow"], row["status"], row["parity"]["images_identical"]) for row in result.run["models"]]
+    assert rows == [("eager", "passed", 20), ("fx", "passed", 0)]
+    (agreement,) = result.run["agreement"]
+    assert agreement["sides"] == ["fp32", "eager PyTorch", "eager TVM", "fx PyTorch", "fx TVM"]
+    assert agreement["same_top1"][0] == [100, 100, 100, 100, 0]
+    assert agreement["same_top1"][4] == [0, 0, 0, 0, 100]
+    assert agreement["top1"][:4] == [result.run["models"][0]["torch"]["top1"]] * 4
+    assert {row["flow"] for row in result.samples} == {"eager", "fx"}
+
+
+def test_a_flow_that_a_model_does_not_have_is_skipped_with_the_others_named():
+    result = evaluate(stages=FakeStages(models=("graph_only",)), flows=("eager", "fx"))
+    skipped, done = result.run["models"]
+    assert (skipped["status"], done["status"]) == ("skipped", "passed")
+    assert skipped["reason"] == "PyTorch cannot quantize it by the flow eager"
+    assert skipped["remedy"] == "--flow fx or --flow pt2e"
+    assert result.run["agreement"] == []
+
+
+@pytest.mark.parametrize("wrong", [(), ("eager", "export")])
+def test_flows_that_are_unknown(wrong):
+    with pytest.raises(ConfigError, match=r"flow: .*expected one or more of eager, fx, pt2e"):
+        evaluate(stages=FakeStages(), flows=wrong)

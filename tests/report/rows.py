@@ -78,6 +78,7 @@ RUN = {
         "weights": "auto",
         "scheme": "per-channel",
         "engine": "fbgemm",
+        "flows": ["eager"],
         "numerics": ["torch"],
         "target": "native",
         "batch_size": 8,
@@ -105,6 +106,7 @@ RUN = {
         "notes": [],
     },
     "models": [PASSED, SKIPPED],
+    "agreement": [],
 }
 
 

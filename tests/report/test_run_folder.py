@@ -13,6 +13,7 @@ from .rows import run_row
 
 SAMPLE = {
     "model": "alpha",
+    "flow": "eager",
     "numerics": "torch",
     "id": "a/0.png",
     "label": 3,

@@ -151,3 +151,21 @@ def test_rows_of_other_numerics_say_so_and_have_their_times():
     assert model_lines(near)[0] == "Model name: mobilenet_v3 small, per channel quantization, numerics integer:away"
     weights = [line for line in conditions(run) if line.startswith("- Weights")]
     assert weights == ["- Weights of mobilenet_v3 small: file small.pth, sha256 abababababab"]
+
+
+def test_agreement_of_flows_is_a_table():
+    agreement = {
+        "model": "resnet18",
+        "sides": ["fp32", "fx TVM"],
+        "top1": [70.0, 68.5],
+        "same_top1": [[100.0, 96.25], [96.25, 100.0]],
+    }
+    lines = summary_lines(run_row(agreement=[agreement]))
+    start = lines.index("resnet18: same top-1 in % of the images | Top-1 | fp32 | fx TVM")
+    assert lines[start + 1 : start + 4] == ["-- | -- | -- | --", "fp32|70.00|100.00|96.25", "fx TVM|68.50|96.25|100.00"]
+
+
+def test_rows_of_other_flows_say_so():
+    row = model_row(flow="fx")
+    assert model_lines(row)[0].endswith("per channel quantization, flow fx")
+    assert any(line.startswith(f"{row['title']} (fx)|") for line in accuracy_table(run_row(models=[row])))

@@ -14,7 +14,7 @@ from quantvm.cli.arguments import QUANTIZATION, errors_to_exit_codes, names_of, 
 _OWN = "Images of a model of your own (a file or a factory)"
 _DATA = "Data"
 _CHECKS = "Checks and output"
-_CONVERTED = ("model", "numerics", "as_json", "out", "input_shape", "mean", "std")
+_CONVERTED = ("model", "flow", "numerics", "as_json", "out", "input_shape", "mean", "std")
 """Options that the configuration does not take as they are."""
 
 
@@ -119,6 +119,14 @@ def run(
             rich_help_panel=QUANTIZATION,
         ),
     ] = "fbgemm",
+    flow: Annotated[
+        str,
+        typer.Option(
+            metavar="eager|fx|pt2e",
+            help="How PyTorch quantizes. eager,fx,pt2e: each in a row of its own, and how their answers agree.",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = "eager",
     numerics: Annotated[
         str,
         typer.Option(
@@ -188,6 +196,7 @@ def run(
 
         config = RunConfig(
             models=names_of(model),
+            flows=names_of([flow]),
             numerics=names_of([numerics]),
             out=out or default_run_folder(),
             input_shape=None if input_shape is None else shape_of(input_shape),

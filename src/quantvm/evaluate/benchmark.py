@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantvm.errors import ConfigError, ModelCodeError, QuantvmError, UnsupportedOpError
+from quantvm.evaluate.agreement import agreement_of_flows
 from quantvm.evaluate.config import RunConfig, raise_problems, with_engine
 from quantvm.evaluate.measurement import Measurement
 from quantvm.evaluate.parity import OutputShapeError, int8_share_problem, judge
@@ -83,7 +84,7 @@ def evaluate(
     stages = stages or Stages()
     started_s = time.monotonic()
     plan = _prepared(config, stages, progress)
-    run: RunRow = {**head(plan, stages, command), "models": []}
+    run: RunRow = {**head(plan, stages, command), "models": [], "agreement": []}
     folder = RunFolder(config.out) if config.out is not None else None
     try:
         logged = progress if folder is None else LoggedProgress(progress, folder)
@@ -151,28 +152,38 @@ class _Evaluation:
         self.observer.on_start(self.run)
         try:
             self.stages.use_threads(self.plan.threads)
-            for entry in self.plan.entries:
-                self._evaluate(entry)
+            for entry, flow in self._turns():
+                self._evaluate(entry, flow)
+            self.run["agreement"] = agreement_of_flows(self.samples) if len(self.plan.config.flows) > 1 else []
         except KeyboardInterrupt:
             self.run["interrupted"] = True
-            done = len(self.run["models"]) // len(self.plan.config.numerics)
-            for entry in self.plan.entries[done:]:
-                self._skip(entry, "the run was interrupted before its turn")
+            for entry, flow in self._turns()[len(self.run["models"]) // len(self.plan.config.numerics) :]:
+                self._skip(entry, flow, "the run was interrupted before its turn")
         return self._save()
 
-    def _evaluate(self, entry: Entry) -> None:
-        """Adds the rows of one model, whatever happens to it; only an interruption goes on from here."""
+    def _turns(self) -> list[tuple[Entry, str]]:
+        """Returns every model with every flow that is its turn; a model that its user quantized has one turn."""
+        flows = self.plan.config.flows
+        return [(entry, flow) for entry in self.plan.entries for flow in (flows[:1] if entry.is_quantized else flows)]
+
+    def _evaluate(self, entry: Entry, flow: str) -> None:
+        """Adds the rows of one model by one flow, whatever happens; only an interruption goes on from here."""
         if entry.weights is None:
-            self._skip(entry, entry.reason, entry.remedy)
+            self._skip(entry, flow, entry.reason, entry.remedy)
             return
-        found = [Measurement(numerics) for numerics in self.plan.config.numerics]
+        if flow not in entry.spec.flows:
+            instead = " or ".join(f"--flow {other}" for other in entry.spec.flows)
+            self._skip(entry, flow, f"PyTorch cannot quantize it by the flow {flow}", instead)
+            return
+        plan = dataclasses.replace(self.plan, config=dataclasses.replace(self.plan.config, flows=(flow,)))
+        found = [Measurement(numerics, flow) for numerics in self.plan.config.numerics]
         started_s = time.monotonic()
         verdicts: list[dict[str, Any]] = [{"status": "error"}] * len(found)
         try:
             own_engine = None if entry.program is None else entry.program.engine
             with self.stages.torch_engine(with_engine(self.plan.config, own_engine)):
                 titled = TitledProgress(self.progress, entry.spec.title)
-                measure(entry.spec, entry.weights, self.plan, self.stages, titled, found)
+                measure(entry.spec, entry.weights, plan, self.stages, titled, found)
             verdicts = [self._judge(each, entry.missing_reference) for each in found]
         except KeyboardInterrupt:
             n_images = len(self.plan.dataset.samples)
@@ -190,11 +201,11 @@ class _Evaluation:
                 if "n_images" in verdict:
                     self.samples += each.samples
                 facts = each.facts | verdict | {"duration_s": time.monotonic() - started_s}
-                self._add(_row(self.plan, entry.spec, each.numerics, facts))
+                self._add(_row(self.plan, entry.spec, flow, each.numerics, facts))
 
-    def _skip(self, entry: Entry, reason: str | None, remedy: str | None = None) -> None:
+    def _skip(self, entry: Entry, flow: str, reason: str | None, remedy: str | None = None) -> None:
         for numerics in self.plan.config.numerics:
-            self._add(_row(self.plan, entry.spec, numerics, {"reason": reason, "remedy": remedy}))
+            self._add(_row(self.plan, entry.spec, flow, numerics, {"reason": reason, "remedy": remedy}))
 
     def _judge(self, found: Measurement, missing_reference: str | None) -> dict[str, Any]:
         results, config = found.results(), self.plan.config
@@ -276,7 +287,7 @@ def measure(
             each.facts["latency_ms"] = latency_ms
 
 
-def _row(plan: Plan, spec: ModelSpec, numerics: str, known: dict[str, Any]) -> ModelRow:
+def _row(plan: Plan, spec: ModelSpec, flow: str, numerics: str, known: dict[str, Any]) -> ModelRow:
     """Returns a model's row with `known` in place of what is otherwise unknown; its status is then `skipped`."""
     config = plan.config
     row: ModelRow = {
@@ -287,7 +298,7 @@ def _row(plan: Plan, spec: ModelSpec, numerics: str, known: dict[str, Any]) -> M
         "remedy": None,
         "scheme": config.scheme,
         "engine": config.engine,
-        "flow": "eager",
+        "flow": flow,
         "reference": "PyTorch",
         "preprocessing": None,
         "numerics": numerics,

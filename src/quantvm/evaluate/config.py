@@ -15,7 +15,7 @@ from quantvm.data.preprocess import ImageOptions, Interpolation
 from quantvm.errors import ConfigError
 from quantvm.evaluate.parity import Tolerance
 from quantvm.integer_numerics import NUMERICS
-from quantvm.models.quantize import Engine, Scheme
+from quantvm.models.quantize import FLOWS, Engine, Scheme
 from quantvm.models.weights import POLICIES
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -48,6 +48,7 @@ class RunConfig:
         weights: `auto`, `random`, `torchvision-quantized`, or a folder that holds the official files.
         scheme: how weights are quantized: `per-channel` or `per-tensor`.
         engine: the PyTorch engine whose int8 arithmetic is the reference.
+        flows: how PyTorch quantizes, each in a row of its own: `eager`, `fx` or `pt2e`.
         numerics: what TVM follows, each in a row of its own: `torch`, the same bits as that engine; `integer`, no float
             between quantize and dequantize; `integer:to_even` and `integer:away` round its ties otherwise.
         target: what TVM compiles for; `native` is this machine.
@@ -77,6 +78,7 @@ class RunConfig:
     weights: str = "auto"
     scheme: Scheme = "per-channel"
     engine: Engine = "fbgemm"
+    flows: tuple[str, ...] = ("eager",)
     numerics: tuple[str, ...] = ("torch",)
     target: str = "native"
     batch_size: int = 8
@@ -90,8 +92,9 @@ class RunConfig:
         """Takes what a caller in Python would naturally give: one name, a list of names, a path as text."""
         models = (self.models,) if isinstance(self.models, str) else tuple(self.models)
         object.__setattr__(self, "models", models)
-        numerics = (self.numerics,) if isinstance(self.numerics, str) else tuple(dict.fromkeys(self.numerics))
-        object.__setattr__(self, "numerics", numerics)
+        for name in ("flows", "numerics"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(dict.fromkeys(value)))
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if self.input_shape is not None:
@@ -111,6 +114,8 @@ class RunConfig:
             value = getattr(self, name)
             if value not in known:
                 yield f"{name}: got '{value}', expected {' or '.join(known)}"
+        if not self.flows or not set(self.flows) <= set(FLOWS):
+            yield f"flow: got '{','.join(self.flows)}', expected one or more of {', '.join(FLOWS)}"
         if not self.numerics or not set(self.numerics) <= set(NUMERICS):
             yield f"numerics: got '{','.join(self.numerics)}', expected one or more of {', '.join(NUMERICS)}"
         if self.weights not in POLICIES and not Path(self.weights).expanduser().is_dir():
@@ -163,7 +168,7 @@ class RunConfig:
     def as_json(self) -> dict[str, Any]:
         """Returns the options as run.json holds them."""
         values = dataclasses.asdict(self)
-        for name in ("models", "numerics", "mean", "std"):
+        for name in ("models", "flows", "numerics", "mean", "std"):
             values[name] = list(values[name])
         values["input_shape"] = None if self.input_shape is None else list(self.input_shape)
         values["out"] = None if self.out is None else str(self.out)

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Measurement:
-    """What is found about one model under one numerics, image by image, so that an interruption loses nothing."""
+    """What is found about one model by one flow under one numerics, image by image: an interruption loses nothing."""
 
     numerics: str = "torch"
+    flow: str = "eager"
     parity: ParityCount = field(default_factory=ParityCount)
     fp32: AccuracyCount = field(default_factory=AccuracyCount)
     torch: AccuracyCount = field(default_factory=AccuracyCount)
@@ -49,6 +50,7 @@ class Measurement:
             self.samples.append(
                 {
                     "model": name,
+                    "flow": self.flow,
                     "numerics": self.numerics,
                     "id": image_id,
                     "label": int(batch.labels[i]),

@@ -168,15 +168,17 @@ class Stages:
         config: RunConfig,
         progress: Progress,
     ) -> nn.Module | UserProgram:
-        """Returns the quantized model: the float model's, the one that the weights hold, or the user's own."""
-        from quantvm.evaluate.user_models import UserSpec
+        """Returns the quantized model: the float one's by the only flow of `config`, a checkpoint's, or the user's."""
+        from quantvm.evaluate.user_models import UserProgram, UserSpec
         from quantvm.models.quantize import load_quantized_model, quantize
 
         if isinstance(spec, UserSpec) and spec.program is not None:
             return spec.program
         if float_model is None:
             return load_quantized_model(spec, weights, engine=config.engine)
-        return quantize(float_model, inputs, scheme=config.scheme, engine=config.engine, progress=progress)
+        (flow,) = config.flows
+        model = quantize(float_model, inputs, scheme=config.scheme, engine=config.engine, flow=flow, progress=progress)
+        return UserProgram.exported_by_us(spec.name, model) if flow == "pt2e" else model
 
     def compile(
         self,

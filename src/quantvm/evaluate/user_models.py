@@ -7,7 +7,7 @@ model's place.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,9 +55,14 @@ class UserProgram:
     shapes_are_given: bool
     engine: str | None
     n_outputs: int | None = None
+    quantvm_scheme: str = ITS_OWN
+    quantvm_n_calibration: int = 0
 
-    quantvm_scheme = ITS_OWN
-    quantvm_n_calibration = 0
+    @classmethod
+    def exported_by_us(cls, name: str, program: Any) -> UserProgram:
+        """Returns the program that `quantvm.quantize` made by the flow pt2e."""
+        scheme, n = program.quantvm_scheme, program.quantvm_n_calibration
+        return replace(_exported(name, program), quantvm_scheme=scheme, quantvm_n_calibration=n)
 
     @property
     def quantvm_engine(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 
 from quantvm.errors import UnknownNameError
-from quantvm.models import efficientnet_lite, mobilenet_v3, torchvision
+from quantvm.models import efficientnet_lite, mobilenet_v3, torchvision, torchvision_float
 from quantvm.models.registry import ModelSpec, QuantizedCheckpoint, WeightsFile
 
 __all__ = ["MODELS", "ModelSpec", "QuantizedCheckpoint", "WeightsFile", "get_model", "list_models"]
@@ -21,6 +21,7 @@ MODELS: tuple[ModelSpec, ...] = (
     *efficientnet_lite.MODELS,
     mobilenet_v3.LARGE,
     *torchvision.FURTHER,
+    *torchvision_float.MODELS,
 )
 
 

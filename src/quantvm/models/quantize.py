@@ -1,7 +1,8 @@
-"""A float module becomes a quantized one: PyTorch's eager-mode static quantization after training.
+"""A float module becomes a quantized one: PyTorch's static quantization after training, by each of its flows.
 
-Also here: a published checkpoint of an already quantized model, which needs no calibration. Which module is quantizable
-is the models' business; how a quantized module is imported is the frontend's.
+Eager mode is here, the others in `quantize_fx.py` and `quantize_pt2e.py`. Also here: a published checkpoint of an
+already quantized model, which needs no calibration. Which module is quantizable is the models' business; how a
+quantized module is imported is the frontend's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 Scheme = Literal["per-channel", "per-tensor"]
 Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
+Flow = Literal["eager", "fx", "pt2e"]
+"""eager: modules are replaced. fx: a traced graph is rewritten. pt2e: an exported program is rewritten."""
+FLOWS: tuple[str, ...] = get_args(Flow)
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 ENGINES: tuple[str, ...] = get_args(Engine)
 
@@ -34,11 +38,14 @@ def quantize(
     *,
     scheme: str = "per-channel",
     engine: str = "fbgemm",
+    flow: str = "eager",
     progress: Progress = SILENT,
-) -> nn.Module:
+) -> Any:
     """Returns the quantized module, calibrated on the batches; the given module is left untouched.
 
-    Its attributes ``quantvm_engine``, ``quantvm_scheme`` and ``quantvm_n_calibration`` (images) say how it was made.
+    By the flow pt2e it is an exported program of uint8 activations and int8 weights with a scale for each channel,
+    which is for no engine. Its attributes ``quantvm_engine``, ``quantvm_scheme`` and ``quantvm_n_calibration`` (images)
+    say how it was made.
 
     Args:
         float_model: A quantizable module: stubs where tensors enter and leave, ``fuse_model()`` if it has anything to
@@ -46,25 +53,54 @@ def quantize(
         batches: Preprocessed images to calibrate on, each batch (N, 3, H, W), float32.
         scheme: "per-channel" (the engine's own choice of observers) or "per-tensor" (the original benchmark's).
         engine: The engine to pack the weights for.
+        flow: "eager", "fx" or "pt2e"; the latter two take any module that PyTorch can trace or export.
         progress: Told of every batch.
 
     Raises:
-        ConfigError: An unknown scheme or engine, an engine that this torch does not have, a module that is not
+        ConfigError: An unknown scheme, engine or flow, an engine that this torch does not have, a module that is not
             quantizable, or no batch at all.
         DataError: A batch is no (N, 3, H, W) float32, or holds NaN or an infinity, or the float model overflows on it.
         WeightsError: The float model's weights hold NaN or an infinity.
     """
     import torch
 
+    if flow not in FLOWS:
+        raise ConfigError(f"unknown quantization flow {flow!r}; expected one of {', '.join(FLOWS)}")
     qconfig = make_qconfig(scheme, engine)
-    _check_quantizable(float_model)
+    _check_float(float_model, needs_stubs=flow == "eager")
+    n_images = 0
+
+    def calibrate(prepared: nn.Module) -> None:
+        nonlocal n_images
+        n_images = _calibrate(prepared, batches, progress)
+
     with quantization_engine(engine), quiet(), torch.no_grad():
-        model = copy.deepcopy(float_model).eval()
-        _prepare(model, qconfig)
-        n_images = _calibrate(model, batches, progress)
-        _convert(model, engine)
+        if flow == "eager":
+            model: Any = copy.deepcopy(float_model).eval()
+            _prepare(model, qconfig)
+            calibrate(model)
+            _convert(model, engine)
+        elif flow == "fx":
+            from quantvm.models.quantize_fx import quantize_fx
+
+            model = quantize_fx(float_model, qconfig, engine, calibrate)
+        else:
+            from quantvm.models.quantize_pt2e import quantize_pt2e
+
+            batches = list(batches)
+            model = quantize_pt2e(float_model, _example(batches), calibrate)
+            engine, scheme = "pt2e", "per-channel"
     _set_provenance(model, engine, scheme, n_images)
     return model
+
+
+def _example(batches: list[np.ndarray]) -> Any:
+    """Returns two images of the batches' size."""
+    import torch
+
+    if not batches:
+        raise ConfigError(_NO_IMAGES)
+    return torch.zeros(2, *batches[0].shape[1:])
 
 
 def load_quantized_model(spec: ModelSpec, weights: ResolvedWeights, *, engine: str | None = None) -> nn.Module:
@@ -100,7 +136,7 @@ def load_quantized_model(spec: ModelSpec, weights: ResolvedWeights, *, engine: s
     return model.eval()
 
 
-def _check_quantizable(model: nn.Module) -> None:
+def _check_float(model: nn.Module, *, needs_stubs: bool) -> None:
     import torch
     from torch.ao.nn.quantized import Quantize
     from torch.ao.quantization import QuantStub
@@ -108,7 +144,7 @@ def _check_quantizable(model: nn.Module) -> None:
     kinds = {type(module) for module in model.modules()}
     if Quantize in kinds:
         raise ConfigError(f"{type(model).__name__} is quantized already; pass the float module it was made from")
-    if QuantStub not in kinds:
+    if needs_stubs and QuantStub not in kinds:
         raise ConfigError(
             f"{type(model).__name__} is not quantizable: it has no QuantStub, so nothing in it would meet quantized "
             "input. Take the model from torchvision.models.quantization, or wrap it in "
@@ -124,6 +160,9 @@ def _check_quantizable(model: nn.Module) -> None:
         raise WeightsError(
             f"{len(damaged)} tensors of {type(model).__name__} hold NaN or infinity: {shown}; the weights are damaged"
         )
+
+
+_NO_IMAGES = "no calibration images: static quantization needs at least one batch"
 
 
 def _prepare(model: nn.Module, qconfig: Any) -> None:
@@ -204,7 +243,7 @@ def _calibrate(model: nn.Module, batches: Iterable[np.ndarray], progress: Progre
             n_images += len(x_f32)
             task.advance()
     if not n_images:
-        raise ConfigError("no calibration images: static quantization needs at least one batch")
+        raise ConfigError(_NO_IMAGES)
     return n_images
 
 
@@ -218,6 +257,6 @@ def _check_batch(x_f32: np.ndarray, index: int) -> None:
         raise DataError(f"calibration batch {index}: {n_bad} of {x_f32.size} values are NaN or infinite")
 
 
-def _set_provenance(model: nn.Module, engine: str, scheme: str, n_calibration: int) -> None:
+def _set_provenance(model: Any, engine: str, scheme: str, n_calibration: int) -> None:
     model.quantvm_engine, model.quantvm_scheme = engine, scheme
     model.quantvm_n_calibration = n_calibration

@@ -63,7 +63,8 @@ class ModelSpec:
     Attributes:
         name: What ``--model`` takes.
         title: What the reports print.
-        build: Returns the quantizable float module in evaluation mode, with weights that mean nothing yet.
+        build: Returns the float module in evaluation mode, quantizable if `flows` has eager, with weights that mean
+            nothing yet.
         weights: The published float weights.
         preprocessing: How an image becomes the model's input.
         published_top1: Top-1 accuracy of the float weights on ImageNet's 50,000 validation images, in percent.
@@ -72,6 +73,7 @@ class ModelSpec:
         in_default_run: Whether a run that names no model takes this one.
         adapt_state_dict: Turns the published state dict into one whose keys are the module's, or None if they are.
         quantized: torchvision's own quantized checkpoint, if there is one.
+        flows: the ways in which PyTorch can quantize it.
     """
 
     name: str
@@ -85,3 +87,4 @@ class ModelSpec:
     in_default_run: bool = True
     adapt_state_dict: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     quantized: QuantizedCheckpoint | None = None
+    flows: tuple[str, ...] = ("eager", "fx", "pt2e")

@@ -18,6 +18,7 @@ def samples_schema() -> pa.Schema:
     return pa.schema(
         [
             ("model", pa.string()),
+            ("flow", pa.string()),
             ("numerics", pa.string()),
             ("id", pa.string()),
             ("label", pa.int32()),

@@ -158,16 +158,27 @@ class HeadRow(TypedDict):
     dataset: DatasetRow
 
 
+class AgreementRow(TypedDict):
+    """How often the answers to the same images agree between every two of a model's flows and engines."""
+
+    model: str
+    sides: list[str]  # as "fx TVM", "fx PyTorch"; fp32 first
+    top1: list[float]  # accuracy of each side, in percent
+    same_top1: list[list[float]]  # percent of the images on which two sides give the same best class
+
+
 class RunRow(HeadRow):
     """All of run.json."""
 
     models: list[ModelRow]
+    agreement: list[AgreementRow]  # of models that were quantized by several flows
 
 
 class SampleRow(TypedDict):
     """One image under one model; top-5 lists are class indices, best first."""
 
     model: str
+    flow: str
     numerics: str
     id: str
     label: int

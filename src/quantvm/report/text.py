@@ -25,8 +25,9 @@ def model_lines(model: ModelRow) -> list[str]:
     A model that was not measured has its status, reason and remedy instead.
     """
     scheme = model["scheme"].replace("-", " ")
+    flow = "" if model["flow"] == "eager" else f", flow {model['flow']}"
     follows = "" if model["numerics"] == "torch" else f", numerics {model['numerics']}"
-    lines = [f"Model name: {model['title']}, {scheme} quantization{follows}"]
+    lines = [f"Model name: {model['title']}, {scheme} quantization{flow}{follows}"]
     if model["torch"] is not None:
         lines += [f"{model['reference']} accuracy: {_accuracy(model['torch'])}"]
     if model["tvm"] is not None:
@@ -38,8 +39,12 @@ def model_lines(model: ModelRow) -> list[str]:
 
 
 def _name(model: ModelRow) -> str:
-    """Returns a row's name: a model has one row for each numerics."""
-    return model["title"] if model["numerics"] == "torch" else f"{model['title']} ({model['numerics']})"
+    """Returns a row's name: a model has one row for each flow and numerics."""
+    flow = [] if model["flow"] == "eager" else [model["flow"]]
+    # what else could PT2E's programs follow
+    numerics = [] if model["numerics"] in ("torch", "qdq") else [model["numerics"]]
+    known = ", ".join([*flow, *numerics])
+    return f"{model['title']} ({known})" if known else model["title"]
 
 
 def _accuracy(row: AccuracyRow) -> str:
@@ -161,6 +166,18 @@ def _share_pct(share: float) -> str:
     return "100" if share == 1 else f"{int(1000 * share) / 10:.1f}"
 
 
+def agreement_tables(run: RunRow) -> list[str]:
+    """Returns for each model of several flows a Markdown table: accuracy, and agreement of every two sides."""
+    lines: list[str] = []
+    for row in run["agreement"]:
+        head = f"{row['model']}: same top-1 in % of the images"
+        lines += [" | ".join([head, "Top-1", *row["sides"]]), " | ".join(["--"] * (2 + len(row["sides"])))]
+        for side, top1, same in zip(row["sides"], row["top1"], row["same_top1"], strict=True):
+            lines += ["|".join([side, f"{top1:.2f}", *(f"{share:.2f}" for share in same)])]
+        lines += [""]
+    return lines
+
+
 def remarks(run: RunRow) -> list[str]:
     """Returns a Markdown list of why models have no row of numbers, are not to be trusted, or compute in float."""
     lines = []
@@ -225,6 +242,7 @@ def summary_lines(run: RunRow) -> list[str]:
         "",
         *detail_table(run),
         "",
+        *agreement_tables(run),
         *([*remarked, ""] if remarked else []),
         *conditions(run),
         f"- Duration: {run['duration_s']:.1f} s",

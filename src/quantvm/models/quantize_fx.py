@@ -1,0 +1,42 @@
+"""PyTorch's FX graph mode: `prepare_fx`, calibration, `convert_fx`. What it does not quantize stays float."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.ao.quantization as tq
+from torch import nn
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+
+def quantize_fx(model: nn.Module, qconfig: Any, engine: str, calibrate: Callable[[nn.Module], None]) -> nn.Module:
+    """Returns the quantized `GraphModule`; the given module, float and in evaluation mode, is left untouched.
+
+    Args:
+        model: any module that torch.fx can trace; stubs of a module made for eager mode are taken out.
+        qconfig: of all layers; the engine's default mapping says which operators have fixed parameters.
+        engine: the engine that is active.
+        calibrate: runs the prepared module over the calibration images.
+    """
+    mapping = tq.get_default_qconfig_mapping(engine).set_global(qconfig)
+    example = (torch.zeros(1, 3, 224, 224),)  # prepare_fx traces symbolically: only the number of inputs counts
+    prepared = prepare_fx(without_stubs(copy.deepcopy(model)), mapping, example)
+    calibrate(prepared)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
+        return convert_fx(prepared)
+
+
+def without_stubs(model: nn.Module) -> nn.Module:
+    """Takes out, in place, what eager mode needs: stubs become identities, FloatFunctionals plain operators."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, (tq.QuantStub, tq.DeQuantStub)):
+                setattr(module, name, nn.Identity())
+            elif type(child) is nn.quantized.FloatFunctional:
+                setattr(module, name, nn.quantized.FXFloatFunctional())
+    return model
