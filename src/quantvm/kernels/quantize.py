@@ -82,13 +82,13 @@ def quantize_nchw_to_nhwc(
                 factor, term = (splat(vector[c], lanes, "float32") for vector in affine)
                 return rounded(value * factor, lanes) + term
 
+            def integers(value: Expr, lanes: int) -> Expr:
+                return quantize_arr(value, q, lanes) if under is None else float_program.quantize(value, under, lanes)
+
             def emit(column: Expr, lanes: int) -> None:
                 at = (row * width + column) * channels
                 reals = [real(c, column, lanes) for c in range(channels)]
-                values = [
-                    quantize_arr(x, q, lanes) if under is None else float_program.quantize(x, under, lanes)
-                    for x in reals
-                ]
+                values = [integers(x, lanes) for x in reals]
                 if packs and lanes == LANES:
                     _store_pixels(y_flat, at, values, q.dtype)
                     return
@@ -96,7 +96,7 @@ def quantize_nchw_to_nhwc(
                     T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
 
             def emit_channel(c: Expr, column: Expr, lanes: int) -> None:
-                value = quantize_arr(x[image, c, line, ramp(column, lanes)], q, lanes)
+                value = integers(x[image, c, line, ramp(column, lanes)], lanes)
                 at = (row * width + column) * channels
                 T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
 

@@ -53,6 +53,8 @@ class _Hoister:
     def bind(self, var: Any, value: Any) -> Any:
         if is_call(value, "relax.quantize") and not constant_value(value.args[1]).ndim:
             return self._quantized(value.args[0], value, var.name)
+        if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype:
+            return self.value(value.args[0])  # says of a float island that PyTorch computes it in float, as all here is
         return self.builder.emit(with_operands(value, self.value), var.name)
 
     def _quantized(self, x: Any, quantize: Any, name: str) -> Any:

@@ -167,6 +167,7 @@ _OPS: dict[str, Callable[..., Any]] = {
     "relax.nn.conv2d": _conv2d,
     "relax.matmul": lambda call, x, y: x @ y,
     "relax.permute_dims": lambda call, x: x.permute(_ints(call.attrs.axes)),
+    "relax.astype": lambda call, x: x.to(getattr(torch, str(call.attrs.dtype))),
     "relax.add": lambda call, x, y: x + y,
     "relax.subtract": lambda call, x, y: x - y,
     "relax.multiply": lambda call, x, y: x * y,
