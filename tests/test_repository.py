@@ -180,3 +180,10 @@ def test_constraints_fit_the_dependencies():
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_page_of_supported_operators_is_fresh():
+    from quantvm.supported_ops import supported_ops_markdown
+
+    page = (ROOT / "docs" / "supported_ops.md").read_text(encoding="utf-8")
+    assert page == supported_ops_markdown(), "quantvm list ops --markdown > docs/supported_ops.md"

@@ -32,8 +32,16 @@ def list_data(as_json: AsJson = False) -> None:
 
 
 @list_app.command("ops")
-def list_ops(as_json: AsJson = False) -> None:
+def list_ops(
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="A page with what each becomes.")] = False,
+) -> None:
     """List the PyTorch operators that can be imported."""
+    if markdown:
+        from quantvm.supported_ops import supported_ops_markdown
+
+        typer.echo(supported_ops_markdown(), nl=False)
+        return
     from quantvm import inventory
 
     names = inventory.list_ops()

@@ -113,6 +113,11 @@ def legalizes(*names: str, numerics: str = "torch") -> Callable[[Rule], Rule]:
     return register
 
 
+def rules() -> dict[tuple[str, str], Rule]:
+    """Returns the rule of every (numerics, composite name)."""
+    return dict(_RULES)
+
+
 def legalized_names() -> frozenset[str]:
     """Returns the composite names that have a rule."""
     return frozenset(name for _, name in _RULES)

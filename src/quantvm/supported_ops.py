@@ -1,0 +1,82 @@
+"""The operators that quantvm imports and those that it has int8 kernels for, as a Markdown page made of the registries.
+
+`quantvm list ops --markdown > docs/supported_ops.md` writes the page anew; a test fails while it is stale.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+_OPENING = """\
+# Supported operators
+
+Made of the registries by `quantvm list ops --markdown > docs/supported_ops.md`; a test keeps it fresh. To add an
+operator: [Contributing](../CONTRIBUTING.md).
+
+An operator that can be imported and has no int8 kernel runs in float; `quantvm compile` and run.json list what does, and
+the share of multiply-adds in int8."""
+
+
+def supported_ops_markdown() -> str:
+    """Returns the page."""
+    from quantvm import lowering
+    from quantvm.frontend import exported, registry, torchscript
+    from quantvm.frontend.exported_registry import exported_ops, find_exported
+    from quantvm.lowering import float_regions
+    from quantvm.lowering.legalize import rules
+
+    assert exported
+    assert lowering
+    assert torchscript  # importing these registers converters and rules
+    imported = _ours((name, registry.find_converter(name)) for name in registry.supported_ops())
+    own = _ours((name, find_exported(name)) for name in exported_ops())
+    kernels = [(composite, numerics, rule) for (numerics, composite), rule in rules().items()]
+    fused = sorted({*float_regions.UNARY.values(), *float_regions.BINARY.values()})
+    lines = [
+        _OPENING,
+        "",
+        "## Int8 kernels of `numerics=torch` and `numerics=integer`",
+        "",
+        "| quantized operator | numerics | |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {numerics} | {_summary(rule)} |" for name, numerics, rule in sorted(kernels, key=str)),
+        "",
+        "## Int8 code of `numerics=qdq`",
+        "",
+        "Convolutions and matrix products of quantized activations with constant quantized weights, with what follows",
+        f"them in one kernel: {', '.join(fused)}, quantize and dequantize.",
+        "Average pools and means over height and width, max pools, concatenations of equal parameters, moves of integers.",
+        "",
+        f"## TorchScript: eager and FX models ({len(imported)} operators)",
+        "",
+        "| operator | what it becomes |",
+        "| --- | --- |",
+        *(f"| `{name}` | {_summary(converter)} |" for name, converter in imported),
+        "",
+        f"## Exported programs: PT2E and torchao ({len(own)} operators of ours)",
+        "",
+        "All others go through TVM's own importer of exported programs.",
+        "",
+        "| operator | what it becomes |",
+        "| --- | --- |",
+        *(f"| `{name}` | {_summary(converter)} |" for name, converter in own),
+        "",
+        "## ONNX and TFLite",
+        "",
+        "Files in QDQ form, through TVM's own importers: QuantizeLinear and DequantizeLinear around Conv, Gemm, MatMul and",
+        "what TVM imports besides. QLinearConv and its like (QOperator format), and int4, are refused with the reason.",
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _summary(function: object) -> str:
+    """Returns the first line of a docstring, without what would end a cell."""
+    text = inspect.getdoc(function) or ""
+    return text.split("\n\n")[0].replace("\n", " ").replace("|", "\\|").rstrip(".")
+
+
+def _ours(converters: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Returns the converters that come with quantvm; others may have registered theirs."""
+    return [(name, converter) for name, converter in converters if converter.__module__.startswith("quantvm.")]
