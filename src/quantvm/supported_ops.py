@@ -15,8 +15,8 @@ _OPENING = """\
 Made of the registries by `quantvm list ops --markdown > docs/supported_ops.md`; a test keeps it fresh. To add an
 operator: [Contributing](../CONTRIBUTING.md).
 
-An operator that can be imported and has no int8 kernel runs in float; `quantvm compile` and run.json list what does, and
-the share of multiply-adds in int8."""
+An operator that can be imported and has no int8 kernel runs in float; `quantvm compile` and run.json list what does,
+and the share of multiply-adds in int8."""
 
 
 def supported_ops_markdown() -> str:
@@ -47,7 +47,7 @@ def supported_ops_markdown() -> str:
         "",
         "Convolutions and matrix products of quantized activations with constant quantized weights, with what follows",
         f"them in one kernel: {', '.join(fused)}, quantize and dequantize.",
-        "Average pools and means over height and width, max pools, concatenations of equal parameters, moves of integers.",
+        "Average pools and means over height and width, max pools, concatenations of equal parameters, moves.",
         "",
         f"## TorchScript: eager and FX models ({len(imported)} operators)",
         "",
@@ -65,8 +65,8 @@ def supported_ops_markdown() -> str:
         "",
         "## ONNX and TFLite",
         "",
-        "Files in QDQ form, through TVM's own importers: QuantizeLinear and DequantizeLinear around Conv, Gemm, MatMul and",
-        "what TVM imports besides. QLinearConv and its like (QOperator format), and int4, are refused with the reason.",
+        "Files in QDQ form, through TVM's own importers: QuantizeLinear and DequantizeLinear around Conv, Gemm, MatMul",
+        "and what TVM imports besides. QLinearConv and its like (QOperator format), and int4, are refused with the reason.",
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
