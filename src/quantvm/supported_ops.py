@@ -66,7 +66,7 @@ def supported_ops_markdown() -> str:
         "## ONNX and TFLite",
         "",
         "Files in QDQ form, through TVM's own importers: QuantizeLinear and DequantizeLinear around Conv, Gemm, MatMul",
-        "and what TVM imports besides. QLinearConv and its like (QOperator format), and int4, are refused with the reason.",
+        "and what TVM imports besides. The QOperator format (QLinearConv and its like) and int4 are refused.",
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 

@@ -10,6 +10,7 @@ from torch.ao.nn.quantized import Conv2d, Linear, Quantize
 from quantvm.models import MODELS, get_model
 from quantvm.models.quantize import quantize
 from quantvm.models.weights import build_float_model, resolve_weights
+from quantvm.runtime import compile as compile_model
 from quantvm.torch_compat import import_torchvision
 from tests.models.conftest import noise_batches
 
@@ -44,6 +45,7 @@ _LIKE_ANOTHER = ("shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "resnext101_32x8d_v
     [
         pytest.param(spec.name, marks=pytest.mark.nightly) if spec.name in _LIKE_ANOTHER else spec.name
         for spec in MODELS
+        if "eager" in spec.flows
     ],
 )
 def test_model_quantizes_runs_and_traces(name):
@@ -68,6 +70,31 @@ def test_model_quantizes_runs_and_traces(name):
         assert torch.equal(traced(x[:1]), actual[:1])
     assert actual.shape == (2, 1000)
     assert actual.unique().numel() > 20
+
+
+@pytest.mark.parametrize("flow", ["fx", "pt2e"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        spec.name if spec.name == "regnet_y_400mf" else pytest.param(spec.name, marks=pytest.mark.nightly)
+        for spec in MODELS
+        if "eager" not in spec.flows
+    ],
+)
+def test_model_without_an_eager_form_has_torchs_answers_by_every_flow(name, flow):
+    """By FX the bits are PyTorch's but for float islands; by PT2E sums of floats carry values over ties."""
+    spec = get_model(name)
+    batches = noise_batches(1, 2, side=224 if name == "vit_b_16" else 96)
+    x = torch.from_numpy(batches[0])
+    model = build_float_model(spec, resolve_weights(spec, "random"), batches)
+    quantized = quantize(model, batches, flow=flow)
+    artifact = compile_model(quantized, x, cache=False)
+    with torch.inference_mode():
+        expected = (quantized.module() if flow == "pt2e" else quantized)(x)
+    actual = artifact(x)
+    assert artifact.report.int8_mac_share > 0.5
+    assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.9
+    assert torch.equal(actual.argmax(1), expected.argmax(1))
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])

@@ -41,8 +41,8 @@ def model_lines(model: ModelRow) -> list[str]:
 def _name(model: ModelRow) -> str:
     """Returns a row's name: a model has one row for each flow and numerics."""
     flow = [] if model["flow"] == "eager" else [model["flow"]]
-    # what else could PT2E's programs follow
-    numerics = [] if model["numerics"] in ("torch", "qdq") else [model["numerics"]]
+    usual = "qdq" if model["flow"] == "pt2e" else "torch"
+    numerics = [] if model["numerics"] == usual else [model["numerics"]]
     known = ", ".join([*flow, *numerics])
     return f"{model['title']} ({known})" if known else model["title"]
 
