@@ -14,7 +14,8 @@ _ZOO = "Models of the registry"
 
 def diff(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A saved TorchScript file, or a name of: quantvm list models.")
+        str,
+        typer.Argument(metavar="MODEL", help="A .pt or .pt2 file, a factory, or a name of: quantvm list models."),
     ],
     reference: Annotated[
         str,

@@ -12,7 +12,9 @@ from quantvm.errors import ConfigError
 from quantvm.evaluate.causes import Explainer
 from quantvm.evaluate.diff_config import DiffConfig
 from quantvm.evaluate.layer_parity import LayerCount
+from quantvm.evaluate.ties import explain_ties
 from quantvm.layer_rules import Environment
+from quantvm.numerics import ENGINES
 from quantvm.progress import Progress
 from quantvm.report.diff_schema import FusionRow
 
@@ -78,6 +80,9 @@ class Comparison:
         config, rules = self._config, (self.rule_of(self._config.reference), self.rule_of(self._config.actual))
         if "fp32" in rules:
             return
+        if self._program.engine not in ENGINES:
+            explain_ties(self.counts, self._steps, images, self.both, progress)
+            return
         explainer = Explainer(
             self.counts, self.operators, sides=(config.reference, config.actual), rules=rules,
             environment=self.environment, in_float=lambda numbers: self._tvm(None),
@@ -109,7 +114,7 @@ class Comparison:
         kind, _, rest = side.partition(":")
         if kind in ("qdq", "fp32"):
             return kind
-        if rest == "qdq":
+        if rest == "qdq" or self._program.engine not in ENGINES:
             return "qdq" if self._program.engine == "onnx" else "pt2e"
         rest = self._program.engine if rest in ("", "torch") else rest
         return "integer" if rest == "integer:upward" else rest
@@ -129,12 +134,20 @@ class Comparison:
         if kind == "qdq":
             return QdqLayerRun(self._program, channels_last=self._formats, threads=self._threads)
         if kind == "tvm":
-            return self._tvm(rest or "torch")
+            return self._tvm(rest or ("torch" if self._program.engine in ENGINES else "qdq"))
         if self._float_model is None:
             raise ConfigError(
                 "fp32: these weights were published as integers, so there is no float model; choose other weights"
             )
         return FloatLayerRun(self._program, self._float_model, threads=self._threads)
+
+    def _steps(self, x_f32: np.ndarray, layers: Sequence[Any], wanted: Sequence[int]) -> list[np.ndarray]:
+        """Returns the values of layers in steps, before they are rounded, in double precision from given integers."""
+        from quantvm.runtime.qdq_in_float import QdqInFloat
+
+        compute = QdqInFloat(self._program.unrounded(self._formats, wanted), double=True)
+        scales = [self._program.layers[i].q.scale for i in wanted]
+        return [real / np.float64(scale) for real, scale in zip(compute(x_f32, *layers), scales, strict=True)]
 
     def _tvm(self, numerics: str | None) -> Any:
         from quantvm.runtime.layers import TvmLayerRun

@@ -24,6 +24,7 @@ from quantvm.report.diff_schema import DiffResult, DiffRow, LayerRow, WaterfallR
 from quantvm.report.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
+    from quantvm.evaluate.user_models import UserProgram
     from quantvm.frontend import LayeredProgram
 
 __all__ = ["SIDES", "DiffConfig", "diff"]
@@ -54,8 +55,7 @@ def diff(
     stages = stages or Stages()
     started_s = time.monotonic()
     raise_problems(config.problems())
-    made = _registered if config.compile_config().is_registered else _torchscript
-    subject = made(config, progress, stages)
+    subject = _subject(config, progress, stages)
     program, images = subject.program, subject.images
     comparison = Comparison(config, program, subject.float_model, subject.threads, images[0].x_f32)
     with progress.task("comparing layers", total=len(images)) as task:
@@ -108,6 +108,34 @@ class _Subject:
     float_model: Any = None
 
 
+def _subject(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
+    if config.compile_config().is_registered:
+        return _registered(config, progress, stages)
+    from quantvm.evaluate.user_models import UserProgram, load_model
+
+    found = load_model(config.model, input_shapes=((1, *config.input_shape[1:]),), engine=config.engine)
+    if not isinstance(found, UserProgram) or found.kind in ("onnx", "tflite"):
+        given = f"{found.kind} file" if isinstance(found, UserProgram) else "float module"
+        raise ConfigError(
+            f"{config.model} is a {given}, expected a TorchScript file, an exported program, or a factory of "
+            "a quantized module"
+        )
+    return (_exported if found.kind == "exported" else _torchscript)(config, found, progress, stages)
+
+
+def _exported(config: DiffConfig, found: UserProgram, progress: Progress, stages: Stages) -> _Subject:
+    import torch
+
+    from quantvm.frontend.exported_layers import import_exported_layers
+
+    threads = resolve_threads(config.threads, stages.physical_cores())
+    stages.use_threads(threads)
+    if len(found.shapes) != 1 or found.fixed_batch not in (None, 1):
+        raise ConfigError(f"{config.model} takes {found.shapes}, expected one input of one image, or of any number")
+    images = _images_of_shape(config, tuple(d or 1 for d in found.shapes[0][1:]), progress, stages)
+    return _Subject(import_exported_layers(found.value, [torch.from_numpy(images[0].x_f32)]), images, threads)
+
+
 def _registered(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
     from quantvm.frontend import import_layers
 
@@ -130,7 +158,7 @@ def _registered(config: DiffConfig, progress: Progress, stages: Stages) -> _Subj
     return _Subject(program, images, plan.threads, float_model)
 
 
-def _torchscript(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
+def _torchscript(config: DiffConfig, found: UserProgram, progress: Progress, stages: Stages) -> _Subject:
     from quantvm.frontend import import_layers
 
     run_config = config.compile_config().run_config()
@@ -140,7 +168,7 @@ def _torchscript(config: DiffConfig, progress: Progress, stages: Stages) -> _Sub
     shape = (1, *config.input_shape[1:])
     images = _images_of_shape(config, shape[1:], progress, stages)
     with stages.torch_engine(run_config):
-        return _Subject(import_layers(config.model, images[0].x_f32, engine=config.engine), images, threads)
+        return _Subject(import_layers(found.value, images[0].x_f32, engine=config.engine), images, threads)
 
 
 def _images_of_shape(config: DiffConfig, shape: tuple[int, ...], progress: Progress, stages: Stages) -> list[_Image]:

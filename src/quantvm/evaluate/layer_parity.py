@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantvm.evaluate.ties import TieCause
 from quantvm.layer_rules.facts import FACTS, in_words
 from quantvm.report.diff_schema import DifferenceRow, RuleRow
 
@@ -122,6 +123,7 @@ class LayerCount:
         whole: of the run as a whole.
         own: from the reference's inputs; None where that was not computed.
         rule: the rules that explain the own differences; None if none does.
+        ties: set where all of them lie at rounding ties, and the reference's order of sums decides.
         to_float: signal and noise of real values, where one side is the float model.
     """
 
@@ -129,6 +131,7 @@ class LayerCount:
     whole: DifferenceCount = field(default_factory=DifferenceCount)
     own: DifferenceCount | None = None
     rule: RuleCause | None = None
+    ties: TieCause | None = None
     to_float: DifferenceCount | None = None
 
     def add(self, actual: ArrayInt, expected: ArrayInt) -> None:
@@ -167,7 +170,8 @@ class LayerCount:
             return "not computed alone"
         if not self.has_own:
             return "inherited"
-        return UNEXPLAINED if self.rule is None else self.rule.text
+        found = self.rule or self.ties
+        return UNEXPLAINED if found is None else found.text
 
 
 def first_difference(counts: Sequence[LayerCount]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,24 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
         UnsupportedOpError: operators that neither quantvm nor TVM can import, all of them in one message.
         ModelImportError: not a program, not quantized, not converted, or bad parameters; names the node and its line.
     """
+    return _Import(_checked(program_or_path), batch).go().with_attr(ENGINE_ATTR, ENGINE)
+
+
+def import_with_quantized(program: Any) -> tuple[tvm.IRModule, list[tuple[Any, str, float, int]]]:
+    """Returns a program whose function returns, besides its outputs, all that it quantizes per tensor.
+
+    Of each such tensor also the node, the name of its layer, its scale and zero point.
+
+    Args and errors: as `from_exported_program`.
+    """
+    importing = _Import(_checked(program), "dynamic")
+    module = importing.go(lambda results: [*results, *(expr for _, _, _, _, expr in importing.quantized)])
+    found = [(node, name, scale, zero_point) for node, name, scale, zero_point, _ in importing.quantized]
+    return module.with_attr(ENGINE_ATTR, ENGINE), found
+
+
+def _checked(program_or_path: Any) -> Any:
+    """Returns the exported program, whose operators may be imported and write nothing in place unseen."""
     register_operators()
     program = program_or_path
     if isinstance(program, (str, Path)):
@@ -48,7 +67,7 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
     check_program(program.graph.nodes)
     if next(stale_reads(program.graph, constant_calls(program)), None) is not None:
         program = program.run_decompositions({})  # makes writes in place explicit, and takes longer than the import
-    return _Import(program, batch).go().with_attr(ENGINE_ATTR, ENGINE)
+    return program
 
 
 def register_operators() -> None:
@@ -85,6 +104,7 @@ class _Import:
         self._values: dict[Any, Any] = {}
         self._importer = ExportedProgramImporter()
         self._params: list[Any] = []
+        self.quantized: list[tuple[Any, str, float, int, Any]] = []
         self._constants = constant_calls(program)
         check_operators(program.graph.nodes, self._is_known)
 
@@ -100,8 +120,8 @@ class _Import:
             or node in self._constants
         )
 
-    def go(self) -> tvm.IRModule:
-        """Returns the module."""
+    def go(self, results_of: Callable[[list[Any]], list[Any]] = list) -> tvm.IRModule:
+        """Returns the module; `results_of` maps the program's outputs to the function's."""
         self._bind_inputs()
         block_builder = relax.BlockBuilder()
         with block_builder.function("main", self._params):
@@ -111,7 +131,7 @@ class _Import:
                 for node in self._program.graph.nodes:
                     if node.op == "call_function":
                         self._convert(builder, node)
-                results = self._results(builder)
+                results = results_of(self._results(builder))
                 result = block_builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
             block_builder.emit_func_output(result)
         return relax.transform.DeadCodeElimination()(block_builder.get())
@@ -197,6 +217,9 @@ class _Import:
         builder.where = layer(node)
         try:
             self._values[node] = self._converted(builder, node, name)
+            if name == "quantized_decomposed::quantize_per_tensor.default":
+                scale, zero_point = node.args[1:3]
+                self.quantized.append((node, builder.where, float(scale), int(zero_point), self._values[node]))
         except QuantvmError as error:
             raise type(error)(f"{described(node)} cannot be imported: {error}") from error
         except (tvm.error.InternalError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
@@ -256,4 +279,4 @@ def _filled(node: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> 
     return filled
 
 
-__all__ = ["ENGINE", "from_exported_program", "load_program"]
+__all__ = ["ENGINE", "from_exported_program", "import_with_quantized", "load_program"]

@@ -21,9 +21,10 @@ def plain(program: LayeredProgram) -> tvm.IRModule:
 
 
 def isolated(
-    program: LayeredProgram, channels_last: Sequence[bool], wanted: Sequence[int] | None = None
-) -> tvm.IRModule:
-    """Returns what `LayeredProgram.isolated` says."""
+    program: LayeredProgram, channels_last: Sequence[bool], wanted: Sequence[int] | None = None, *,
+    unrounded: bool = False,
+) -> tvm.IRModule:  # fmt: skip
+    """Returns what `LayeredProgram.isolated` says, or `unrounded`."""
     n_inputs = len(program.chained["main"].params)
     layers = _results(program.chained)[program.n_outputs :]
     given = [
@@ -33,9 +34,12 @@ def isolated(
     # a tensor that is two layers at once has one variable, and readers may read either
     replaced = dict(zip(layers, given, strict=True))
     numbers = range(len(given)) if wanted is None else wanted
-    module = _rebuilt(
-        program.chained, lambda results: [results[program.n_outputs + i] for i in numbers], given, replaced
-    )
+
+    def wanted_of(results: list[Any]) -> list[Any]:
+        found = [results[program.n_outputs + i] for i in numbers]
+        return [_before_rounding(program.chained, expr) for expr in found] if unrounded else found
+
+    module = _rebuilt(program.chained, wanted_of, given, replaced)
     formats = [i + n_inputs for i, is_last in enumerate(channels_last) if is_last]
     return module.with_attr(CHANNELS_LAST_ATTR, formats)
 
@@ -48,6 +52,16 @@ def _results(module: tvm.IRModule) -> list[Any]:
     while isinstance(body, relax.Var) and isinstance(bound.get(body), (relax.Var, relax.Tuple)):
         body = bound[body]
     return list(body.fields) if isinstance(body, relax.Tuple) else [body]
+
+
+def _before_rounding(module: tvm.IRModule, expr: Any) -> Any:
+    """Returns the float variable that a layer's integers are quantized from."""
+    bound = {binding.var: binding.value for block in module["main"].body.blocks for binding in block.bindings}
+    call = bound[expr]
+    while str(getattr(call.op, "name", "")) != "relax.quantize":
+        expr = call.args[0]
+        call = bound[expr]
+    return call.args[0]
 
 
 def _rebuilt(

@@ -99,6 +99,12 @@ class LayeredProgram:
 
         return isolated(self, channels_last, wanted)
 
+    def unrounded(self, channels_last: Sequence[bool], wanted: Sequence[int]) -> tvm.IRModule:
+        """Returns what `isolated` does, with the wanted layers' float values before they are quantized."""
+        from .layer_graphs import isolated
+
+        return isolated(self, channels_last, wanted, unrounded=True)
+
 
 def capture(program: LayeredProgram, *inputs: torch.Tensor) -> list[torch.Tensor]:
     """Returns the integers of every layer as the framework computes them, under its current engine."""

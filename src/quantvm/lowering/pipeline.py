@@ -116,6 +116,8 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         followed, rounding = parse_numerics(options.numerics or default_numerics(module))
     except ValueError as error:
         raise CompileError(str(error)) from error
+    if followed == "torch" and default_numerics(module) != "torch":
+        raise CompileError("numerics torch is of PyTorch's quantized engines; this program's is qdq, or one of integer")
     dump = _dumper(options.dump_dir)
     dump(module, "imported")
     output_scale = _output_scale(module)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 
 from quantvm.errors import UnsupportedOpError
-from quantvm.numerics import quantize_arr
+from quantvm.numerics import ENGINES, quantize_arr
 
 from .target import parse_target
 
@@ -29,7 +30,7 @@ class TorchLayerRun:
 
     Args:
         program: a `frontend.LayeredProgram`.
-        engine: fbgemm, x86, onednn or qnnpack.
+        engine: fbgemm, x86, onednn or qnnpack; or what the program is for, if it is for none of them.
         threads: PyTorch's.
     """
 
@@ -42,22 +43,23 @@ class TorchLayerRun:
         """Returns the program's outputs of one image."""
         import torch
 
-        from quantvm.torch_compat import quantization_engine
-
         torch.set_num_threads(self._threads)
-        with quantization_engine(self._engine):
+        with self._engine_set():
             return [tensor.numpy() for tensor in self._program.source.outputs([torch.from_numpy(x_f32)])]
 
     def tensors(self, x_f32: np.ndarray, given: Sequence[Any] | None = None) -> list[Any]:
         """Returns all layers of one image as torch tensors of integers, in PyTorch's own memory order."""
         import torch
 
-        from quantvm.torch_compat import quantization_engine
-
         torch.set_num_threads(self._threads)
         program = self._program
-        with quantization_engine(self._engine):
+        with self._engine_set():
             return list(program.source.layers(program.layers, [torch.from_numpy(x_f32)], given=given))
+
+    def _engine_set(self) -> AbstractContextManager[None]:
+        from quantvm.torch_compat import quantization_engine
+
+        return quantization_engine(self._engine) if self._engine in ENGINES else nullcontext()
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""

@@ -28,19 +28,20 @@ class QdqInFloat:
 
     Args:
         module: of one function, `main`, with no operator of `unknown_ops`.
+        double: whether all between dequantize and quantize is in float64; dequantized values are float32 ones even so.
 
     Computes: dequantize: fl(scale * (q - zero_point)); quantize: clip(rne(fl(x / scale)) + zero_point), as Relax
         defines them; everything between in float32, convolutions and sums in the order of PyTorch's kernels.
     """
 
-    def __init__(self, module: tvm.IRModule) -> None:
-        self._main = module["main"]
+    def __init__(self, module: tvm.IRModule, *, double: bool = False) -> None:
+        self._main, self._double = module["main"], double
         self._constants: dict[Any, Tensor] = {}
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """Returns the results of `main`."""
         values: dict[Any, Any] = {
-            parameter: torch.from_numpy(np.ascontiguousarray(x))
+            parameter: self._real(torch.from_numpy(np.ascontiguousarray(x)))
             for parameter, x in zip(self._main.params, inputs, strict=True)
         }
         with torch.inference_mode():
@@ -63,10 +64,15 @@ class QdqInFloat:
             return self._evaluated(expr.tuple_value, values)[expr.index]
         if isinstance(expr, tvm.ir.Call):
             arguments = [self._evaluated(argument, values) for argument in expr.args]
-            return _OPS[_name(expr)](expr, *arguments)
+            return self._real(_OPS[_name(expr)](expr, *arguments))
         if hasattr(expr, "value") and hasattr(expr.value, "numpy"):
-            return torch.from_numpy(expr.value.numpy().copy())
+            return self._real(torch.from_numpy(expr.value.numpy().copy()))
         return expr
+
+    def _real(self, value: Any) -> Any:
+        if self._double and isinstance(value, Tensor) and value.is_floating_point():
+            return value.double()
+        return value
 
 
 def _name(call: Any) -> str:

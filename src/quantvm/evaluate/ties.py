@@ -1,0 +1,84 @@
+"""Differences at rounding ties: of programs whose reference sums floats in an order that nothing prescribes.
+
+A sum of floats has an error, which another order has not. Where that error carries a value over the middle between two
+steps, two right computations differ by one step, and nowhere else. What lies at a tie is found in double precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantvm.progress import Progress
+
+if TYPE_CHECKING:
+    from quantvm.evaluate.layer_parity import LayerCount
+
+NEAR = 1e-3
+"""Steps from the middle between two integers within which a float32 sum may decide either way."""
+
+
+@dataclass(frozen=True)
+class TieCause:
+    """Where a layer's own differences lie.
+
+    Attributes:
+        n: elements that differ.
+        farthest: greatest distance of one of them from a tie, in steps.
+        max_steps: greatest difference.
+    """
+
+    n: int
+    farthest: float
+    max_steps: int
+
+    @property
+    def are_ties(self) -> bool:
+        """Whether all differ by one step, at ties."""
+        return self.max_steps <= 1 and self.farthest < NEAR
+
+    @property
+    def text(self) -> str:
+        """What the report says."""
+        what = "1 element" if self.n == 1 else f"{self.n} elements"
+        return f"{what} within {self.farthest:.1g} steps of a tie, where the order of a float sum decides"
+
+
+def explain_ties(
+    counts: Sequence[LayerCount],
+    steps_of: Callable[[np.ndarray, Sequence[Any], Sequence[int]], Sequence[np.ndarray]],
+    images: Sequence[np.ndarray],
+    runs: Callable[[np.ndarray], tuple[list[Any], list[Any]]],
+    progress: Progress,
+) -> None:
+    """Sets `ties` of every layer with differences of its own that are all at ties.
+
+    Args:
+        counts: every layer's differences.
+        steps_of: (image, every layer's integers, numbers of layers) -> float64 values in steps, before rounding.
+        images: that were compared.
+        runs: an image -> the reference's layers, and the other side's, each computed from the reference's.
+        progress: told of every image.
+    """
+    wanted = [i for i, count in enumerate(counts) if count.has_own]
+    if not wanted:
+        return
+    found = [TieCause(0, 0.0, 0)] * len(wanted)
+    with progress.task("looking for ties", total=len(images)) as task:
+        for x_f32 in images:
+            expected, own = runs(x_f32)
+            for place, (index, steps) in enumerate(zip(wanted, steps_of(x_f32, expected, wanted), strict=True)):
+                apart = np.abs(own[index].astype(np.int32) - expected[index].astype(np.int32))
+                distance = np.abs(steps - np.floor(steps) - 0.5)[apart > 0]
+                before = found[place]
+                found[place] = TieCause(
+                    before.n + distance.size,
+                    max(before.farthest, float(distance.max(initial=0))),
+                    max(before.max_steps, int(apart.max(initial=0))),
+                )
+            task.advance()
+    for index, cause in zip(wanted, found, strict=True):
+        counts[index].ties = cause if cause.are_ties else None

@@ -1,0 +1,95 @@
+"""Layers of exported programs: what differs from PyTorch's float sums lies at ties, and a bug does not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from quantvm.cli import app
+from quantvm.errors import ConfigError
+from quantvm.evaluate.diff import diff
+from quantvm.evaluate.layer_parity import UNEXPLAINED
+from quantvm.models.quantize import quantize
+
+SIDE = 40
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(self.body(x) + x)
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    exported = quantize(Network().eval(), [rng.standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)], flow="pt2e")
+    path = tmp_path_factory.mktemp("program") / "network.pt2"
+    torch.export.save(exported, path)
+    return str(path)
+
+
+def test_what_differs_lies_at_ties(program):
+    row = diff(model=program, num_samples=3, threads=1).row
+    assert row["engine"] == "pt2e"
+    assert [layer["op"] for layer in row["layers"]][:2] == ["input", "aten::relu"]
+    for layer in row["layers"]:
+        cause = layer["cause"]
+        assert cause in (None, "inherited") or "of a tie" in cause
+        assert layer["own"]["max_steps"] <= 1
+        assert layer["own"]["n"] - layer["own"]["equal"] <= layer["own"]["n"] // 1000
+    assert [fusion["n"] - fusion["equal"] for fusion in row["fusion"]] == [0]
+
+
+def test_a_bug_is_no_tie(program, monkeypatch):
+    from quantvm.lowering import qdq_legalize
+
+    original = qdq_legalize.conv2d.conv2d
+
+    def without_zero_point(shape, weight, zero_point, *arguments, **options):
+        return original(shape, weight, zero_point + 3, *arguments, **options)
+
+    monkeypatch.setattr(qdq_legalize.conv2d, "conv2d", without_zero_point)
+    row = diff(model=program, num_samples=1, threads=1).row
+    assert row["layers"][row["first"]]["cause"] == UNEXPLAINED
+
+
+def test_ties_are_told_by_their_distance(program, monkeypatch):
+    """A step that is added to one element in a hundred is no tie; one at a tie is."""
+    from quantvm.runtime.layers import TvmLayerRun
+
+    original = TvmLayerRun.isolated
+
+    def one_more(self, x_f32, layers, wanted=None):
+        found = original(self, x_f32, layers, wanted)
+        found[1] = found[1].copy()
+        found[1].reshape(-1)[::100] += 1
+        return found
+
+    monkeypatch.setattr(TvmLayerRun, "isolated", one_more)
+    row = diff(model=program, num_samples=1, threads=1).row
+    assert row["layers"][1]["cause"] == UNEXPLAINED
+
+
+def test_the_command_takes_programs(program):
+    result = CliRunner().invoke(app, ["diff", program, "--num-samples", "1", "--json"])
+    assert json.loads(result.stdout)["engine"] == "pt2e"
+    assert result.exit_code in (0, 1)
+
+
+def test_an_engine_cannot_be_a_side(program):
+    with pytest.raises(ConfigError, match="for no engine of PyTorch"):
+        diff(model=program, reference="torch:x86", num_samples=1)
