@@ -100,7 +100,7 @@ class _Conversion:
     ) -> None:
         self._graph = graph
         self._values: dict[str, Any] = {}
-        self._tensors: dict[int, torch.Tensor] = {}
+        self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._paths: dict[str, str] = {}
         self._names: collections.Counter[str] = collections.Counter()
         self.layers: list[tuple[Layer, QTensor]] = []
@@ -199,7 +199,7 @@ class _Conversion:
         value = getattr(owner, name)
         if not isinstance(value, torch.Tensor) or value.is_quantized:
             return value
-        return self._tensors.setdefault(id(value), value.detach().clone())
+        return self._tensors.setdefault(id(value), (value, value.detach().clone()))[1]  # held: an id is used again
 
     def _take_layer(self, builder: QdqBuilder, node: Any, made: Any) -> None:
         """Notes a node whose result is quantized by it."""
