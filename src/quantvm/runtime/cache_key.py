@@ -29,6 +29,12 @@ def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
         numerics: as in LoweringOptions.
         threads: likewise.
     """
+    parts = key_parts(module, target, numerics=numerics, threads=threads)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def key_parts(module: Any, target: Any, *, numerics: str, threads: int) -> dict[str, Any]:
+    """Returns what a key is made of, by name."""
     from quantvm.kernels.builder import target_features
     from quantvm.tvm_compat import tvm_version
 
@@ -36,7 +42,7 @@ def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
     from .schedule_files import schedules_for
     from .target import target_text
 
-    parts = {
+    return {
         "schema": SCHEMA_VERSION,
         "quantvm": metadata.version("quantvm"),
         "sources": digest_of_sources(),
@@ -49,7 +55,6 @@ def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
         "schedules": schedules_for(target).digest(),
         "module": digest_of_module(module),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_module(module: Any) -> str:
