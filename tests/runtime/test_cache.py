@@ -17,7 +17,7 @@ from quantvm.errors import ConfigError
 from quantvm.frontend import from_torch
 from quantvm.runtime import cache_key as cache_key_module
 from quantvm.runtime.cache import CompileCache, default_cache
-from quantvm.runtime.cache_key import digest_of_module
+from quantvm.runtime.cache_key import digest_of_module, key_parts
 from quantvm.runtime.target import parse_target
 from tests.quantized_modules import Quantized, SmallNetwork, conv2d, image, save_traced
 
