@@ -26,24 +26,26 @@ def hardswish(b: QdqBuilder, x: Any, output_scale: float, output_zero_point: int
     real = b.real(x)
     y = b.emit(relax.op.multiply(real, _gate(b, real)), "mul")
     y = b.emit(relax.op.divide(y, constant(6.0, "float32")), "hardswish")
-    return b.quantized(y, b.params(output_scale, output_zero_point))
+    return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
 
 
-_UNIT_INTERVAL = QuantParams(1.0 / 256.0, 0)  # what ATen fixes for outputs in [0, 1)
+# What ATen fixes for outputs in [0, 1) and in (-1, 1), by the dtype.
+_UNIT_INTERVAL = {"uint8": QuantParams(1.0 / 256.0, 0), "int8": QuantParams(1.0 / 256.0, -128, "int8")}
+_AROUND_ZERO = {"uint8": QuantParams(1.0 / 128.0, 128), "int8": QuantParams(1.0 / 128.0, 0, "int8")}
 
 
 @register_converter("aten::hardsigmoid", "aten::hardsigmoid_")
 def hardsigmoid(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns min(max(x+3, 0), 6) / 6; a quantized result has scale 1/256 and zero point 0."""
+    """Returns min(max(x+3, 0), 6) / 6; a quantized result has scale 1/256 and the least integer for 0."""
     y = b.emit(relax.op.divide(_gate(b, b.real(x)), constant(6.0, "float32")), "hardsigmoid")
-    return b.quantized(y, _UNIT_INTERVAL) if isinstance(x, QTensor) else y
+    return b.quantized(y, _UNIT_INTERVAL[x.q.dtype]) if isinstance(x, QTensor) else y
 
 
 @register_converter("aten::sigmoid", "aten::sigmoid_")
 def sigmoid(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns 1 / (1 + exp(-x)); a quantized result has scale 1/256 and zero point 0."""
+    """Returns 1 / (1 + exp(-x)); a quantized result has scale 1/256 and the least integer for 0."""
     y = b.emit(relax.op.sigmoid(b.real(x)), "sigmoid")
-    return b.quantized(y, _UNIT_INTERVAL) if isinstance(x, QTensor) else y
+    return b.quantized(y, _UNIT_INTERVAL[x.q.dtype]) if isinstance(x, QTensor) else y
 
 
 @register_converter("quantized::leaky_relu")
@@ -53,14 +55,16 @@ def quantized_leaky_relu(
     """Returns quantize(x > 0 ? x : negative_slope * x)."""
     b.expect_quantized("quantized::leaky_relu", x)
     y = b.emit(relax.op.nn.leakyrelu(b.real(x), negative_slope), "leaky_relu")
-    return b.quantized(y, b.params(output_scale, output_zero_point))
+    return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
 
 
 @register_converter("quantized::sigmoid")
 def quantized_sigmoid(b: QdqBuilder, x: Any, output_scale: float, output_zero_point: int) -> QTensor:
     """Returns quantize(1 / (1 + exp(-x)))."""
     b.expect_quantized("quantized::sigmoid", x)
-    return b.quantized(b.emit(relax.op.sigmoid(b.real(x)), "sigmoid"), b.params(output_scale, output_zero_point))
+    return b.quantized(
+        b.emit(relax.op.sigmoid(b.real(x)), "sigmoid"), b.params(output_scale, output_zero_point, x.q.dtype)
+    )
 
 
 @register_converter("aten::tanh", "aten::tanh_")
@@ -70,9 +74,6 @@ def tanh(b: QdqBuilder, x: Any) -> QTensor | Expr:
     return b.quantized(y, _AROUND_ZERO[x.q.dtype]) if isinstance(x, QTensor) else y
 
 
-_AROUND_ZERO = {"uint8": QuantParams(1.0 / 128.0, 128), "int8": QuantParams(1.0 / 128.0, 0, "int8")}
-
-
 @register_converter("quantized::elu")
 def quantized_elu(
     b: QdqBuilder, x: Any, output_scale: float, output_zero_point: int, alpha: float = 1.0, scale: float = 1.0,
@@ -80,7 +81,9 @@ def quantized_elu(
 ) -> QTensor:  # fmt: skip
     """Returns quantize(scale * (x > 0 ? x : alpha * (exp(input_scale*x) - 1)))."""
     b.expect_quantized("quantized::elu", x)
-    return b.quantized(elu_f32(b, b.real(x), alpha, scale, input_scale), b.params(output_scale, output_zero_point))
+    return b.quantized(
+        elu_f32(b, b.real(x), alpha, scale, input_scale), b.params(output_scale, output_zero_point, x.q.dtype)
+    )
 
 
 @register_converter("quantized::prelu")
@@ -90,7 +93,7 @@ def quantized_prelu(b: QdqBuilder, x: Any, weight: Any, output_scale: float, out
     slopes = weight.dequantize().numpy().reshape(-1)
     slopes = constant(np.broadcast_to(slopes, (shape_of(x)[1],)), "float32")
     y = b.emit(relax.op.nn.prelu(b.real(x), slopes, axis=1), "prelu")
-    return b.quantized(y, b.params(output_scale, output_zero_point))
+    return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
 
 
 @register_converter("aten::prelu")

@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax
 
 from quantvm.errors import ModelImportError
+from quantvm.numerics import QuantParams
 
 from .builder import Expr, QdqBuilder, QTensor, constant
 from .registry import register_converter
@@ -44,12 +45,12 @@ def _bias(bias: Any, rank: int) -> Expr | None:
     return constant(values.reshape((1, -1, *(1,) * (rank - 2))), "float32")
 
 
-def _finish(b: QdqBuilder, y: Expr, bias: Expr | None, relu: bool, scale: float, zero_point: int) -> QTensor:
+def _finish(b: QdqBuilder, y: Expr, bias: Expr | None, relu: bool, out: QuantParams) -> QTensor:
     if bias is not None:
         y = b.emit(relax.op.add(y, bias), "bias")
     if relu:
         y = b.emit(relax.op.nn.relu(y), "relu")
-    return b.quantized(y, b.params(scale, zero_point))
+    return b.quantized(y, out)
 
 
 def _conv2d(b: QdqBuilder, x: Any, packed: Any, scale: float, zero_point: int, *, relu: bool) -> QTensor:
@@ -63,7 +64,7 @@ def _conv2d(b: QdqBuilder, x: Any, packed: Any, scale: float, zero_point: int, *
         dilation=list(packed.dilation()), groups=packed.groups(), data_layout="NCHW", kernel_layout="OIHW",
         out_dtype="float32",
     )  # fmt: skip
-    return _finish(b, b.emit(y, "conv"), _bias(bias, 4), relu, scale, zero_point)
+    return _finish(b, b.emit(y, "conv"), _bias(bias, 4), relu, b.params(scale, zero_point, x.q.dtype))
 
 
 @register_converter("quantized::conv2d")
@@ -83,7 +84,7 @@ def _linear(b: QdqBuilder, x: Any, packed: Any, scale: float, zero_point: int, *
     weight, bias = packed.unpack()
     transposed = b.emit(relax.op.permute_dims(_weight(b, weight), [1, 0]), "weight_t")
     y = b.emit(relax.op.matmul(b.real(x), transposed), "linear")
-    return _finish(b, y, _bias(bias, 2), relu, scale, zero_point)
+    return _finish(b, y, _bias(bias, 2), relu, b.params(scale, zero_point, x.q.dtype))
 
 
 @register_converter("quantized::linear")

@@ -40,7 +40,7 @@ def _binary(
     y = b.emit(op(b.real(operands[0]), b.real(operands[1])), name.removeprefix("quantized::"))
     if relu:
         y = b.emit(relax.op.nn.relu(y), "relu")
-    return b.quantized(y, b.params(*out))
+    return b.quantized(y, b.params(*out, operands[0].q.dtype))
 
 
 def _with_number(b: QdqBuilder, name: str, x: Any, number: float, relu: bool) -> QTensor | Expr:

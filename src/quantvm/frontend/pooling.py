@@ -76,7 +76,7 @@ def quantized_cat(
 ) -> QTensor:
     """Returns quantize(concat(dequantize(x_i))); without parameters, under the first input's."""
     first = b.expect_quantized("quantized::cat", *tensors)[0].q
-    out = first if scale is None else b.params(scale, 0 if zero_point is None else zero_point)
+    out = first if scale is None else b.params(scale, 0 if zero_point is None else zero_point, first.dtype)
     y = b.emit(relax.op.concat([b.real(t) for t in tensors], dim), "cat")
     return b.quantized(y, out)
 
