@@ -9,8 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from quantvm.runtime import compile as compile_model
+from quantvm.torch_compat import quantization_engine
 
-from .random_network import Plan, RandomNetwork, plans
+from .random_network import Plan, RandomNetwork
+from .random_plans import plans
 
 QUICK = settings(
     max_examples=200,
@@ -23,13 +25,11 @@ NIGHTLY = settings(QUICK, max_examples=2000, derandomize=False)
 
 @pytest.fixture(autouse=True)
 def _torch_state():
-    """Where PyTorch's scalar tails lie depends on its thread count, and its arithmetic on the engine."""
-    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
+    """Where PyTorch's scalar tails lie depends on its thread count."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.backends.quantized.engine = "fbgemm"
     yield
     torch.set_num_threads(threads)
-    torch.backends.quantized.engine = engine
 
 
 @pytest.fixture
@@ -41,10 +41,12 @@ def _nightly(request):
 def assert_same_bits(plan: Plan, threads: int = 1, batches: tuple[int, ...] = (1, 3)) -> None:
     """Compiles the plan's network and compares it with PyTorch on batches of both sizes."""
     network = RandomNetwork(plan)
-    artifact = compile_model(network, network.sample(1, 0), engine="fbgemm", threads=threads)
+    artifact = compile_model(network, network.sample(1, 0), engine=plan.engine, threads=threads)
     for batch in batches:
         x = network.sample(batch, plan.seed + batch)
-        actual, expected = artifact(x), network(x)
+        with quantization_engine(plan.engine):
+            expected = network(x)
+        actual = artifact(x)
         if not plan.returns_all:
             actual, expected = (actual,), (expected,)
         if all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True)):

@@ -302,6 +302,26 @@ def test_rules_of_the_engines():
     assert linear == {"fbgemm": "fbgemm", "x86": "fbgemm", "onednn": "onednn", "qnnpack": "qnnpack"}
 
 
+def test_x86_is_fbgemm_without_vnni():
+    rules = {engine: numerics.conv_rule(engine, 1, True, vnni=False) for engine in numerics.ENGINES}
+    assert rules == {"fbgemm": "fbgemm", "x86": "fbgemm", "onednn": "onednn", "qnnpack": "qnnpack"}
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "groups", "refused"),
+    [
+        (5, 7, 1, False),
+        (16, 16, 16, False),
+        (16, 32, 4, False),
+        (16, 32, 16, True),
+        (12, 20, 2, True),
+        (24, 16, 4, True),
+    ],
+)
+def test_onednn_has_no_avx2_kernel_for_groups_of_odd_channels(in_channels, out_channels, groups, refused):
+    assert numerics.onednn_avx2_refuses(in_channels, out_channels, groups) == refused
+
+
 # channels, out channels, groups, kernel, stride, padding, dilation: FBGEMM's depthwise kernel and its limits
 DEPTHWISE = [
     (8, 8, 8, (3, 3), (1, 1), (1, 1), (1, 1)),

@@ -59,24 +59,24 @@ def test_which_batches_of_a_linear_layer_have_separate_scales():
     assert [linear_separate_up_to(*shape) for shape in shapes] == [0, 1, 15, ALWAYS]
 
 
-def _requantization(channels, separate_up_to):
+def _requantization(channels, separate_up_to, divides=False):
     """Scales whose sums are often half-way between integers, where the two ways differ."""
     rng = np.random.default_rng(0)
     weight_scale = float(np.float32(0.3))
     output = QuantParams(float(np.float32(2 * np.float32(np.float32(INPUT_Q.scale) * np.float32(0.3)))), 128)
     return numerics.requantization(
         "onednn", "conv", input_q=INPUT_Q, weight_scales=rng.choice([weight_scale, 0.0173], channels), bias_f32=None,
-        output_q=output, relu=False, channels=channels, separate_up_to=separate_up_to,
+        output_q=output, relu=False, channels=channels, separate_up_to=separate_up_to, divides=divides,
     )  # fmt: skip
 
 
-def _expected(acc_i32, separate_up_to):
-    return numerics.requantize(acc_i32, _requantization(acc_i32.shape[-1], separate_up_to))
+def _expected(acc_i32, separate_up_to, divides=False):
+    return numerics.requantize(acc_i32, _requantization(acc_i32.shape[-1], separate_up_to, divides))
 
 
-@pytest.mark.parametrize("separate_up_to", [None, 0, 1])
+@pytest.mark.parametrize(("separate_up_to", "divides"), [(None, False), (0, False), (1, False), (None, True)])
 @pytest.mark.parametrize("dot", [PORTABLE.name, None])
-def test_kernels_scale_by_the_size_of_the_batch(separate_up_to, dot):
+def test_kernels_scale_by_the_size_of_the_batch(separate_up_to, divides, dot):
     """Dense, grouped, pointwise-as-matrix-product and both depthwise kernels, for one image and for two."""
     rng, target = np.random.default_rng(1), native_target()
     isa = PLAIN if dot else select_isa(target)
@@ -86,7 +86,7 @@ def test_kernels_scale_by_the_size_of_the_batch(separate_up_to, dot):
             side, side, channels, channels, kernel=(kernel, kernel), padding=(kernel // 2,) * 4, groups=groups
         )
         weight = rng.integers(-3, 4, (channels, kernel, kernel, channels // groups)).astype(np.int8)
-        r = _requantization(channels, separate_up_to)
+        r = _requantization(channels, separate_up_to, divides)
         if groups == channels:
             zeros = np.zeros(channels, np.int64)
             built = depthwise.depthwise_conv2d(
@@ -97,13 +97,14 @@ def test_kernels_scale_by_the_size_of_the_batch(separate_up_to, dot):
         for n in (1, 2):
             x_u8 = rng.integers(0, 256, (n, side, side, channels)).astype(np.uint8)
             acc = _accumulate(x_u8, weight, groups)
-            expected = _expected(acc, separate_up_to)
+            expected = _expected(acc, separate_up_to, divides)
             np.testing.assert_array_equal(run(built, target, x_u8, out_shape=expected.shape), expected)
 
 
 def test_the_two_ways_differ():
     acc = np.arange(-9000, 9000, dtype=np.int64).reshape(-1, 1).repeat(40, 1)
     assert (_expected(acc, None) != _expected(acc, 0)).any()
+    assert (_expected(acc, None) != _expected(acc, None, divides=True)).any()
 
 
 def _accumulate(x_u8, weight_ohwi, groups):

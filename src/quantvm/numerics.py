@@ -341,6 +341,7 @@ class Requantization:
         separate_up_to: onednn only. Batches of more images are multiplied by `combined_f32` in place of the input's
             and the weight's scale one after the other, as AMX kernels do; None: none are.
         combined_f32: (C,) float32 products of the two scales, where `separate_up_to` is not None.
+        output_scale_f32: onednn's plain C++ code only: divided by, in place of multiplying by its reciprocal.
         fixed: (C,) factors, integer only.
     """
 
@@ -355,17 +356,28 @@ class Requantization:
     inverse_output_scale_f32: Any = None
     separate_up_to: int | None = None
     combined_f32: F32 | None = None
+    output_scale_f32: Any = None
     fixed: FixedPoint | None = None
 
 
-def conv_rule(engine: Engine, groups: int, symmetric_weights: bool) -> Rule:
-    """Returns which library's arithmetic PyTorch uses for conv2d under `engine` on a CPU with AVX512-VNNI.
+def conv_rule(engine: Engine, groups: int, symmetric_weights: bool, *, vnni: bool = True) -> Rule:
+    """Returns which library's arithmetic PyTorch uses for conv2d under `engine`, on a CPU with or without AVX512-VNNI.
 
     Reference: ATen/native/quantized/cpu/OnednnUtils.h `should_use_onednn_quant`.
     """
     if engine == "x86":
-        return "onednn" if groups <= 100 and symmetric_weights else "fbgemm"
+        return "onednn" if vnni and groups <= 100 and symmetric_weights else "fbgemm"
     return engine
+
+
+def onednn_avx2_refuses(in_channels: int, out_channels: int, groups: int) -> bool:
+    """Returns whether oneDNN has no AVX2 kernel for a convolution, which its plain C++ code then computes.
+
+    It has none for groups of channels that are no multiples of 4, but for depthwise convolutions.
+    Reference: oneDNN src/cpu/x64/jit_uni_x8s8s32x_conv_kernel.cpp `init_conf`; measured on torch 2.13.
+    """
+    group_in, group_out = in_channels // groups, out_channels // groups
+    return groups > 1 and (group_in, group_out) != (1, 1) and (group_in % 4 != 0 or group_out % 4 != 0)
 
 
 def linear_rule(engine: Engine) -> Rule:
@@ -384,6 +396,7 @@ def requantization(
     relu: bool,
     channels: int,
     separate_up_to: int | None = None,
+    divides: bool = False,
 ) -> Requantization:
     """Returns the vectors of the requantization that `rule` defines.
 
@@ -396,7 +409,8 @@ def requantization(
         output_q: parameters of the output.
         relu: whether a ReLU follows.
         channels: C, the number of output channels.
-        separate_up_to: under onednn on a CPU with AMX, see `Requantization` and onednn_amx.py.
+        separate_up_to: under onednn on a CPU with AMX, see `Requantization` and onednn_amx.py; 0 on one without VNNI.
+        divides: under onednn without VNNI, see `onednn_avx2_refuses`.
 
     Exactness: docs/numerics.md, section on convolution and linear.
     """
@@ -427,7 +441,7 @@ def requantization(
         return Requantization(
             "onednn", per_channel(weights), bias_f32, output_q, relu,
             source_scale_f32=source, inverse_output_scale_f32=reciprocal_f32(destination),
-            separate_up_to=separate_up_to, combined_f32=combined,
+            separate_up_to=separate_up_to, combined_f32=combined, output_scale_f32=destination if divides else None,
         )  # fmt: skip
     multiplier = per_channel(
         np.multiply(np.multiply(weight_scales_f32, scale_in, dtype=f32), reciprocal_f32(output_q.scale), dtype=f32)
@@ -446,7 +460,7 @@ def requantize(acc_i32: Values, r: Requantization) -> I64:
         fbgemm: v = fl(acc); v = fl(v + bias) or fma(bias, bias_scale, v); clip(cvt(fl(v*multiplier)) + z);
             max(z) if relu
         onednn: v = fl(fl(acc*sa) * sw), in larger batches than separate_up_to fl(acc * fl(sa*sw)); v = fl(v + bias);
-            max(0) if relu; rne(clip(fl(fl(v*inv_so) + z)))
+            max(0) if relu; rne(clip(fl(fl(v*inv_so) + z))), in its plain C++ code fl(v/so)
         qnnpack: v = fl(acc + bias_i32); clip(cvt(fl(v*multiplier)) + z); max(z) if relu
         integer: clip(fixed_point.multiply(acc + bias_i32, fixed) + z); max(z) if relu
 
@@ -466,7 +480,11 @@ def requantize(acc_i32: Values, r: Requantization) -> I64:
             v = np.multiply(np.multiply(v, r.source_scale_f32, dtype=f32), r.multiplier_f32, dtype=f32)
         v = v if r.bias_f32 is None else np.add(v, r.bias_f32, dtype=f32)
         v = np.maximum(v, f32(0)) if r.relu else v
-        v = np.add(np.multiply(v, r.inverse_output_scale_f32, dtype=f32), f32(q.zero_point), dtype=f32)
+        if r.output_scale_f32 is not None:
+            v = np.divide(v, r.output_scale_f32, dtype=f32)
+        else:
+            v = np.multiply(v, r.inverse_output_scale_f32, dtype=f32)
+        v = np.add(v, f32(q.zero_point), dtype=f32)
         return np.rint(np.clip(v, f32(q.quant_min), f32(q.quant_max)).astype(f64)).astype(i64)
     if r.bias_f32 is not None:
         fused = r.bias_scale_f32 is not None

@@ -103,6 +103,13 @@ def onednn_uses_amx() -> bool:
     return allowed and torch.cpu._is_amx_tile_supported()
 
 
+def has_vnni() -> bool:
+    """Says whether torch finds AVX512-VNNI here: without it x86 is FBGEMM alone, and oneDNN has other kernels."""
+    import torch
+
+    return torch.cpu._is_vnni_supported()
+
+
 @contextmanager
 def quantization_engine(name: str) -> Iterator[None]:
     """Makes `name` torch's quantized engine inside the block and restores the one from before.

@@ -174,6 +174,21 @@ NOT_YET = {
 BODIES = CASES | {name: body for name, (body, _) in NOT_YET.items()}
 
 
+def test_formulas_follow_the_memory_format_of_the_example():
+    def body(x):
+        twice = Q.cat([x, x], 1, 2 * x.q_scale(), 5)
+        return F.avg_pool2d(x, 3), F.adaptive_avg_pool2d(x, 2), x.mean([2, 3]), twice, Q.hardswish(x, 0.1, 5)
+
+    module = Quantized(Body(body), zero_point=101)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        example = image(1, 21, 5, 7).contiguous(memory_format=memory_format)
+        artifact = compile_model(module, example, threads=1)
+        for batch in BATCHES:
+            x = image(batch, 21, 5, 7, seed=batch).contiguous(memory_format=memory_format)
+            for actual, expected in zip(artifact(x), module(x), strict=True):
+                assert torch.equal(actual, expected)
+
+
 @pytest.fixture(scope="module")
 def compiled():
     """Maps a case to its outputs for each batch; all are compiled together."""

@@ -14,7 +14,7 @@ import tvm
 from tvm import relax, tirx
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
-from quantvm.torch_compat import onednn_uses_amx
+from quantvm.torch_compat import has_vnni, onednn_uses_amx
 
 from . import (  # noqa: F401  (registers the converters)
     activations,
@@ -30,6 +30,7 @@ from . import (  # noqa: F401  (registers the converters)
 )
 from .builder import QdqBuilder, QTensor, shape_of
 from .known import TAKES_KNOWN, as_arguments, compute, is_computable, is_known
+from .layer_graphs import CHANNELS_LAST_ATTR
 from .layers import Layer, LayeredProgram
 from .loading import check_converters, load_program
 from .nodes import module_path, source_line, weight_owner
@@ -39,6 +40,8 @@ from .torchscript_layers import TorchScriptSource
 
 AMX_ATTR = "quantvm.onednn_amx"
 """Module attribute: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
+VNNI_ATTR = "quantvm.vnni"
+"""Module attribute: 1 if this PyTorch finds AVX512-VNNI here, which decides who convolves under x86."""
 
 
 def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, batch: str = "dynamic") -> tvm.IRModule:
@@ -46,7 +49,8 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
 
     Args:
         model: an eager-quantized `nn.Module`, a traced module, or the path of a saved TorchScript file.
-        example_inputs: one float32 tensor or a sequence of them; their shapes are the function's.
+        example_inputs: one float32 tensor or a sequence of them; their shapes are the function's, and where they are
+            channels-last, so are the tensors whose bits the function returns.
         engine: PyTorch engine that the model was quantized for; by default what the model says
             (`quantvm_engine`), else `torch.backends.quantized.engine`.
         batch: dynamic: dimension 0 of every input is symbolic; static: it is the example's.
@@ -58,7 +62,7 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
     script, inputs, engine = load_program(model, example_inputs, engine)
     graph = script.inlined_graph
     conversion = _Conversion(script, graph, inputs, batch)
-    return _following(engine, conversion.go(lambda results: results))
+    return _following(engine, inputs, conversion.go(lambda results: results))
 
 
 def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None) -> LayeredProgram:
@@ -75,14 +79,21 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
         n_outputs = len(results)
         return [*results, *(tensor.expr for _, tensor in conversion.layers)]
 
-    chained = _following(engine, conversion.go(with_layers))
+    chained = _following(engine, inputs, conversion.go(with_layers))
     layers = tuple(layer for layer, _ in conversion.layers)
     return LayeredProgram(TorchScriptSource(script), layers, chained, n_outputs, engine, inputs)
 
 
-def _following(engine: str, module: tvm.IRModule) -> tvm.IRModule:
-    """Returns the module with attributes that say whose bits it stands for: this PyTorch's, under `engine`."""
-    return module.with_attr(ENGINE_ATTR, engine).with_attr(AMX_ATTR, int(onednn_uses_amx()))
+def _following(engine: str, inputs: tuple[torch.Tensor, ...], module: tvm.IRModule) -> tvm.IRModule:
+    """Returns the module with attributes that say whose bits it stands for: this PyTorch's, for such inputs."""
+    attrs = {ENGINE_ATTR: engine, AMX_ATTR: int(onednn_uses_amx()), VNNI_ATTR: int(has_vnni())}
+    channels_last = [i for i, x in enumerate(inputs) if x.ndim == 4 and _is_channels_last(x)]
+    return module.with_attrs(attrs | {CHANNELS_LAST_ATTR: channels_last} if channels_last else attrs)
+
+
+def _is_channels_last(x: torch.Tensor) -> bool:
+    """Says whether PyTorch keeps the tensor's results in channels-last order; one that is both is contiguous to it."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 class _Conversion:

@@ -114,7 +114,9 @@ class RequantizeEpilogue:
             v = self._real_f32(v, channel, lanes)
             v = v if r.bias_f32 is None else rounded(v, lanes) + self._bias[index]
             v = tirx.max(v, constant(0.0)) if r.relu else v
-            return rounded(v * constant(r.inverse_output_scale_f32), lanes) + constant(float(r.output.zero_point))
+            divides = r.output_scale_f32 is not None
+            v = v / constant(r.output_scale_f32) if divides else v * constant(r.inverse_output_scale_f32)
+            return rounded(v, lanes) + constant(float(r.output.zero_point))
         if r.bias_f32 is not None:
             fused = r.bias_scale_f32 is not None
             scale = constant(r.bias_scale_f32) if fused else None

@@ -47,7 +47,7 @@ def _bias(composite: Composite) -> np.ndarray | None:
 
 def _requantization(
     state: Legalization, rule: Rule, kind: Literal["conv", "linear"], composite: Composite, input_q: QuantParams,
-    weight: _Weight, channels: int, separate_up_to: int | None,
+    weight: _Weight, channels: int, separate_up_to: int | None, divides: bool = False,
 ) -> Requantization:  # fmt: skip
     """Returns the requantization under the numerics to follow; `rule` is the engine's."""
     relu, bias_f32 = composite.has("relax.nn.relu"), _bias(composite)
@@ -58,7 +58,7 @@ def _requantization(
         )  # fmt: skip
     return numerics.requantization(
         rule, kind, input_q=input_q, weight_scales=weight.scales, bias_f32=bias_f32, output_q=composite.output,
-        relu=relu, channels=channels, separate_up_to=separate_up_to,
+        relu=relu, channels=channels, separate_up_to=separate_up_to, divides=divides,
     )  # fmt: skip
 
 
@@ -85,11 +85,15 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     weight = _weight(composite)
     own_padding = _padding(conv)
     shape = conv_shape(conv, x, weight.integers.shape, border)
-    engine_rule = numerics.conv_rule(state.engine, shape.groups, weight.symmetric)
-    with_amx = state.onednn_amx and engine_rule == "onednn"
-    separate_up_to = conv_separate_up_to(_geometry(shape, border), state.threads) if with_amx else None
+    engine_rule = numerics.conv_rule(state.engine, shape.groups, weight.symmetric, vnni=state.vnni)
+    separate_up_to, divides = None, False
+    if engine_rule == "onednn" and state.onednn_amx:
+        separate_up_to = conv_separate_up_to(_geometry(shape, border), state.threads)
+    elif engine_rule == "onednn" and not state.vnni:
+        divides = numerics.onednn_avx2_refuses(shape.in_channels, shape.out_channels, shape.groups)
+        separate_up_to = None if divides else 0
     requantization = _requantization(
-        state, engine_rule, "conv", composite, input_q, weight, shape.out_channels, separate_up_to
+        state, engine_rule, "conv", composite, input_q, weight, shape.out_channels, separate_up_to, divides
     )
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
     is_depthwise = shape.groups == shape.in_channels and shape.groups > 1
@@ -171,8 +175,11 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     weight = _weight(composite)
     out_features, in_features = weight.integers.shape
     rule = numerics.linear_rule(state.engine)
-    with_amx = state.onednn_amx and rule == "onednn"
-    separate_up_to = linear_separate_up_to(in_features, out_features) if with_amx else None
+    separate_up_to = None
+    if rule == "onednn" and state.onednn_amx:
+        separate_up_to = linear_separate_up_to(in_features, out_features)
+    elif rule == "onednn" and not state.vnni:
+        separate_up_to = 0
     requantization = _requantization(state, rule, "linear", composite, input_q, weight, out_features, separate_up_to)
     dot, w = _integers_for(state.dot, weight, weight.integers, input_q)
     kernel = conv2d.linear(

@@ -44,6 +44,7 @@ class Legalization:
     numerics: Numerics = "torch"
     rounding: Rounding = "upward"
     onednn_amx: bool = False
+    vnni: bool = True
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
     calls: list[KernelCall] = field(default_factory=list)

@@ -37,6 +37,7 @@ from .qdq_legalize import legalize_qdq
 
 ENGINE_ATTR = "quantvm.engine"
 AMX_ATTR = "quantvm.onednn_amx"
+VNNI_ATTR = "quantvm.vnni"
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     state = Legalization(
         relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
         followed, rounding, bool(module.attrs and module.attrs.get(AMX_ATTR, 0)),
+        not module.attrs or bool(module.attrs.get(VNNI_ATTR, 1)),
     )  # fmt: skip
     if followed == "qdq":
         module = hoist_quantize(module)

@@ -1,0 +1,83 @@
+"""What PyTorch computes by other kernels on a CPU without AVX512-VNNI; weights stay below what saturates there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.ao.nn.quantized as nnq
+from torch import nn
+
+from quantvm.frontend import from_torch
+from quantvm.runtime import compile as compile_model
+from quantvm.torch_compat import has_vnni, quantization_engine
+from tests.quantized_modules import Quantized, outputs_of
+from tests.random_network import LARGEST_WEIGHT
+
+SCALE = float(np.float32(0.0213))
+
+
+def near_ties(module: nn.Module, shape: tuple[int, ...], groups: int, seed: int) -> nn.Module:
+    """Returns the layer with scales under which every other sum lies half-way between two integers, almost."""
+    rng = np.random.default_rng(seed)
+    weight = torch.from_numpy(rng.integers(-LARGEST_WEIGHT, LARGEST_WEIGHT + 1, shape).astype(np.int8))
+    base = np.float32(rng.uniform(0.002, 0.01))
+    scales = torch.from_numpy((base * 2.0 ** rng.integers(-1, 2, shape[0])).astype(np.float32).astype(np.float64))
+    zeros = torch.zeros(shape[0], dtype=torch.int64)
+    module.set_weight_bias(torch._make_per_channel_quantized_tensor(weight, scales, zeros, 0), None)
+    steps = np.round(np.log2(LARGEST_WEIGHT * np.sqrt(np.prod(shape[1:]))))
+    module.scale, module.zero_point = float(np.float32(np.float32(SCALE) * base) * 2.0**steps), 101
+    return module
+
+
+def conv2d(in_channels: int, out_channels: int, kernel: int, groups: int = 1, seed: int = 0) -> nn.Module:
+    module = nnq.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+    return near_ties(module, (out_channels, in_channels // groups, kernel, kernel), groups, seed)
+
+
+def image(batch: int) -> torch.Tensor:
+    integers = np.random.default_rng(batch).integers(0, 256, (batch, 16, 9, 10))
+    return torch.from_numpy(((integers - 100) * np.float32(SCALE)).astype(np.float32))
+
+
+class Layers(nn.Module):
+    """Layers side by side."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(layer(x) for layer in self.layers)
+
+
+def layers() -> dict[str, nn.Module]:
+    """Returns layers by what oneDNN does on a CPU with AVX2 alone: a kernel of its own, or plain C++ code."""
+    linear = nnq.Linear(10, 33, bias_=False)
+    return {
+        "dense": conv2d(16, 40, 3),
+        "pointwise": conv2d(16, 64, 1),
+        "depthwise": conv2d(16, 16, 3, groups=16),
+        "groups of four": conv2d(16, 48, 3, groups=4),
+        "two outputs a channel, plain code": conv2d(16, 32, 3, groups=16),
+        "odd groups, plain code": conv2d(16, 68, 3, groups=4),
+        "linear": near_ties(linear, (33, 10), 1, 3),
+    }
+
+
+@pytest.mark.parametrize("engine", ["x86", "onednn"])
+def test_products_near_ties_have_torchs_bits(engine):
+    with quantization_engine(engine):
+        named = layers()
+        module = Quantized(Layers(list(named.values())), SCALE, 100)
+        artifact = compile_model(module, image(1), engine=engine, threads=1)
+        for batch in (1, 3):
+            expected = outputs_of(module(image(batch)))
+            for name, actual, wanted in zip(named, artifact(image(batch)), expected, strict=True):
+                assert torch.equal(actual, wanted), f"{name}, batch {batch}: {(actual != wanted).sum()} differ"
+
+
+def test_module_says_whether_torch_has_vnni():
+    with quantization_engine("x86"):
+        module = from_torch(Quantized(conv2d(16, 8, 1)), image(1))
+    assert int(module.attrs["quantvm.vnni"]) == int(has_vnni())
