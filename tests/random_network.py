@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantvm.numerics import Engine
-from quantvm.runtime.target import cpu_features
-from quantvm.torch_compat import quantization_engine
+from quantvm.torch_compat import has_vnni, quantization_engine
 
-# FBGEMM adds pairs of products with saturation to int16 where the CPU has no VNNI: 2 * 255 * 63 still fits.
-LARGEST_WEIGHT = 127 if "avx512_vnni" in cpu_features() else 63
+LARGEST_WEIGHT = 127
 
 
 @dataclass(frozen=True)
@@ -142,11 +140,19 @@ def output_params(rng: np.random.Generator, y_f32: torch.Tensor) -> tuple[float,
     return float(np.float32(scale)), natural if rng.random() < 0.7 else _zero_point(rng)
 
 
-def quantized_weight(rng: np.random.Generator, shape: tuple[int, ...], scheme: str) -> torch.Tensor:
+def _largest(padded: bool) -> int:
+    """Returns the greatest weight: without VNNI, sums of oneDNN saturate, but not in padding; that is not reproduced."""
+    exact_padding = padded and torch.backends.quantized.engine == "onednn" and not has_vnni()
+    return 63 if exact_padding else LARGEST_WEIGHT
+
+
+def quantized_weight(
+    rng: np.random.Generator, shape: tuple[int, ...], scheme: str, largest: int = LARGEST_WEIGHT
+) -> torch.Tensor:
     """Returns a qint8 weight over the full range: per tensor or per channel, symmetric or with zero points."""
-    integers = rng.integers(-LARGEST_WEIGHT - 1, LARGEST_WEIGHT + 1, shape)
+    integers = rng.integers(-largest - 1, largest + 1, shape)
     if rng.random() < 0.5:  # bell-shaped, as trained ones are
-        integers = np.clip(np.rint(rng.normal(0, LARGEST_WEIGHT / 4, shape)), -LARGEST_WEIGHT, LARGEST_WEIGHT)
+        integers = np.clip(np.rint(rng.normal(0, largest / 4, shape)), -largest, largest)
     values = torch.from_numpy(integers.astype(np.int8))
     count = 1 if "tensor" in scheme else shape[0]
     scales = rng.uniform(0.002, 0.02, count).astype(np.float32).astype(np.float64)
@@ -177,7 +183,7 @@ def _conv2d(rng: np.random.Generator, inputs: list[torch.Tensor], options: dict[
     kind = nniq.ConvReLU2d if options["relu"] else nnq.Conv2d
     module = kind(x.shape[1], options["channels"], options["kernel"], bias=options["bias"], **geometry)
     shape = (options["channels"], x.shape[1] // options["groups"], *options["kernel"])
-    weight = quantized_weight(rng, shape, options["scheme"])
+    weight = quantized_weight(rng, shape, options["scheme"], _largest(any(options["padding"])))
     return _set_weights(module, rng, weight, options["bias"], lambda w, b: F.conv2d(x.dequantize(), w, b, **geometry))
 
 

@@ -18,6 +18,7 @@ from quantvm.evaluate.layer_parity import DifferenceCount
 from quantvm.frontend import capture, import_layers
 from quantvm.report.diff_text import diff_lines
 from quantvm.runtime.layers import TvmLayerRun
+from quantvm.torch_compat import has_vnni
 from tests.quantized_modules import SmallNetwork, image, save_traced
 
 SHAPE = (1, 3, 19, 17)
@@ -99,7 +100,10 @@ class Ties(torch.nn.Module):
         return self.relu(self.conv(self.quantize(x))).dequantize()
 
 
-@pytest.mark.parametrize("engine", ["onednn", "x86"])
+@pytest.mark.parametrize(
+    "engine",
+    ["onednn", pytest.param("x86", marks=pytest.mark.skipif(not has_vnni(), reason="it is FBGEMM without VNNI"))],
+)
 def test_another_engine_is_told_by_the_fact_in_which_it_differs(engine, tmp_path):
     program = str(save_traced(Ties(), image(*SHAPE), tmp_path / "ties.pt"))
     row = compare(program, reference=f"torch:{engine}")

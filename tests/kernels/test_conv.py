@@ -12,11 +12,13 @@ from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.kernels.epilogue import NO_POST_OPS
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import QuantParams
+from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
 
 from .conftest import nhwc, quantized, run
 
 RUNNABLE = [dot.name for dot in DOT_PRODUCTS if dot.requires <= target_features(native_target())]
+HAS_VNNI = has_vnni()
 Q = torch.ops.quantized
 
 CASES = {  # (H, W, IC, OC, kernel, stride, padding, dilation, groups)
@@ -54,16 +56,23 @@ DEPTHWISE = {  # (H, W, C, OC, kernel, stride, padding, dilation)
 
 
 class Case:
-    """One random convolution with full-range integers, and PyTorch's answer."""
+    """One random convolution, and PyTorch's answer.
 
-    def __init__(self, geometry, *, engine="fbgemm", per_channel=True, bias=True, relu=True, asymmetric=False, seed=0):
+    Integers have the full range; but by default not weights where PyTorch's sums would saturate, on CPUs without VNNI.
+    """
+
+    def __init__(
+        self, geometry, *, engine="fbgemm", per_channel=True, bias=True, relu=True, asymmetric=False, seed=0,
+        full_range=HAS_VNNI, largest_zero_point=255,
+    ):  # fmt: skip
         h, w, ic, oc, kernel, stride, padding, dilation, groups = geometry
         rng = np.random.default_rng(seed)
         self.shape = Conv2dShape(h, w, ic, oc, kernel, stride, (*padding, *padding), dilation, groups)
         self.x = rng.integers(0, 256, (2, h, w, ic)).astype(np.uint8)
-        self.weight = rng.integers(-128, 128, (oc, *kernel, ic // groups)).astype(np.int8)
-        self.weight.reshape(-1)[:4] = [-128, 127, -128, -128]
-        self.input_q = QuantParams(float(np.float32(0.0213)), int(rng.integers(0, 256)))
+        low, high = (-128, 127) if full_range else (-64, 63)
+        self.weight = rng.integers(low, high + 1, (oc, *kernel, ic // groups)).astype(np.int8)
+        self.weight.reshape(-1)[:4] = [low, high, low, low]
+        self.input_q = QuantParams(float(np.float32(0.0213)), int(rng.integers(0, largest_zero_point + 1)))
         scales = rng.uniform(0.002, 0.01, oc if per_channel else 1).astype(np.float32).astype(np.float64)
         spread = 0.0213 * scales.mean() * 80 * 74 * np.sqrt(self.shape.reduction)
         self.output_q = QuantParams(float(np.float32(spread / 60)), int(rng.integers(60, 200)))
@@ -81,10 +90,11 @@ class Case:
         op = Q.conv2d_relu if relu else Q.conv2d
         qx = quantized(self.x, self.input_q.scale, self.input_q.zero_point)
         self.expected = nhwc(op(qx, packed, self.output_q.scale, self.output_q.zero_point))
-        self.rule = numerics.conv_rule(engine, groups, not zeros.any())
+        self.rule = numerics.conv_rule(engine, groups, not zeros.any(), vnni=HAS_VNNI)
+        separate_up_to = 0 if self.rule == "onednn" and not HAS_VNNI else None
         self.requantization = numerics.requantization(
             self.rule, "conv", input_q=self.input_q, weight_scales=scales, bias_f32=self.bias,
-            output_q=self.output_q, relu=relu, channels=oc,
+            output_q=self.output_q, relu=relu, channels=oc, separate_up_to=separate_up_to,
         )  # fmt: skip
 
     def dense(self, dot, isa=PLAIN, post=NO_POST_OPS) -> Kernel:
@@ -133,10 +143,11 @@ def test_other_engines_differ_in_the_epilogue_only(engine, per_channel):
 @pytest.mark.parametrize("name", DEPTHWISE)
 def test_depthwise_equals_torch(name, asymmetric, target):
     geometry = (*DEPTHWISE[name], DEPTHWISE[name][2])
-    case = Case(geometry, asymmetric=asymmetric)
+    case = Case(geometry, asymmetric=asymmetric, full_range=True)
     _, _, c, oc, kernel, stride, padding, dilation, groups = geometry
-    saturates = numerics.fbgemm_depthwise_saturates(c, oc, groups, kernel, stride, padding, dilation)
-    assert saturates == ("off the fast path" not in name)
+    on_fast_path = numerics.fbgemm_depthwise_saturates(c, oc, groups, kernel, stride, padding, dilation)
+    assert on_fast_path == ("off the fast path" not in name)
+    saturates = on_fast_path or not HAS_VNNI
     kernel_tir = depthwise.depthwise_conv2d(
         case.shape, case.weight, case.weight_zero_points, case.input_q.zero_point, case.requantization,
         saturate_pairs=saturates, isa=select_isa(target),
@@ -150,7 +161,8 @@ def test_linear_equals_torch(features, batch):
     k, out = features
     rng = np.random.default_rng(k)
     x = rng.integers(0, 256, (batch, k)).astype(np.uint8)
-    weight = rng.integers(-128, 128, (out, k)).astype(np.int8)
+    largest = 128 if HAS_VNNI else 64
+    weight = rng.integers(-largest, largest, (out, k)).astype(np.int8)
     scales = rng.uniform(0.002, 0.01, out).astype(np.float32).astype(np.float64)
     bias = rng.standard_normal(out).astype(np.float32)
     input_q, output_q = QuantParams(float(np.float32(0.03)), 44), QuantParams(float(np.float32(0.7)), 131)

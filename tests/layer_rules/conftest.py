@@ -16,10 +16,10 @@ from quantvm.layer_rules import Environment, preset_of
 from quantvm.layer_rules.family import family_of
 from quantvm.lowering.layer_operators import LayerOperator, layer_operators
 from quantvm.runtime.layers import TorchLayerRun
-from quantvm.torch_compat import quantization_engine
+from quantvm.torch_compat import has_vnni, quantization_engine
 from tests.quantized_modules import conv2d, functional, image, linear
 
-ENVIRONMENT = Environment(1, 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8)
+ENVIRONMENT = Environment(1, 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8, has_vnni())
 
 
 class EveryOperator(nn.Module):
@@ -70,7 +70,7 @@ class Subject:
 
     def by_preset(self, index: int, name: str) -> np.ndarray:
         """Returns a layer's integers under a preset."""
-        return self.evaluated(index, preset_of(self.operator(index), name).facts)
+        return self.evaluated(index, preset_of(self.operator(index), name, ENVIRONMENT).facts)
 
     def operator(self, index: int):
         """Returns a layer's operator."""

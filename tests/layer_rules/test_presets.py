@@ -10,6 +10,8 @@ from quantvm.layer_rules.facts import FACTS
 from quantvm.layer_rules.family import family_of
 from quantvm.runtime.layers import QdqLayerRun, TorchLayerRun, TvmLayerRun
 
+from .conftest import ENVIRONMENT
+
 CONTRACTIONS = ("conv2d", "linear")
 
 
@@ -89,7 +91,7 @@ def test_what_differs_from_a_preset_says_so(subject_of):
         operator = subject.operator(index)
         family = family_of(operator.kind)
         for base in ("fbgemm", "onednn", "qnnpack", "integer"):
-            facts = preset_of(operator, base).facts
+            facts = preset_of(operator, base, ENVIRONMENT).facts
             expected = subject.evaluated(index, facts)
             for fact, values in family.options.items():
                 for value in values:
@@ -110,7 +112,7 @@ def test_presets_are_made_of_facts_that_there_are(preset, subject_of):
     subject = subject_of("fbgemm")
     for index in range(len(subject.layers)):
         operator = subject.operator(index)
-        family, facts = family_of(operator.kind), preset_of(operator, preset).facts
+        family, facts = family_of(operator.kind), preset_of(operator, preset, ENVIRONMENT).facts
         assert set(facts) == set(family.options)
         assert all(value in family.options[fact] for fact, value in facts.items()), facts
         if preset != "qnnpack":  # whose additions take only scales of a limited ratio
@@ -122,7 +124,7 @@ def test_selected_elements_are_those_of_all(subject_of):
     for index in range(len(subject.layers)):
         operator = subject.operator(index)
         for preset in ("fbgemm", "onednn", "integer"):
-            facts = preset_of(operator, preset).facts
+            facts = preset_of(operator, preset, ENVIRONMENT).facts
             whole = subject.evaluated(index, facts)
             select = np.arange(0, whole.size, 3)
             np.testing.assert_array_equal(

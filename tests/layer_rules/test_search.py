@@ -29,7 +29,7 @@ def test_one_switched_fact_is_named(name, subject_of):
     subject = subject_of("fbgemm")
     index = subject.index(name)
     operator = subject.operator(index)
-    family, base = family_of(operator.kind), preset_of(operator, "fbgemm")
+    family, base = family_of(operator.kind), preset_of(operator, "fbgemm", ENVIRONMENT)
     expected = subject.by_preset(index, "fbgemm")
     tried = 0
     for fact, values in family.options.items():
@@ -62,7 +62,7 @@ def test_engines_are_told_apart_by_the_facts_in_which_they_differ(subject_of):
     assert search.follows_said(1)
     operator = subject.operator(index)
     for rule, said in ((first, "onednn"), (second, "integer")):
-        facts = preset_of(operator, said).facts
+        facts = preset_of(operator, said, ENVIRONMENT).facts
         assert all(rule.facts[fact] == facts[fact] for fact in differing_facts(first.facts, second.facts))
 
 
@@ -80,7 +80,7 @@ def test_one_element_off_is_explained_by_nothing(subject_of):
 
 def test_candidates_are_distinct_and_presets_come_first(subject_of):
     operator = subject_of("fbgemm").operator(subject_of("fbgemm").index("wide"))
-    rules = list(candidates(operator, ("fbgemm", "onednn")))
+    rules = list(candidates(operator, ("fbgemm", "onednn"), ENVIRONMENT))
     assert [rule.preset for rule in rules[:2]] == ["fbgemm", "onednn"]
     assert len({rule.key for rule in rules}) == len(rules)
     assert {len(rule.switched) for rule in rules} == {0, 1, 2}

@@ -106,8 +106,10 @@ class Comparison:
         """What PyTorch's formulas depend on besides the operator."""
         import torch
 
+        from quantvm.torch_compat import has_vnni
+
         has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-        return Environment(self._threads, 16 if has_avx512 else 8)
+        return Environment(self._threads, 16 if has_avx512 else 8, has_vnni())
 
     def rule_of(self, side: str) -> str:
         """Returns the preset that a side is said to follow."""

@@ -38,7 +38,7 @@ from .epilogue import NO_POST_OPS, Piece, PostOps
 from .isa import PLAIN, Isa
 from .program_epilogue import epilogue_of, spread_channels
 from .schedule import Conv2dShape, Schedule, choose_schedule
-from .staging import copy_flat, stage_rows
+from .staging import copy_flat, stage_rows, stage_windows
 
 
 def conv2d(
@@ -53,6 +53,8 @@ def conv2d(
     x_dtype: str = "uint8",
     isa: Isa = PLAIN,
     post: PostOps = NO_POST_OPS,
+    weight_zero_points: np.ndarray | None = None,
+    pairs_cross_taps: bool = False,
 ) -> Kernel:
     """Returns an exact quantized convolution: (n, H, W, C) integers -> (n, OH, OW, O) integers.
 
@@ -69,21 +71,33 @@ def conv2d(
         x_dtype: uint8 or int8.
         isa: instruction groups that may be used.
         post: operators fused behind the requantization.
+        weight_zero_points: (O,) integers, int8 weights then being as stored; only where `dot.saturates`.
+        pairs_cross_taps: where `dot.saturates`, whether products are paired along the whole window (FBGEMM) and not
+            along the channels of each tap (oneDNN), which differs where the channels of a group are odd.
 
     Exactness: acc = sum (x - zx) * w in int32, by starting at -zx * sum(w); then `numerics.requantize`, or
-        `qdq_numerics.evaluate`.
+        `qdq_numerics.evaluate`. Where `dot.saturates`, sum x * w is a sum of pairs of raw products, each saturated at
+        int16, in the order (row, column, channel) of the window.
     """
     original = shape
-    shape = shape.merged()
-    staged = shape.is_staged(dot)
+    windows = None
+    if dot.saturates and pairs_cross_taps and (shape.in_channels // shape.groups) % 2 and shape.kernel != (1, 1):
+        windows, shape, schedule = shape, shape.as_windows(dot.k_step), None
+        weight = weight.reshape(shape.out_channels, 1, 1, -1)
+    else:
+        shape = shape.merged()
+    staged = windows is not None or shape.is_staged(dot)
     if shape.out_height * shape.out_width == 1 and shape.is_pointwise and shape.groups == 1 and not staged:
         return linear(
             shape.in_channels, weight[:, 0, 0, :], input_zero_point, requantization, dot,
-            threads=threads, x_dtype=x_dtype, spatial=True, isa=isa, post=post,
+            threads=threads, x_dtype=x_dtype, spatial=True, isa=isa, post=post, weight_zero_points=weight_zero_points,
         )  # fmt: skip
     if schedule is None:
         schedule = choose_schedule(shape, dot, threads)
-    emitter = _ConvEmitter(shape, weight, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post)
+    emitter = _ConvEmitter(
+        shape, weight, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post,
+        weight_zero_points, windows,
+    )  # fmt: skip
     out_shape = (original.out_height, original.out_width, original.out_channels)
     with prim_func() as builder:
         T.func_name("main")
@@ -139,9 +153,10 @@ class _ConvEmitter:
     def __init__(
         self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int,
         requantization: Requantization | FloatProgram, dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool,
-        isa: Isa, post: PostOps,
+        isa: Isa, post: PostOps, weight_zero_points: np.ndarray | None = None, windows: Conv2dShape | None = None,
     ) -> None:  # fmt: skip
-        self.shape, self.dot, self.schedule, self.x_dtype, self.staged = shape, dot, schedule, x_dtype, staged
+        self.shape, self.dot, self.x_dtype, self.staged, self.windows = shape, dot, x_dtype, staged, windows
+        self.schedule = schedule if windows is None else _few_rows(schedule, shape)
         self.zero_point = input_zero_point
         self.group_in = shape.in_channels // shape.groups
         self.group_out = shape.out_channels // shape.groups
@@ -149,13 +164,20 @@ class _ConvEmitter:
         padded = self.group_vectors * LANES * shape.groups
         # A row of the window is one run of bytes, of which only the end is padded to whole steps, not every pixel.
         merged = staged and shape.groups == 1 and shape.dilation[1] == 1 and self.group_in % dot.k_step != 0
+        if dot.saturates and self.group_in % 2:
+            merged = False  # pairs would cross taps
         if merged:
             weight = weight.reshape(shape.out_channels, shape.kernel[0], 1, -1)
         self.window = (shape.kernel[0], 1) if merged else shape.kernel
-        packed = [dot.pack(w) for w in np.split(weight, shape.groups)]
-        self.packed = np.concatenate(packed)
-        start = np.zeros((shape.groups, self.group_vectors * LANES), np.int32)
+        passes = [weight]
         sums = weight.reshape(shape.groups, self.group_out, -1).astype(np.int64).sum(2)
+        if weight_zero_points is not None and weight_zero_points.any():
+            passes += _zero_point_passes(weight, weight_zero_points)
+            sums = sums - weight_zero_points.reshape(shape.groups, -1).astype(np.int64) * weight[0].size
+        self.passes = len(passes)
+        rows = np.concatenate([np.concatenate([dot.pack(w) for w in np.split(p, shape.groups)]) for p in passes], 1)
+        self.packed = np.ascontiguousarray(rows)
+        start = np.zeros((shape.groups, self.group_vectors * LANES), np.int32)
         start[:, : self.group_out] = -input_zero_point * sums
         self.start = start.reshape(-1)
         group_padded = self.group_vectors * LANES
@@ -164,7 +186,7 @@ class _ConvEmitter:
             spread = spread_channels(requantization, shape.groups, group_padded)
         else:
             spread = _spread_channels(requantization, shape.groups, group_padded)
-        acc_bound = shape.reduction * 255 * int(np.abs(weight.astype(int)).max())
+        acc_bound = shape.reduction * 255 * int(sum(np.abs(p.astype(int)).max() for p in passes))
         self.epilogue = epilogue_of(spread, padded, acc_bound, isa, post)
         self.constants = (self.packed, self.start, *self.epilogue.constants)
         self.steps = self.packed.shape[3]
@@ -224,6 +246,12 @@ class _ConvEmitter:
 
     def _stage(self, x: Buffer, image: Expr, span: _Span, task_rows: int) -> _Source:
         channels = self.scratch_channels
+        if self.windows is not None:
+            run = channels // self.shape.groups
+            scratch = stage_windows(
+                self.windows, x, image, span.first_row, span.rows, task_rows, self.zero_point, self.x_dtype, run
+            )
+            return _Source(scratch, tirx.const(0, "int32"), self.shape.out_width * channels, channels)
         scratch, row_stride = stage_rows(
             self.shape, x, image, span.first_row, span.rows, task_rows, self.zero_point, self.x_dtype, channels
         )
@@ -326,7 +354,9 @@ class _ConvEmitter:
                 for lane in range(0, LANES, dot.lanes):
                     start = self.acc_start[ramp((packed_vector + j) * LANES + lane, dot.lanes)]
                     T.buffer_store(acc[i * count + j], start, [ramp(lane, dot.lanes)])
-        with T.serial(0, self.window[0]) as kh, T.serial(0, self.window[1]) as kw, T.serial(0, self.steps) as step:
+        rows = self.passes * self.window[0]
+        with T.serial(0, rows) as packed_row, T.serial(0, self.window[1]) as kw, T.serial(0, self.steps) as step:
+            kh = packed_row if self.passes == 1 else packed_row % self.window[0]
             tap = (
                 at
                 + kh * (shape.dilation[0] * source.row_stride)
@@ -334,11 +364,13 @@ class _ConvEmitter:
                 + step * dot.k_step
             )
             if ahead is not None:
-                self._fetch(ahead, (kh * self.window[1] + kw) * self.steps + step)
+                self._fetch(ahead, (packed_row * self.window[1] + kw) * self.steps + step)
             for i, pixel in enumerate(pixels):
                 activation = dot.load_x(source.buffer, tap + pixel)
                 for j, lane in itertools.product(range(count), range(0, LANES, dot.lanes)):
-                    weights = self.w[packed_vector + j, kh, kw, step, ramp(lane * dot.k_step, dot.lanes * dot.k_step)]
+                    weights = self.w[
+                        packed_vector + j, packed_row, kw, step, ramp(lane * dot.k_step, dot.lanes * dot.k_step)
+                    ]
                     total, lanes = acc[i * count + j], ramp(lane, dot.lanes)
                     T.buffer_store(total, dot.accumulate(total[lanes], activation, weights), [lanes])
         return acc
@@ -358,6 +390,23 @@ class _ConvEmitter:
             for j in range(count)
         ]
         self.epilogue.store(y, at + vector * LANES, pieces)
+
+
+_STAGED_BYTES = 128 << 10
+"""Bytes of staged windows that a task may have, to find them in the second-level cache."""
+
+
+def _few_rows(schedule: Schedule, shape: Conv2dShape) -> Schedule:
+    """Returns the schedule cut into so many tasks that their staged windows are not too large."""
+    rows = max(1, _STAGED_BYTES // (shape.in_width * shape.in_channels))
+    return replace(schedule, row_tasks=max(schedule.row_tasks, ceil_div(shape.out_height, rows)), channel_tasks=1)
+
+
+def _zero_point_passes(weight: np.ndarray, zero_points: np.ndarray) -> list[np.ndarray]:
+    """Returns weights whose products are -zw * x of the even channels and of the odd ones: alone, no pair saturates."""
+    minus = np.broadcast_to(-zero_points.astype(np.int16).reshape(-1, 1, 1, 1), weight.shape).astype(np.int8)
+    is_even = np.arange(weight.shape[3]) % 2 == 0
+    return [np.where(is_even, minus, 0).astype(np.int8), np.where(is_even, 0, minus).astype(np.int8)]
 
 
 def _spread_channels(r: Requantization, groups: int, group_padded: int) -> Requantization:
@@ -392,6 +441,7 @@ def linear(
     spatial: bool = False,
     isa: Isa = PLAIN,
     post: PostOps = NO_POST_OPS,
+    weight_zero_points: np.ndarray | None = None,
 ) -> Kernel:
     """Returns an exact quantized matrix product: (n, K) integers -> (n, O) integers.
 
@@ -406,6 +456,7 @@ def linear(
         spatial: whether tensors are (n, 1, 1, K) and (n, 1, 1, O).
         isa: instruction groups that may be used.
         post: operators fused behind the requantization.
+        weight_zero_points: as in `conv2d`.
     """
     out_features = weight.shape[0]
     shape = Conv2dShape(1, 1, in_features, out_features)
@@ -415,8 +466,9 @@ def linear(
     schedule = Schedule(max(1, min(6, dot.greatest_pixels(width))), width, 1, vectors // width)
     weight_ohwi = weight[:, None, None, :]
     emitter = _LinearEmitter(
-        shape, weight_ohwi, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post
-    )
+        shape, weight_ohwi, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post,
+        weight_zero_points,
+    )  # fmt: skip
     unit = (1, 1) if spatial else ()
     with prim_func() as builder:
         T.func_name("main")

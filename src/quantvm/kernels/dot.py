@@ -1,9 +1,12 @@
-"""How u8 x i8 products are accumulated into int32: one `DotProduct` per instruction set, all exact.
+"""How u8 x i8 products are accumulated into int32: one `DotProduct` per instruction set; DOT_PRODUCTS are exact.
 
 |acc| <= K * 255 * 128 fits int32 for K <= 65,793 products; FBGEMM and oneDNN share that bound.
 
 vpdpbusd sums four products in int32. Without it, vpmaddubsw would saturate their sums at int16; so both operands are
 widened to int16 and vpmaddwd sums two products of them, at most 2 * 255 * 128, in int32.
+
+On CPUs without VNNI, FBGEMM and oneDNN do use vpmaddubsw. PAIR_PRODUCTS have their bits: every sum of two products
+saturates.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import numpy as np
 import tvm
 import tvm.tirx.script.builder as T
 
-from .builder import LANES, Buffer, Expr, cast, intrinsic, ramp, splat, target_features
+from .builder import LANES, Buffer, Expr, cast, intrinsic, ramp, splat, target_features, typed
+from .x86 import multiply_pairs
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class DotProduct:
         weight_registers: registers that hold the weights of LANES channels while they are used.
         temporaries: registers that one activation, masks and intermediate results take.
         cycles: of one step for LANES channels, where nothing else limits it; for comparing schedules.
+        saturates: whether the sum of every two products, those of channels 2i and 2i+1 of a step, saturates at int16.
     """
 
     name: str
@@ -48,6 +53,7 @@ class DotProduct:
     temporaries: int = 1
     accumulators: int = 32
     cycles: float = 0.5
+    saturates: bool = False
 
     def greatest_pixels(self, vectors: int) -> int:
         """Returns how many pixels a tile of `vectors` vectors of LANES channels may have; 0 if not even one fits."""
@@ -74,17 +80,40 @@ def _vpdpbusd(lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
 
 def _vpmaddwd(name: str, lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
     """Seen as int16, a lane holds bytes (0, 1) and (2, 3): the even ones are its low halves, the odd ones its high."""
-    words = f"int16x{2 * lanes}"
 
     def accumulate(acc: Expr, x: Expr, w: Expr) -> Expr:
-        x, w, eight = T.reinterpret(words, x), T.reinterpret(words, w), splat(8, 2 * lanes, "int16")
-        even_x = T.bitwise_and(x, splat(255, 2 * lanes, "int16"))
-        odd_x = T.reinterpret(words, T.shift_right(T.reinterpret(f"u{words}", x), splat(8, 2 * lanes, "uint16")))
-        even_w, odd_w = T.shift_right(T.shift_left(w, eight), eight), T.shift_right(w, eight)
+        (even_x, even_w), (odd_x, odd_w) = _even_and_odd(x, w, lanes)
         even = intrinsic(name, f"int32x{lanes}", even_x, even_w)
         return acc + even + intrinsic(name, f"int32x{lanes}", odd_x, odd_w)
 
     return accumulate
+
+
+def _even_and_odd(x: Expr, w: Expr, lanes: int) -> tuple[tuple[Expr, Expr], tuple[Expr, Expr]]:
+    """Returns the even bytes of unsigned x and signed w, widened to int16, and the odd ones; 2*lanes of each."""
+    words = f"int16x{2 * lanes}"
+    x, w, eight = T.reinterpret(words, x), T.reinterpret(words, w), splat(8, 2 * lanes, "int16")
+    even_x = T.bitwise_and(x, splat(255, 2 * lanes, "int16"))
+    odd_x = T.reinterpret(words, T.shift_right(T.reinterpret(f"u{words}", x), splat(8, 2 * lanes, "uint16")))
+    return (even_x, T.shift_right(T.shift_left(w, eight), eight)), (odd_x, T.shift_right(w, eight))
+
+
+def _saturated_pairs(add_words: str, lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    def accumulate(acc: Expr, x: Expr, w: Expr) -> Expr:
+        ones = splat(1, 2 * lanes, "int16")
+        return acc + intrinsic(add_words, f"int32x{lanes}", multiply_pairs(x, w, lanes), ones)
+
+    return accumulate
+
+
+def _saturated_pairs_portable(acc: Expr, x: Expr, w: Expr) -> Expr:
+    (even_x, even_w), (odd_x, odd_w) = _even_and_odd(x, w, LANES // 2)
+    pairs = intrinsic("llvm.sadd.sat", typed("int16", LANES), even_x * even_w, odd_x * odd_w)
+    return acc + cast(pairs, "int32", LANES)
+
+
+def _load_two(buffer: Buffer, at: Expr) -> Expr:
+    return T.reinterpret(f"uint8x{2 * LANES}", splat(T.reinterpret("int16", buffer[ramp(at, 2)]), LANES))
 
 
 def _load_four(lanes: int) -> Callable[[Buffer, Expr], Expr]:
@@ -122,6 +151,20 @@ PORTABLE = DotProduct("portable", 1, 16, _dot_portable, _load_one, frozenset(), 
 DOT_PRODUCTS = (VNNI512, AVXVNNI, AVX512, AVX2, PORTABLE)
 """The fastest first."""
 
+AVX512_PAIRS = DotProduct(
+    "avx512_pairs", 4, 16, _saturated_pairs("llvm.x86.avx512.pmaddw.d.512", 16), _load_four(16), AVX512.requires,
+    temporaries=3, cycles=1.0, saturates=True,
+)  # fmt: skip
+AVX2_PAIRS = DotProduct(
+    "avx2_pairs", 4, 8, _saturated_pairs("llvm.x86.avx2.pmadd.wd", 8), _load_four(8), AVX2.requires,
+    registers=16, weight_registers=2, temporaries=3, cycles=2.0, saturates=True,
+)  # fmt: skip
+PORTABLE_PAIRS = DotProduct(
+    "portable_pairs", 2, 16, _saturated_pairs_portable, _load_two, frozenset(), accumulators=16, saturates=True
+)
+PAIR_PRODUCTS = (AVX512_PAIRS, AVX2_PAIRS, PORTABLE_PAIRS)
+"""What PyTorch computes on CPUs without VNNI; the fastest first."""
+
 
 def missing_features(target: tvm.target.Target) -> tuple[tuple[DotProduct, frozenset[str]], ...]:
     """Returns every dot product in the order of preference, with what it requires and `target` lacks."""
@@ -141,3 +184,16 @@ def select_dot(target: tvm.target.Target, name: str | None = None) -> DotProduct
         if name == dot.name:
             raise ValueError(f"dot product {name} requires {sorted(missing)}, which {target} lacks")
     raise ValueError(f"unknown dot product {name!r}, expected one of {[dot.name for dot in DOT_PRODUCTS]}")
+
+
+def select_pairs(target: tvm.target.Target, name: str | None = None) -> DotProduct:
+    """Returns the first of PAIR_PRODUCTS whose features `target` has; the portable one where `name` says portable."""
+    if name == PORTABLE.name:
+        return PORTABLE_PAIRS
+    features = target_features(target)
+    return next(dot for dot in PAIR_PRODUCTS if dot.requires <= features)
+
+
+def dot_named(name: str) -> DotProduct:
+    """Returns the dot product of that name; raises KeyError if there is none."""
+    return {dot.name: dot for dot in (*DOT_PRODUCTS, *PAIR_PRODUCTS)}[name]

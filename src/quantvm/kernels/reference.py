@@ -74,6 +74,37 @@ def accumulators_ref(shape: Conv2dShape, x: NDArray, weight: NDArray, zero_point
     return np.concatenate(parts, -1)
 
 
+def paired_accumulators_ref(
+    shape: Conv2dShape, x: NDArray, weight: NDArray, weight_zero_points: NDArray, zero_point: int, *, cross_taps: bool
+) -> Integers:
+    """Returns (N, OH, OW, O) sums of (x - zx) * (w - zw), pairs of the raw products x * w saturated to int16.
+
+    Args:
+        shape: geometry.
+        x: (N, H, W, C) integers.
+        weight: (O, KH, KW, C/groups) integers as stored.
+        weight_zero_points: (O,) integers.
+        zero_point: of x, and what padding holds.
+        cross_taps: whether the pairs are those of the whole window, in the order (row, column, channel), as FBGEMM's
+            are, and not those of the channels of each tap, as oneDNN's.
+    """
+    windows = _windows(shape, x, zero_point)
+    group_in, group_out = shape.in_channels // shape.groups, shape.out_channels // shape.groups
+    parts = []
+    for g in range(shape.groups):
+        taps = windows[..., g * group_in : (g + 1) * group_in]
+        w = weight[g * group_out : (g + 1) * group_out].astype(np.int64)
+        zw = weight_zero_points[g * group_out : (g + 1) * group_out].astype(np.int64)
+        products = taps[..., None, :, :, :] * w
+        kept = products.shape[:4]
+        products = products.reshape(*kept, 1, -1) if cross_taps else products.reshape(*kept, -1, group_in)
+        products = np.pad(products, [(0, 0)] * 5 + [(0, products.shape[-1] % 2)])
+        pairs = np.clip(products[..., 0::2] + products[..., 1::2], -32768, 32767).sum((-1, -2))
+        x_sum = (taps - zero_point).sum((-1, -2, -3))
+        parts.append(pairs - zero_point * w.sum((1, 2, 3)) - x_sum[..., None] * zw)
+    return np.concatenate(parts, -1)
+
+
 def depthwise_conv2d_u8i8acc32_ref(
     shape: Conv2dShape, x: NDArray, weight: NDArray, weight_zero_points: NDArray, zero_point: int,
     requantization: Requantization, *, saturate_pairs: bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -55,6 +56,16 @@ class Conv2dShape:
         if not self.is_pointwise or self.in_height == 1:
             return self
         return replace(self, in_height=1, in_width=self.in_height * self.in_width)
+
+    def as_windows(self, step: int) -> Conv2dShape:
+        """Returns the pointwise convolution of this one's windows, each one run of taps for every group.
+
+        Args:
+            step: what the run is filled up to a multiple of.
+        """
+        run = math.prod(self.kernel) * (self.in_channels // self.groups)
+        channels = self.groups * -(-run // step) * step
+        return Conv2dShape(self.out_height, self.out_width, channels, self.out_channels, groups=self.groups)
 
     def is_staged(self, dot: DotProduct) -> bool:
         """Whether input rows are copied before they are read: for their padding, or for whole steps of channels."""

@@ -51,6 +51,47 @@ def stage_rows(
     return scratch, stager.row_stride
 
 
+def stage_windows(
+    shape: Conv2dShape, x: Buffer, image: Expr, first_row: Expr, rows: Expr, task_rows: int, zero_point: int,
+    x_dtype: str, run: int,
+) -> Buffer:  # fmt: skip
+    """Emits the copy of the windows of `rows` output rows, and returns (rows, OW, groups, `run`) as a flat scratch.
+
+    A run holds a group's taps in the order (row, column, channel), and the zero point at its end.
+
+    Args:
+        shape: geometry of the convolution.
+        x: flat NHWC input.
+        image: index of the image.
+        first_row: first output row of the task.
+        rows: output rows of this task, at most `task_rows`.
+        task_rows: output rows that the scratch has room for.
+        zero_point: what padding holds, and the end of a run.
+        x_dtype: dtype of x.
+        run: bytes of a group's window in the scratch.
+    """
+    group_in = shape.in_channels // shape.groups
+    taps, pixel = shape.kernel[0] * shape.kernel[1] * group_in, shape.groups * run
+    scratch = T.alloc_buffer((task_rows * shape.out_width * pixel + _SLACK,), x_dtype)
+    zero = tirx.const(zero_point, x_dtype)
+    with T.serial(0, rows) as row, T.serial(0, shape.out_width) as column, T.serial(0, shape.groups) as group:
+        base = (row * shape.out_width + column) * pixel + group * run
+        for c in range(taps, run):
+            T.buffer_store(scratch, zero, [base + c])
+        with T.serial(0, shape.kernel[0]) as kh, T.serial(0, shape.kernel[1]) as kw:
+            y = (first_row + row) * shape.stride[0] + kh * shape.dilation[0] - shape.padding[0]
+            z = column * shape.stride[1] + kw * shape.dilation[1] - shape.padding[1]
+            to = base + (kh * shape.kernel[1] + kw) * group_in
+            source = ((image * shape.in_height + y) * shape.in_width + z) * shape.in_channels + group * group_in
+            inside = tirx.all(y >= 0, y < shape.in_height, z >= 0, z < shape.in_width)
+            with T.If(inside if any(shape.padding) else tirx.const(True, "bool")):
+                with T.Then():
+                    copy_flat(scratch, to, x, source, group_in)
+                with T.Else():
+                    for_vectors(group_in, lambda at, k: T.buffer_store(scratch, splat(zero, k), [ramp(to + at, k)]))
+    return scratch
+
+
 class _RowStager:
     def __init__(
         self, shape: Conv2dShape, x: Buffer, image: Expr, zero_point: int, x_dtype: str, channels: int

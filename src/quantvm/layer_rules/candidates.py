@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quantvm.fixed_point import ROUNDINGS
-from quantvm.numerics import ENGINES, conv_rule, fbgemm_depthwise_saturates, linear_rule
+from quantvm.numerics import ENGINES, Engine, conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
 
+from .contraction import pairs_can_cross_taps
 from .elementwise import UNARY_TORCH
 from .facts import Facts
 from .family import family_of
-from .operator import Operator
+from .operator import Environment, Operator
 
 PRESETS: tuple[str, ...] = (*ENGINES, "integer", *(f"integer:{r}" for r in ROUNDINGS if r != "upward"), "qdq", "pt2e")
 """PyTorch's engines; fixed point under three roundings of ties; and floats between dequantize and quantize, which
@@ -45,11 +46,11 @@ class Rule:
         return tuple(sorted(self.facts.items()))
 
 
-def preset_of(operator: Operator, name: str) -> Rule:
+def preset_of(operator: Operator, name: str, environment: Environment) -> Rule:
     """Returns how a preset computes an operator."""
     kind = operator.kind
     if kind in ("conv2d", "linear"):
-        facts = _contraction(operator, name)
+        facts = _contraction(operator, name, environment.vnni)
     elif kind in ("avg_pool2d", "adaptive_avg_pool2d", "mean"):
         facts = _average(operator, name)
     elif kind == "max_pool2d":
@@ -66,7 +67,7 @@ def preset_of(operator: Operator, name: str) -> Rule:
 _ROUNDING = {"integer": "upward", "integer:to_even": "even", "integer:away": "away"}
 
 
-def _contraction(operator: Operator, name: str) -> dict[str, str]:
+def _contraction(operator: Operator, name: str, vnni: bool) -> dict[str, str]:
     facts = {"saturation": "none", "input_zero_point": "subtracted", "padding": "zero_point", "rounding": "even"}
     if name in _ROUNDING:
         bias = "int32_away"
@@ -77,13 +78,23 @@ def _contraction(operator: Operator, name: str) -> dict[str, str]:
     assert operator.weight_zero_points is not None
     symmetric = not operator.weight_zero_points.any()
     window = operator.window
-    rule = linear_rule(name) if window is None else conv_rule(name, window.groups, symmetric)  # type: ignore[arg-type]
+    engine: Engine = name  # type: ignore[assignment]
+    rule = linear_rule(engine) if window is None else conv_rule(engine, window.groups, symmetric, vnni=vnni)
     if rule == "onednn":
-        return {**facts, "multiplier": "three", "bias": "real", "zero_point": "before"}
+        facts |= {"bias": "real", "zero_point": "before"}
+        channels, outputs = operator.weight.shape[1], operator.weight.shape[0]
+        plain = window is not None and onednn_avx2_refuses(channels * window.groups, outputs, window.groups)
+        if vnni or plain:
+            return {**facts, "multiplier": "three"}
+        exact = operator.inputs[0].dtype == "int8" or (window is not None and window.groups > 1 and channels == 1)
+        pairs = "channel_pairs" if pairs_can_cross_taps(operator) else "pairs"
+        return {**facts, "multiplier": "two", "saturation": "none" if exact else pairs}
     if rule == "qnnpack":
         return {**facts, "multiplier": "reciprocal", "bias": "int32", "zero_point": "after"}
     per_tensor = operator.weight_scales is not None and operator.weight_scales.size == 1
-    if window is not None and window.groups > 1 and operator.weight.shape[1] == 1:
+    if not vnni:
+        facts["saturation"] = "pairs"  # activations are uint8
+    elif window is not None and window.groups > 1 and operator.weight.shape[1] == 1:
         saturates = fbgemm_depthwise_saturates(
             window.groups, operator.weight.shape[0], window.groups, window.kernel, window.stride, window.padding[:2],
             window.dilation,
@@ -151,12 +162,13 @@ def _elementwise(operator: Operator, name: str) -> dict[str, str]:
     return {fact: facts.get(fact, defaults.get(fact, "")) for fact in options}
 
 
-def candidates(operator: Operator, first: tuple[str, ...]) -> Iterator[Rule]:
+def candidates(operator: Operator, first: tuple[str, ...], environment: Environment) -> Iterator[Rule]:
     """Yields rules, each choice of facts once: presets, then with one fact switched, then with two.
 
     Args:
         operator: what is to be explained.
         first: presets of the sides that are compared: they come before the others, and only of them facts are switched.
+        environment: what PyTorch's formulas depend on besides the operator.
     """
     family, seen = family_of(operator.kind), set()
 
@@ -167,12 +179,12 @@ def candidates(operator: Operator, first: tuple[str, ...]) -> Iterator[Rule]:
         return True
 
     for name in dict.fromkeys((*first, *PRESETS)):
-        rule = preset_of(operator, name)
+        rule = preset_of(operator, name, environment)
         if new(rule):
             yield rule
     for count in (1, 2):
         for name in first:
-            base = preset_of(operator, name)
+            base = preset_of(operator, name, environment)
             for facts in itertools.combinations(family.options, count):
                 for values in itertools.product(*(family.options[fact] for fact in facts)):
                     switches = dict(zip(facts, values, strict=True))

@@ -21,7 +21,7 @@ OPTIONS = {
     "zero_point": ("after", "before", "fma", "dropped"),
     "multiplier": ("one", "reciprocal", "three", "two", "division", "real", "fixed"),
     "bias": ("division", "fma", "real", "int32", "int32_away", "dropped"),
-    "saturation": ("none", "pairs"),
+    "saturation": ("none", "pairs", "channel_pairs"),
     "input_zero_point": ("subtracted", "dropped"),
     "padding": ("zero_point", "zero"),
 }
@@ -40,8 +40,16 @@ def is_valid(operator: Operator, facts: Facts) -> bool:
         return False
     if where == "fma" and multiplier not in ("one", "reciprocal"):
         return False
+    if facts["saturation"] == "channel_pairs" and not pairs_can_cross_taps(operator):
+        return False
     padded = operator.window is not None and any(operator.window.padding)
     return padded or facts["padding"] == "zero_point"
+
+
+def pairs_can_cross_taps(operator: Operator) -> bool:
+    """Whether pairs of products along the whole window are others than those along the channels of each tap."""
+    assert operator.weight is not None
+    return operator.window is not None and operator.weight.shape[1] % 2 == 1 and operator.window.kernel != (1, 1)
 
 
 def evaluate(
@@ -106,6 +114,7 @@ class _Products:
         assert operator.weight is not None
         assert operator.weight_zero_points is not None
         weight, groups = operator.weight, 1
+        self._channels = weight.shape[1]
         self._zero_point = operator.inputs[0].zero_point
         if operator.window is None:
             self.columns = x.reshape(1, -1, x.shape[-1]).astype(f64)
@@ -124,7 +133,7 @@ class _Products:
         centred = self.columns - self._centre(facts)
         if self._saturates(facts):
             corrections = np.matmul(centred, np.broadcast_to(self.zero_points, self.taps.shape).transpose(0, 2, 1))
-            acc = self._paired() - self._centre(facts) * self.taps.sum(2)[:, None, :] - corrections
+            acc = self._paired(facts) - self._centre(facts) * self.taps.sum(2)[:, None, :] - corrections
         else:
             acc = np.matmul(centred, (self.taps - self.zero_points).transpose(0, 2, 1))
         n, *rest = self.logical_shape
@@ -138,9 +147,7 @@ class _Products:
         corrections = ((x - centre) * self.zero_points[group, member]).sum(1)
         if not self._saturates(facts):
             return (((x - centre) * w).sum(1) - corrections).astype(i64)
-        products = x * w
-        if products.shape[1] % 2:
-            products = np.pad(products, ((0, 0), (0, 1)))
+        products = self._pairable(x * w, facts)
         pairs = np.clip(products[:, ::2] + products[:, 1::2], -32768, 32767).sum(1)
         return (pairs - centre * w.sum(1) - corrections).astype(i64)
 
@@ -151,16 +158,24 @@ class _Products:
         """Whether sums of pairs saturate, and can with these activations."""
         if facts["saturation"] == "none":
             return False
-        taps = np.pad(np.abs(self.taps), ((0, 0), (0, 0), (0, self.taps.shape[2] % 2)))
+        taps = self._pairable(np.abs(self.taps), facts)
         return float(self.columns.max(initial=0)) * float((taps[..., ::2] + taps[..., 1::2]).max()) > 32767
 
-    def _paired(self) -> NDArray[np.float64]:
+    def _paired(self, facts: Facts) -> NDArray[np.float64]:
         """Returns (groups, pixels, O/groups): pairs of products, each saturated at int16, as vpmaddubsw does."""
-        total = np.zeros((*self.columns.shape[:2], self.taps.shape[1]))
-        for i in range(0, self.columns.shape[2], 2):
-            pair = np.matmul(self.columns[:, :, i : i + 2], self.taps[:, :, i : i + 2].transpose(0, 2, 1))
+        columns, taps = self._pairable(self.columns, facts), self._pairable(self.taps, facts)
+        total = np.zeros((*columns.shape[:2], taps.shape[1]))
+        for i in range(0, columns.shape[2], 2):
+            pair = np.matmul(columns[:, :, i : i + 2], taps[:, :, i : i + 2].transpose(0, 2, 1))
             total += np.clip(pair, -32768, 32767)
         return total
+
+    def _pairable(self, values: NDArray, facts: Facts) -> NDArray:
+        """Returns values along the window, in the last dimension, so that those at 2i and 2i+1 are a pair."""
+        if facts["saturation"] == "channel_pairs":
+            values = values.reshape(*values.shape[:-1], -1, self._channels)
+        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, values.shape[-1] % 2)])
+        return values.reshape(*values.shape[:-2], -1) if facts["saturation"] == "channel_pairs" else values
 
 
 def _products(operator: Operator, x: NDArray, padding: str, cache: dict[Any, Any]) -> _Products:

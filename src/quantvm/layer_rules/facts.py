@@ -53,7 +53,14 @@ FACTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "dropped": "dropped",
         },
     ),
-    "saturation": ("7-bit saturation", {"none": "sums exact", "pairs": "pairs of products saturate at int16"}),
+    "saturation": (
+        "7-bit saturation",
+        {
+            "none": "sums exact",
+            "pairs": "pairs of products saturate at int16",
+            "channel_pairs": "pairs of products of each tap saturate at int16",
+        },
+    ),
     "arithmetic": (
         "arithmetic",
         {"float": "float", "qnnpack": "QNNPACK's fixed point", "fixed": "fixed point, 31 bits and a shift"},

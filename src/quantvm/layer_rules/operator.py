@@ -78,7 +78,9 @@ class Environment:
     Attributes:
         threads: PyTorch's, which place the scalar tails of element-wise loops.
         vec_channels: channels of an average pool's vector, 16 with AVX512 and 8 with AVX2.
+        vnni: whether the CPU has AVX512-VNNI; FBGEMM and oneDNN have other kernels where it has not.
     """
 
     threads: int = 1
     vec_channels: int = 16
+    vnni: bool = True

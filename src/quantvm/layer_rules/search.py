@@ -32,8 +32,8 @@ class Search:
     def __init__(self, operator: Operator, *, reference: str, actual: str, environment: Environment) -> None:
         self._operator, self._environment = operator, environment
         self._family = family_of(operator.kind)
-        rules = list(candidates(operator, tuple(dict.fromkeys((reference, actual)))))
-        self._said = preset_of(operator, reference), preset_of(operator, actual)
+        rules = list(candidates(operator, tuple(dict.fromkeys((reference, actual))), environment))
+        self._said = preset_of(operator, reference, environment), preset_of(operator, actual, environment)
         self.rules = [rules, list(rules)]
         self._verified: list[set[Any]] = [set(), set()]
         self._seen: list[list[Rule]] = [[], []]

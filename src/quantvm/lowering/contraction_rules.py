@@ -62,15 +62,35 @@ def _requantization(
     )  # fmt: skip
 
 
-def _integers_for(
-    dot: DotProduct, weight: _Weight, channels_last: np.ndarray, x: QuantParams
-) -> tuple[DotProduct, np.ndarray]:
-    """Returns the dot product that is exact for these operands, and the weight in the form that it takes."""
+@dataclass(frozen=True)
+class _Operand:
+    """How a contraction's products are summed, and the weight in the form that this takes.
+
+    Attributes:
+        dot: sums the products.
+        weight: channels last; int16 with the zero points subtracted where `dot` needs that.
+        zero_points: (O,), where the weight is as stored; else None.
+    """
+
+    dot: DotProduct
+    weight: np.ndarray
+    zero_points: np.ndarray | None = None
+
+
+def _operand(state: Legalization, weight: _Weight, channels_last: np.ndarray, x: QuantParams, pairs: bool) -> _Operand:
+    """Returns the operand for inputs of `x`; `pairs`: PyTorch's kernel sums products in pairs that saturate."""
+    if pairs and x.dtype == "uint8" and weight.zero_points.min() > -128:
+        return _Operand(state.pairs, channels_last, np.broadcast_to(weight.zero_points, (len(channels_last),)))
     if not weight.symmetric:
         # w - zero_point needs nine bits
         shift = weight.zero_points.reshape(-1, *(1,) * (channels_last.ndim - 1))
-        return PORTABLE, channels_last.astype(np.int16) - shift.astype(np.int16)
-    return (dot if x.dtype == "uint8" else PORTABLE), channels_last
+        return _Operand(PORTABLE, channels_last.astype(np.int16) - shift.astype(np.int16))
+    return _Operand(state.dot if x.dtype == "uint8" else PORTABLE, channels_last)
+
+
+def _without_vnni(state: Legalization, rule: Rule) -> bool:
+    """Whether PyTorch computes with kernels for CPUs without VNNI, whose sums of pairs saturate."""
+    return state.numerics == "torch" and not state.vnni and rule in ("fbgemm", "onednn")
 
 
 @legalizes("conv2d")
@@ -98,9 +118,12 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
     is_depthwise = shape.groups == shape.in_channels and shape.groups > 1
     if is_depthwise:
-        saturates = requantization.rule == "fbgemm" and numerics.fbgemm_depthwise_saturates(
-            shape.in_channels, shape.out_channels, shape.groups, shape.kernel, shape.stride,
-            own_padding[:2], shape.dilation,
+        saturates = requantization.rule == "fbgemm" and (
+            not state.vnni
+            or numerics.fbgemm_depthwise_saturates(
+                shape.in_channels, shape.out_channels, shape.groups, shape.kernel, shape.stride, own_padding[:2],
+                shape.dilation,
+            )
         )  # fmt: skip
         zero_points = np.broadcast_to(weight.zero_points, (shape.out_channels,))
 
@@ -110,13 +133,15 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
                 threads=state.threads, x_dtype=input_q.dtype, isa=state.isa, post=post,
             )  # fmt: skip
     else:
-        dot, w = _integers_for(state.dot, weight, w_ohwi, input_q)
-        schedule = state.schedule(shape, dot)
+        pairs = _without_vnni(state, engine_rule) and not divides
+        operand = _operand(state, weight, w_ohwi, input_q, pairs)
+        schedule = state.schedule(shape, operand.dot)
 
         def build(post: PostOps) -> Kernel:
             return conv2d.conv2d(
-                shape, w, input_q.zero_point, requantization, dot, threads=state.threads, schedule=schedule,
-                x_dtype=input_q.dtype, isa=state.isa, post=post,
+                shape, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
+                schedule=schedule, x_dtype=input_q.dtype, isa=state.isa, post=post,
+                weight_zero_points=operand.zero_points, pairs_cross_taps=engine_rule == "fbgemm",
             )  # fmt: skip
 
     like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC", channels_last=True)
@@ -181,17 +206,11 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     elif rule == "onednn" and not state.vnni:
         separate_up_to = 0
     requantization = _requantization(state, rule, "linear", composite, input_q, weight, out_features, separate_up_to)
-    dot, w = _integers_for(state.dot, weight, weight.integers, input_q)
+    operand = _operand(state, weight, weight.integers, input_q, _without_vnni(state, rule))
     kernel = conv2d.linear(
-        in_features,
-        w,
-        input_q.zero_point,
-        requantization,
-        dot,
-        threads=state.threads,
-        x_dtype=input_q.dtype,
-        isa=state.isa,
-    )
+        in_features, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
+        x_dtype=input_q.dtype, isa=state.isa, weight_zero_points=operand.zero_points,
+    )  # fmt: skip
     leading = list(x.shape[:-1])
     rows_per_image = math.prod(int(d) for d in leading[1:])
     kernel = replace(kernel, macs=kernel.macs * rows_per_image)

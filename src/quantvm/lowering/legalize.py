@@ -16,7 +16,7 @@ from tvm import relax
 
 from quantvm.fixed_point import Rounding
 from quantvm.kernels import Kernel
-from quantvm.kernels.dot import DotProduct
+from quantvm.kernels.dot import PORTABLE_PAIRS, DotProduct
 from quantvm.kernels.isa import Isa
 from quantvm.kernels.schedule import Conv2dShape, Schedule
 from quantvm.kernels.schedules import Schedules
@@ -45,6 +45,7 @@ class Legalization:
     rounding: Rounding = "upward"
     onednn_amx: bool = False
     vnni: bool = True
+    pairs: DotProduct = PORTABLE_PAIRS
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
     calls: list[KernelCall] = field(default_factory=list)

@@ -12,7 +12,7 @@ from tvm import relax
 from quantvm.errors import CompileError
 from quantvm.integer_numerics import parse_numerics
 from quantvm.kernels.builder import target_features
-from quantvm.kernels.dot import PORTABLE, select_dot
+from quantvm.kernels.dot import PORTABLE, select_dot, select_pairs
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.kernels.schedules import Schedules
@@ -134,7 +134,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
     state = Legalization(
         relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
         followed, rounding, bool(module.attrs and module.attrs.get(AMX_ATTR, 0)),
-        not module.attrs or bool(module.attrs.get(VNNI_ATTR, 1)),
+        not module.attrs or bool(module.attrs.get(VNNI_ATTR, 1)), select_pairs(options.target, options.dot),
     )  # fmt: skip
     if followed == "qdq":
         module = hoist_quantize(module)
