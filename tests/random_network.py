@@ -141,7 +141,7 @@ def output_params(rng: np.random.Generator, y_f32: torch.Tensor) -> tuple[float,
 
 
 def _largest(padded: bool) -> int:
-    """Returns the greatest weight: without VNNI, sums of oneDNN saturate, but not in padding; that is not reproduced."""
+    """Returns the greatest weight: without VNNI, oneDNN's sums saturate, but not in padding: not reproduced."""
     exact_padding = padded and torch.backends.quantized.engine == "onednn" and not has_vnni()
     return 63 if exact_padding else LARGEST_WEIGHT
 

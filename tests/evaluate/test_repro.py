@@ -12,6 +12,7 @@ import torch
 from quantvm.evaluate.diff import diff
 from quantvm.evaluate.repro import parts
 from quantvm.evaluate.repro_text import ReproCase, repro_text
+from quantvm.torch_compat import has_vnni
 from tests.quantized_modules import image, save_traced
 
 from ..layer_rules.conftest import subject_of  # noqa: F401  (a fixture)
@@ -95,4 +96,5 @@ def test_tvm_is_a_side_under_any_numerics(side, subject_of):  # noqa: F811
     assert f"on_tvm('fbgemm', '{side.removeprefix('tvm:')}')" in text
     names = executed(text)
     np.testing.assert_array_equal(names["expected"](), subject.layers[index])
-    assert np.abs(names["found"]() - subject.layers[index].astype(int)).max() <= 1
+    if has_vnni():  # without, PyTorch's sums saturate, and only PyTorch's
+        assert np.abs(names["found"]() - subject.layers[index].astype(int)).max() <= 1
