@@ -18,7 +18,8 @@ import quantvm
 from quantvm.cli import app
 from quantvm.errors import ConfigError
 from quantvm.evaluate.model_words import kind_of
-from quantvm.evaluate.user_models import FixedBatchRunner, UserProgram, load_model
+from quantvm.evaluate.user_models import UserProgram, load_model
+from quantvm.evaluate.user_runners import FixedBatchRunner
 from tests.evaluate.own_models import write_factories, write_images
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -345,9 +346,10 @@ def test_a_fixed_batch_is_filled_up():
 
     engine = Engine()
     x = np.arange(5, dtype=np.float32)[:, None]
-    np.testing.assert_array_equal(FixedBatchRunner.of(engine, 3).run(x), x + 1)
+    np.testing.assert_array_equal(FixedBatchRunner(engine, 3).run(x), x + 1)
     assert engine.seen == [[0, 1, 2], [3, 4, 4]]
-    assert FixedBatchRunner.of(engine, None) is engine
+    dynamic = UserProgram("m", "onnx", None, ((None, 3, 4, 4),), False, None)
+    assert dynamic.on_images(engine) is engine
 
 
 def test_a_program_says_what_is_missing_to_check_it(monkeypatch):
