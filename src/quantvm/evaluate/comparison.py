@@ -40,13 +40,21 @@ class Comparison:
         self._config, self._program, self._threads = config, program, threads
         self._float_model = float_model
         self._runs: dict[str, Any] = {}
-        self._formats = self.run("torch").channels_last(example_f32)
+        default = "qdq" if program.source is None else program.source.side
+        self.reference, self.actual = config.reference or default, config.actual
+        self._formats = self._channels_last(example_f32)
         self._fused = {
             side: _FusionCount(side)
-            for side in dict.fromkeys((config.reference, config.actual))
+            for side in dict.fromkeys((self.reference, self.actual))
             if side.split(":")[0] == "tvm"
         }
         self.counts = [LayerCount(layer) for layer in program.layers]
+
+    def _channels_last(self, example_f32: np.ndarray) -> tuple[bool, ...]:
+        source = self._program.source
+        if source is None:
+            return (False,) * len(self._program.layers)
+        return self.run(source.side).channels_last(example_f32)
 
     @property
     def engine(self) -> str:
@@ -55,14 +63,13 @@ class Comparison:
 
     def add(self, x_f32: np.ndarray) -> None:
         """Counts one image."""
-        config = self._config
-        expected = self.run(config.reference).chained(x_f32)
-        actual_run = self.run(config.actual)
+        expected = self.run(self.reference).chained(x_f32)
+        actual_run = self.run(self.actual)
         actual = actual_run.chained(x_f32)
         for count, a, e in zip(self.counts, actual, expected, strict=True):
             count.add(a, e)
-        for side, integers in ((config.reference, actual), (config.actual, expected)):
-            if side == "fp32" and config.reference != config.actual:
+        for side, integers in ((self.reference, actual), (self.actual, expected)):
+            if side == "fp32" and self.reference != self.actual:
                 for count, real, layer in zip(self.counts, self.run(side).real(x_f32), integers, strict=True):
                     count.add_real(layer, real)
         if hasattr(actual_run, "isolated"):
@@ -77,22 +84,22 @@ class Comparison:
 
     def explain(self, images: Sequence[np.ndarray], progress: Progress) -> None:
         """Finds the rules by which layers differ that are computed from equal inputs."""
-        config, rules = self._config, (self.rule_of(self._config.reference), self.rule_of(self._config.actual))
+        rules = (self.rule_of(self.reference), self.rule_of(self.actual))
         if "fp32" in rules:
             return
         if self._program.engine not in ENGINES:
             explain_ties(self.counts, self._steps, images, self.both, progress)
             return
         explainer = Explainer(
-            self.counts, self.operators, sides=(config.reference, config.actual), rules=rules,
+            self.counts, self.operators, sides=(self.reference, self.actual), rules=rules,
             environment=self.environment, in_float=lambda numbers: self._tvm(None),
         )  # fmt: skip
         explainer.explain(images, self.both, progress)
 
     def both(self, x_f32: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns the reference's layers, and the other side's, each computed from the reference's."""
-        expected = self.run(self._config.reference).chained(x_f32)
-        return expected, self.run(self._config.actual).isolated(x_f32, expected)
+        expected = self.run(self.reference).chained(x_f32)
+        return expected, self.run(self.actual).isolated(x_f32, expected)
 
     @cached_property
     def operators(self) -> list[LayerOperator | None]:
@@ -129,7 +136,8 @@ class Comparison:
         from quantvm.runtime.layers import FloatLayerRun, QdqLayerRun, TorchLayerRun
 
         kind, _, rest = side.partition(":")
-        if kind == "torch":
+        if kind in ("torch", "onnxruntime"):
+            self._check_source(kind)
             return TorchLayerRun(self._program, engine=rest or self._program.engine, threads=self._threads)
         if kind == "qdq":
             return QdqLayerRun(self._program, channels_last=self._formats, threads=self._threads)
@@ -140,6 +148,15 @@ class Comparison:
                 "fp32: these weights were published as integers, so there is no float model; choose other weights"
             )
         return FloatLayerRun(self._program, self._float_model, threads=self._threads)
+
+    def _check_source(self, kind: str) -> None:
+        """Raises ConfigError where the side is not what the program came from."""
+        source = self._program.source
+        if source is None or source.side != kind:
+            others = [*([] if source is None else [source.side]), "qdq", "tvm"]
+            missing = kind == "onnxruntime" and self._program.engine == "onnx"
+            why = "it is not installed, or the file is none of ONNX" if missing else "it cannot run this model"
+            raise ConfigError(f"{kind}: {why}; compare {', '.join(others)}")
 
     def _steps(self, x_f32: np.ndarray, layers: Sequence[Any], wanted: Sequence[int]) -> list[np.ndarray]:
         """Returns the values of layers in steps, before they are rounded, in double precision from given integers."""

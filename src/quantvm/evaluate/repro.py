@@ -43,7 +43,7 @@ def save_repro(
         inputs = [np.ascontiguousarray(x) for x in operator.inputs_of([x_f32, *expected])]
         for part, part_inputs in parts(operator.operator, inputs, tuple(int(i) for i in differing[0])):
             case = ReproCase(
-                part, part_inputs, layer.name, config.model, config.reference, config.actual, comparison.engine,
+                part, part_inputs, layer.name, config.model, comparison.reference, comparison.actual, comparison.engine,
                 threads, config.target,
             )  # fmt: skip
             text = repro_text(case)

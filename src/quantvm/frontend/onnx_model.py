@@ -14,7 +14,7 @@ import tvm
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
 
-from .normalize import normalize
+from .normalize import normalize_with_tensors
 from .program_inputs import ENGINE_ATTR, bind_batch
 
 ENGINE = "onnx"
@@ -35,15 +35,27 @@ def from_onnx(
         UnsupportedOpError: operators that TVM's importer lacks, or the operator-oriented format, all in one message.
         ModelImportError: no such file, not an ONNX file, not quantized, or bad parameters.
     """
-    model = _load(model_or_path)
+    module, _ = from_onnx_with_tensors(load_onnx(model_or_path), example_inputs, batch)
+    return module
+
+
+def from_onnx_with_tensors(
+    model: Any, example_inputs: Sequence[Any] | None, batch: str
+) -> tuple[tvm.IRModule, dict[str, str]]:
+    """Returns what `from_onnx` does, and of each variable that a quantize made the tensor's name in the file."""
     _check_operators(model.graph)
     _check_parameters(model.graph)
-    module = _with_tvm(model)
-    module = bind_batch(normalize(module, _contraction_names(model.graph)), example_inputs, batch)
-    return module.with_attr(ENGINE_ATTR, ENGINE)
+    quantized = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    module, tensors = normalize_with_tensors(_with_tvm(model), _contraction_names(model.graph), quantized)
+    return bind_batch(module, example_inputs, batch).with_attr(ENGINE_ATTR, ENGINE), tensors
 
 
-def _load(model_or_path: Any) -> Any:
+def load_onnx(model_or_path: Any) -> Any:
+    """Returns the model of an `.onnx` file.
+
+    Raises:
+        ModelImportError: no such file, or not an ONNX file.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -158,4 +170,4 @@ def _layer_name(node: Any) -> str:
     return ".".join(kept) or str(node.op_type).lower()
 
 
-__all__ = ["ENGINE", "from_onnx"]
+__all__ = ["ENGINE", "from_onnx", "from_onnx_with_tensors", "load_onnx"]
