@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,8 @@ def _with_tvm(model: Any) -> tvm.IRModule:
     from tvm.relax.frontend.onnx import from_onnx as tvm_from_onnx
 
     try:
-        with warnings.catch_warnings():
+        # TVM prints the inputs of a node that it cannot convert, and stdout is for results
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that TVM changes, and of what onnx's checker finds
             return tvm_from_onnx(model, keep_params_in_input=False)
     except tvm.error.OpNotImplemented as error:
