@@ -138,6 +138,17 @@ def test_an_onnx_file_is_compared_with_onnx_runtime(run, onnx_file):
     assert "- int8.onnx (qdq): what is called Torch is ONNX Runtime." in result.stdout
 
 
+def test_a_tflite_file_takes_images_in_its_own_order(run, tmp_path):
+    pytest.importorskip("tflite")
+    from tests.frontend.test_tflite import network
+
+    (tmp_path / "net.tflite").write_bytes(network())
+    result, found = run("--model", tmp_path / "net.tflite")
+    assert result.exit_code == 0, result.output
+    (row,) = found["models"]
+    assert (row["n_images"], row["preprocessing"]["crop"], row["torch"]) == (12, 8, None)
+
+
 def test_without_onnx_runtime_only_tvms_accuracy_is_measured(run, onnx_file, monkeypatch, tmp_path):
     expected = run("--model", onnx_file)[1]["models"][0]["tvm"]
     monkeypatch.setattr("quantvm.evaluate.user_models._has_onnxruntime", lambda: False)

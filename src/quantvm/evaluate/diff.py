@@ -174,9 +174,9 @@ def _torchscript(config: DiffConfig, found: UserProgram, progress: Progress, sta
     raise_problems(stages.unsupported_options(run_config))
     threads = resolve_threads(config.threads, stages.physical_cores())
     stages.use_threads(threads)
-    shape = (1, *config.input_shape[1:])
-    images = _images_of_shape(config, shape[1:], progress, stages)
     with stages.torch_engine(run_config):
+        found.check(as_classifier=False)
+        images = _images_of_shape(config, tuple(d or 1 for d in found.shapes[0][1:]), progress, stages)
         return _Subject(import_layers(found.value, images[0].x_f32, engine=config.engine), images, threads)
 
 

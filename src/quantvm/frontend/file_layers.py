@@ -1,4 +1,4 @@
-"""The quantized tensors of ONNX and TFLite files, one by one: what each quantize of the Relax form makes, and from what."""
+"""The quantized tensors of ONNX and TFLite files, one by one: what each quantize of the Relax form makes."""
 
 from __future__ import annotations
 
