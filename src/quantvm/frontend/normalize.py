@@ -19,7 +19,7 @@ from tvm_ffi import structural_equal
 
 from quantvm.errors import ModelImportError
 
-from .builder import Expr, QdqBuilder, constant, is_call, shape_of
+from .builder import Expr, QdqBuilder, constant, dataflow, is_call, shape_of
 from .folding import folded
 
 _INHERITS = frozenset(
@@ -110,7 +110,7 @@ class _Normalizer:
         self._values.update(zip(main.params, inputs, strict=True))
         block_builder = relax.BlockBuilder()
         with block_builder.function("main", inputs):
-            with block_builder.dataflow():
+            with dataflow(block_builder):
                 self._b = QdqBuilder(block_builder)
                 for block in main.body.blocks:
                     for binding in block.bindings:
