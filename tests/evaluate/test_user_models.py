@@ -208,7 +208,7 @@ def test_numerics_of_a_row_are_those_of_the_model(run):
         (("--model", "cut.pt2"), "cut.pt2 is truncated"),
         (("--model", "nowhere:model"), "there is no Python module 'nowhere', neither installed nor in"),
         (("--model", f"{NAME}:none"), f"{NAME} has no 'none'; it has"),
-        (("--model", f"{NAME}:answer"), f"{NAME}:answer is a int, expected a function that returns the model"),
+        (("--model", f"{NAME}:answer"), f"{NAME}:answer is of type int, expected a function that returns the model"),
         (("--model", f"{NAME}:numbers"), "returned a list, expected an nn.Module"),
         (("--model", f"{NAME}:doubles"), "an example input is a torch.float64 array, expected float32"),
         (("--model", f"{NAME}:features", *SIZE), "returns float32 (1, 3, 32, 32) for an input 1,3,32,32, expected"),
