@@ -88,13 +88,31 @@ class Comparison:
         if "fp32" in rules:
             return
         if self._program.engine not in ENGINES:
-            explain_ties(self.counts, self._steps, images, self.both, progress)
-            return
+            self._explain_ties(images, progress)
+            if not any(rule.startswith("integer") for rule in rules):
+                return
         explainer = Explainer(
             self.counts, self.operators, sides=(self.reference, self.actual), rules=rules,
-            environment=self.environment, in_float=lambda numbers: self._tvm(None),
+            environment=self.environment, in_float=self._in_float,
         )  # fmt: skip
         explainer.explain(images, self.both, progress)
+        if self._program.engine not in ENGINES:
+            for count in self.counts:  # the reference's float sums follow no rule to the last element
+                count.unchecked = "fixed point against float: no rule gives every integer of both"
+
+    def _in_float(self, numbers: Sequence[int]) -> Any:
+        """Returns what computes layers by float operators: TVM's, where the program is of one of PyTorch's engines."""
+        return self._tvm(None) if self._program.engine in ENGINES else self.run("qdq")
+
+    def _explain_ties(self, images: Sequence[np.ndarray], progress: Progress) -> None:
+        from quantvm.runtime.qdq_in_float import unknown_ops
+
+        unknown = unknown_ops(self._program.chained)
+        if not unknown:
+            explain_ties(self.counts, self._steps, images, self.both, progress)
+            return
+        for count in self.counts:
+            count.unchecked = f"not checked for ties: no float form of {', '.join(unknown)} is known"
 
     def both(self, x_f32: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns the reference's layers, and the other side's, each computed from the reference's."""
@@ -121,10 +139,11 @@ class Comparison:
         kind, _, rest = side.partition(":")
         if kind in ("qdq", "fp32"):
             return kind
+        if rest.startswith("integer"):
+            return "integer" if rest == "integer:upward" else rest
         if rest == "qdq" or self._program.engine not in ENGINES:
             return "qdq" if self._program.engine == "onnx" else "pt2e"
-        rest = self._program.engine if rest in ("", "torch") else rest
-        return "integer" if rest == "integer:upward" else rest
+        return self._program.engine if rest in ("", "torch") else rest
 
     def run(self, side: str) -> Any:
         """Returns what computes a side."""

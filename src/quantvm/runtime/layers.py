@@ -153,10 +153,13 @@ class QdqLayerRun:
         """Returns all layers of one image, each computed from the layers before it."""
         return self._all(x_f32)[self._program.n_outputs :]
 
-    def isolated(self, x_f32: np.ndarray, layers: Sequence[ArrayInt]) -> list[ArrayInt]:
-        """Returns all layers of one image, each computed from the given ones."""
+    def isolated(
+        self, x_f32: np.ndarray, layers: Sequence[ArrayInt], wanted: Sequence[int] | None = None
+    ) -> list[ArrayInt]:
+        """Returns all layers of one image, or the wanted ones, each computed from the given ones."""
         self._use_threads()
-        return self._isolated(x_f32, *layers)
+        found = self._isolated(x_f32, *layers)
+        return found if wanted is None else [found[i] for i in wanted]
 
     def _all(self, x_f32: np.ndarray) -> list[np.ndarray]:
         self._use_threads()

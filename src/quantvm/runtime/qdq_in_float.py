@@ -171,6 +171,14 @@ def _layer_norm(call: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return y + beta.reshape(shape) if bool(call.attrs.center) else y
 
 
+def _attention(call: Any, q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
+    """(N, positions, heads, size) each, PyTorch's has heads first."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scale = None if call.attrs.scale is None else float(call.attrs.scale)
+    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[0] if bias else None, scale=scale)
+    return y.transpose(1, 2)
+
+
 def _permuted(call: Any, x: Tensor) -> Tensor:
     return x.permute(list(range(x.ndim))[::-1] if call.attrs.axes is None else _ints(call.attrs.axes))
 
@@ -213,6 +221,8 @@ _OPS: dict[str, Callable[..., Any]] = {
     "relax.nn.gelu": lambda call, x: functional.gelu(x),
     "relax.nn.gelu_tanh": lambda call, x: functional.gelu(x, approximate="tanh"),
     "relax.nn.layer_norm": _layer_norm,
+    "relax.nn.attention": _attention,
+    "relax.broadcast_to": lambda call, x, *rest: x.expand([int(d) for d in call.ty.shape]),
     "relax.nn.max_pool2d": _max_pool2d,
     "relax.nn.avg_pool2d": _avg_pool2d,
     "relax.nn.adaptive_avg_pool2d": lambda call, x: functional.adaptive_avg_pool2d(x, _ints(call.attrs.output_size)),
