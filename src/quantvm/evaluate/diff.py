@@ -58,6 +58,7 @@ def diff(
     subject = _subject(config, progress, stages)
     program, images = subject.program, subject.images
     comparison = Comparison(config, program, subject.float_model, subject.threads, images[0].x_f32)
+    comparison.compile(progress)
     with progress.task("comparing layers", total=len(images)) as task:
         for image in images:
             comparison.add(image.x_f32)
