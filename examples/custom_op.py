@@ -47,20 +47,20 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.quantize = nnq.Quantize(0.05, 128, torch.quint8)
+        self.quantize = nnq.Quantize(0.06, 64, torch.quint8)
         self.first, self.second = self._conv(3, 16), self._conv(16, 8)
 
     @staticmethod
     def _conv(in_channels: int, out_channels: int) -> nn.Module:
         conv = nnq.Conv2d(in_channels, out_channels, 3, padding=1)
-        weight = torch.quantize_per_tensor(torch.randn(out_channels, in_channels, 3, 3), 0.02, 0, torch.qint8)
+        weight = torch.quantize_per_tensor(torch.randn(out_channels, in_channels, 3, 3), 0.04, 0, torch.qint8)
         conv.set_weight_bias(weight, torch.randn(out_channels))
         conv.scale, conv.zero_point = 0.1, 120
         return conv
 
     def forward(self, x: torch.Tensor) -> Any:
         """Maps images (N, 3, H, W) to features (N, 8, H, W)."""
-        y = torch.ops.mylib.hard_mish(self.first(self.quantize(x)), 0.08, 10)
+        y = torch.ops.mylib.hard_mish(self.first(self.quantize(x)), 0.25, 10)
         return self.second(y).dequantize()
 
 

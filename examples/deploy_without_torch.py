@@ -36,4 +36,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python deploy_without_torch.py model.qvm; quantvm compile MODEL -o model.qvm writes one")
     main(sys.argv[1])

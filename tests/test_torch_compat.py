@@ -9,6 +9,7 @@ import torch
 
 from quantvm.errors import ConfigError
 from quantvm.torch_compat import import_torchvision, quantization_engine, quiet, torch_engines
+from tests.quantized_modules import SmallNetwork, image, save_traced
 
 
 def test_torchvision_imports_and_is_the_real_one():
@@ -28,6 +29,13 @@ def test_torchvision_imports_after_a_plain_import_failed():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "googlenet", result.stderr
+
+
+def test_a_quantized_program_is_loaded_without_a_word(tmp_path):
+    path = save_traced(SmallNetwork(), image(1, 3, 19, 17), tmp_path / "small.pt")
+    code = "import pathlib, sys, quantvm.frontend.loading as l; l.load_script(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_schemas_are_there_after_the_import():

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -142,3 +143,15 @@ def quiet() -> Iterator[None]:
         for message, category in _QUIET_WARNINGS:
             warnings.filterwarnings("ignore", message=message, category=category)
         yield
+
+
+@cache
+def hear_native_warnings() -> None:
+    """Has torch say of quantized tensors what it says once a process, where Python's filters hear and hide it.
+
+    The loader of TorchScript would otherwise print it on stderr, past Python.
+    """
+    import torch
+
+    with quiet():
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)

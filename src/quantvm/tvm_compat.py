@@ -147,3 +147,8 @@ def use_threads(threads: int) -> int:
 
 _ALL_CORES = -3
 """TVM's affinity mode in which every thread may run on every core, so that nothing is pinned."""
+
+
+def end_block(block_builder: Any) -> None:
+    """Closes the block of a Relax builder in which something raised: TVM opens one more behind a dataflow block."""
+    block_builder._end_block()

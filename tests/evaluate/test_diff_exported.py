@@ -90,6 +90,25 @@ def test_the_command_takes_programs(program):
     assert result.exit_code in (0, 1)
 
 
+def test_fixed_point_is_told_from_a_bug(program):
+    row = diff(model=program, actual="tvm:integer", num_samples=1, threads=1).row
+    assert row["n_differing"]
+    named = [layer["rule"]["actual"] for layer in row["layers"] if layer["rule"] is not None]
+    assert set(named) <= {"integer"}
+    assert UNEXPLAINED not in [layer["cause"] for layer in row["layers"]]
+
+
+def test_an_operator_without_a_float_form_is_no_bug(program, monkeypatch):
+    from quantvm.runtime import qdq_in_float
+    from quantvm.runtime.layers import TvmLayerRun
+
+    original = TvmLayerRun.isolated
+    monkeypatch.setattr(qdq_in_float, "unknown_ops", lambda module: ["relax.of_tomorrow"])
+    monkeypatch.setattr(TvmLayerRun, "isolated", lambda *given: [found ^ 1 for found in original(*given)])
+    row = diff(model=program, num_samples=1, threads=1).row
+    assert row["layers"][1]["cause"] == "not checked for ties: no float form of relax.of_tomorrow is known"
+
+
 def test_an_engine_cannot_be_a_side(program):
     with pytest.raises(ConfigError, match="for no engine of PyTorch"):
         diff(model=program, reference="torch:x86", num_samples=1)

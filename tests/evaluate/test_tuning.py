@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from quantvm.cli import app
@@ -17,6 +20,7 @@ from quantvm.kernels.schedules import ScheduleFile, ScheduleRecord, read_schedul
 from quantvm.runtime import tuning
 from quantvm.runtime.schedule_files import target_cpu, user_schedules
 from quantvm.tvm_compat import native_target
+from tests.evaluate.own_models import write_factories
 from tests.quantized_modules import SmallNetwork, image, save_traced
 
 SHAPE = "1,3,17,19"
@@ -65,6 +69,18 @@ def test_a_file_is_searched_and_the_users_own_records_written(model, mcpu):
     kept = read_schedules(user_schedules(mcpu))
     assert len(kept.records) == row["kept"] == row["gained"]
     assert {"cpu", "quantvm", "tvm"} <= kept.measured_on.keys()
+
+
+@pytest.mark.parametrize("word", ["nets:exported", "nets:with_inputs", "nets:floating_with_input", "program.pt2"])
+def test_any_model_that_can_be_compiled_is_searched(word, found, tmp_path, monkeypatch):
+    write_factories(tmp_path, "nets")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    if word.endswith(".pt2"):
+        torch.export.save(importlib.import_module("nets").exported(), tmp_path / word)
+    result = command(word, "--threads", "1", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["asked"] == 2, "both convolutions"
 
 
 def test_the_text_names_what_gained(model, found, mcpu, tmp_path):

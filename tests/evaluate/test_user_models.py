@@ -18,7 +18,8 @@ import quantvm
 from quantvm.cli import app
 from quantvm.errors import ConfigError
 from quantvm.evaluate.model_words import kind_of
-from quantvm.evaluate.user_models import FixedBatchRunner, UserProgram, load_model
+from quantvm.evaluate.user_models import UserProgram, load_model
+from quantvm.evaluate.user_runners import FixedBatchRunner
 from tests.evaluate.own_models import write_factories, write_images
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -137,6 +138,17 @@ def test_an_onnx_file_is_compared_with_onnx_runtime(run, onnx_file):
     assert "- int8.onnx (qdq): what is called Torch is ONNX Runtime." in result.stdout
 
 
+def test_a_tflite_file_takes_images_in_its_own_order(run, tmp_path):
+    pytest.importorskip("tflite")
+    from tests.frontend.test_tflite import network
+
+    (tmp_path / "net.tflite").write_bytes(network())
+    result, found = run("--model", tmp_path / "net.tflite")
+    assert result.exit_code == 0, result.output
+    (row,) = found["models"]
+    assert (row["n_images"], row["preprocessing"]["crop"], row["torch"]) == (12, 8, None)
+
+
 def test_without_onnx_runtime_only_tvms_accuracy_is_measured(run, onnx_file, monkeypatch, tmp_path):
     expected = run("--model", onnx_file)[1]["models"][0]["tvm"]
     monkeypatch.setattr("quantvm.evaluate.user_models._has_onnxruntime", lambda: False)
@@ -196,7 +208,7 @@ def test_numerics_of_a_row_are_those_of_the_model(run):
         (("--model", "cut.pt2"), "cut.pt2 is truncated"),
         (("--model", "nowhere:model"), "there is no Python module 'nowhere', neither installed nor in"),
         (("--model", f"{NAME}:none"), f"{NAME} has no 'none'; it has"),
-        (("--model", f"{NAME}:answer"), f"{NAME}:answer is a int, expected a function that returns the model"),
+        (("--model", f"{NAME}:answer"), f"{NAME}:answer is of type int, expected a function that returns the model"),
         (("--model", f"{NAME}:numbers"), "returned a list, expected an nn.Module"),
         (("--model", f"{NAME}:doubles"), "an example input is a torch.float64 array, expected float32"),
         (("--model", f"{NAME}:features", *SIZE), "returns float32 (1, 3, 32, 32) for an input 1,3,32,32, expected"),
@@ -345,9 +357,10 @@ def test_a_fixed_batch_is_filled_up():
 
     engine = Engine()
     x = np.arange(5, dtype=np.float32)[:, None]
-    np.testing.assert_array_equal(FixedBatchRunner.of(engine, 3).run(x), x + 1)
+    np.testing.assert_array_equal(FixedBatchRunner(engine, 3).run(x), x + 1)
     assert engine.seen == [[0, 1, 2], [3, 4, 4]]
-    assert FixedBatchRunner.of(engine, None) is engine
+    dynamic = UserProgram("m", "onnx", None, ((None, 3, 4, 4),), False, None)
+    assert dynamic.on_images(engine) is engine
 
 
 def test_a_program_says_what_is_missing_to_check_it(monkeypatch):

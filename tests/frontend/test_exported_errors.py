@@ -132,6 +132,8 @@ def test_files(tmp_path):
     assert import_model(good)
     cut = tmp_path / "cut.pt2"
     cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    without_end = tmp_path / "without_end.pt2"
+    without_end.write_bytes(good.read_bytes()[:-200])
     torch.save({"weight": X}, tmp_path / "weights.pt")
     (tmp_path / "text.pt2").write_text("no program")
     (tmp_path / "empty.onnx").write_bytes(b"")
@@ -143,6 +145,7 @@ def test_files(tmp_path):
     for name, message in {
         "missing.pt2": "no such file",
         "cut.pt2": "is truncated",
+        "without_end.pt2": "is truncated",
         "weights.pt": "holds weights or a pickled object, no program",
         "text.pt2": "none of the formats known here",
         "empty.onnx": "is empty",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 
 import pytest
@@ -325,3 +326,14 @@ def test_import_warns_of_nothing_that_the_user_could_act_on(small, recwarn):
     warnings.simplefilter("always")
     from_torch(small, image(1, 3, 16, 16))
     assert [str(w.message) for w in recwarn] == []
+
+
+def test_an_error_is_all_that_is_said(capfd):
+    class Wrong(torch.nn.Module):
+        def forward(self, x):
+            return torch.quantize_per_tensor(x, float("nan"), 3, torch.quint8).dequantize()
+
+    with pytest.raises(ModelImportError, match="scale must be a positive, finite float32, got nan"):
+        from_torch(Wrong().eval(), image(*IMAGE))
+    gc.collect()
+    assert "BlockBuilder" not in capfd.readouterr().err

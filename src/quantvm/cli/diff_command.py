@@ -15,14 +15,19 @@ _ZOO = "Models of the registry"
 def diff(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A .pt or .pt2 file, a factory, or a name of: quantvm list models."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A file (.pt, .pt2, .onnx, .tflite), a factory pkg.mod:name, or a name of: quantvm list models.",
+        ),
     ],
     reference: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="SIDE", help="What is right: torch, torch:ENGINE, tvm, tvm:NUMERICS, qdq (in float), fp32."
+            metavar="SIDE",
+            help="What is right: torch, torch:ENGINE, tvm, tvm:NUMERICS, qdq (the imported program in float), "
+            "onnxruntime, fp32. Without it: torch; of an ONNX file onnxruntime where that is installed, else qdq.",
         ),
-    ] = "torch",
+    ] = None,
     actual: Annotated[str, typer.Option(metavar="SIDE", help="What is compared with it: likewise.")] = "tvm",
     num_samples: Annotated[int, typer.Option(metavar="N", help="Images that are compared.")] = 4,
     input_shape: Annotated[

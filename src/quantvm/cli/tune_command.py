@@ -15,7 +15,8 @@ def tune(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="Saved TorchScript files, or names of: quantvm list models. Without it: every registered model.",
+            help="Files (.pt, .pt2, .onnx, .tflite), factories pkg.mod:name, or names of: quantvm list models. Without "
+            "it: every registered model.",
         ),
     ] = None,
     threads: Annotated[
@@ -29,7 +30,7 @@ def tune(
         list[str] | None,
         typer.Option(
             metavar="N,C,H,W",
-            help="Of a TorchScript file, which does not say it; repeat it for each input. Without it: 1,3,224,224.",
+            help="Of a .pt or a factory that does not say it; repeat it for each input. Without it: 1,3,224,224.",
         ),
     ] = None,
     target: Annotated[

@@ -21,7 +21,7 @@ from quantvm.evaluate.measurement import Measurement
 from quantvm.evaluate.parity import OutputShapeError, int8_share_problem, judge
 from quantvm.evaluate.plan import Entry, Plan, prepare, unknown_labels
 from quantvm.evaluate.stages import Stages
-from quantvm.evaluate.user_models import FixedBatchRunner
+from quantvm.evaluate.user_models import UserProgram
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder
 from quantvm.report.schema import SCHEMA_VERSION, HeadRow, ModelRow, RunResult, RunRow, SampleRow
@@ -265,12 +265,12 @@ def measure(
     float_model = stages.build_float_model(spec, weights, inputs, config)
     quantized = stages.quantize(spec, weights, float_model, inputs, config, progress)
     runners = []
-    fixed_batch = getattr(quantized, "fixed_batch", None)
     for each in found:
         each.take_quantized(quantized, plan.calibration)
         artifact = stages.compile(quantized, spec, config, plan.threads, progress, numerics=each.numerics)
         each.take_report(artifact.report)
-        runners.append(FixedBatchRunner.of(stages.tvm_runner(artifact, plan.threads), fixed_batch))
+        runner = stages.tvm_runner(artifact, plan.threads)
+        runners.append(quantized.on_images(runner) if isinstance(quantized, UserProgram) else runner)
     fp32 = None if float_model is None else stages.torch_runner(float_model, plan.threads)
     torch = stages.torch_runner(quantized, plan.threads)
     samples = plan.dataset.samples

@@ -40,29 +40,43 @@ class Comparison:
         self._config, self._program, self._threads = config, program, threads
         self._float_model = float_model
         self._runs: dict[str, Any] = {}
-        self._formats = self.run("torch").channels_last(example_f32)
+        default = "qdq" if program.source is None else program.source.side
+        self.reference, self.actual = config.reference or default, config.actual
+        self._formats = self._channels_last(example_f32)
         self._fused = {
             side: _FusionCount(side)
-            for side in dict.fromkeys((config.reference, config.actual))
+            for side in dict.fromkeys((self.reference, self.actual))
             if side.split(":")[0] == "tvm"
         }
         self.counts = [LayerCount(layer) for layer in program.layers]
+
+    def _channels_last(self, example_f32: np.ndarray) -> tuple[bool, ...]:
+        source = self._program.source
+        if source is None:
+            return (False,) * len(self._program.layers)
+        return self.run(source.side).channels_last(example_f32)
 
     @property
     def engine(self) -> str:
         """The engine that the program was quantized for."""
         return self._program.engine
 
+    def compile(self, progress: Progress) -> None:
+        """Compiles the sides of TVM, whose time is then told apart from that of the comparison."""
+        with progress.task("compiling", total=len(self._fused)) as task:
+            for side in self._fused:
+                self.run(side).compile()
+                task.advance()
+
     def add(self, x_f32: np.ndarray) -> None:
         """Counts one image."""
-        config = self._config
-        expected = self.run(config.reference).chained(x_f32)
-        actual_run = self.run(config.actual)
+        expected = self.run(self.reference).chained(x_f32)
+        actual_run = self.run(self.actual)
         actual = actual_run.chained(x_f32)
         for count, a, e in zip(self.counts, actual, expected, strict=True):
             count.add(a, e)
-        for side, integers in ((config.reference, actual), (config.actual, expected)):
-            if side == "fp32" and config.reference != config.actual:
+        for side, integers in ((self.reference, actual), (self.actual, expected)):
+            if side == "fp32" and self.reference != self.actual:
                 for count, real, layer in zip(self.counts, self.run(side).real(x_f32), integers, strict=True):
                     count.add_real(layer, real)
         if hasattr(actual_run, "isolated"):
@@ -77,22 +91,40 @@ class Comparison:
 
     def explain(self, images: Sequence[np.ndarray], progress: Progress) -> None:
         """Finds the rules by which layers differ that are computed from equal inputs."""
-        config, rules = self._config, (self.rule_of(self._config.reference), self.rule_of(self._config.actual))
+        rules = (self.rule_of(self.reference), self.rule_of(self.actual))
         if "fp32" in rules:
             return
         if self._program.engine not in ENGINES:
-            explain_ties(self.counts, self._steps, images, self.both, progress)
-            return
+            self._explain_ties(images, progress)
+            if not any(rule.startswith("integer") for rule in rules):
+                return
         explainer = Explainer(
-            self.counts, self.operators, sides=(config.reference, config.actual), rules=rules,
-            environment=self.environment, in_float=lambda numbers: self._tvm(None),
+            self.counts, self.operators, sides=(self.reference, self.actual), rules=rules,
+            environment=self.environment, in_float=self._in_float,
         )  # fmt: skip
         explainer.explain(images, self.both, progress)
+        if self._program.engine not in ENGINES:
+            for count in self.counts:  # the reference's float sums follow no rule to the last element
+                count.unchecked = "fixed point against float: no rule gives every integer of both"
+
+    def _in_float(self, numbers: Sequence[int]) -> Any:
+        """Returns what computes layers by float operators: TVM's, where the program is of one of PyTorch's engines."""
+        return self._tvm(None) if self._program.engine in ENGINES else self.run("qdq")
+
+    def _explain_ties(self, images: Sequence[np.ndarray], progress: Progress) -> None:
+        from quantvm.runtime.qdq_in_float import unknown_ops
+
+        unknown = unknown_ops(self._program.chained)
+        if not unknown:
+            explain_ties(self.counts, self._steps, images, self.both, progress)
+            return
+        for count in self.counts:
+            count.unchecked = f"not checked for ties: no float form of {', '.join(unknown)} is known"
 
     def both(self, x_f32: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns the reference's layers, and the other side's, each computed from the reference's."""
-        expected = self.run(self._config.reference).chained(x_f32)
-        return expected, self.run(self._config.actual).isolated(x_f32, expected)
+        expected = self.run(self.reference).chained(x_f32)
+        return expected, self.run(self.actual).isolated(x_f32, expected)
 
     @cached_property
     def operators(self) -> list[LayerOperator | None]:
@@ -116,10 +148,11 @@ class Comparison:
         kind, _, rest = side.partition(":")
         if kind in ("qdq", "fp32"):
             return kind
+        if rest.startswith("integer"):
+            return "integer" if rest == "integer:upward" else rest
         if rest == "qdq" or self._program.engine not in ENGINES:
             return "qdq" if self._program.engine == "onnx" else "pt2e"
-        rest = self._program.engine if rest in ("", "torch") else rest
-        return "integer" if rest == "integer:upward" else rest
+        return self._program.engine if rest in ("", "torch") else rest
 
     def run(self, side: str) -> Any:
         """Returns what computes a side."""
@@ -131,7 +164,8 @@ class Comparison:
         from quantvm.runtime.layers import FloatLayerRun, QdqLayerRun, TorchLayerRun
 
         kind, _, rest = side.partition(":")
-        if kind == "torch":
+        if kind in ("torch", "onnxruntime"):
+            self._check_source(kind)
             return TorchLayerRun(self._program, engine=rest or self._program.engine, threads=self._threads)
         if kind == "qdq":
             return QdqLayerRun(self._program, channels_last=self._formats, threads=self._threads)
@@ -142,6 +176,15 @@ class Comparison:
                 "fp32: these weights were published as integers, so there is no float model; choose other weights"
             )
         return FloatLayerRun(self._program, self._float_model, threads=self._threads)
+
+    def _check_source(self, kind: str) -> None:
+        """Raises ConfigError where the side is not what the program came from."""
+        source = self._program.source
+        if source is None or source.side != kind:
+            others = [*([] if source is None else [source.side]), "qdq", "tvm"]
+            missing = kind == "onnxruntime" and self._program.engine == "onnx"
+            why = "it is not installed, or the file is none of ONNX" if missing else "it cannot run this model"
+            raise ConfigError(f"{kind}: {why}; compare {', '.join(others)}")
 
     def _steps(self, x_f32: np.ndarray, layers: Sequence[Any], wanted: Sequence[int]) -> list[np.ndarray]:
         """Returns the values of layers in steps, before they are rounded, in double precision from given integers."""

@@ -58,6 +58,7 @@ def diff(
     subject = _subject(config, progress, stages)
     program, images = subject.program, subject.images
     comparison = Comparison(config, program, subject.float_model, subject.threads, images[0].x_f32)
+    comparison.compile(progress)
     with progress.task("comparing layers", total=len(images)) as task:
         for image in images:
             comparison.add(image.x_f32)
@@ -68,8 +69,8 @@ def diff(
     row: DiffRow = {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
-        "reference": config.reference,
-        "actual": config.actual,
+        "reference": comparison.reference,
+        "actual": comparison.actual,
         "engine": program.engine,
         "threads": subject.threads,
         "target": config.target,
@@ -110,33 +111,42 @@ class _Subject:
 
 def _subject(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
     if config.compile_config().is_registered:
-        return _registered(config, progress, stages)
+        return _quantized_here(config, progress, stages)
     from quantvm.evaluate.user_models import UserProgram, load_model
 
     found = load_model(config.model, input_shapes=((1, *config.input_shape[1:]),), engine=config.engine)
-    if not isinstance(found, UserProgram) or found.kind in ("onnx", "tflite"):
-        given = f"{found.kind} file" if isinstance(found, UserProgram) else "float module"
-        raise ConfigError(
-            f"{config.model} is a {given}, expected a TorchScript file, an exported program, or a factory of "
-            "a quantized module"
-        )
-    return (_exported if found.kind == "exported" else _torchscript)(config, found, progress, stages)
+    if not isinstance(found, UserProgram):
+        return _quantized_here(config, progress, stages)
+    if config.needs_float_model:
+        raise ConfigError(config.missing_float_model)
+    return (_torchscript if found.shapes_are_given else _with_shapes)(config, found, progress, stages)
 
 
-def _exported(config: DiffConfig, found: UserProgram, progress: Progress, stages: Stages) -> _Subject:
+def _with_shapes(config: DiffConfig, found: UserProgram, progress: Progress, stages: Stages) -> _Subject:
+    """Takes a program that says the shapes of its inputs."""
     import torch
 
     from quantvm.frontend.exported_layers import import_exported_layers
+    from quantvm.frontend.file_layers import import_file_layers
 
     threads = resolve_threads(config.threads, stages.physical_cores())
     stages.use_threads(threads)
     if len(found.shapes) != 1 or found.fixed_batch not in (None, 1):
-        raise ConfigError(f"{config.model} takes {found.shapes}, expected one input of one image, or of any number")
-    images = _images_of_shape(config, tuple(d or 1 for d in found.shapes[0][1:]), progress, stages)
-    return _Subject(import_exported_layers(found.value, [torch.from_numpy(images[0].x_f32)]), images, threads)
+        raise ConfigError(
+            f"{config.model} takes {found.shapes_text}, expected one input, and one image a call or any number"
+        )
+    shape = tuple(d or 1 for d in found.image_shape or found.shapes[0][1:])
+    images = _images_of_shape(config, shape, progress, stages)
+    if found.is_channels_last:
+        images = [replace(image, x_f32=np.ascontiguousarray(image.x_f32.transpose(0, 2, 3, 1))) for image in images]
+    example = [torch.from_numpy(images[0].x_f32)]
+    if found.kind == "exported":
+        return _Subject(import_exported_layers(found.value, example), images, threads)
+    return _Subject(import_file_layers(found.value, example), images, threads)
 
 
-def _registered(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
+def _quantized_here(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
+    """Quantizes a float model, of the registry or of a factory, as the main job does."""
     from quantvm.frontend import import_layers
 
     run_config = replace(config.compile_config().run_config(), batch_size=1, num_samples=config.num_samples)
@@ -165,9 +175,9 @@ def _torchscript(config: DiffConfig, found: UserProgram, progress: Progress, sta
     raise_problems(stages.unsupported_options(run_config))
     threads = resolve_threads(config.threads, stages.physical_cores())
     stages.use_threads(threads)
-    shape = (1, *config.input_shape[1:])
-    images = _images_of_shape(config, shape[1:], progress, stages)
     with stages.torch_engine(run_config):
+        found.check(as_classifier=False)
+        images = _images_of_shape(config, tuple(d or 1 for d in found.shapes[0][1:]), progress, stages)
         return _Subject(import_layers(found.value, images[0].x_f32, engine=config.engine), images, threads)
 
 
@@ -199,7 +209,7 @@ def _waterfall(config: DiffConfig, comparison: Comparison, subject: _Subject, pr
         with torch.inference_mode():
             return float_model(torch.from_numpy(x_f32)).numpy()
 
-    compiled = next((s for s in (config.actual, config.reference) if s.startswith("tvm")), "tvm")
+    compiled = next((s for s in (comparison.actual, comparison.reference) if s.startswith("tvm")), "tvm")
     forwards: Mapping[str, Forward] = {
         FP32: fp32,
         QDQ: lambda x_f32: comparison.run("qdq").outputs(x_f32)[0],

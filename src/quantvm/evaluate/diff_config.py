@@ -13,9 +13,10 @@ from quantvm.numerics import ENGINES
 
 SIDES = (
     "torch", *(f"torch:{engine}" for engine in ENGINES), "tvm", *(f"tvm:{numerics}" for numerics in NUMERICS), "qdq",
-    "fp32",
+    "onnxruntime", "fp32",
 )  # fmt: skip
-"""What can be compared: PyTorch under an engine, TVM under a numerics, the Relax form in float, and the float model."""
+"""What can be compared: PyTorch under an engine, TVM under a numerics, the Relax form in float, ONNX Runtime, and the
+float model."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class DiffConfig:
     """The options of one comparison; ``quantvm diff`` has one of the same name for each field.
 
     Attributes:
-        model: a saved TorchScript file, or the name of a registered model, which is quantized as in the main job.
-        reference: what is right: one of `SIDES`.
+        model: a file, a factory as ``pkg.mod:name``, or the name of a registered model. What is float, registered or
+            made by a factory, is quantized as in the main job.
+        reference: what is right: one of `SIDES`. None: PyTorch; of an ONNX file ONNX Runtime where that is installed;
+            else the imported program in float.
         actual: what is compared with it: one of `SIDES`.
         input_shape: of a TorchScript file.
         num_samples: images that are compared.
@@ -37,7 +40,7 @@ class DiffConfig:
     """
 
     model: str
-    reference: str = "torch"
+    reference: str | None = None
     actual: str = "tvm"
     input_shape: tuple[int, ...] = (1, 3, 224, 224)
     num_samples: int = 4
@@ -68,7 +71,7 @@ class DiffConfig:
 
     def _own_problems(self) -> Iterator[str]:
         for name in ("reference", "actual"):
-            if getattr(self, name) not in SIDES:
+            if getattr(self, name) not in (*SIDES, *((None,) if name == "reference" else ())):
                 yield f"{name}: got '{getattr(self, name)}', expected one of {', '.join(SIDES)}"
         if self.num_samples < 1:
             yield f"num_samples: got {self.num_samples}, expected at least 1"
@@ -76,9 +79,8 @@ class DiffConfig:
             yield f"out: {self.out} is a file, expected a folder; name another"
         if self.save_repro is not None:
             yield from self._repro_problems(self.save_repro)
-        if self.needs_float_model and not self.compile_config().is_registered:
-            wanted = "waterfall" if self.waterfall else "fp32"
-            yield f"{wanted}: a TorchScript file does not hold the float model; name a model of quantvm list models"
+        if self.needs_float_model and Path(self.model).is_file():
+            yield self.missing_float_model
 
     def _repro_problems(self, path: Path) -> Iterator[str]:
         if path.suffix != ".py" or not path.stem.startswith("test_"):
@@ -86,10 +88,19 @@ class DiffConfig:
         if path.is_dir() or not path.absolute().parent.is_dir():
             yield f"save_repro: {path} cannot be written; name a file in a folder that exists"
         for name in ("reference", "actual"):
-            if getattr(self, name) in ("qdq", "fp32"):
+            if getattr(self, name) in ("qdq", "onnxruntime", "fp32"):
                 yield f"save_repro: side {getattr(self, name)} cannot be called alone; compare torch or tvm"
 
     @property
     def needs_float_model(self) -> bool:
         """Whether the model that was quantized is compared, too."""
         return self.waterfall or "fp32" in (self.reference, self.actual)
+
+    @property
+    def missing_float_model(self) -> str:
+        """What is wrong where it is needed and not at hand."""
+        wanted = "waterfall" if self.waterfall else "fp32"
+        return (
+            f"{wanted}: {self.model} does not hold the float model that it was quantized from; name a model of quantvm "
+            "list models, or a factory of a float module"
+        )

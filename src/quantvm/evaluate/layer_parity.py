@@ -124,6 +124,7 @@ class LayerCount:
         own: from the reference's inputs; None where that was not computed.
         rule: the rules that explain the own differences; None if none does.
         ties: set where all of them lie at rounding ties, and the reference's order of sums decides.
+        unchecked: why nobody could look for a cause, if so.
         to_float: signal and noise of real values, where one side is the float model.
     """
 
@@ -132,6 +133,7 @@ class LayerCount:
     own: DifferenceCount | None = None
     rule: RuleCause | None = None
     ties: TieCause | None = None
+    unchecked: str | None = None
     to_float: DifferenceCount | None = None
 
     def add(self, actual: ArrayInt, expected: ArrayInt) -> None:
@@ -171,7 +173,7 @@ class LayerCount:
         if not self.has_own:
             return "inherited"
         found = self.rule or self.ties
-        return UNEXPLAINED if found is None else found.text
+        return (self.unchecked or UNEXPLAINED) if found is None else found.text
 
 
 def first_difference(counts: Sequence[LayerCount]) -> int | None:

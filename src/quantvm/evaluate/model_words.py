@@ -38,13 +38,15 @@ def kind_of(word: str, get_model: Callable[[str], Any] | None = None) -> Kind:
         raise ConfigError(f"there is no file '{word}'{_near(path)}")
     if _FACTORY.fullmatch(word):
         return "factory"
-    if path.is_dir() and ("/" in word or word in (".", "..")):
-        raise ConfigError(f"'{word}' is a folder, expected a file, a factory as pkg.mod:name, or a registered model")
     from quantvm import models
 
     try:
         (get_model or models.get_model)(word)
     except UnknownNameError as error:
+        if path.is_dir():
+            raise ConfigError(
+                f"'{word}' is a folder, expected a file, a factory as pkg.mod:name, or a registered model"
+            ) from error
         hint = "; a factory is written as pkg.mod:name" if ":" in word else ""
         raise ConfigError(f"there is no file '{word}', and it is no registered model{hint}: {error}") from error
     return "registered"
@@ -91,7 +93,7 @@ def call_factory(word: str) -> Any:
     if _is_module(found):
         return found
     if not callable(found):
-        raise ConfigError(f"{word} is a {type(found).__name__}, expected a function that returns the model")
+        raise ConfigError(f"{word} is of type {type(found).__name__}, expected a function that returns the model")
     try:
         with quiet():
             return found()

@@ -15,6 +15,7 @@ from quantvm.evaluate.comparison import Comparison
 from quantvm.evaluate.diff_config import DiffConfig
 from quantvm.evaluate.repro_text import ReproCase, repro_text
 from quantvm.layer_rules import Operator, Window
+from quantvm.numerics import ENGINES
 
 
 def save_repro(
@@ -31,6 +32,9 @@ def save_repro(
     index = next((i for i, count in enumerate(comparison.counts) if count.has_own), None)
     if index is None:
         return "no layer differs where it is computed from equal inputs"
+    problem = _not_written(comparison)
+    if problem is not None:
+        return problem
     layer = comparison.counts[index].layer
     operator = comparison.operators[index]
     if operator is None or operator.operator.kind == "quantize_affine":
@@ -43,7 +47,7 @@ def save_repro(
         inputs = [np.ascontiguousarray(x) for x in operator.inputs_of([x_f32, *expected])]
         for part, part_inputs in parts(operator.operator, inputs, tuple(int(i) for i in differing[0])):
             case = ReproCase(
-                part, part_inputs, layer.name, config.model, config.reference, config.actual, comparison.engine,
+                part, part_inputs, layer.name, config.model, comparison.reference, comparison.actual, comparison.engine,
                 threads, config.target,
             )  # fmt: skip
             text = repro_text(case)
@@ -51,6 +55,18 @@ def save_repro(
                 _write(path, text)
                 return None
     return f"layer {layer.name} gives equal integers where it is the only one of a model"
+
+
+def _not_written(comparison: Comparison) -> str | None:
+    """Returns why no file can show layers of such a comparison alone."""
+    for side in (comparison.reference, comparison.actual):
+        if side.split(":")[0] not in ("torch", "tvm"):
+            return f"side {side} cannot be called alone; compare torch or tvm"
+    if comparison.engine not in ENGINES:
+        return (
+            "only layers of PyTorch's quantized modules can be written alone, not those of exported programs and files"
+        )
+    return None
 
 
 def _differs(text: str) -> bool:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.errors import CompileError, ConfigError, UnknownNameError
+from quantvm.errors import CompileError, ConfigError
 from quantvm.evaluate.config import raise_problems, resolve_threads
 from quantvm.evaluate.environment import installed_version
-from quantvm.models import ModelSpec, get_model, list_models
+from quantvm.evaluate.model_words import kind_of
+from quantvm.models import get_model, list_models
+from quantvm.models.weights import build_float_model, resolve_weights
 from quantvm.progress import SILENT, Progress
 from quantvm.report.schema import SCHEMA_VERSION
 from quantvm.report.tune_schema import TunedRow, TuneResult, TuneRow
@@ -32,8 +34,8 @@ class TuneConfig:
     """The options of one search; ``quantvm tune`` has one of the same name for each field but the first.
 
     Attributes:
-        models: names of registered models, or saved TorchScript files; empty for every registered model.
-        input_shapes: of the TorchScript files, which do not say them.
+        models: names of registered models, files, or factories as ``pkg.mod:name``; empty for every registered model.
+        input_shapes: of TorchScript files and factories that do not say them.
         threads: that the work is cut for; each number is searched for. Empty for TVM_NUM_THREADS, or else the physical
             cores.
         target: what TVM compiles for; this machine has to run it.
@@ -52,12 +54,10 @@ class TuneConfig:
 
     def _problems(self) -> Iterator[str]:
         for name in self.models:
-            if Path(name).is_file():
-                continue
             try:
-                get_model(name)
-            except UnknownNameError as error:
-                yield f"model: there is no file '{name}', and it is no registered model: {error}"
+                kind_of(name)
+            except ConfigError as error:
+                yield f"model: {error}"
         for shape in self.input_shapes:
             if len(shape) < 2 or min(shape) < 1:
                 yield f"input_shape: got {','.join(map(str, shape))}, expected sizes of at least 1, as 1,3,224,224"
@@ -159,25 +159,32 @@ def _work(config: TuneConfig, target: Any, threads: Sequence[int], progress: Pro
 
 
 def _imported(name: str, config: TuneConfig) -> Any:
-    from quantvm.frontend import from_torch
+    from quantvm.evaluate.user_models import UserProgram, load_model
+    from quantvm.frontend import from_torch, import_model
     from quantvm.torch_compat import quantization_engine
 
     with quantization_engine("fbgemm"):
-        if Path(name).is_file():
-            return from_torch(name, [np.zeros(shape, np.float32) for shape in config.input_shapes])
-        spec = get_model(name)
-        crop = spec.preprocessing.crop
-        return from_torch(_quantized(spec), np.zeros((1, 3, crop, crop), np.float32))
+        if kind_of(name) == "registered":
+            spec = get_model(name)
+            crop = spec.preprocessing.crop
+            weights = resolve_weights(spec, "random")
+            module = _quantized(lambda images_f32: build_float_model(spec, weights, images_f32), (1, 3, crop, crop))
+            return from_torch(module, np.zeros((1, 3, crop, crop), np.float32))
+        found = load_model(name, input_shapes=config.input_shapes)
+        if isinstance(found, UserProgram):
+            found.check(as_classifier=False)
+            batch = "dynamic" if found.fixed_batch is None else "static"
+            return import_model(found.value, found.example_inputs, engine=found.engine, batch=batch)
+        (shape,) = found.shapes
+        return from_torch(_quantized(lambda images_f32: found.module, shape), np.zeros(shape, np.float32))
 
 
-def _quantized(spec: ModelSpec) -> nn.Module:
-    """Returns the model with made-up weights: only its shapes count."""
+def _quantized(build: Callable[[list[np.ndarray]], nn.Module], shape: tuple[int, ...]) -> nn.Module:
+    """Returns a float model quantized on noise: only its shapes count."""
     from quantvm.models.quantize import quantize
-    from quantvm.models.weights import build_float_model, resolve_weights
 
-    crop = spec.preprocessing.crop
-    noise_f32 = [np.random.default_rng(0).standard_normal((_IMAGES, 3, crop, crop)).astype(np.float32)]
-    return quantize(build_float_model(spec, resolve_weights(spec, "random"), noise_f32), noise_f32)
+    noise_f32 = [np.random.default_rng(0).standard_normal((_IMAGES, *shape[1:])).astype(np.float32)]
+    return quantize(build(noise_f32), noise_f32)
 
 
 def _tuned_row(record: ScheduleRecord) -> TunedRow:

@@ -6,7 +6,6 @@ model's place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from quantvm.data.preprocess import ImageOptions
 from quantvm.download import sha256_of
 from quantvm.errors import ConfigError
 from quantvm.evaluate.model_words import call_factory, kind_of
+from quantvm.evaluate.user_runners import ChannelsLastRunner, FixedBatchRunner, OnnxRuntimeRunner, gist
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.models.weights import ResolvedWeights
 
@@ -105,8 +105,13 @@ class UserProgram:
         if self.reference is None:
             return None
         if self.kind == "onnx":
-            return FixedBatchRunner.of(OnnxRuntimeRunner(Path(self.word), threads=threads), self.fixed_batch)
-        return FixedBatchRunner.of(TorchRunner(self.callable_module(), threads=threads), self.fixed_batch)
+            return self.on_images(OnnxRuntimeRunner(Path(self.word), threads=threads))
+        return self.on_images(TorchRunner(self.callable_module(), threads=threads))
+
+    def on_images(self, runner: Runner) -> Runner:
+        """Returns what runs the program on any number of images (N, 3, H, W), from what runs it on its own inputs."""
+        runner = ChannelsLastRunner(runner) if self.is_channels_last else runner
+        return runner if self.fixed_batch is None else FixedBatchRunner(runner, self.fixed_batch)
 
     def compile(self, *, numerics: str | None, engine: str | None, **options: Any) -> Artifact:
         """Returns the program compiled by TVM, for the batch sizes that it takes itself.
@@ -151,12 +156,13 @@ class UserProgram:
         import torch
 
         shapes = " ".join(",".join("1" if d is None else str(d) for d in shape) for shape in self.shapes)
+        module = self.callable_module()
         try:
             with torch.inference_mode():
-                y = self.callable_module()(*map(torch.from_numpy, self._zeros(1)))
+                y = module(*map(torch.from_numpy, self._zeros(1)))
         except (RuntimeError, TypeError, ValueError) as error:  # PyTorch's, of whatever kind of mismatch
             hint = "; name the right ones with --input-shape" if self.shapes_are_given else ""
-            raise ConfigError(f"{self.word} cannot take an input {shapes}: {_gist(error)}{hint}") from error
+            raise ConfigError(f"{self.word} cannot take an input {shapes}: {gist(error)}{hint}") from error
         if not as_classifier:
             return None
         got = f"{str(y.dtype).removeprefix('torch.')} {tuple(y.shape)}" if hasattr(y, "shape") else type(y).__name__
@@ -165,17 +171,38 @@ class UserProgram:
         return int(y.shape[1])
 
     def _check_image_input(self) -> None:
-        if len(self.shapes) != 1 or len(self.shapes[0]) != 4 or self.shapes[0][1] != 3:
-            shapes = " and ".join(str(tuple(shape)) for shape in self.shapes)
-            raise ConfigError(f"{self.word} takes {shapes}, expected one input of images, (N, 3, H, W)")
-        height, width = self.shapes[0][2:]
+        if self.image_shape is None:
+            expected = "(N, H, W, 3)" if self.kind == "tflite" else "(N, 3, H, W)"
+            raise ConfigError(f"{self.word} takes {self.shapes_text}, expected one input of images, {expected}")
+        _, height, width = self.image_shape
         if height != width or height is None:
             raise ConfigError(f"{self.word} takes images of {height} x {width}, expected squares, which a crop gives")
 
     @property
+    def shapes_text(self) -> str:
+        """The inputs' shapes, as messages say them."""
+        shapes = (", ".join("N" if size is None else str(size) for size in shape) for shape in self.shapes)
+        return " and ".join(f"({shape})" for shape in shapes)
+
+    @property
+    def is_channels_last(self) -> bool:
+        """Whether it takes images as (N, H, W, 3), as TFLite files do."""
+        return self.kind == "tflite" and [len(shape) for shape in self.shapes] == [4] and self.shapes[0][3] == 3
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int | None] | None:
+        """(3, H, W) of what it takes, if that is one batch of colour images in whatever order."""
+        if [len(shape) for shape in self.shapes] != [4]:
+            return None
+        _, *sizes = self.shapes[0]
+        channels, height, width = (sizes[2], sizes[0], sizes[1]) if self.is_channels_last else sizes
+        return (channels, height, width) if channels == 3 else None
+
+    @property
     def image_size(self) -> int:
         """Side of the squares that it takes."""
-        size = self.shapes[0][2]
+        assert self.image_shape is not None
+        size = self.image_shape[1]
         assert size is not None  # _check_image_input saw it
         return size
 
@@ -338,72 +365,7 @@ def _rebuilt() -> nn.Module:
     raise ConfigError("a model of the user's own is loaded once and not built again")
 
 
-class OnnxRuntimeRunner:
-    """Runs an ONNX file in ONNX Runtime.
-
-    Args:
-        path: the file.
-        threads: threads inside of one operator.
-
-    Raises:
-        ConfigError: ONNX Runtime cannot load it.
-    """
-
-    name = "onnxruntime"
-
-    def __init__(self, path: Path, *, threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        # What the file says, operator by operator: fused kernels round otherwise, and on old CPUs saturate.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no common base but that
-            raise ConfigError(f"ONNX Runtime cannot load {path}: {_gist(error)}") from error
-        self._input = self._session.get_inputs()[0].name
-
-    def run(self, x_f32: np.ndarray) -> np.ndarray:
-        """Returns the file's first output."""
-        return self._session.run(None, {self._input: x_f32})[0]
-
-
-class FixedBatchRunner:
-    """Runs any number of images through an engine that takes a fixed number of them.
-
-    Args:
-        inner: the engine.
-        batch: images in each of its calls; the last call is filled up with copies of the last image.
-    """
-
-    def __init__(self, inner: Runner, batch: int) -> None:
-        self.name, self._inner, self._batch = inner.name, inner, batch
-
-    @classmethod
-    def of(cls, inner: Runner, batch: int | None) -> Runner:
-        """Returns the engine itself if it takes any number."""
-        return inner if batch is None else cls(inner, batch)
-
-    def run(self, x_f32: np.ndarray) -> np.ndarray:
-        """Returns the outputs of the images."""
-        return np.concatenate(list(self._outputs(x_f32)))
-
-    def _outputs(self, x_f32: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, len(x_f32), self._batch):
-            part = x_f32[start : start + self._batch]
-            filled = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), axis=0)])
-            yield self._inner.run(np.ascontiguousarray(filled))[: len(part)]
-
-
 def _has_onnxruntime() -> bool:
     from importlib.util import find_spec
 
     return find_spec("onnxruntime") is not None
-
-
-def _gist(error: BaseException) -> str:
-    """Returns the line of an error that says most: PyTorch's stacks of TorchScript end in it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error" in line or "expected" in line.lower()]
-    return (told or lines or [type(error).__name__])[-1]

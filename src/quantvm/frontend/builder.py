@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 from quantvm.numerics import QuantParams
+from quantvm.tvm_compat import end_block
 
 Expr = Any
 
@@ -50,6 +52,17 @@ def constant_array(expr: Expr) -> np.ndarray:
     if not isinstance(expr, GenericConst):
         raise ModelImportError(f"expected a tensor that is known at import, got {expr}")
     return expr.value.numpy()
+
+
+@contextmanager
+def dataflow(block_builder: relax.BlockBuilder) -> Iterator[None]:
+    """A dataflow block; one that an error leaves is closed, or TVM would warn of it on stderr."""
+    try:
+        with block_builder.dataflow():
+            yield
+    except BaseException:
+        end_block(block_builder)
+        raise
 
 
 class QdqBuilder:

@@ -17,7 +17,7 @@ from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 
-from .builder import Expr, constant, is_call, shape_of
+from .builder import Expr, constant, dataflow, is_call, shape_of
 
 _TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 _AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
@@ -54,7 +54,7 @@ class _Rewriter:
         self._b = relax.BlockBuilder()
         params = [relax.Var(param.name, param.ty) for param in main.params]
         with self._b.function("main", params):
-            with self._b.dataflow():
+            with dataflow(self._b):
                 for old, new in zip(main.params, params, strict=True):
                     self._values[old] = new
                     if _rank(new) == 4:

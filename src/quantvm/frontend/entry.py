@@ -85,8 +85,11 @@ def _format_of_archive(path: Path) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            first = min((info.header_offset for info in archive.infolist()), default=0)
     except zipfile.BadZipFile as error:
         raise ModelImportError(f"{path} is truncated: it begins as a ZIP archive, but {error}") from error
+    if first:  # what is found is the directory of a whole archive inside of this one
+        raise ModelImportError(f"{path} is truncated: it begins as a ZIP archive, but its end is missing")
     inner = {name.split("/", 1)[-1] for name in names}
     if "constants.pkl" in inner:
         return "torchscript"

@@ -16,6 +16,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from quantvm.errors import ModelImportError, QuantvmError
 
 from . import contractions, elementwise, exported_aten, exported_quantize, exported_torchao, pooling, shapes  # noqa: F401
+from .builder import dataflow
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
@@ -125,7 +126,7 @@ class _Import:
         self._bind_inputs()
         block_builder = relax.BlockBuilder()
         with block_builder.function("main", self._params):
-            with block_builder.dataflow():
+            with dataflow(block_builder):
                 builder = ExportedBuilder(block_builder)
                 self._importer.block_builder = _NamedEmission(block_builder, builder)
                 for node in self._program.graph.nodes:

@@ -51,6 +51,8 @@ def _made_by(node: Any) -> str:
 class ExportedSource:
     """An exported program, which PyTorch runs node by node."""
 
+    side = "torch"
+
     def __init__(self, program: Any) -> None:
         self._module = program.module()
 

@@ -15,6 +15,11 @@ CHANNELS_LAST_ATTR = "quantvm.channels_last"
 """Module attribute: the inputs, by number, that PyTorch holds in channels-last order; they are passed as NCHW."""
 
 
+def with_layers(module: tvm.IRModule, layers: Sequence[Any]) -> tvm.IRModule:
+    """Returns the module whose function returns, besides its outputs, what it binds to the variables `layers`."""
+    return _rebuilt(module, lambda results: [*results, *layers])
+
+
 def plain(program: LayeredProgram) -> tvm.IRModule:
     """Returns what `LayeredProgram.plain` says."""
     return _rebuilt(program.chained, lambda results: results[: program.n_outputs])

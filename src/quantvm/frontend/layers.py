@@ -38,7 +38,13 @@ class Layer:
 
 
 class LayerSource(Protocol):
-    """A model in its own framework, which computes the integers of the layers."""
+    """A model in its own framework, which computes the integers of the layers.
+
+    Attributes:
+        side: what a comparison calls it.
+    """
+
+    side: str
 
     def layers(
         self, layers: Sequence[Layer], inputs: Sequence[torch.Tensor], *, given: Sequence[torch.Tensor] | None = None
@@ -66,7 +72,7 @@ class LayeredProgram:
     """A quantized program and the layers that it is made of, for batches of the example's size.
 
     Attributes:
-        source: the model in its framework.
+        source: the model in its framework; None where that is not at hand.
         layers: in order of execution.
         chained: Relax QDQ; inputs -> (outputs, every layer's integers).
         n_outputs: how many of the results of `chained` are the program's own.
@@ -74,7 +80,7 @@ class LayeredProgram:
         example_inputs: of the model.
     """
 
-    source: LayerSource
+    source: LayerSource | None
     layers: tuple[Layer, ...]
     chained: tvm.IRModule
     n_outputs: int
@@ -108,6 +114,7 @@ class LayeredProgram:
 
 def capture(program: LayeredProgram, *inputs: torch.Tensor) -> list[torch.Tensor]:
     """Returns the integers of every layer as the framework computes them, under its current engine."""
+    assert program.source is not None
     return program.source.layers(program.layers, inputs)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
 from quantvm.numerics import ENGINES
-from quantvm.torch_compat import quiet
+from quantvm.torch_compat import hear_native_warnings, quiet
 
 from .aliases import stale_reads
 from .known import known_values, without_converter
@@ -42,6 +42,7 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
     """
     if not path.is_file():
         raise ModelImportError(f"no such file: {path}")
+    hear_native_warnings()
     try:
         with quiet():
             return torch.jit.load(str(path), map_location="cpu")

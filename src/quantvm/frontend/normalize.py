@@ -19,7 +19,7 @@ from tvm_ffi import structural_equal
 
 from quantvm.errors import ModelImportError
 
-from .builder import Expr, QdqBuilder, constant, shape_of
+from .builder import Expr, QdqBuilder, constant, dataflow, is_call, shape_of
 from .folding import folded
 
 _INHERITS = frozenset(
@@ -51,9 +51,20 @@ class _Dequantized:
 def normalize(module: tvm.IRModule, layer_names: list[str]) -> tvm.IRModule:
     """Returns the module with `main` in canonical QDQ form, its parameters named as `from_torch` names them.
 
+    Args and errors: as `normalize_with_tensors`.
+    """
+    return normalize_with_tensors(module, layer_names, [])[0]
+
+
+def normalize_with_tensors(
+    module: tvm.IRModule, layer_names: list[str], tensor_names: list[str]
+) -> tuple[tvm.IRModule, dict[str, str]]:
+    """Returns what `normalize` does, and of each variable that holds a quantize's result the tensor's name in the file.
+
     Args:
         module: what an importer of TVM made, with constants bound.
         layer_names: of the convolutions and matrix products, in order; ignored where their number is another.
+        tensor_names: of what quantizes make, likewise.
 
     Raises:
         ModelImportError: control flow, an input that is not float32, a dynamic dimension other than the first, or
@@ -61,7 +72,8 @@ def normalize(module: tvm.IRModule, layer_names: list[str]) -> tvm.IRModule:
     """
     main = module["main"]
     inputs = [_input(param, index, len(main.params)) for index, param in enumerate(main.params)]
-    return _Normalizer(module, layer_names).go(main, inputs)
+    normalizer = _Normalizer(module, layer_names, tensor_names)
+    return normalizer.go(main, inputs), normalizer.tensors
 
 
 def _input(param: Any, index: int, count: int) -> Any:
@@ -79,21 +91,26 @@ def _input(param: Any, index: int, count: int) -> Any:
 
 
 class _Normalizer:
-    def __init__(self, module: tvm.IRModule, layer_names: list[str]) -> None:
+    def __init__(self, module: tvm.IRModule, layer_names: list[str], tensor_names: list[str]) -> None:
         self._module = module
+        self.tensors: dict[str, str] = {}
+        """Variable of the new module that holds what a quantize made -> the tensor in the file."""
         self._values: dict[Any, Any] = {}
         self._layers: dict[Any, str] = {}
         self._clips: dict[Any, tuple[Any, tuple[float, float]]] = {}
         calls = [b.value for block in module["main"].body.blocks for b in block.bindings]
         contractions = [c for c in calls if getattr(getattr(c, "op", None), "name", "") in _CONTRACTIONS]
         self._names = list(layer_names) if len(layer_names) == len(contractions) else []
+        quantizes = [c for c in calls if is_call(c, "relax.quantize")]
+        known = len(tensor_names) == len(quantizes)
+        self._tensor_of = dict(zip(quantizes, tensor_names, strict=True)) if known else {}
 
     def go(self, main: Any, inputs: list[Any]) -> tvm.IRModule:
         """Returns the rewritten module."""
         self._values.update(zip(main.params, inputs, strict=True))
         block_builder = relax.BlockBuilder()
         with block_builder.function("main", inputs):
-            with block_builder.dataflow():
+            with dataflow(block_builder):
                 self._b = QdqBuilder(block_builder)
                 for block in main.body.blocks:
                     for binding in block.bindings:
@@ -203,7 +220,10 @@ class _Normalizer:
             return x.integers
         axis = int(call.attrs.axis) if scale.ndim else -1
         arguments = (self._read(call.args[0]), constant(scale, "float32"), constant(zero_point, dtype))
-        return self._b.emit(relax.op.quantize(*arguments, axis=axis, out_dtype=dtype))
+        integers = self._b.emit(relax.op.quantize(*arguments, axis=axis, out_dtype=dtype))
+        if call in self._tensor_of:
+            self.tensors[integers.name] = self._tensor_of[call]
+        return integers
 
     def _dequantize(self, call: Any) -> Any:
         scale, zero_point = self._params(call)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import tvm
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
 
-from .normalize import normalize
+from .normalize import normalize_with_tensors
 from .program_inputs import ENGINE_ATTR, bind_batch
 
 ENGINE = "onnx"
@@ -35,15 +37,27 @@ def from_onnx(
         UnsupportedOpError: operators that TVM's importer lacks, or the operator-oriented format, all in one message.
         ModelImportError: no such file, not an ONNX file, not quantized, or bad parameters.
     """
-    model = _load(model_or_path)
+    module, _ = from_onnx_with_tensors(load_onnx(model_or_path), example_inputs, batch)
+    return module
+
+
+def from_onnx_with_tensors(
+    model: Any, example_inputs: Sequence[Any] | None, batch: str
+) -> tuple[tvm.IRModule, dict[str, str]]:
+    """Returns what `from_onnx` does, and of each variable that a quantize made the tensor's name in the file."""
     _check_operators(model.graph)
     _check_parameters(model.graph)
-    module = _with_tvm(model)
-    module = bind_batch(normalize(module, _contraction_names(model.graph)), example_inputs, batch)
-    return module.with_attr(ENGINE_ATTR, ENGINE)
+    quantized = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    module, tensors = normalize_with_tensors(_with_tvm(model), _contraction_names(model.graph), quantized)
+    return bind_batch(module, example_inputs, batch).with_attr(ENGINE_ATTR, ENGINE), tensors
 
 
-def _load(model_or_path: Any) -> Any:
+def load_onnx(model_or_path: Any) -> Any:
+    """Returns the model of an `.onnx` file.
+
+    Raises:
+        ModelImportError: no such file, or not an ONNX file.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -121,7 +135,8 @@ def _with_tvm(model: Any) -> tvm.IRModule:
     from tvm.relax.frontend.onnx import from_onnx as tvm_from_onnx
 
     try:
-        with warnings.catch_warnings():
+        # TVM prints the inputs of a node that it cannot convert, and stdout is for results
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that TVM changes, and of what onnx's checker finds
             return tvm_from_onnx(model, keep_params_in_input=False)
     except tvm.error.OpNotImplemented as error:
@@ -158,4 +173,4 @@ def _layer_name(node: Any) -> str:
     return ".".join(kept) or str(node.op_type).lower()
 
 
-__all__ = ["ENGINE", "from_onnx"]
+__all__ = ["ENGINE", "from_onnx", "from_onnx_with_tensors", "load_onnx"]

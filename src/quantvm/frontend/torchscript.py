@@ -28,7 +28,7 @@ from . import (  # noqa: F401  (registers the converters)
     scalars,
     shapes,
 )
-from .builder import QdqBuilder, QTensor, shape_of
+from .builder import QdqBuilder, QTensor, dataflow, shape_of
 from .known import TAKES_KNOWN, as_arguments, compute, is_computable, is_known
 from .layer_graphs import CHANNELS_LAST_ATTR
 from .layers import Layer, LayeredProgram
@@ -133,7 +133,7 @@ class _Conversion:
         """Returns the module; `results_of` maps the program's outputs to the function's."""
         block_builder = relax.BlockBuilder()
         with block_builder.function("main", self._params):
-            with block_builder.dataflow():
+            with dataflow(block_builder):
                 builder = QdqBuilder(block_builder)
                 self._convert_block(builder, self._graph)
                 flat = [o for v in self._graph.outputs() for o in _outputs(builder, self._values[v.debugName()])]

@@ -18,6 +18,8 @@ class TorchScriptSource:
         script: the module. PyTorch's engine at the time of a call must be the one that it was packed for.
     """
 
+    side = "torch"
+
     def __init__(self, script: torch.jit.ScriptModule) -> None:
         self.script = script
         self._functions: dict[bool, Any] = {}

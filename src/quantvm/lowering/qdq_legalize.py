@@ -57,10 +57,10 @@ def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) ->
     main = module["main"]
     lowering = _Lowering(main, state, divides)
     params = [relax.Var(p.name, p.ty) for p in main.params]
-    for old, new in zip(main.params, params, strict=True):
-        lowering.values[old] = lowering.stored(_tensor(new))
     with state.builder.function("main", params):
         with state.builder.dataflow():
+            for old, new in zip(main.params, params, strict=True):
+                lowering.values[old] = lowering.stored(_tensor(new))
             for var, value in definitions(main).items():
                 lowering.bind(var, value)
             result = state.builder.emit_output(with_operands(main.body.body, lowering.plain))

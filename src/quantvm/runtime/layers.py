@@ -153,10 +153,13 @@ class QdqLayerRun:
         """Returns all layers of one image, each computed from the layers before it."""
         return self._all(x_f32)[self._program.n_outputs :]
 
-    def isolated(self, x_f32: np.ndarray, layers: Sequence[ArrayInt]) -> list[ArrayInt]:
-        """Returns all layers of one image, each computed from the given ones."""
+    def isolated(
+        self, x_f32: np.ndarray, layers: Sequence[ArrayInt], wanted: Sequence[int] | None = None
+    ) -> list[ArrayInt]:
+        """Returns all layers of one image, or the wanted ones, each computed from the given ones."""
         self._use_threads()
-        return self._isolated(x_f32, *layers)
+        found = self._isolated(x_f32, *layers)
+        return found if wanted is None else [found[i] for i in wanted]
 
     def _all(self, x_f32: np.ndarray) -> list[np.ndarray]:
         self._use_threads()
@@ -197,13 +200,23 @@ class TvmLayerRun:
         self._last: tuple[np.ndarray, list[np.ndarray]] | None = None
         self._isolated: dict[tuple[int, ...] | None, Any] = {}
 
+    def compile(self) -> None:
+        """Compiles what gives the layers, and the fused code: the longest part of a comparison of few images."""
+        self._compile_chained()
+        self._compile_fused()
+
+    def _compile_chained(self) -> None:
+        self._chained = self._chained or self._compiled(self._program.chained)
+
+    def _compile_fused(self) -> None:
+        self._fused = self._fused or self._compiled(self._program.plain)
+
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""
         return self._both(x_f32)[self._program.n_outputs :]
 
     def _both(self, x_f32: np.ndarray) -> list[np.ndarray]:
-        if self._chained is None:
-            self._chained = self._compiled(self._program.chained)
+        self._compile_chained()
         if self._last is None or self._last[0] is not x_f32:
             self._last = x_f32, _arrays(self._chained(_tensor(x_f32)))
         return self._last[1]
@@ -214,8 +227,7 @@ class TvmLayerRun:
 
     def fused_outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
         """Returns the outputs of one image, from code that gives nothing else, in which layers are fused."""
-        if self._fused is None:
-            self._fused = self._compiled(self._program.plain)
+        self._compile_fused()
         return _arrays(self._fused(_tensor(x_f32)))
 
     def isolated(

@@ -154,9 +154,33 @@ def _sliced(call: Any, x: Tensor, *bounds: Any) -> Tensor:
     return x[tuple(at)]
 
 
+def _axes(call: Any, x: Tensor) -> list[int]:
+    return list(range(x.ndim)) if call.attrs.axis is None else _ints(call.attrs.axis)
+
+
 def _mean(call: Any, x: Tensor) -> Tensor:
-    axes = list(range(x.ndim)) if call.attrs.axis is None else _ints(call.attrs.axis)
-    return x.mean(axes, keepdim=bool(call.attrs.keepdims))
+    return x.mean(_axes(call, x), keepdim=bool(call.attrs.keepdims))
+
+
+def _layer_norm(call: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    axes = sorted(axis % x.ndim for axis in _ints(call.attrs.axes))
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    y = (x - mean) / torch.sqrt(variance + float(call.attrs.epsilon))
+    shape = [size if i in axes else 1 for i, size in enumerate(x.shape)]
+    y = y * gamma.reshape(shape) if bool(call.attrs.scale) else y
+    return y + beta.reshape(shape) if bool(call.attrs.center) else y
+
+
+def _attention(call: Any, q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
+    """(N, positions, heads, size) each, PyTorch's has heads first."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scale = None if call.attrs.scale is None else float(call.attrs.scale)
+    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[0] if bias else None, scale=scale)
+    return y.transpose(1, 2)
+
+
+def _permuted(call: Any, x: Tensor) -> Tensor:
+    return x.permute(list(range(x.ndim))[::-1] if call.attrs.axes is None else _ints(call.attrs.axes))
 
 
 def _same_shape(call: Any, x: Tensor, *rest: Any) -> Tensor:
@@ -172,7 +196,7 @@ _OPS: dict[str, Callable[..., Any]] = {
     "relax.dequantize": _dequantize,
     "relax.nn.conv2d": _conv2d,
     "relax.matmul": lambda call, x, y: x @ y,
-    "relax.permute_dims": lambda call, x: x.permute(_ints(call.attrs.axes)),
+    "relax.permute_dims": _permuted,
     "relax.astype": lambda call, x: x.to(getattr(torch, str(call.attrs.dtype))),
     "relax.add": lambda call, x, y: x + y,
     "relax.subtract": lambda call, x, y: x - y,
@@ -185,10 +209,25 @@ _OPS: dict[str, Callable[..., Any]] = {
     "relax.nn.leakyrelu": lambda call, x: functional.leaky_relu(x, float(call.attrs.alpha)),
     "relax.nn.softmax": lambda call, x: torch.softmax(x, int(call.attrs.axis)),
     "relax.sigmoid": lambda call, x: torch.sigmoid(x),
+    "relax.tanh": lambda call, x: torch.tanh(x),
+    "relax.exp": lambda call, x: torch.exp(x),
+    "relax.erf": lambda call, x: torch.erf(x),
+    "relax.sqrt": lambda call, x: torch.sqrt(x),
+    "relax.rsqrt": lambda call, x: torch.rsqrt(x),
+    "relax.negative": lambda call, x: -x,
+    "relax.abs": lambda call, x: torch.abs(x),
+    "relax.power": lambda call, x, y: torch.pow(x, y),
+    "relax.nn.silu": lambda call, x: functional.silu(x),
+    "relax.nn.gelu": lambda call, x: functional.gelu(x),
+    "relax.nn.gelu_tanh": lambda call, x: functional.gelu(x, approximate="tanh"),
+    "relax.nn.layer_norm": _layer_norm,
+    "relax.nn.attention": _attention,
+    "relax.broadcast_to": lambda call, x, *rest: x.expand([int(d) for d in call.ty.shape]),
     "relax.nn.max_pool2d": _max_pool2d,
     "relax.nn.avg_pool2d": _avg_pool2d,
     "relax.nn.adaptive_avg_pool2d": lambda call, x: functional.adaptive_avg_pool2d(x, _ints(call.attrs.output_size)),
     "relax.mean": _mean,
+    "relax.sum": lambda call, x: x.sum(_axes(call, x), keepdim=bool(call.attrs.keepdims)),
     "relax.concat": lambda call, parts: torch.cat(parts, int(call.attrs.axis)),
     "relax.reshape": _same_shape,
     "relax.expand_dims": _same_shape,

@@ -1,0 +1,74 @@
+"""The quantized tensors of ONNX and TFLite files, one by one: what each quantize of the Relax form makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from quantvm.numerics import QuantParams
+
+from .builder import constant_array, is_call, shape_of
+from .entry import format_of
+from .layer_graphs import with_layers
+from .layers import Layer, LayeredProgram
+from .onnx_layers import OnnxSource
+from .program_inputs import ENGINE_ATTR
+
+
+def import_file_layers(path: Path, example_inputs: Sequence[Any]) -> LayeredProgram:
+    """Returns a program with every tensor in sight that it quantizes per tensor, for batches of the example's size.
+
+    ONNX Runtime is its source where it is installed and each layer is known to be one tensor of an ONNX file.
+
+    Args:
+        path: an `.onnx` or `.tflite` file.
+        example_inputs: float32 torch tensors, in the order of dimensions that the file says.
+
+    Raises:
+        ModelImportError, UnsupportedOpError: see `from_onnx` and `from_tflite`.
+    """
+    inputs = tuple(example_inputs)
+    tensors: dict[str, str] = {}
+    if format_of(path) == "onnx":
+        from .onnx_model import from_onnx_with_tensors, load_onnx
+
+        model = load_onnx(path)
+        module, tensors = from_onnx_with_tensors(model, inputs, "static")
+    else:
+        from .tflite_model import from_tflite
+
+        module = from_tflite(path, example_inputs=inputs, batch="static")
+    found, layers = _layers(module, tensors)
+    chained = with_layers(module, found)
+    source = OnnxSource(model) if tensors and OnnxSource.is_installed() else None
+    n_outputs = len(chained["main"].ret_ty.fields) - len(layers)
+    return LayeredProgram(source, layers, chained, n_outputs, str(module.attrs[ENGINE_ATTR]), inputs)
+
+
+def _layers(module: tvm.IRModule, tensors: dict[str, str]) -> tuple[list[Any], tuple[Layer, ...]]:
+    """Returns the variables that quantizes make, and the layers that they are."""
+    bound = {binding.var: binding.value for block in module["main"].body.blocks for binding in block.bindings}
+    found, layers = [], []
+    for var, call in bound.items():
+        if not is_call(call, "relax.quantize"):
+            continue
+        scale, zero_point = (constant_array(argument) for argument in call.args[1:3])
+        if scale.ndim:
+            continue
+        name, dtype = str(var.name), str(call.attrs.out_dtype)
+        q = QuantParams(float(scale), int(zero_point), dtype)  # type: ignore[arg-type]
+        found.append(var)
+        layers.append(Layer(name, _made_by(call, bound), tensors.get(name, name), tuple(shape_of(var)), q))
+    return found, tuple(layers)
+
+
+def _made_by(call: Any, bound: dict[Any, Any]) -> str:
+    """Returns the operator that made what is quantized: of a convolution with bias and ReLU, the convolution."""
+    name, made = "input", bound.get(call.args[0])
+    while isinstance(made, tvm.ir.Call) and not is_call(made, "relax.dequantize"):
+        name = str(getattr(made.op, "name", made.op))
+        made = next((bound[a] for a in made.args if a in bound), None)
+    return name
