@@ -135,6 +135,22 @@ class _Branches(nn.Module):
         return F.conv2d(torch.add(y, y, alpha=self.factor), self.weight, padding=1, groups=4)
 
 
+class _Token(nn.Module):
+    """A parameter that is quantized itself, as ViT's class token and position embedding in FX graph mode."""
+
+    def __init__(self, *shape: int, op: Any) -> None:
+        super().__init__()
+        self.op = op
+        self.register_buffer("token", _weight(*shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.op(torch.quantize_per_tensor(self.token, 0.03, 70, torch.quint8), x.flatten(2))
+
+
+def _cat_token(token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([token.expand(x.size(0), -1, -1), x], 1)
+
+
 HEADS = "matmul add reshape permute_dims"
 JOINED = "permute_dims reshape matmul add"
 CUTS = "strided_slice strided_slice"
@@ -255,6 +271,12 @@ FLOAT_CASES = [
         "aten::expand",
         lambda x: torch.ones(1, 8, 1, 1).expand(x.size(0), -1, -1, -1) + x.dequantize(),
         f"broadcast_to {DQ} add",
+    ),
+    Case("aten::expand", _Token(1, 2, 36, op=_cat_token), f"quantize reshape broadcast_to {DQ} {DQ} concat {QDQ}"),
+    Case(
+        "quantized::add",
+        _Token(1, 8, 36, op=lambda t, x: Q.add(x, t, 0.08, 90)),
+        f"quantize reshape {DQ} {DQ} add {QDQ}",
     ),
     Case("aten::roll", lambda x: torch.roll(x.dequantize(), (-2, 3), (2, -1)), f"{DQ} {CUTS} concat {CUTS} concat"),
     Case("aten::stack", lambda x: torch.stack([x.dequantize(), x.dequantize()], -1), f"{DQ} {DQ} stack"),

@@ -57,6 +57,27 @@ def test_add_follows_torchs_split_over_two_threads():
     assert (run(one, native_target(), a, b, out_shape=shape) != expected).any(), "the split makes no difference here"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 5, 33), (1, 5, 33), (3, 113, 101), (5, 2, 32779)])
+def test_add_of_one_for_all_images_has_tails_in_each_row(shape, threads):
+    from quantvm.tvm_compat import native_target
+
+    rng = np.random.default_rng(2)
+    a, b = codes(rng, shape), codes(rng, (1, *shape[1:]))
+    q_a, q_b, q_o = as_q(2.0**-5, 128), as_q(2.0**-6, 1), as_q(2.0**-4, 101)
+    kernel = elementwise.add(shape[1:], q_a, q_b, q_o, relu=False, threads=threads, one_for_all=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    x, y = (torch.from_numpy(codes) for codes in (a, b))
+    x, y = (
+        torch._make_per_tensor_quantized_tensor(x, q_a.scale, 128),
+        torch._make_per_tensor_quantized_tensor(y, q_b.scale, 1),
+    )
+    expected = Q.add(x, y, q_o.scale, 101).int_repr().numpy()
+    torch.set_num_threads(before)
+    np.testing.assert_array_equal(run(kernel, native_target(), a, b, out_shape=shape), expected)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("broadcast", [False, True])
 @pytest.mark.parametrize("params", PARAMS)

@@ -95,13 +95,17 @@ def test_model_without_an_eager_form_by_fx(name):
     artifact = compile_model(quantized, x, cache=False)
     with torch.inference_mode():
         expected = quantized(x)
-    assert artifact.report.int8_mac_share > 0.5
+    # PyTorch leaves Swin's whole attention in float, and ViT's
+    assert artifact.report.int8_mac_share > (0.45 if name == "swin_t" else 0.5)
     assert torch.nn.functional.cosine_similarity(artifact(x), expected).min() > 0.99
 
 
 @pytest.mark.parametrize("name", WITHOUT_EAGER_FORM)
 def test_each_layer_of_a_model_by_pt2e_differs_by_a_step_at_most(name):
-    """From PyTorch's own integers: float sums carry a few over ties, which random weights would hand on to all."""
+    """From PyTorch's own integers: float sums carry a few over ties, which random weights would hand on to all.
+
+    An average of four integers is a tie in one case of four.
+    """
     model, batches = _float_model(name)
     x = torch.from_numpy(batches[0])
     program = import_exported_layers(quantize(model, batches, flow="pt2e"), [x])
@@ -111,7 +115,7 @@ def test_each_layer_of_a_model_by_pt2e_differs_by_a_step_at_most(name):
     for layer, a, e in zip(program.layers, run.isolated(batches[0], expected), expected, strict=True):
         apart = abs(a.astype(int) - e.astype(int))
         assert apart.max() <= 1, layer.name
-        assert (apart > 0).mean() < 0.02, layer.name
+        assert (apart > 0).mean() < (0.13 if layer.name.endswith("pool") else 0.02), layer.name
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])

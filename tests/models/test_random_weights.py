@@ -70,3 +70,14 @@ def test_deep_network_is_busy_to_its_end():
         logits = model(torch.from_numpy(batches[0]))
     assert len(set(logits.argmax(1).tolist())) > 1
     assert 1 < logits.std() < 10
+
+
+def test_what_begins_as_a_constant_hides_nothing():
+    """ViT's head and class token are zeros, and ConvNeXt scales its blocks by 1e-6, until they are trained."""
+    batches = noise_batches(1, 2, side=32)
+    model = build(get_model("convnext_tiny"), batches)
+    constant = [name for name, p in model.named_parameters() if p.ndim > 1 and len(p.unique()) == 1]
+    assert constant == []
+    assert len(model.features[0][1].weight.unique()) > 1
+    with torch.no_grad():
+        assert 1 < model(torch.from_numpy(batches[0])).std() < 10

@@ -7,7 +7,7 @@ on its own goes through `rounded`; an FMA that PyTorch performs is asked for wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,17 +80,23 @@ class FlatFunction:
 
 @contextmanager
 def flat_function(
-    item_shape: Sequence[int], in_dtypes: Sequence[str], out_dtype: str, constants: Sequence[np.ndarray] = ()
-) -> Iterator[FlatFunction]:
-    """Opens a PrimFunc with inputs and an output of shape (n, *item_shape), and one-dimensional constants."""
+    item_shape: Sequence[int], in_dtypes: Sequence[str], out_dtype: str, constants: Sequence[np.ndarray] = (), *,
+    one_for_all: Collection[int] = (),
+) -> Iterator[FlatFunction]:  # fmt: skip
+    """Opens a PrimFunc with inputs and an output of shape (n, *item_shape), and one-dimensional constants.
+
+    The inputs of the numbers in `one_for_all` are of shape (1, *item_shape).
+    """
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
-        xs = [argument(f"x{i}", (n, *item_shape), dtype) for i, dtype in enumerate(in_dtypes)]
+        sizes = [1 if i in one_for_all else n for i in range(len(in_dtypes))]
+        xs = [argument(f"x{i}", (sizes[i], *item_shape), dtype) for i, dtype in enumerate(in_dtypes)]
         cs = [argument(f"c{i}", c.shape, str(c.dtype)) for i, c in enumerate(constants)]
         y = argument("y", (n, *item_shape), out_dtype)
-        numel = n * math.prod(item_shape)
-        yield FlatFunction(builder, n, numel, [flat(x, numel) for x in xs], cs, flat(y, numel))
+        item = math.prod(item_shape)
+        views = [flat(x, size * item) for x, size in zip(xs, sizes, strict=True)]
+        yield FlatFunction(builder, n, n * item, views, cs, flat(y, n * item))
 
 
 def local(count: int, dtype: str) -> Buffer:

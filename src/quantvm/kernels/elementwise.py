@@ -7,7 +7,8 @@ threads each one has its own piece and its own rest. These kernels cut the buffe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import tvm.tirx.script.builder as T
@@ -43,15 +44,38 @@ _ANY_THREADS = 64
 
 def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:
     """Emits the operator over `numel` elements, in PyTorch's pieces, blocks and tails for `threads` threads."""
+    with _pieces(numel, threads) as (start, count):
+        _blocks_and_tail(start, count, emit)
+
+
+@contextmanager
+def _pieces(numel: Expr, threads: int) -> Iterator[tuple[Expr, Expr]]:
+    """Opens the loop over PyTorch's pieces of `numel` elements: the start and the length of one."""
     pieces = tirx.min(threads, (numel + (GRAIN_SIZE - 1)) // GRAIN_SIZE)
     length = (numel + pieces - 1) // pieces
     with T.parallel(0, pieces) as piece:
         start = piece * length
-        count = tirx.min(length, numel - start)
-        with T.serial(0, count // VEC_BLOCK) as block, T.serial(0, VEC_BLOCK // LANES) as part:
-            emit(start + block * VEC_BLOCK + part * LANES, LANES, False)
-        with T.serial(0, count % VEC_BLOCK) as rest:
-            emit(start + count // VEC_BLOCK * VEC_BLOCK + rest, 1, True)
+        yield start, tirx.min(length, numel - start)
+
+
+def _blocks_and_tail(start: Expr, count: Expr, emit: Emit) -> None:
+    with T.serial(0, count // VEC_BLOCK) as block, T.serial(0, VEC_BLOCK // LANES) as part:
+        emit(start + block * VEC_BLOCK + part * LANES, LANES, False)
+    with T.serial(0, count % VEC_BLOCK) as rest:
+        emit(start + count // VEC_BLOCK * VEC_BLOCK + rest, 1, True)
+
+
+def _over_rows(length: int, numel: Expr, threads: int, emit: Callable[[Expr, Expr, int, bool], None]) -> None:
+    """Emits an operator of which an operand is one row of `length` elements: emit(index, index in the row, ...).
+
+    PyTorch's loop over a piece then begins anew at each row, so that rows have tails of their own.
+    """
+    with _pieces(numel, threads) as (start, count):
+        first = start // length
+        with T.serial(0, (start + count - 1) // length - first + 1) as step:
+            row = (first + step) * length
+            begin, end = tirx.max(row, start), tirx.min(row + length, start + count)
+            _blocks_and_tail(begin, end - begin, lambda at, lanes, is_tail: emit(at, at - row, lanes, is_tail))
 
 
 def over_elements(numel: Expr, emit: Callable[[Expr, int], None]) -> None:
@@ -60,28 +84,32 @@ def over_elements(numel: Expr, emit: Callable[[Expr, int], None]) -> None:
 
 
 def add(
-    item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int
-) -> Kernel:
-    """Returns quantized addition of two (n, *item_shape) tensors of one layout.
+    item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int,
+    one_for_all: bool = False,
+) -> Kernel:  # fmt: skip
+    """Returns quantized addition of two (n, *item_shape) tensors of one layout; b is (1, *item_shape) if `one_for_all`.
 
     Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead.
     Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13 run with `threads` threads, bit for bit.
     """
-    with flat_function(item_shape, (a_q.dtype, b_q.dtype), out_q.dtype) as f:
+    dtypes = (a_q.dtype, b_q.dtype)
+    with flat_function(item_shape, dtypes, out_q.dtype, one_for_all=(1,) if one_for_all else ()) as f:
         a_flat, b_flat = f.inputs
 
-        def emit(at: Expr, lanes: int, is_tail: bool) -> None:
+        def emit(at: Expr, b_at: Expr, lanes: int, is_tail: bool) -> None:
             dequantize = dequantize_val if is_tail else dequantize_vec
-            index = ramp(at, lanes)
-            total = dequantize(a_flat[index], a_q, lanes) + dequantize(b_flat[index], b_q, lanes)
+            total = dequantize(a_flat[ramp(at, lanes)], a_q, lanes) + dequantize(b_flat[ramp(b_at, lanes)], b_q, lanes)
             total = T.max(total, splat(0.0, lanes, "float32")) if relu else total
             if is_tail:
                 value = quantize_val(total, out_q, lanes)
             else:
                 value = quantize_vec(total, reciprocal_f32(out_q.scale), out_q, lanes)
-            T.buffer_store(f.output, cast(value, out_q.dtype, lanes), [index])
+            T.buffer_store(f.output, cast(value, out_q.dtype, lanes), [ramp(at, lanes)])
 
-        _over_pieces(f.numel, threads, emit)
+        if one_for_all:
+            _over_rows(math.prod(item_shape), f.numel, threads, emit)
+        else:
+            _over_pieces(f.numel, threads, lambda at, lanes, is_tail: emit(at, at, lanes, is_tail))
     return Kernel("add_relu_u8" if relu else "add_u8", f.builder.get())
 
 

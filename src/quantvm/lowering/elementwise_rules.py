@@ -14,7 +14,7 @@ from quantvm.numerics import QuantParams
 from .activation import clamp_limits, unary_tables
 from .composite import Composite, constant_value, quant_params
 from .legalize import Legalization, legalizes
-from .tensors import Tensor, in_layout
+from .tensors import Tensor, in_layout, repeated
 
 
 @legalizes("quantize")
@@ -48,19 +48,22 @@ def lower_dequantize(state: Legalization, composite: Composite, inputs: list[Ten
 
 @legalizes("add")
 def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A + b (+ relu) of equal shapes; the scalar tails lie where PyTorch's memory order puts them."""
+    """A + b (+ relu), b of one image or of all; the scalar tails lie where PyTorch's memory order puts them."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
     a = state.memory_order(inputs[index_a])
     b = in_layout(state.builder, inputs[index_b], a.layout)
+    one_for_all = b.shape[0] == 1 and a.shape[0] != 1
     if state.engine == "qnnpack" and composite.output.dtype == "uint8":
         fixed = numerics.qnnpack_add(a_q, b_q, composite.output)
+        b = repeated(state.builder, b, a)
         kernel = elementwise.add_fixed_point(
             a.item_shape, a_q, b_q, composite.output, fixed, relu=composite.has("relax.nn.relu")
         )
         return state.run(kernel, [a, b], a, composite.output.dtype, name)
     kernel = elementwise.add(
-        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), threads=state.threads
-    )
+        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), threads=state.threads,
+        one_for_all=one_for_all,
+    )  # fmt: skip
     return state.run(kernel, [a, b], a, composite.output.dtype, name)
 
 

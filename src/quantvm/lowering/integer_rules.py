@@ -13,7 +13,7 @@ from .activation import leaky_slope
 from .composite import Composite, constant_value, quant_params
 from .legalize import Legalization, legalizes
 from .pool_rules import pool_shape
-from .tensors import Tensor, in_layout
+from .tensors import Tensor, in_layout, repeated
 
 
 @legalizes("quantize", numerics="integer")
@@ -40,7 +40,7 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
     """A + b (+ relu) of equal shapes, both requantized to the output's parameters."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
     a = in_layout(state.builder, inputs[index_a], inputs[index_a].layout)
-    b = in_layout(state.builder, inputs[index_b], a.layout)
+    b = repeated(state.builder, in_layout(state.builder, inputs[index_b], a.layout), a)
     kernel = integer_only.integer_add(
         a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), rounding=state.rounding
     )

@@ -180,6 +180,8 @@ def _binding(
         if fused is not None:
             return fused
         inputs = [_emitted(state, values[argument]) for argument in arguments]
+        if not inputs:  # a parameter of the model, as a class token, is all that is quantized or dequantized
+            inputs = [_tensor(composite.call(f"relax.{composite.name}").args[0])]
         state.op = composite.name
         rule = _RULES.get((state.numerics, composite.name)) or _RULES["torch", composite.name]
         result = rule(state, composite, inputs, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from itertools import product
 from typing import Any
@@ -45,7 +46,10 @@ def _contractions() -> Iterator[tuple[str, Pattern]]:
 
 
 def _binary() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
-    for name, op, check in (("add", "relax.add", _equal_shapes), ("mul", "relax.multiply", _equal_shapes_or_gate)):
+    for name, op, check in (
+        ("add", "relax.add", _equal_shapes_or_row),
+        ("mul", "relax.multiply", _equal_shapes_or_gate),
+    ):
         for has_relu in (True, False):
             a, b = _dequantize(), _dequantize()
             y = is_op(op)(a, b)
@@ -175,10 +179,13 @@ def _operand_shapes(context: Any) -> list[list[Any]]:
     return [static_shape(context.annotated_expr[name]) for name in ("a", "b")]
 
 
-def _equal_shapes(context: Any) -> bool:
-    """Whether nothing is broadcast: where its scalar tails then lie follows from the shape alone."""
+def _equal_shapes_or_row(context: Any) -> bool:
+    """Whether the shapes are equal, or the second is one image's, as a position embedding: PyTorch's tails are known.
+
+    Of four dimensions these depend on the memory format, too.
+    """
     a, b = _operand_shapes(context)
-    return _same(a, b)
+    return _same(a, b) or (len(a) == len(b) != 4 and b[0] == 1 and _same(a[1:], b[1:]) and math.prod(b) > 1)
 
 
 def _equal_shapes_or_gate(context: Any) -> bool:

@@ -71,6 +71,15 @@ def in_layout(builder: relax.BlockBuilder, x: Tensor, layout: Layout) -> Tensor:
     return replace(x, expr=builder.emit(expr), layout=layout)
 
 
+def repeated(builder: relax.BlockBuilder, x: Tensor, like: Tensor) -> Tensor:
+    """Returns x for as many images as `like` has."""
+    if x.shape[0] != 1 or like.shape[0] == 1:
+        return x
+    dims = [like.expr.ty.shape[0], *static_dims(x.expr)[1:]]
+    expr = builder.emit(relax.op.broadcast_to(x.expr, relax.ShapeExpr(dims)))
+    return replace(x, expr=expr, shape=(like.shape[0], *x.shape[1:]))
+
+
 def bordered(x: Tensor, border: tuple[int, int, int, int], value: int) -> Tensor:
     """Returns x with a border that is not filled in yet."""
     n, c, h, w = x.shape

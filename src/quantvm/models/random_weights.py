@@ -66,9 +66,13 @@ def _initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and bool((parameter == parameter.flatten()[0]).all()):
+            # ViT begins with a head and a class token of zeros, ConvNeXt with blocks that are scaled by 1e-6
+            nn.init.normal_(parameter, 0, 0.3)
 
 
 def _estimate_batch_norm(model: nn.Module, batches: list[np.ndarray]) -> None:
