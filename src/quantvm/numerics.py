@@ -233,6 +233,12 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
     return quantize_vec(main_f32, inverse, q_out).astype(dtype), quantize_val(tail_f32, q_out).astype(dtype)
 
 
+def table_key(name: str, q_in: QuantParams, q_out: QuantParams) -> str:
+    """Returns the name under which a module carries PyTorch's own table of a unary operator."""
+    sides = (f"{q.dtype}({q.scale!r}, {q.zero_point})" for q in (q_in, q_out))
+    return f"{name} {' -> '.join(sides)}"
+
+
 # ------------------------------------------------------------------ a quantized tensor and a number
 
 

@@ -36,6 +36,7 @@ from .loading import check_converters, load_program
 from .nodes import module_path, source_line, weight_owner
 from .program_inputs import ENGINE_ATTR
 from .registry import find_converter
+from .torch_tables import with_torch_tables
 from .torchscript_layers import TorchScriptSource
 
 AMX_ATTR = "quantvm.onednn_amx"
@@ -86,9 +87,10 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
 
 def _following(engine: str, inputs: tuple[torch.Tensor, ...], module: tvm.IRModule) -> tvm.IRModule:
     """Returns the module with attributes that say whose bits it stands for: this PyTorch's, for such inputs."""
-    attrs = {ENGINE_ATTR: engine, AMX_ATTR: int(onednn_uses_amx()), VNNI_ATTR: int(has_vnni())}
+    attrs: dict[str, Any] = {ENGINE_ATTR: engine, AMX_ATTR: int(onednn_uses_amx()), VNNI_ATTR: int(has_vnni())}
     channels_last = [i for i, x in enumerate(inputs) if x.ndim == 4 and _is_channels_last(x)]
-    return module.with_attrs(attrs | {CHANNELS_LAST_ATTR: channels_last} if channels_last else attrs)
+    attrs |= {CHANNELS_LAST_ATTR: channels_last} if channels_last else {}
+    return with_torch_tables(module.with_attrs(attrs), engine)
 
 
 def _is_channels_last(x: torch.Tensor) -> bool:

@@ -128,7 +128,7 @@ def _fuse_table(
     state: Legalization, composite: Composite, host: Deferred, inputs: list[Any], name: str
 ) -> Deferred | None:
     q = quant_params(composite.call("relax.dequantize"))
-    main, tail = unary_tables(state.engine, composite)
+    main, tail = unary_tables(state.engine, composite, state.torch_tables)
     if not state.isa.byte_tables or q.dtype != "uint8" or composite.output.dtype != "uint8":
         return None
     if not (np.array_equal(main, tail) or _tail_free(host.like, state.threads)):

@@ -130,7 +130,7 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))
-    main, tail = unary_tables(state.engine, composite)
+    main, tail = unary_tables(state.engine, composite, state.torch_tables)
     x = state.memory_order(inputs[0])
     kernel = elementwise.table(x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name)
     return state.run(kernel, [x], x, composite.output.dtype, name)

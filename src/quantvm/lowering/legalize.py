@@ -7,7 +7,7 @@ contraction_rules.py and elementwise_rules.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class Legalization:
     onednn_amx: bool = False
     vnni: bool = True
     pairs: DotProduct = PORTABLE_PAIRS
+    torch_tables: Mapping[str, str] = field(default_factory=dict)
     kernels: Counter[str] = field(default_factory=Counter)
     int8_macs: int = 0
     calls: list[KernelCall] = field(default_factory=list)

@@ -38,6 +38,7 @@ from .qdq_legalize import legalize_qdq
 ENGINE_ATTR = "quantvm.engine"
 AMX_ATTR = "quantvm.onednn_amx"
 VNNI_ATTR = "quantvm.vnni"
+TABLES_ATTR = "quantvm.torch_tables"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
         followed, rounding, bool(module.attrs and module.attrs.get(AMX_ATTR, 0)),
         not module.attrs or bool(module.attrs.get(VNNI_ATTR, 1)), select_pairs(options.target, options.dot),
+        {str(key): str(digits) for key, digits in (module.attrs or {}).get(TABLES_ATTR, {}).items()},
     )  # fmt: skip
     if followed == "qdq":
         module = hoist_quantize(module)
