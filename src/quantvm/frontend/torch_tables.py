@@ -26,7 +26,7 @@ _ENTRIES = 256
 
 
 def with_torch_tables(module: tvm.IRModule, engine: str) -> tvm.IRModule:
-    """Returns the module with the attribute `quantvm.torch_tables`, if it has an operator that PyTorch must be asked for.
+    """Returns the module with the attribute `quantvm.torch_tables`, if it has a sigmoid or tanh of quantized tensors.
 
     Args:
         module: Relax in QDQ form.
