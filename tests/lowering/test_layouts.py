@@ -107,9 +107,11 @@ tails_of_slices = pytest.mark.xfail(
     reason="PyTorch iterates over a slice or a transposition of a channels-last tensor in pieces of its inner "
     "dimension, each with a scalar tail of its own; here there is one tail at the end"
 )
-mixed_formats = pytest.mark.xfail(
-    reason="PyTorch adds a contiguous and a channels-last tensor with its scalar formulas only"
-)
+
+
+def last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
 
 CASES = {
     "border of zeros": Body(lambda x, a: a(F.pad(x, [0, 1, 0, 2])), conv2d(8, 8, 3)),
@@ -139,6 +141,9 @@ CASES = {
     "gate of a contiguous tensor": Body(lambda x, a: Q.mul(x, F.adaptive_avg_pool2d(a(x), 1), 0.3, 50), pointwise()),
     "gate first": Body(lambda x, a: F.avg_pool2d(Q.mul(F.adaptive_avg_pool2d(a(x), 1), x, 0.3, 50), 3), pointwise()),
     "add of matrices": Body(lambda x: Q.add(x.flatten(1), x.flatten(1), 0.3, 50)),
+    "add of both formats": Body(lambda x, a: Q.add(x, a(x), 0.3, 50), pointwise()),
+    "add of both formats, with ties": Body(lambda x: Q.add(x, last(x), 4 * x.q_scale(), 51)),
+    "add fused behind a convolution": Body(lambda x, a: Q.add(a(x), torch.cat([x, x], 1), 0.3, 50), pointwise(16)),
     "add of a gate": Body(lambda x: Q.add(x, F.adaptive_avg_pool2d(x, 1), 1.0, 50)),
     "mul by a row": Body(lambda x: Q.mul(x, F.adaptive_avg_pool2d(x, (1, 7)), 1.0, 50)),
     "mul by a channel": Body(lambda x: Q.mul(x[:, :1], x, 1.0, 50)),
@@ -146,6 +151,10 @@ CASES = {
     "contiguous, then hardswish": Body(lambda x, a: Q.hardswish(a(x).contiguous(), 0.1, 4), pointwise()),
     "contiguous, then pool": Body(lambda x, a: F.avg_pool2d(a(x).contiguous(), 3), pointwise(21)),
     "contiguous, then mean": Body(lambda x, a: a(x).contiguous().mean([2, 3]), pointwise(21)),
+    "channels-last, then pools": Body(lambda x: (F.avg_pool2d(last(x), 2), F.adaptive_avg_pool2d(last(x), 3))),
+    "channels-last, then cat": Body(lambda x: Q.cat([last(x), last(x)], 1, 2 * x.q_scale(), 5)),
+    "channels-last, then convolution": Body(lambda x, a: a(last(x)), pointwise()),
+    "channels-last of channels-last": Body(lambda x, a: F.avg_pool2d(last(last(a(x))), 3), pointwise()),
     "pools of a contiguous tensor": Body(lambda x: (F.avg_pool2d(x, 2), F.adaptive_avg_pool2d(x, 3))),
     "hardswish of a pool": Body(lambda x: Q.hardswish(F.max_pool2d(x, 3, 1, 1), 0.1, 4)),
     "pool of a slice": Body(lambda x, a: F.avg_pool2d(a(x)[:, :, 1:], 3), pointwise()),
@@ -169,7 +178,6 @@ NOT_YET = {
         Body(lambda x, a: Q.hardswish(a(x).flatten(2), 0.1, 4), pointwise()), tails_of_slices,
     ),
     "add of chunks": (Body(lambda x, a: Q.add(*a(x).chunk(2, 1), 0.1, 4), pointwise()), tails_of_slices),
-    "add of both formats": (Body(lambda x, a: Q.add(x, a(x), 0.3, 50), pointwise()), mixed_formats),
 }  # fmt: skip
 BODIES = CASES | {name: body for name, (body, _) in NOT_YET.items()}
 

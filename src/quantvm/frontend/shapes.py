@@ -142,13 +142,21 @@ def chunk(b: QdqBuilder, x: Any, chunks: int, dim: int = 0) -> list[Any]:
     return [slice_(b, x, dim, at, min(at + step, size)) for at in range(0, size, step)]
 
 
-_CONTIGUOUS_FORMAT = 0  # torch.contiguous_format as TorchScript numbers it
+_CONTIGUOUS_FORMAT, _CHANNELS_LAST = 0, 2  # torch.contiguous_format, torch.channels_last as TorchScript numbers them
 
 
 @register_converter("aten::contiguous")
 def contiguous(b: QdqBuilder, x: Any, memory_format: int = _CONTIGUOUS_FORMAT) -> Any:
-    """Returns x in PyTorch's default memory order, on which some of its formulas depend: a reshape to its own shape."""
-    return _reshaped(b, x, shape_of(x)) if memory_format == _CONTIGUOUS_FORMAT else x
+    """Returns x in a memory order, on which some of PyTorch's formulas depend.
+
+    The default one is a reshape to its own shape, channels-last a permutation to NHWC and back.
+    """
+    if memory_format == _CONTIGUOUS_FORMAT:
+        return _reshaped(b, x, shape_of(x))
+    if memory_format != _CHANNELS_LAST:
+        return x
+    turned = b.moved(x, lambda e: relax.op.permute_dims(e, [0, 2, 3, 1]))
+    return b.moved(turned, lambda e: relax.op.permute_dims(e, [0, 3, 1, 2]))
 
 
 @register_converter("aten::clone", "aten::detach")

@@ -85,11 +85,12 @@ def over_elements(numel: Expr, emit: Callable[[Expr, int], None]) -> None:
 
 def add(
     item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int,
-    one_for_all: bool = False,
+    one_for_all: bool = False, vectorised: bool = True,
 ) -> Kernel:  # fmt: skip
     """Returns quantized addition of two (n, *item_shape) tensors of one layout; b is (1, *item_shape) if `one_for_all`.
 
-    Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead.
+    Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead. Without
+        `vectorised` every element is one of a tail.
     Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13 run with `threads` threads, bit for bit.
     """
     dtypes = (a_q.dtype, b_q.dtype)
@@ -108,8 +109,10 @@ def add(
 
         if one_for_all:
             _over_rows(math.prod(item_shape), f.numel, threads, emit)
-        else:
+        elif vectorised:
             _over_pieces(f.numel, threads, lambda at, lanes, is_tail: emit(at, at, lanes, is_tail))
+        else:
+            over_elements(f.numel, lambda at, lanes: emit(at, at, lanes, True))
     return Kernel("add_relu_u8" if relu else "add_u8", f.builder.get())
 
 

@@ -16,7 +16,7 @@ from quantvm.numerics import VEC_BLOCK, QuantParams, vectorised_piece
 
 from .activation import clamp_limits, unary_tables
 from .composite import Composite, quant_params
-from .tensors import Tensor
+from .tensors import Tensor, have_one_order
 
 if TYPE_CHECKING:
     from .legalize import Legalization
@@ -112,6 +112,8 @@ def _fuse_add(
         return None
     other = inputs[1 - mine]
     other = other.emit(state) if isinstance(other, Deferred) else other
+    if not have_one_order(host.like, other):
+        return None
     return replace(host, post=replace(host.post, residual=add), residual=state.nhwc(other), name=name)
 
 

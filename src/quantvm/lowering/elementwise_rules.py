@@ -14,7 +14,7 @@ from quantvm.numerics import QuantParams
 from .activation import clamp_limits, unary_tables
 from .composite import Composite, constant_value, quant_params
 from .legalize import Legalization, legalizes
-from .tensors import Tensor, in_layout, repeated
+from .tensors import Tensor, have_one_order, in_layout, repeated
 
 
 @legalizes("quantize")
@@ -50,6 +50,7 @@ def lower_dequantize(state: Legalization, composite: Composite, inputs: list[Ten
 def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A + b (+ relu), b of one image or of all; the scalar tails lie where PyTorch's memory order puts them."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
+    one_order = have_one_order(inputs[index_a], inputs[index_b])
     a = state.memory_order(inputs[index_a])
     b = in_layout(state.builder, inputs[index_b], a.layout)
     one_for_all = b.shape[0] == 1 and a.shape[0] != 1
@@ -62,7 +63,7 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
         return state.run(kernel, [a, b], a, composite.output.dtype, name)
     kernel = elementwise.add(
         a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), threads=state.threads,
-        one_for_all=one_for_all,
+        one_for_all=one_for_all, vectorised=one_order,
     )  # fmt: skip
     return state.run(kernel, [a, b], a, composite.output.dtype, name)
 

@@ -47,8 +47,23 @@ class Tensor:
         """Whether PyTorch's is_contiguous(channels_last) holds: also for single channels and single pixels."""
         if len(self.shape) != 4:
             return False
+        return self.channels_last or self._has_one_order
+
+    @property
+    def behaves_contiguous(self) -> bool:
+        """Whether PyTorch's is_contiguous() holds."""
+        return not self.channels_last or self._has_one_order
+
+    @property
+    def _has_one_order(self) -> bool:
         _, c, h, w = self.shape
-        return self.channels_last or c == 1 or (h == 1 and w == 1)
+        return c == 1 or (h == 1 and w == 1)
+
+
+def have_one_order(a: Tensor, b: Tensor) -> bool:
+    """Returns whether PyTorch holds two tensors in one memory order; of others it vectorises no loop."""
+    contiguous = a.behaves_contiguous and b.behaves_contiguous
+    return contiguous or (a.behaves_channels_last and b.behaves_channels_last)
 
 
 def static_dims(expr: Any) -> list[Any]:
