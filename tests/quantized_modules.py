@@ -13,6 +13,9 @@ import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
+from quantvm.kernels.dot import select_dot, select_pairs
+from quantvm.torch_compat import has_vnni
+
 from .random_network import quantized_weight
 
 
@@ -136,3 +139,8 @@ class SmallNetwork(nn.Module):
         x = self.residual.add(self.gate.mul(y, gate), x)
         x = self.pool(self.join.cat([x, self.branch(x)], 1))
         return self.head(torch.flatten(torch.nn.functional.adaptive_avg_pool2d(x, 1), 1)).dequantize()
+
+
+def dot_product_here(target: Any, forced: str | None = None) -> str:
+    """Returns the name of the dot product that code for PyTorch's bits takes: those bits depend on this CPU."""
+    return select_dot(target, forced).name if has_vnni() else select_pairs(target, forced).name

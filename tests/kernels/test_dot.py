@@ -13,14 +13,13 @@ from quantvm import numerics
 from quantvm.frontend import from_torch
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv2d import linear
-from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot, select_pairs
+from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.kernels.schedule import Conv2dShape, choose_schedule
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.numerics import QuantParams
-from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import build_executable, make_target, native_target
 
-from ..quantized_modules import SmallNetwork, image
+from ..quantized_modules import SmallNetwork, dot_product_here, image
 from .conftest import run
 from .test_conv import RUNNABLE, Case
 
@@ -157,8 +156,7 @@ def test_a_network_has_the_same_bits_on_every_cpu(name, network):
     module, x, expected = network
     got, report = outputs(module, target, None, x)
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
-    chosen = CHOSEN[name][0] if has_vnni() else select_pairs(target).name
-    assert report.kernels[f"conv2d_u8i8acc32_{chosen}"] > 0
+    assert report.kernels[f"conv2d_u8i8acc32_{dot_product_here(target)}"] > 0
 
 
 @pytest.mark.parametrize("dot", [dot.name for dot in DOT_PRODUCTS])
@@ -168,5 +166,4 @@ def test_a_network_has_the_same_bits_with_every_dot_product_forced(dot, network)
     module, x, expected = network
     got, report = outputs(module, native_target(), dot, x)
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
-    chosen = dot if has_vnni() else select_pairs(native_target(), dot).name
-    assert report.kernels[f"conv2d_u8i8acc32_{chosen}"] > 0
+    assert report.kernels[f"conv2d_u8i8acc32_{dot_product_here(native_target(), dot)}"] > 0

@@ -13,15 +13,14 @@ from tvm import relax
 
 from quantvm.errors import CompileError, ConfigError, ModelImportError
 from quantvm.frontend import from_torch
-from quantvm.kernels.dot import select_pairs
+from quantvm.kernels.dot import select_dot
 from quantvm.kernels.isa import select_isa
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.runtime import Artifact, TorchRunner, TvmRunner
 from quantvm.runtime import compile as compile_model
 from quantvm.runtime.target import cpu_features, parse_target
-from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import build_executable, native_target
-from tests.quantized_modules import Quantized, SmallNetwork, image
+from tests.quantized_modules import Quantized, SmallNetwork, dot_product_here, image
 
 Q = torch.ops.quantized
 SHAPE = (3, 19, 17)
@@ -238,8 +237,8 @@ def test_bits_of_other_targets_and_dot_products(network, mcpu, needs, dot, chose
     target = parse_target(f"llvm -mcpu={mcpu}")
     module = from_torch(network, image(1, *SHAPE), engine="fbgemm")
     lowered, report = lower(module, LoweringOptions(target, threads=1, dot=dot))
-    chosen = chosen if has_vnni() else select_pairs(target, dot).name
-    assert f"conv2d_u8i8acc32_{chosen}" in report.kernels
+    assert select_dot(target, dot).name == chosen
+    assert f"conv2d_u8i8acc32_{dot_product_here(target, dot)}" in report.kernels
     machine = relax.VirtualMachine(build_executable(lowered, target), tvm.cpu())
     for batch in (1, 3):
         x = image(batch, *SHAPE, seed=batch)
