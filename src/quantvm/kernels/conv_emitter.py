@@ -73,7 +73,22 @@ class _Ahead:
 
 
 class ConvEmitter:
-    """Emits the loops of one convolution into the open PrimFunc."""
+    """Emits the loops of one convolution into the open PrimFunc.
+
+    Args:
+        shape: geometry, as it is scheduled.
+        weight: (O, KH, KW, I/groups) int8 or int16.
+        input_zero_point: what padding stands for.
+        requantization: rule and per-channel vectors; or a float program.
+        dot: how products are accumulated.
+        schedule: register blocking.
+        x_dtype: uint8 or int8.
+        staged: whether input is copied before it is read.
+        isa: instruction groups that may be used.
+        post: operators fused behind the requantization.
+        weight_zero_points: (O,) of a weight as stored.
+        windows: geometry of the convolution whose windows, as runs of bytes, `shape` takes for pixels.
+    """
 
     def __init__(
         self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int,
