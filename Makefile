@@ -26,7 +26,7 @@ bench: $(STAMP) ## the main job: quantize, compile, compare on the embedded samp
 
 # Threads that wait must not spin: two test processes share the cores.
 test: $(STAMP) ## the test suite
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -141,9 +142,9 @@ _KINDS_OF_QNNPACK = tuple(kind for kind in _KINDS if kind != "scaled_sigmoid")  
 
 
 @st.composite
-def plans(draw: Any, max_steps: int = 7) -> Plan:
+def plans(draw: Any, max_steps: int = 7, engines: Sequence[Engine] = ENGINES) -> Plan:
     """Draws an engine and a network of at most `max_steps` operators, each of which may take any earlier value."""
-    engine = draw(st.sampled_from(ENGINES))
+    engine = draw(st.sampled_from(engines))
     first = (draw(st.sampled_from(CHANNELS)), draw(st.integers(1, 11)), draw(st.integers(1, 11)))
     shapes: list[_Shape] = [first]
     steps: list[Step] = []

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from quantvm.numerics import ENGINES
 from quantvm.runtime import compile as compile_model
 from quantvm.torch_compat import quantization_engine
 
@@ -15,7 +17,7 @@ from .random_network import Plan, RandomNetwork
 from .random_plans import plans
 
 QUICK = settings(
-    max_examples=200,
+    max_examples=50,  # of each of the four engines
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
@@ -73,10 +75,11 @@ def first_difference(plan: Plan, actual: tuple, expected: tuple, batch: int) -> 
     raise AssertionError("nothing differs")
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @QUICK
-@given(plans())
-def test_random_networks_have_torchs_bits(plan):
-    assert_same_bits(plan)
+@given(data=st.data())
+def test_random_networks_have_torchs_bits(engine, data):
+    assert_same_bits(data.draw(plans(engines=(engine,))))
 
 
 @pytest.mark.nightly
