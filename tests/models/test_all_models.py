@@ -7,6 +7,7 @@ import torch
 from torch.ao.nn.intrinsic.quantized import ConvReLU2d
 from torch.ao.nn.quantized import Conv2d, Linear, Quantize
 
+from quantvm.frontend import import_layers
 from quantvm.frontend.exported_layers import import_exported_layers
 from quantvm.models import MODELS, get_model
 from quantvm.models.quantize import quantize
@@ -97,25 +98,38 @@ def test_model_without_an_eager_form_by_fx(name):
         expected = quantized(x)
     # PyTorch leaves Swin's whole attention in float, and ViT's
     assert artifact.report.int8_mac_share > (0.45 if name == "swin_t" else 0.5)
-    assert torch.nn.functional.cosine_similarity(artifact(x), expected).min() > 0.99
+    if name != "vit_b_16":  # see the next test
+        assert torch.nn.functional.cosine_similarity(artifact(x), expected).min() > 0.99
+
+
+@pytest.mark.nightly
+def test_each_layer_of_a_transformer_by_fx_differs_by_a_step_at_most():
+    """Sums of its float attention end next to ties, and random weights hand a step on to all outputs."""
+    model, batches = _float_model("vit_b_16")
+    x = torch.from_numpy(batches[0])
+    program = import_layers(quantize(model, batches, flow="fx"), x)
+    _assert_a_step_at_most(program, "torch", batches[0], largest_share=1e-4)
 
 
 @pytest.mark.parametrize("name", WITHOUT_EAGER_FORM)
 def test_each_layer_of_a_model_by_pt2e_differs_by_a_step_at_most(name):
-    """From PyTorch's own integers: float sums carry a few over ties, which random weights would hand on to all.
-
-    An average of four integers is a tie in one case of four.
-    """
+    """From PyTorch's own integers: float sums carry a few over ties, which random weights would hand on to all."""
     model, batches = _float_model(name)
     x = torch.from_numpy(batches[0])
     program = import_exported_layers(quantize(model, batches, flow="pt2e"), [x])
-    expected = TorchLayerRun(program, engine="pt2e", threads=1).chained(batches[0])
-    run = TvmLayerRun(program, numerics="qdq", engine="pt2e", channels_last=[False] * len(expected), target="native",
-                      threads=1)  # fmt: skip
-    for layer, a, e in zip(program.layers, run.isolated(batches[0], expected), expected, strict=True):
+    _assert_a_step_at_most(program, "qdq", batches[0], largest_share=0.02)
+
+
+def _assert_a_step_at_most(program, numerics, x, *, largest_share):
+    torch_run = TorchLayerRun(program, engine=program.engine, threads=1)
+    expected, formats = torch_run.chained(x), torch_run.channels_last(x)
+    run = TvmLayerRun(
+        program, numerics=numerics, engine=program.engine, channels_last=formats, target="native", threads=1
+    )
+    for layer, a, e in zip(program.layers, run.isolated(x, expected), expected, strict=True):
         apart = abs(a.astype(int) - e.astype(int))
         assert apart.max() <= 1, layer.name
-        assert (apart > 0).mean() < (0.13 if layer.name.endswith("pool") else 0.02), layer.name
+        assert (apart > 0).mean() < largest_share, layer.name
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
