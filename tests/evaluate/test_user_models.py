@@ -151,7 +151,7 @@ def test_a_tflite_file_takes_images_in_its_own_order(run, tmp_path):
 
 def test_without_onnx_runtime_only_tvms_accuracy_is_measured(run, onnx_file, monkeypatch, tmp_path):
     expected = run("--model", onnx_file)[1]["models"][0]["tvm"]
-    monkeypatch.setattr("quantvm.evaluate.user_models._has_onnxruntime", lambda: False)
+    monkeypatch.setattr("quantvm.frontend.onnx_layers.has_onnxruntime", lambda: False)
     result, found = run("--model", onnx_file)
     assert result.exit_code == 0, result.output
     (row,) = found["models"]

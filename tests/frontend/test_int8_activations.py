@@ -7,6 +7,7 @@ import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 
 from quantvm.runtime import compile as compile_model
+from quantvm.torch_compat import quantization_engine
 
 Q = torch.ops.quantized
 OUT = (0.0431, -3)
@@ -42,14 +43,10 @@ class _Quantized(torch.nn.Module):
 
 def _assert_same_bits(function, shape, engine):
     x = torch.from_numpy(np.random.default_rng(7).normal(0, 2, shape).astype(np.float32))
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = engine
-    try:
+    with quantization_engine(engine):
         module = _Quantized(function).eval()
         expected = module(x)
         artifact = compile_model(module, x, engine=engine, threads=1, cache=False)
-    finally:
-        torch.backends.quantized.engine = before
     assert torch.equal(artifact(x), expected)
 
 
@@ -74,12 +71,8 @@ def test_linear_on_int8(per_channel):
         weight_q = torch.quantize_per_channel(weight, scales, torch.zeros(16, dtype=torch.int64), 0, torch.qint8)
     else:
         weight_q = torch.quantize_per_tensor(weight, 0.0173, 0, torch.qint8)
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "onednn"
-    try:
+    with quantization_engine("onednn"):
         linear = nnq.Linear(40, 16)
         linear.set_weight_bias(weight_q, torch.from_numpy(rng.normal(0, 1, 16).astype(np.float32)))
-    finally:
-        torch.backends.quantized.engine = before
     linear.scale, linear.zero_point = 0.0911, -7
     _assert_same_bits(linear, (5, 40), "onednn")

@@ -1,4 +1,4 @@
-"""What PyTorch computes by other kernels on a CPU without AVX512-VNNI; weights stay below what saturates there."""
+"""What PyTorch computes by other kernels on a CPU without AVX512-VNNI."""
 
 from __future__ import annotations
 

@@ -86,7 +86,9 @@ class UserProgram:
     def reference(self) -> str | None:
         """Who computes what is right: PyTorch, ONNX Runtime, or None where nobody here can."""
         if self.kind == "onnx":
-            return "ONNX Runtime" if _has_onnxruntime() else None
+            from quantvm.frontend import onnx_layers
+
+            return "ONNX Runtime" if onnx_layers.has_onnxruntime() else None
         return None if self.kind == "tflite" else "PyTorch"
 
     @property
@@ -363,9 +365,3 @@ def load_user_spec(
 
 def _rebuilt() -> nn.Module:
     raise ConfigError("a model of the user's own is loaded once and not built again")
-
-
-def _has_onnxruntime() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("onnxruntime") is not None

@@ -28,14 +28,10 @@ class OnnxRuntimeRunner:
     name = "onnxruntime"
 
     def __init__(self, path: Path, *, threads: int) -> None:
-        import onnxruntime
+        from quantvm.frontend.onnx_layers import unfused_session
 
-        options = onnxruntime.SessionOptions()
-        # What the file says, operator by operator: fused kernels round otherwise, and on old CPUs saturate.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = unfused_session(str(path), threads=threads)
         except Exception as error:  # its errors have no common base but that
             raise ConfigError(f"ONNX Runtime cannot load {path}: {gist(error)}") from error
         self._input = self._session.get_inputs()[0].name

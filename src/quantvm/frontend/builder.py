@@ -54,6 +54,18 @@ def constant_array(expr: Expr) -> np.ndarray:
     return expr.value.numpy()
 
 
+def definitions(main: Any) -> dict[Any, Expr]:
+    """Returns what each variable of a function is bound to, in order."""
+    return {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+
+
+def per_tensor_params(call: Expr) -> QuantParams:
+    """Returns the parameters of a quantize or dequantize that has one scale."""
+    scale, zero_point = (constant_array(argument) for argument in call.args[1:3])
+    dtype = call.attrs.out_dtype if is_call(call, "relax.quantize") else call.args[0].ty.dtype
+    return QuantParams(float(scale), int(zero_point), str(dtype))  # type: ignore[arg-type]
+
+
 @contextmanager
 def dataflow(block_builder: relax.BlockBuilder) -> Iterator[None]:
     """A dataflow block; one that an error leaves is closed, or TVM would warn of it on stderr."""

@@ -8,9 +8,7 @@ from typing import Any
 
 import tvm
 
-from quantvm.numerics import QuantParams
-
-from .builder import constant_array, is_call, shape_of
+from .builder import constant_array, definitions, is_call, per_tensor_params, shape_of
 from .entry import format_of
 from .layer_graphs import with_layers
 from .layers import Layer, LayeredProgram
@@ -50,16 +48,12 @@ def import_file_layers(path: Path, example_inputs: Sequence[Any]) -> LayeredProg
 
 def _layers(module: tvm.IRModule, tensors: dict[str, str]) -> tuple[list[Any], tuple[Layer, ...]]:
     """Returns the variables that quantizes make, and the layers that they are."""
-    bound = {binding.var: binding.value for block in module["main"].body.blocks for binding in block.bindings}
+    bound = definitions(module["main"])
     found, layers = [], []
     for var, call in bound.items():
-        if not is_call(call, "relax.quantize"):
+        if not is_call(call, "relax.quantize") or constant_array(call.args[1]).ndim:
             continue
-        scale, zero_point = (constant_array(argument) for argument in call.args[1:3])
-        if scale.ndim:
-            continue
-        name, dtype = str(var.name), str(call.attrs.out_dtype)
-        q = QuantParams(float(scale), int(zero_point), dtype)  # type: ignore[arg-type]
+        name, q = str(var.name), per_tensor_params(call)
         found.append(var)
         layers.append(Layer(name, _made_by(call, bound), tensors.get(name, name), tuple(shape_of(var)), q))
     return found, tuple(layers)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
+from .builder import definitions
+
 if TYPE_CHECKING:
     from .layers import LayeredProgram
 
@@ -52,7 +54,7 @@ def isolated(
 def _results(module: tvm.IRModule) -> list[Any]:
     """Returns the variables that `main` returns."""
     main = module["main"]
-    bound = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+    bound = definitions(main)
     body = main.body.body
     while isinstance(body, relax.Var) and isinstance(bound.get(body), (relax.Var, relax.Tuple)):
         body = bound[body]
@@ -61,7 +63,7 @@ def _results(module: tvm.IRModule) -> list[Any]:
 
 def _before_rounding(module: tvm.IRModule, expr: Any) -> Any:
     """Returns the float variable that a layer's integers are quantized from."""
-    bound = {binding.var: binding.value for block in module["main"].body.blocks for binding in block.bindings}
+    bound = definitions(module["main"])
     call = bound[expr]
     while str(getattr(call.op, "name", "")) != "relax.quantize":
         expr = call.args[0]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +11,28 @@ import torch
 from quantvm.errors import ConfigError, ModelImportError
 
 from .layers import Layer, LayeredProgram
+
+
+def has_onnxruntime() -> bool:
+    """Says whether ONNX Runtime is installed."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def unfused_session(path_or_bytes: str | bytes, *, threads: int) -> Any:
+    """Returns a session of ONNX Runtime that computes what a model says, operator by operator.
+
+    Fused kernels round otherwise, and saturate on CPUs without VNNI.
+
+    Args:
+        path_or_bytes: of the model.
+        threads: threads inside of one operator.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxSource:
@@ -31,7 +53,7 @@ class OnnxSource:
     @staticmethod
     def is_installed() -> bool:
         """Says whether ONNX Runtime is."""
-        return find_spec("onnxruntime") is not None
+        return has_onnxruntime()
 
     def layers(
         self, layers: Sequence[Layer], inputs: Sequence[torch.Tensor], *, given: Sequence[torch.Tensor] | None = None
@@ -58,17 +80,11 @@ class OnnxSource:
 
     def _session(self, layers: Sequence[Layer], tensors: tuple[str, ...], *, is_given: bool) -> Any:
         """Returns a session of the model with some tensors as outputs, which may be read from inputs instead."""
-        import onnxruntime
-
         key = (tensors, is_given)
         if key not in self._sessions:
-            options = onnxruntime.SessionOptions()
-            # what the file says, operator by operator: fused kernels round otherwise
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
             model = _with_outputs(self._model, layers, is_given=is_given).SerializeToString()
             try:
-                self._sessions[key] = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+                self._sessions[key] = unfused_session(model, threads=torch.get_num_threads())
             except Exception as error:  # its errors have no common base but that
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 raise ModelImportError(f"onnxruntime: it cannot load the model: {reason}; compare qdq") from error
@@ -103,4 +119,4 @@ def _with_outputs(model: Any, layers: Sequence[Layer], *, is_given: bool) -> Any
     return copy
 
 
-__all__ = ["OnnxSource"]
+__all__ = ["OnnxSource", "has_onnxruntime", "unfused_session"]

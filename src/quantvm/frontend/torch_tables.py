@@ -16,7 +16,7 @@ import tvm
 from quantvm.numerics import VEC_BLOCK, QuantParams, table_key
 from quantvm.torch_compat import quantization_engine
 
-from .builder import constant_array, is_call
+from .builder import definitions, is_call, per_tensor_params
 
 TABLES_ATTR = "quantvm.torch_tables"
 """Module attribute: `numerics.table_key` -> 512 bytes in hexadecimal, as `torch_table` has them."""
@@ -32,7 +32,7 @@ def with_torch_tables(module: tvm.IRModule, engine: str) -> tvm.IRModule:
         module: Relax in QDQ form.
         engine: of PyTorch.
     """
-    values = {binding.var: binding.value for block in module["main"].body.blocks for binding in block.bindings}
+    values = definitions(module["main"])
     tables: dict[str, str] = {}
     for value in values.values():
         found = _unary(value, values)
@@ -81,10 +81,5 @@ def _unary(quantize: Any, values: Mapping[Any, Any]) -> tuple[str, QuantParams, 
         if is_call(inner, f"relax.{name}"):
             dequantize: Any = values.get(inner.args[0])
             if is_call(dequantize, "relax.dequantize"):
-                return name, _params(dequantize, dequantize.args[0].ty.dtype), _params(quantize, quantize.ty.dtype)
+                return name, per_tensor_params(dequantize), per_tensor_params(quantize)
     return None
-
-
-def _params(call: Any, dtype: Any) -> QuantParams:
-    scale, zero_point = (constant_array(argument) for argument in call.args[1:3])
-    return QuantParams(float(scale), int(zero_point), str(dtype))  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from . import (  # noqa: F401  (registers the converters)
 from .builder import QdqBuilder, QTensor, dataflow, shape_of
 from .known import TAKES_KNOWN, as_arguments, compute, is_computable, is_known
 from .layer_graphs import CHANNELS_LAST_ATTR
-from .layers import Layer, LayeredProgram
+from .layers import Layer, LayeredProgram, is_channels_last
 from .loading import check_converters, load_program
 from .nodes import module_path, source_line, weight_owner
 from .program_inputs import ENGINE_ATTR
@@ -42,7 +42,7 @@ from .torchscript_layers import TorchScriptSource
 AMX_ATTR = "quantvm.onednn_amx"
 """Module attribute: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
 VNNI_ATTR = "quantvm.vnni"
-"""Module attribute: 1 if this PyTorch finds AVX512-VNNI here, which decides who convolves under x86."""
+"""Module attribute: 1 if this PyTorch finds AVX512-VNNI here: who convolves under x86, and whether sums saturate."""
 
 
 def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, batch: str = "dynamic") -> tvm.IRModule:
@@ -88,14 +88,9 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
 def _following(engine: str, inputs: tuple[torch.Tensor, ...], module: tvm.IRModule) -> tvm.IRModule:
     """Returns the module with attributes that say whose bits it stands for: this PyTorch's, for such inputs."""
     attrs: dict[str, Any] = {ENGINE_ATTR: engine, AMX_ATTR: int(onednn_uses_amx()), VNNI_ATTR: int(has_vnni())}
-    channels_last = [i for i, x in enumerate(inputs) if x.ndim == 4 and _is_channels_last(x)]
+    channels_last = [i for i, x in enumerate(inputs) if is_channels_last(x)]
     attrs |= {CHANNELS_LAST_ATTR: channels_last} if channels_last else {}
     return with_torch_tables(module.with_attrs(attrs), engine)
-
-
-def _is_channels_last(x: torch.Tensor) -> bool:
-    """Says whether PyTorch keeps the tensor's results in channels-last order; one that is both is contiguous to it."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 class _Conversion:

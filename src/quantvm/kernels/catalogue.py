@@ -93,6 +93,9 @@ def _only_one(target: tvm.target.Target) -> tuple[Candidate, ...]:
 
 
 _SELECTIONS: dict[str, tuple[str, Callable[[tvm.target.Target], tuple[Candidate, ...]]]] = {
-    "DotProduct": ("uint8 inputs and weights without zero points; others take portable", _dot_products),
+    "DotProduct": (
+        "uint8 inputs and weights without zero points; others take portable; bits of a PyTorch without VNNI take pairs",
+        _dot_products,
+    ),
 }
 """What can be chosen for a kernel with a parameter of that type."""

@@ -6,6 +6,7 @@ Their loops are in conv_emitter.py, depthwise convolutions in depthwise.py.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import tvm.tirx.script.builder as T
@@ -73,9 +74,10 @@ def conv2d(
     """
     original = shape
     windows = None
-    if dot.saturates and pairs_cross_taps and (shape.in_channels // shape.groups) % 2 and shape.kernel != (1, 1):
-        windows, shape, schedule = shape, shape.as_windows(dot.k_step), None
+    if dot.saturates and pairs_cross_taps and shape.has_odd_windows:
+        windows, shape = shape, shape.as_windows(dot.k_step)
         weight = weight.reshape(shape.out_channels, 1, 1, -1)
+        schedule = _few_rows(choose_schedule(shape, dot, threads), shape)
     else:
         shape = shape.merged()
     staged = windows is not None or shape.is_staged(dot)
@@ -102,6 +104,16 @@ def conv2d(
         emitter.epilogue.view_residual(out_numel)
         emitter.emit(n, flat(x, n * original.in_height * original.in_width * original.in_channels), flat(y, out_numel))
     return Kernel(f"conv2d_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, original.macs)
+
+
+_STAGED_BYTES = 128 << 10
+"""Bytes of staged windows that a task may have, to find them in the second-level cache."""
+
+
+def _few_rows(schedule: Schedule, shape: Conv2dShape) -> Schedule:
+    """Returns the schedule cut into so many tasks that their staged windows are not too large."""
+    rows = max(1, _STAGED_BYTES // (shape.in_width * shape.in_channels))
+    return replace(schedule, row_tasks=max(schedule.row_tasks, ceil_div(shape.out_height, rows)), channel_tasks=1)
 
 
 def linear(

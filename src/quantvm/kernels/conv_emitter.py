@@ -8,7 +8,7 @@ not fill the dot product's step, each task first copies its rows into a padded s
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import tvm.tirx.script.builder as T
@@ -95,8 +95,8 @@ class ConvEmitter:
         requantization: Requantization | FloatProgram, dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool,
         isa: Isa, post: PostOps, weight_zero_points: np.ndarray | None = None, windows: Conv2dShape | None = None,
     ) -> None:  # fmt: skip
-        self.shape, self.dot, self.x_dtype, self.staged, self.windows = shape, dot, x_dtype, staged, windows
-        self.schedule = schedule if windows is None else _few_rows(schedule, shape)
+        self.shape, self.dot, self.schedule, self.x_dtype = shape, dot, schedule, x_dtype
+        self.staged, self.windows = staged, windows
         self.zero_point = input_zero_point
         self.group_in = shape.in_channels // shape.groups
         self.group_out = shape.out_channels // shape.groups
@@ -315,13 +315,3 @@ class ConvEmitter:
             for j in range(count)
         ]
         self.epilogue.store(y, at + vector * LANES, pieces)
-
-
-_STAGED_BYTES = 128 << 10
-"""Bytes of staged windows that a task may have, to find them in the second-level cache."""
-
-
-def _few_rows(schedule: Schedule, shape: Conv2dShape) -> Schedule:
-    """Returns the schedule cut into so many tasks that their staged windows are not too large."""
-    rows = max(1, _STAGED_BYTES // (shape.in_width * shape.in_channels))
-    return replace(schedule, row_tasks=max(schedule.row_tasks, ceil_div(shape.out_height, rows)), channel_tasks=1)

@@ -164,6 +164,7 @@ PORTABLE_PAIRS = DotProduct(
 )
 PAIR_PRODUCTS = (AVX512_PAIRS, AVX2_PAIRS, PORTABLE_PAIRS)
 """What PyTorch computes on CPUs without VNNI; the fastest first."""
+BY_NAME = {dot.name: dot for dot in (*DOT_PRODUCTS, *PAIR_PRODUCTS)}
 
 
 def missing_features(target: tvm.target.Target) -> tuple[tuple[DotProduct, frozenset[str]], ...]:
@@ -192,8 +193,3 @@ def select_pairs(target: tvm.target.Target, name: str | None = None) -> DotProdu
         return PORTABLE_PAIRS
     features = target_features(target)
     return next(dot for dot in PAIR_PRODUCTS if dot.requires <= features)
-
-
-def dot_named(name: str) -> DotProduct:
-    """Returns the dot product of that name; raises KeyError if there is none."""
-    return {dot.name: dot for dot in (*DOT_PRODUCTS, *PAIR_PRODUCTS)}[name]

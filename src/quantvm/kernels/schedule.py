@@ -57,6 +57,11 @@ class Conv2dShape:
             return self
         return replace(self, in_height=1, in_width=self.in_height * self.in_width)
 
+    @property
+    def has_odd_windows(self) -> bool:
+        """Whether pairs of neighbours in a group's whole window cross from one tap to the next."""
+        return (self.in_channels // self.groups) % 2 == 1 and self.kernel != (1, 1)
+
     def as_windows(self, step: int) -> Conv2dShape:
         """Returns the pointwise convolution of this one's windows, each one run of taps for every group.
 

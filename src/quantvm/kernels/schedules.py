@@ -17,7 +17,7 @@ from typing import Any
 
 from quantvm.errors import ConfigError
 
-from .dot import DOT_PRODUCTS, PAIR_PRODUCTS, DotProduct
+from .dot import BY_NAME, DotProduct
 from .schedule import Conv2dShape, Schedule, schedule_problem
 
 SCHEMA_VERSION = 1
@@ -162,9 +162,8 @@ def _of_integers(value: Any) -> Any:
 
 
 def _problem(record: ScheduleRecord) -> str | None:
-    dots = {dot.name: dot for dot in (*DOT_PRODUCTS, *PAIR_PRODUCTS)}
-    if record.dot not in dots:
-        return f"dot product {record.dot!r}, expected one of {', '.join(dots)}"
+    if record.dot not in BY_NAME:
+        return f"dot product {record.dot!r}, expected one of {', '.join(BY_NAME)}"
     if record.threads < 1:
         return f"{record.threads} threads"
-    return schedule_problem(record.schedule, record.shape, dots[record.dot])
+    return schedule_problem(record.schedule, record.shape, BY_NAME[record.dot])

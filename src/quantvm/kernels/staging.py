@@ -83,12 +83,14 @@ def stage_windows(
             z = column * shape.stride[1] + kw * shape.dilation[1] - shape.padding[1]
             to = base + (kh * shape.kernel[1] + kw) * group_in
             source = ((image * shape.in_height + y) * shape.in_width + z) * shape.in_channels + group * group_in
-            inside = tirx.all(y >= 0, y < shape.in_height, z >= 0, z < shape.in_width)
-            with T.If(inside if any(shape.padding) else tirx.const(True, "bool")):
-                with T.Then():
-                    copy_flat(scratch, to, x, source, group_in)
-                with T.Else():
-                    for_vectors(group_in, lambda at, k: T.buffer_store(scratch, splat(zero, k), [ramp(to + at, k)]))
+            if any(shape.padding):
+                with T.If(tirx.all(y >= 0, y < shape.in_height, z >= 0, z < shape.in_width)):
+                    with T.Then():
+                        copy_flat(scratch, to, x, source, group_in)
+                    with T.Else():
+                        for_vectors(group_in, lambda at, k: T.buffer_store(scratch, splat(zero, k), [ramp(to + at, k)]))
+            else:
+                copy_flat(scratch, to, x, source, group_in)
     return scratch
 
 

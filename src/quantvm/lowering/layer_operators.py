@@ -14,6 +14,7 @@ from tvm import relax
 from quantvm.layer_rules import Operator, Window
 
 from .activation import leaky_slope
+from .bindings import definitions
 from .channel_affine import merge_channel_affines
 from .composite import Composite, constant_value, is_call, quant_params
 from .fuse_qdq import fuse_qdq
@@ -54,7 +55,7 @@ class _Reader:
         self._module, main = module, module["main"]
         self._index = {parameter: i for i, parameter in enumerate(main.params)}
         self._channels_last = channels_last
-        self._bound = {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+        self._bound = definitions(main)
         body = self._resolved(main.body.body)
         self.results = list(body.fields) if isinstance(body, relax.Tuple) else [main.body.body]
 

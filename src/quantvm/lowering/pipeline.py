@@ -25,6 +25,7 @@ from . import (  # noqa: F401  (registers the rules)
     normalization_rules,
     pool_rules,
 )
+from .bindings import definitions
 from .calls import KernelCall, kernel_calls
 from .channel_affine import merge_channel_affines
 from .composite import constant_value, is_call, quant_params
@@ -158,9 +159,8 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
 
 def _output_scale(module: tvm.IRModule) -> float | None:
     """Returns the scale of the per-tensor dequantize that makes the function's result, if one does."""
-    body = module["main"].body
-    values = {binding.var: binding.value for block in body.blocks for binding in block.bindings}
-    expr = body.body
+    main = module["main"]
+    values, expr = definitions(main), main.body.body
     while expr in values:
         expr = values[expr]
     if not is_call(expr, "relax.dequantize") or constant_value(expr.args[1]).ndim:

@@ -13,7 +13,7 @@ import tvm
 from quantvm import numerics
 from quantvm.errors import MachineError
 from quantvm.kernels import Kernel, conv2d
-from quantvm.kernels.dot import DotProduct, dot_named
+from quantvm.kernels.dot import BY_NAME, DotProduct
 from quantvm.kernels.isa import select_isa
 from quantvm.kernels.schedule import Conv2dShape, Schedule, choose_schedule, shortlist, with_other_tasks
 from quantvm.kernels.schedules import ScheduleRecord
@@ -76,7 +76,7 @@ def gains(record: ScheduleRecord) -> bool:
 
 
 def _tuned(work: Work, target: Any) -> ScheduleRecord:
-    dot = dot_named(work.dot)
+    dot = BY_NAME[work.dot]
     used = use_threads(work.threads)
     if used != work.threads:
         raise MachineError(
