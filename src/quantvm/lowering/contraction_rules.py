@@ -135,15 +135,13 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     else:
         pairs = _without_vnni(state, engine_rule) and not divides
         operand = _operand(state, weight, w_ohwi, input_q, pairs)
-        cross_taps = operand.dot.saturates and engine_rule == "fbgemm"
-        # staged windows are another convolution, which nobody measures
-        schedule = None if cross_taps and shape.has_odd_windows else state.schedule(shape, operand.dot)
+        schedule = state.schedule(shape, operand.dot)
 
         def build(post: PostOps) -> Kernel:
             return conv2d.conv2d(
                 shape, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
                 schedule=schedule, x_dtype=input_q.dtype, isa=state.isa, post=post,
-                weight_zero_points=operand.zero_points, pairs_cross_taps=cross_taps,
+                weight_zero_points=operand.zero_points, pairs_cross_taps=engine_rule == "fbgemm",
             )  # fmt: skip
 
     like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC", channels_last=True)
