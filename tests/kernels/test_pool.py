@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quantvm.kernels import pool
+from quantvm.kernels import pool, reference
 from quantvm.kernels.avg_pool_words import avg_pool2d_words, word_factor
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import QuantParams
+from quantvm.torch_compat import quantization_engine
 from quantvm.tvm_compat import native_target
 
 from .conftest import nhwc, quantized, run
@@ -35,6 +36,20 @@ def test_max_pool2d_equals_torch(kernel, stride, padding, ceil_mode, channels, t
     shape = pool.PoolShape(11, 9, channels, kernel, stride, padding, (1, 1), ceil_mode)
     expected = nhwc(F.max_pool2d(quantized(x, 0.1, 9), kernel, stride, padding, 1, ceil_mode))
     np.testing.assert_array_equal(run(pool.max_pool2d(shape), target, x, out_shape=expected.shape), expected)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [((2, 2), (1, 1), (0, 1)), ((3, 3), (2, 1), (1, 1))])
+def test_max_pool2d_of_qnnpack_reads_the_border_in_place_of_padding(kernel, stride, padding, dilation, target):
+    x = codes((2, 11, 9, 5))
+    shape = pool.PoolShape(11, 9, 5, kernel, stride, padding, (dilation, dilation))
+    with quantization_engine("qnnpack"):
+        expected = nhwc(F.max_pool2d(quantized(x, 0.1, 9), kernel, stride, padding, dilation))
+    got = run(pool.max_pool2d(shape, repeats_border=True), target, x, out_shape=expected.shape)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(reference.max_pool2d_u8_ref(shape, x, repeats_border=True), expected)
+    without = nhwc(F.max_pool2d(quantized(x, 0.1, 9), kernel, stride, padding, dilation))
+    assert np.array_equal(without, expected) == (dilation == 1)
 
 
 @pytest.mark.parametrize("count_include_pad", [False, True])

@@ -51,7 +51,7 @@ class EveryOperator(nn.Module):
         results += [self.hardswish(first), self.leaky(first), torch.relu(z)]
         if self.engine != "qnnpack":  # whose clamp scrambles the elements of channels-last tensors
             results.append(torch.clamp(z, -20.0, 100.0))
-        results += [torch.sigmoid(z), F.hardsigmoid(z), F.max_pool2d(first, 3, 2, 1)]
+        results += [torch.sigmoid(z), F.hardsigmoid(z), F.max_pool2d(first, 3, 2, 1), F.max_pool2d(first, 3, 1, 1, 2)]
         results += [F.avg_pool2d(first, 3, 2, 1), F.adaptive_avg_pool2d(first, (3, 2)), F.avg_pool2d(x, 2, 2)]
         results += [F.adaptive_avg_pool2d(x, (2, 3)), first.mean([2, 3]), x.mean([2, 3], keepdim=True)]
         results.append(self.head(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1)))

@@ -66,8 +66,15 @@ class PoolShape:
         return self._extent(1)
 
 
-def max_pool2d(shape: PoolShape, dtype: str = "uint8") -> Kernel:
-    """Returns the integer maximum over each window, padding ignored: (n, H, W, C) -> (n, OH, OW, C)."""
+def max_pool2d(shape: PoolShape, dtype: str = "uint8", *, repeats_border: bool = False) -> Kernel:
+    """Returns the integer maximum over each window, padding ignored: (n, H, W, C) -> (n, OH, OW, C).
+
+    Args:
+        shape: of the windows.
+        dtype: uint8 or int8.
+        repeats_border: a tap in the padding reads the nearest pixel of the image, as in QNNPACK. Without dilation that
+            pixel is one of the window's own, and the result the same.
+    """
     lowest = 0 if dtype == "uint8" else -128
     with prim_func() as builder:
         T.func_name("main")
@@ -84,6 +91,9 @@ def max_pool2d(shape: PoolShape, dtype: str = "uint8") -> Kernel:
                 T.buffer_store(best, splat(lowest, lanes, dtype), [ramp(0, lanes)])
                 with T.serial(0, shape.kernel[0]) as kh, T.serial(0, shape.kernel[1]) as kw:
                     in_row, in_column = top + kh * shape.dilation[0], left + kw * shape.dilation[1]
+                    if repeats_border:
+                        in_row = T.max(T.min(in_row, shape.in_height - 1), 0)
+                        in_column = T.max(T.min(in_column, shape.in_width - 1), 0)
                     with T.If(_inside(shape, in_row, in_column)), T.Then():
                         value = x[image, in_row, in_column, ramp(channel, lanes)]
                         T.buffer_store(best, T.max(best[ramp(0, lanes)], value), [ramp(0, lanes)])

@@ -168,13 +168,16 @@ def concat_nhwc_u8_ref(xs: Sequence[NDArray], inputs: Sequence[QuantParams], out
     return np.concatenate(parts, -1)
 
 
-def max_pool2d_u8_ref(shape: PoolShape, x: NDArray) -> Integers:
-    """Returns `max_pool2d`: the integer maximum over each window, padding ignored."""
+def max_pool2d_u8_ref(shape: PoolShape, x: NDArray, *, repeats_border: bool = False) -> Integers:
+    """Returns `max_pool2d`: the integer maximum over each window; padding is ignored, or repeats the border."""
     out = np.empty((x.shape[0], shape.out_height, shape.out_width, shape.channels), np.int64)
     for i in range(shape.out_height):
         for j in range(shape.out_width):
             rows = [i * shape.stride[0] - shape.padding[0] + k * shape.dilation[0] for k in range(shape.kernel[0])]
             columns = [j * shape.stride[1] - shape.padding[1] + k * shape.dilation[1] for k in range(shape.kernel[1])]
+            if repeats_border:
+                rows = [min(max(r, 0), shape.in_height - 1) for r in rows]
+                columns = [min(max(c, 0), shape.in_width - 1) for c in columns]
             rows = [r for r in rows if 0 <= r < shape.in_height]
             columns = [c for c in columns if 0 <= c < shape.in_width]
             out[:, i, j] = x[:, rows][:, :, columns].max((1, 2))

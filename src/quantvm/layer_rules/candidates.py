@@ -13,7 +13,7 @@ from .contraction import pairs_can_cross_taps
 from .elementwise import UNARY_TORCH
 from .facts import Facts
 from .family import family_of
-from .operator import Environment, Operator
+from .operator import Environment, Operator, Window
 
 PRESETS: tuple[str, ...] = (*ENGINES, "integer", *(f"integer:{r}" for r in ROUNDINGS if r != "upward"), "qdq", "pt2e")
 """PyTorch's engines; fixed point under three roundings of ties; and floats between dequantize and quantize, which
@@ -54,7 +54,8 @@ def preset_of(operator: Operator, name: str, environment: Environment) -> Rule:
     elif kind in ("avg_pool2d", "adaptive_avg_pool2d", "mean"):
         facts = _average(operator, name)
     elif kind == "max_pool2d":
-        facts = {}
+        repeats = name == "qnnpack" and operator.output.dtype == "uint8" and not _window(operator).ceil_mode
+        facts = {"pool_padding": "border" if repeats else "ignored"}
     elif kind in ("relu", "clip"):
         facts = {"limits": "quantized" if name in ENGINES else "rounded", "rounding": "even"}
     elif kind == "mul":
@@ -62,6 +63,11 @@ def preset_of(operator: Operator, name: str, environment: Environment) -> Rule:
     else:
         facts = _elementwise(operator, name)
     return Rule(name, facts)
+
+
+def _window(operator: Operator) -> Window:
+    assert operator.window is not None
+    return operator.window
 
 
 _ROUNDING = {"integer": "upward", "integer:to_even": "even", "integer:away": "away"}

@@ -87,6 +87,7 @@ FACTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "fixed": "fixed point, 31 bits and a shift",
         },
     ),
+    "pool_padding": ("pool's padding", {"ignored": "ignored", "border": "reads the border, as QNNPACK"}),
     "sum": ("pool's sum", {"integer": "integers", "float": "floats, in PyTorch's order"}),
     "limits": ("limits", {"quantized": "quantized, ties to even", "rounded": "rounded before the zero point"}),
 }

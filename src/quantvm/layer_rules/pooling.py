@@ -193,7 +193,7 @@ def evaluate_maximum(
     operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: dict[Any, Any],
     select: NDArray | None,
 ) -> NDArray:  # fmt: skip
-    """Returns the maximum over windows, padding ignored."""
+    """Returns the maximum over windows; taps in the padding are ignored, or read the border."""
     (x,) = inputs
     window = operator.window
     assert window is not None
@@ -208,10 +208,13 @@ def evaluate_maximum(
         taps = [
             [o * stride - pad + k * window.dilation[axis] for k in range(window.kernel[axis])] for o in range(count)
         ]
-        outputs.append([[t for t in row if 0 <= t < size] for row in taps])
+        if facts["pool_padding"] == "border":
+            outputs.append([[min(max(t, 0), size - 1) for t in row] for row in taps])
+        else:
+            outputs.append([[t for t in row if 0 <= t < size] for row in taps])
     columns = np.stack([x[..., taps].max(-1) for taps in outputs[1]], -1)
     y = np.stack([columns[:, :, taps].max(2) for taps in outputs[0]], 2).astype(i64)
     return y if select is None else y.reshape(-1)[select]
 
 
-register_family(("max_pool2d",), Family({}, evaluate_maximum))
+register_family(("max_pool2d",), Family({"pool_padding": ("ignored", "border")}, evaluate_maximum))

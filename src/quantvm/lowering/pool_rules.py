@@ -38,7 +38,9 @@ def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     x = state.nhwc(inputs[0])
     shape = pool_shape(composite.call("relax.nn.max_pool2d"), x)
     like = _resized(x, shape.out_height, shape.out_width)
-    return state.run(pool.max_pool2d(shape, composite.output.dtype), [x], like, composite.output.dtype, name)
+    dtype = composite.output.dtype
+    repeats_border = _is_qnnpack(state, composite) and not shape.ceil_mode and shape.dilation != (1, 1)
+    return state.run(pool.max_pool2d(shape, dtype, repeats_border=repeats_border), [x], like, dtype, name)
 
 
 @legalizes("avg_pool2d")
