@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from quantvm.cli import app
 from quantvm.errors import ConfigError
 from quantvm.evaluate.diff import diff
 from quantvm.evaluate.layer_parity import UNEXPLAINED
+from quantvm.frontend.exported import load_program
+from quantvm.frontend.exported_layers import import_exported_layers
 from quantvm.models.quantize import quantize
+
+from .layers_alone import add_to_zero_points, check_layers_alone, executed
 
 SIDE = 40
 
@@ -54,32 +59,40 @@ def test_what_differs_lies_at_ties(program):
     assert [fusion["n"] - fusion["equal"] for fusion in row["fusion"]] == [0]
 
 
-def test_a_bug_is_no_tie(program, monkeypatch):
-    from quantvm.lowering import qdq_legalize
+def test_a_bug_is_no_tie_and_is_shown_alone(program, monkeypatch, tmp_path):
+    path = tmp_path / "test_layer.py"
+    with monkeypatch.context() as patch:
+        add_to_zero_points(patch)
+        row = diff(model=program, num_samples=1, threads=1, save_repro=path).row
+        assert row["layers"][row["first"]]["cause"] == UNEXPLAINED
+        assert (row["repro"], row["repro_problem"]) == (str(path), None)
+        names = executed(path.read_text())
+        with pytest.raises(AssertionError, match="differ: tvm"):
+            names["test_layer"]()
+    assert np.abs(names["found"]() - names["expected"]()).max() <= 1, "in float sums, at ties"
+    assert "relu = torch.ops.aten.relu.default(conv2d)\n" in path.read_text()
 
-    original = qdq_legalize.conv2d.conv2d
 
-    def without_zero_point(shape, weight, zero_point, *arguments, **options):
-        return original(shape, weight, zero_point + 3, *arguments, **options)
-
-    monkeypatch.setattr(qdq_legalize.conv2d, "conv2d", without_zero_point)
-    row = diff(model=program, num_samples=1, threads=1).row
-    assert row["layers"][row["first"]]["cause"] == UNEXPLAINED
+def test_layers_alone_give_what_they_gave_in_the_network(program):
+    x = torch.randn((1, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    check_layers_alone(import_exported_layers(load_program(Path(program)), [x]))
 
 
 def test_ties_are_told_by_their_distance(program, monkeypatch):
     """A step that is added to one element in a hundred is no tie; one at a tie is."""
     from quantvm.runtime.layers import TvmLayerRun
 
-    original = TvmLayerRun.isolated
+    def with_one_more(original):
+        def layers(*given):
+            found = original(*given)
+            found[1] = found[1].copy()
+            found[1].reshape(-1)[::100] += 1
+            return found
 
-    def one_more(self, x_f32, layers, wanted=None):
-        found = original(self, x_f32, layers, wanted)
-        found[1] = found[1].copy()
-        found[1].reshape(-1)[::100] += 1
-        return found
+        return layers
 
-    monkeypatch.setattr(TvmLayerRun, "isolated", one_more)
+    monkeypatch.setattr(TvmLayerRun, "chained", with_one_more(TvmLayerRun.chained))
+    monkeypatch.setattr(TvmLayerRun, "isolated", with_one_more(TvmLayerRun.isolated))
     row = diff(model=program, num_samples=1, threads=1).row
     assert row["layers"][1]["cause"] == UNEXPLAINED
 
@@ -102,9 +115,10 @@ def test_an_operator_without_a_float_form_is_no_bug(program, monkeypatch):
     from quantvm.runtime import qdq_in_float
     from quantvm.runtime.layers import TvmLayerRun
 
-    original = TvmLayerRun.isolated
     monkeypatch.setattr(qdq_in_float, "unknown_ops", lambda module: ["relax.of_tomorrow"])
-    monkeypatch.setattr(TvmLayerRun, "isolated", lambda *given: [found ^ 1 for found in original(*given)])
+    for name in ("chained", "isolated"):
+        original = getattr(TvmLayerRun, name)
+        monkeypatch.setattr(TvmLayerRun, name, lambda *given, o=original: [found ^ 1 for found in o(*given)])
     row = diff(model=program, num_samples=1, threads=1).row
     assert row["layers"][1]["cause"] == "not checked for ties: no float form of relax.of_tomorrow is known"
 

@@ -7,13 +7,18 @@ import os
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from quantvm.cli import app
 from quantvm.errors import ConfigError
 from quantvm.evaluate.diff import diff
 from quantvm.evaluate.layer_parity import UNEXPLAINED
+from quantvm.frontend.file_layers import import_file_layers
+
+from .layers_alone import add_to_zero_points, check_layers_alone, executed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -85,14 +90,7 @@ def test_a_tflite_file_takes_images_in_its_own_order(tflite_file):
 
 
 def test_a_bug_is_found(onnx_file, monkeypatch):
-    from quantvm.lowering import qdq_legalize
-
-    original = qdq_legalize.conv2d.conv2d
-
-    def with_another_zero_point(shape, weight, zero_point, *arguments, **options):
-        return original(shape, weight, zero_point + 3, *arguments, **options)
-
-    monkeypatch.setattr(qdq_legalize.conv2d, "conv2d", with_another_zero_point)
+    add_to_zero_points(monkeypatch)
     row = compare(onnx_file, num_samples=1)
     assert row["layers"][row["first"]]["cause"] == UNEXPLAINED
 
@@ -118,15 +116,35 @@ def test_sides_that_a_file_does_not_have(onnx_file, options, message):
         compare(onnx_file, num_samples=1, **options)
 
 
-def test_no_file_shows_layers_of_onnx_alone(onnx_file, tmp_path, monkeypatch):
-    from quantvm.runtime.layers import TvmLayerRun
+def test_a_bug_is_shown_alone(onnx_file, tmp_path, monkeypatch):
+    """While the bug is there, the file's two sides differ; without it they are equal."""
+    path = tmp_path / "test_layer.py"
+    with monkeypatch.context() as patch:
+        add_to_zero_points(patch)
+        row = compare(onnx_file, num_samples=1, save_repro=path)
+        assert (row["repro"], row["repro_problem"]) == (str(path), None)
+        names = executed(path.read_text())
+        with pytest.raises(AssertionError, match="differ: tvm"):
+            names["test_layer"]()
+    assert np.abs(names["found"]() - names["expected"]()).max() <= 1  # in float sums, at ties
+    assert "QuantizeLinear" in names["TEXT"]
+    assert names["expected"]().shape == tuple(row["layers"][1]["shape"])
 
-    original = TvmLayerRun.isolated
 
-    def one_more(self, x_f32, layers, wanted=None):
-        return [found ^ 1 for found in original(self, x_f32, layers, wanted)]
+def test_layers_of_a_file_alone_give_what_they_gave_in_the_network(onnx_file):
+    from quantvm.evaluate.user_models import load_model
 
-    monkeypatch.setattr(TvmLayerRun, "isolated", one_more)
-    row = compare(onnx_file, num_samples=1, save_repro=tmp_path / "test_layer.py")
-    assert row["repro_problem"] == "side onnxruntime cannot be called alone; compare torch or tvm"
-    assert not (tmp_path / "test_layer.py").exists()
+    found = load_model(onnx_file, input_shapes=((1, 3, 224, 224),), engine="fbgemm")
+    shape = [d or 1 for d in found.shapes[0]]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    check_layers_alone(import_file_layers(Path(onnx_file), [x]))
+
+
+def test_a_side_that_nothing_can_call_alone(onnx_file, tflite_file, tmp_path, monkeypatch):
+    add_to_zero_points(monkeypatch)
+    path = tmp_path / "test_layer.py"
+    with pytest.raises(ConfigError, match="side qdq cannot be called alone; compare torch, onnxruntime or tvm"):
+        compare(onnx_file, reference="qdq", num_samples=1, save_repro=path)
+    row = compare(tflite_file, num_samples=1, save_repro=path)
+    assert row["repro_problem"] == "no framework is at hand that computes layers of this file alone"
+    assert not path.exists()

@@ -16,6 +16,7 @@ from quantvm.torch_compat import has_vnni
 from tests.quantized_modules import image, save_traced
 
 from ..layer_rules.conftest import subject_of  # noqa: F401  (a fixture)
+from .layers_alone import executed
 from .test_diff import SHAPE, Ties
 
 
@@ -50,12 +51,6 @@ def test_without_a_difference_none_is_written(tmp_path):
     assert (row["repro"], row["n_differing"]) == (None, 0)
     assert row["repro_problem"] == "no layer differs where it is computed from equal inputs"
     assert not path.exists()
-
-
-def executed(text):
-    names = {"__name__": "repro"}
-    exec(compile(text, "<repro>", "exec"), names)  # the text is ours
-    return names
 
 
 def test_every_operator_alone_gives_what_it_gave_in_the_network(subject_of):  # noqa: F811

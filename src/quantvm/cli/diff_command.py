@@ -95,8 +95,8 @@ def diff(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A pytest file, as test_layer.py, that shows the first layer's own difference alone: one or two "
-            "operators, on the smallest part of their inputs. Without it: none is written.",
+            help="A pytest file, as test_layer.py, that shows the first layer's own difference alone, its "
+            "inputs embedded: of a quantized module one or two operators on the smallest part of them. Without it: none is written.",
         ),
     ] = None,
     as_json: AsJson = False,

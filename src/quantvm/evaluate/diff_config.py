@@ -88,8 +88,9 @@ class DiffConfig:
         if path.is_dir() or not path.absolute().parent.is_dir():
             yield f"save_repro: {path} cannot be written; name a file in a folder that exists"
         for name in ("reference", "actual"):
-            if getattr(self, name) in ("qdq", "onnxruntime", "fp32"):
-                yield f"save_repro: side {getattr(self, name)} cannot be called alone; compare torch or tvm"
+            if getattr(self, name) in ("qdq", "fp32"):
+                side = getattr(self, name)
+                yield f"save_repro: side {side} cannot be called alone; compare torch, onnxruntime or tvm"
 
     @property
     def needs_float_model(self) -> bool:

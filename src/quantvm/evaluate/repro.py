@@ -1,11 +1,11 @@
-"""A pytest file that shows one layer's difference alone: its operator, on the smallest part of its inputs."""
+"""A pytest file that shows one layer's difference alone: an operator on the smallest part of its inputs, or a layer."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from quantvm.errors import ConfigError, QuantvmError
 from quantvm.evaluate.comparison import Comparison
 from quantvm.evaluate.diff_config import DiffConfig
+from quantvm.evaluate.repro_programs import ProgramCase, program_text
 from quantvm.evaluate.repro_text import ReproCase, repro_text
 from quantvm.layer_rules import Operator, Window
 from quantvm.numerics import ENGINES
+
+if TYPE_CHECKING:
+    from quantvm.lowering.layer_operators import LayerOperator
 
 
 def save_repro(
@@ -23,8 +27,9 @@ def save_repro(
 ) -> str | None:
     """Writes the file for the first layer with differences of its own; returns why none was written, or None.
 
-    Smaller and smaller parts of the layer are tried with the very code that is written, and the smallest one that still
-    differs is kept.
+    Of an operator of PyTorch's quantized modules, smaller and smaller parts are tried with the very code that is
+    written, and the smallest one that still differs is kept. Of exported programs and ONNX files it is the layer: all
+    that lies between its tensor and the quantized ones that it reads.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -36,37 +41,74 @@ def save_repro(
     if problem is not None:
         return problem
     layer = comparison.counts[index].layer
-    operator = comparison.operators[index]
-    if operator is None or operator.operator.kind == "quantize_affine":
-        return f"layer {layer.name} ({layer.op}) is no single operator of PyTorch"
-    for x_f32 in images:
-        expected, own = comparison.both(x_f32)
-        differing = np.argwhere(expected[index] != own[index])
-        if not len(differing):
-            continue
-        inputs = [np.ascontiguousarray(x) for x in operator.inputs_of([x_f32, *expected])]
-        for part, part_inputs in parts(operator.operator, inputs, tuple(int(i) for i in differing[0])):
-            case = ReproCase(
-                part, part_inputs, layer.name, config.model, comparison.reference, comparison.actual, comparison.engine,
-                threads, config.target,
-            )  # fmt: skip
-            text = repro_text(case)
-            if _differs(text):
-                _write(path, text)
-                return None
-    return f"layer {layer.name} gives equal integers where it is the only one of a model"
+    if comparison.engine in ENGINES:
+        operator = comparison.operators[index]
+        if operator is None or operator.operator.kind == "quantize_affine":
+            return f"layer {layer.name} ({layer.op}) is no single operator of PyTorch"
+        texts = _operator_texts(index, operator, config, comparison, images, threads)
+    else:
+        texts = _program_texts(index, config, comparison, images, threads)
+    text = next(filter(_differs, texts), None)
+    if text is None:
+        return f"layer {layer.name} gives equal integers where it is the only one of a model"
+    _write(path, text)
+    return None
 
 
 def _not_written(comparison: Comparison) -> str | None:
     """Returns why no file can show layers of such a comparison alone."""
+    source = comparison.source_side
+    if source is None:
+        return "no framework is at hand that computes layers of this file alone"
     for side in (comparison.reference, comparison.actual):
-        if side.split(":")[0] not in ("torch", "tvm"):
-            return f"side {side} cannot be called alone; compare torch or tvm"
-    if comparison.engine not in ENGINES:
-        return (
-            "only layers of PyTorch's quantized modules can be written alone, not those of exported programs and files"
-        )
+        if side.split(":")[0] not in (source, "tvm"):
+            return f"side {side} cannot be called alone; compare {source} or tvm"
     return None
+
+
+def _operator_texts(
+    index: int, operator: LayerOperator, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray],
+    threads: int,
+) -> Iterator[str]:  # fmt: skip
+    """Yields files of parts of a layer of PyTorch's quantized modules, of each image the smaller ones first."""
+    layer = comparison.counts[index].layer
+    for x_f32, expected, own in _differing(index, comparison, images):
+        at = tuple(int(i) for i in np.argwhere(expected[index] != own[index])[0])
+        inputs = [np.ascontiguousarray(x) for x in operator.inputs_of([x_f32, *expected])]
+        for part, part_inputs in parts(operator.operator, inputs, at):
+            case = ReproCase(
+                part, part_inputs, layer.name, config.model, comparison.reference, comparison.actual, comparison.engine,
+                threads, config.target,
+            )  # fmt: skip
+            yield repro_text(case)
+
+
+def _program_texts(
+    index: int, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray], threads: int
+) -> Iterator[str]:
+    """Yields files of a layer of an exported program or an ONNX file, one of each image."""
+    layer = comparison.counts[index].layer
+    for x_f32, expected, _ in _differing(index, comparison, images):
+        alone = comparison.alone(index, x_f32)
+        numbers = [number if kind == "layer" else None for kind, number in alone.reads]
+        case = ProgramCase(
+            alone.program,
+            [x_f32 if i is None else expected[i] for i in numbers],
+            [None if i is None else comparison.counts[i].layer.q for i in numbers],
+            [i is not None and comparison.formats[i] for i in numbers],
+            layer.q, layer.name, config.model, comparison.reference, comparison.actual, threads, config.target,
+        )  # fmt: skip
+        yield program_text(case)
+
+
+def _differing(
+    index: int, comparison: Comparison, images: Sequence[np.ndarray]
+) -> Iterator[tuple[np.ndarray, list[NDArray], list[NDArray]]]:
+    """Yields the images on which a layer differs, with the layers of the reference and of the other side."""
+    for x_f32 in images:
+        expected, own = comparison.both(x_f32)
+        if not np.array_equal(expected[index], own[index]):
+            yield x_f32, expected, own
 
 
 def _differs(text: str) -> bool:

@@ -39,80 +39,31 @@ class ReproCase:
     target: str
 
 
-_TEMPLATE = '''"""{title}
+TITLE = '''"""{title}
 
 Written by quantvm diff --save-repro. It fails for as long as the two sides differ.
 """
+'''
 
-import base64
-import io
-
-import numpy as np
-import torch
-import torch.ao.nn.intrinsic.quantized as nniq
-import torch.ao.nn.quantized as nnq
-import torch.nn.functional as functional
-
-import quantvm
-
+ARRAYS = '''
 ARRAYS = np.load(io.BytesIO(base64.b64decode("""
 {arrays}
 """)))
 INPUTS = {inputs}  # (scale, zero point, dtype) of each
-OUTPUT = {output}
+{more}OUTPUT = {output}
 THREADS = {threads}
 
+'''
 
-class Layer(torch.nn.Module):
-    """{kind}, of real inputs that are quantized first."""
-
-    def __init__(self):
-        super().__init__()
-{init}
-        self.eval()
-
-    def forward(self, {parameters}):
-{forward}
-        return y.dequantize()
-
-
-def reals():
-    """The real values of the integers; quantizing them gives the integers again."""
-{reals}
-
-
+INTEGERS = '''
 def integers(y_f32):
     """The integers of real outputs."""
     scale, zero_point, _ = OUTPUT
     return np.rint(np.asarray(y_f32, np.float64) / scale).astype(np.int64) + zero_point
 
+'''
 
-def on_torch(engine):
-    """What PyTorch computes under an engine."""
-    before, threads = torch.backends.quantized.engine, torch.get_num_threads()
-    try:
-        torch.backends.quantized.engine = engine
-        torch.set_num_threads(THREADS)
-        with torch.inference_mode():
-            return integers(Layer()(*reals()).numpy())
-    finally:
-        torch.backends.quantized.engine = before
-        torch.set_num_threads(threads)
-
-
-def on_tvm(engine, numerics):
-    """What TVM computes."""
-    before = torch.backends.quantized.engine
-    try:
-        torch.backends.quantized.engine = engine
-        artifact = quantvm.compile(
-            Layer(), reals(), engine=engine, numerics=numerics, target={target!r}, threads=THREADS, batch="static"
-        )
-    finally:
-        torch.backends.quantized.engine = before
-    return integers(artifact(*reals()).numpy())
-
-
+TEST = '''
 def expected():
     """The reference, {reference}."""
     return {expected}
@@ -132,6 +83,72 @@ def test_layer():
     )
 '''
 
+_TEMPLATE = (
+    TITLE
+    + """
+import base64
+import io
+
+import numpy as np
+import torch
+import torch.ao.nn.intrinsic.quantized as nniq
+import torch.ao.nn.quantized as nnq
+import torch.nn.functional as functional
+
+import quantvm
+"""
+    + ARRAYS
+    + '''
+class Layer(torch.nn.Module):
+    """{kind}, of real inputs that are quantized first."""
+
+    def __init__(self):
+        super().__init__()
+{init}
+        self.eval()
+
+    def forward(self, {parameters}):
+{forward}
+        return y.dequantize()
+
+
+def reals():
+    """The real values of the integers; quantizing them gives the integers again."""
+{reals}
+
+'''
+    + INTEGERS
+    + '''
+def on_torch(engine):
+    """What PyTorch computes under an engine."""
+    before, threads = torch.backends.quantized.engine, torch.get_num_threads()
+    try:
+        torch.backends.quantized.engine = engine
+        torch.set_num_threads(THREADS)
+        with torch.inference_mode():
+            return integers(Layer()(*reals()).numpy())
+    finally:
+        torch.backends.quantized.engine = before
+        torch.set_num_threads(threads)
+
+
+def on_tvm(engine, numerics):
+    """What TVM computes."""
+    before = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = engine
+        artifact = quantvm.compile(
+            Layer(), reals(), engine=engine, numerics=numerics, target={target!r}, threads=THREADS, batch="static",
+            cache=False,
+        )
+    finally:
+        torch.backends.quantized.engine = before
+    return integers(artifact(*reals()).numpy())
+
+'''
+    + TEST
+)
+
 
 def repro_text(case: ReproCase) -> str:
     """Returns the file."""
@@ -141,15 +158,16 @@ def repro_text(case: ReproCase) -> str:
     kind_init, kind_forward, kind_arrays = _layer(operator, len(case.inputs))
     return _TEMPLATE.format(
         title=f"{case.layer} of {case.model}: {case.actual} against {case.reference}.",
-        arrays=_encoded({**arrays, **kind_arrays}),
-        inputs=[_params(q) for q in operator.inputs],
-        output=_params(operator.output),
+        arrays=encoded({**arrays, **kind_arrays}),
+        inputs=[params(q) for q in operator.inputs],
+        more="",
+        output=params(operator.output),
         threads=case.threads,
         kind=operator.kind,
-        init=_indented([*init, *kind_init]),
+        init=indented([*init, *kind_init]),
         parameters=", ".join(f"x{i}" for i in range(len(case.inputs))),
-        forward=_indented([*forward, *kind_forward]),
-        reals=_indented(_reals(operator), 4),
+        forward=indented([*forward, *kind_forward]),
+        reals=indented(_reals(operator), 4),
         target=case.target,
         reference=case.reference,
         actual=case.actual,
@@ -158,7 +176,8 @@ def repro_text(case: ReproCase) -> str:
     )
 
 
-def _params(q: QuantParams) -> tuple[float, int, str]:
+def params(q: QuantParams) -> tuple[float, int, str]:
+    """Returns what a file holds of quantization parameters."""
     return q.scale, q.zero_point, q.dtype
 
 
@@ -167,13 +186,15 @@ def _call(side: str, engine: str) -> str:
     return f"on_torch({rest or engine!r})" if kind == "torch" else f"on_tvm({engine!r}, {rest or 'torch'!r})"
 
 
-def _encoded(arrays: dict[str, NDArray]) -> str:
+def encoded(arrays: dict[str, NDArray]) -> str:
+    """Returns the lines of text that a file holds arrays in: those of `numpy.savez`, in base64."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return "\n".join(textwrap.wrap(base64.b64encode(buffer.getvalue()).decode("ascii"), 100))
 
 
-def _indented(lines: Sequence[str], by: int = 8) -> str:
+def indented(lines: Sequence[str], by: int = 8) -> str:
+    """Returns lines of code behind some spaces."""
     return textwrap.indent("\n".join(lines), " " * by)
 
 

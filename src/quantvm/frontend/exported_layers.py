@@ -11,7 +11,8 @@ from quantvm.errors import ConfigError
 from quantvm.numerics import QuantParams
 
 from .exported import ENGINE, import_with_quantized
-from .layers import Layer, LayeredProgram
+from .exported_alone import exported_layer_alone
+from .layers import Layer, LayerAlone, LayeredProgram
 from .program_inputs import bind_batch
 
 _QUANTIZES = "quantized_decomposed::quantize_per_tensor"
@@ -72,6 +73,13 @@ class ExportedSource:
         with torch.inference_mode():
             return list(torch.utils._pytree.tree_leaves(self._module(*inputs)))
 
+    def alone(self, layers: Sequence[Layer], index: int, inputs: Sequence[torch.Tensor]) -> LayerAlone:
+        """Returns one layer as a module of torch.fx, for inputs of those sizes."""
+        run = _Run(self._module, set(), {})
+        with torch.inference_mode():
+            run.run(*inputs)
+        return exported_layer_alone(self._module, layers, index, run.sizes)
+
     def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
         """Raises ConfigError: an exported program is for no engine."""
         raise ConfigError(f"torch:{engine}: an exported program is for no engine of PyTorch; compare torch")
@@ -82,9 +90,12 @@ class _Run(torch.fx.Interpreter):
         super().__init__(module)
         self._wanted, self._replaced = wanted, replaced
         self.found: dict[str, torch.Tensor] = {}
+        self.sizes: dict[str, int] = {}
 
     def run_node(self, n: Any) -> Any:
         result = super().run_node(n)
+        if isinstance(result, int):
+            self.sizes[n.name] = result
         if n.name not in self._wanted:
             return result
         self.found[n.name] = result

@@ -37,6 +37,19 @@ class Layer:
     q: QuantParams
 
 
+@dataclass(frozen=True)
+class LayerAlone:
+    """One layer as a program of its own: real values of what it reads -> the real values of its tensor.
+
+    Attributes:
+        program: of the source's own kind; it quantizes each layer's real values to that layer's integers first.
+        reads: of each input, whether it is a layer or an input of the model, and its number.
+    """
+
+    program: Any
+    reads: tuple[tuple[str, int], ...]
+
+
 class LayerSource(Protocol):
     """A model in its own framework, which computes the integers of the layers.
 

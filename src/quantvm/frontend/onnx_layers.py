@@ -10,7 +10,8 @@ import torch
 
 from quantvm.errors import ConfigError, ModelImportError
 
-from .layers import Layer, LayeredProgram
+from .layers import Layer, LayerAlone, LayeredProgram
+from .onnx_alone import onnx_layer_alone
 
 
 def has_onnxruntime() -> bool:
@@ -69,6 +70,10 @@ class OnnxSource:
         """Returns the model's outputs."""
         fed = dict(zip(self._inputs, inputs, strict=True))
         return self._run(self._session((), (), is_given=False), self._outputs, fed)
+
+    def alone(self, layers: Sequence[Layer], index: int, inputs: Sequence[torch.Tensor]) -> LayerAlone:
+        """Returns one layer as an `onnx.ModelProto`, for inputs of those sizes."""
+        return onnx_layer_alone(self._model, layers, index, inputs)
 
     def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
         """Raises ConfigError: an ONNX file is for no engine of PyTorch."""
