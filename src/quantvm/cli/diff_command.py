@@ -96,7 +96,8 @@ def diff(
         typer.Option(
             metavar="FILE",
             help="A pytest file, as test_layer.py, that shows the first layer's own difference alone, its "
-            "inputs embedded: of a quantized module one or two operators on the smallest part of them. Without it: none is written.",
+            "inputs embedded: of a quantized module one or two operators on the smallest part of them. Without it: "
+            "none is written.",
         ),
     ] = None,
     as_json: AsJson = False,
