@@ -196,6 +196,8 @@ def test_wrong_options_are_told_at_once(program):
         diff(model=program, waterfall=True)
     with pytest.raises(ConfigError, match="got a config and also threads"):
         diff(config, threads=1)
+    with pytest.raises(ConfigError, match="out: cannot make /proc/"):
+        diff(model=program, input_shape=SHAPE, out=Path("/proc/nowhere"))
 
 
 def test_a_shape_that_does_not_fit_is_told_before_any_import(program):
@@ -209,6 +211,9 @@ def test_a_float_factory_is_quantized_and_gives_the_waterfall(tmp_path, monkeypa
     row = diff(model="factories_of_diff:floating_with_input", num_samples=2, threads=1, waterfall=True).row
     assert row["n_differing"] == 0
     assert next(stage["stage"] for stage in row["waterfall"]["stages"]) == "fp32"
+    row = diff(model="factories_of_diff:floating_with_input", num_samples=1, threads=1, flow="pt2e").row
+    assert row["engine"] == "pt2e"
+    assert all(layer["cause"] in (None, "inherited") or "of a tie" in layer["cause"] for layer in row["layers"])
     with pytest.raises(ConfigError, match="waterfall: factories_of_diff:with_inputs does not hold the float model"):
         diff(model="factories_of_diff:with_inputs", waterfall=True)
 

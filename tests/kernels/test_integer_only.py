@@ -50,14 +50,20 @@ def test_multiply(broadcast, rounding, target):
     np.testing.assert_array_equal(run(kernel, target, a, b, out_shape=a.shape), expected)
 
 
+def test_code_of_many_channels_is_not_written_out():
+    many = integer_only.integer_quantize((240, 5, 5), OUT, to_nhwc=True).func.script()
+    assert len(many) < 10_000
+
+
+@pytest.mark.parametrize("channels", [3, 11])
 @pytest.mark.parametrize("to_nhwc", [False, True])
-def test_quantize(to_nhwc, target):
+def test_quantize(to_nhwc, channels, target):
     rng = np.random.default_rng(1)
-    x = (rng.integers(-600, 600, (2, 3, 5, 21)) * np.float32(0.5) * OUT.scale_f32).astype(np.float32)
+    x = (rng.integers(-600, 600, (2, channels, 5, 21)) * np.float32(0.5) * OUT.scale_f32).astype(np.float32)
     x.reshape(-1)[:3] = [1e30, -1e30, 0]
     expected = integer_numerics.quantize(x, OUT)
     expected = expected.transpose(0, 2, 3, 1) if to_nhwc else expected
-    kernel = integer_only.integer_quantize((3, 5, 21), OUT, to_nhwc=to_nhwc)
+    kernel = integer_only.integer_quantize((channels, 5, 21), OUT, to_nhwc=to_nhwc)
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 

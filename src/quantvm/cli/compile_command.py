@@ -56,6 +56,14 @@ def compile(  # noqa: A001 - the command's name
         str,
         typer.Option(metavar="per-channel|per-tensor", help="How weights are quantized.", rich_help_panel=_ZOO),
     ] = "per-channel",
+    flow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="eager|fx|pt2e",
+            help="How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that.",
+            rich_help_panel=_ZOO,
+        ),
+    ] = None,
     engine: Annotated[
         str,
         typer.Option(
@@ -124,6 +132,7 @@ def compile(  # noqa: A001 - the command's name
             calibration_samples=calibration_samples,
             seed=seed,
             scheme=scheme,  # type: ignore[arg-type]  # the configuration checks it
+            flow=flow,
             engine=engine,  # type: ignore[arg-type]  # likewise
             numerics=numerics,
             target=target,

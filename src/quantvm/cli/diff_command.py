@@ -67,6 +67,14 @@ def diff(
         str,
         typer.Option(metavar="per-channel|per-tensor", help="How weights are quantized.", rich_help_panel=_ZOO),
     ] = "per-channel",
+    flow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="eager|fx|pt2e",
+            help="How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that.",
+            rich_help_panel=_ZOO,
+        ),
+    ] = None,
     engine: Annotated[
         str,
         typer.Option(
@@ -129,6 +137,7 @@ def diff(
             calibration_samples=calibration_samples,
             seed=seed,
             scheme=scheme,
+            flow=flow,
             engine=engine,
             target=target,
             threads=threads,

@@ -67,7 +67,13 @@ class Comparison:
         return self._program.engine
 
     def compile(self, progress: Progress) -> None:
-        """Compiles the sides of TVM, whose time is then told apart from that of the comparison."""
+        """Compiles the sides of TVM, whose time is then told apart from that of the comparison.
+
+        Raises:
+            QuantvmError: a side cannot compute this program.
+        """
+        for side in (self.reference, self.actual):
+            self.run(side)
         with progress.task("compiling", total=len(self._fused)) as task:
             for side in self._fused:
                 self.run(side).compile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from quantvm.errors import ConfigError
 from quantvm.evaluate.config import RunConfig
 from quantvm.evaluate.model_words import kind_of
-from quantvm.models.quantize import Engine, Scheme
+from quantvm.models import get_model
+from quantvm.models.quantize import FLOWS, Engine, Scheme
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class CompileConfig:
         input_shapes: of a model that does not say them: the shape of each input, any number of images first. None:
             1,3,224,224.
         weights, data, calibration_data, calibration_samples, seed, scheme: of a registered model, as in RunConfig.
+        flow: how PyTorch quantizes a float model: `eager`, `fx` or `pt2e`; None for the first of these that it can be
+            quantized by.
         engine: the PyTorch engine that the model is quantized for, and whose bits the code gives.
         numerics: `torch`, the same bits as that engine, and of a .pt2, .onnx or .tflite the results of its own
             runtime; `integer`, no float between quantize and dequantize.
@@ -41,6 +45,7 @@ class CompileConfig:
     calibration_samples: int = 1000
     seed: int = 0
     scheme: Scheme = "per-channel"
+    flow: str | None = None
     engine: Engine = "fbgemm"
     numerics: str = "torch"
     target: str = "native"
@@ -56,6 +61,12 @@ class CompileConfig:
         except ConfigError:
             return False
 
+    @property
+    def _flow(self) -> str:
+        if self.flow is not None:
+            return self.flow
+        return get_model(self.model).flows[0] if self.is_registered else FLOWS[0]
+
     def run_config(self) -> RunConfig:
         """Returns the options that choosing weights and images needs, as the main job has them."""
         return RunConfig(
@@ -69,6 +80,7 @@ class CompileConfig:
             seed=self.seed,
             weights=self.weights,
             scheme=self.scheme,
+            flows=(self._flow,),
             engine=self.engine,
             numerics=(self.numerics,),
             target=self.target,
@@ -92,3 +104,5 @@ class CompileConfig:
             yield f"out: {self.out} is a folder, expected the name of a file"
         elif self.out is not None and not self.out.parent.is_dir():
             yield f"out: the folder {self.out.parent} does not exist"
+        elif self.out is not None and not os.access(self.out.parent, os.W_OK):
+            yield f"out: the folder {self.out.parent} may not be written to"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantvm.download import sha256_of
+from quantvm.errors import ConfigError
 from quantvm.evaluate.compile_config import CompileConfig
 from quantvm.evaluate.config import RunConfig, raise_problems, resolve_threads, with_engine
 from quantvm.evaluate.parity import int8_share_problem
@@ -71,6 +72,11 @@ def float_and_quantized(
     titled = TitledProgress(progress, entry.spec.title)
     inputs = stages.calibration_inputs(entry.spec, plan.calibration)
     float_model = stages.build_float_model(entry.spec, entry.weights, inputs, run_config)
+    (flow,) = run_config.flows
+    if float_model is not None and flow not in entry.spec.flows:
+        raise ConfigError(
+            f"{entry.spec.name}: PyTorch cannot quantize it by the flow {flow}; use {' or '.join(entry.spec.flows)}"
+        )
     quantized = stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
     return entry.spec, float_model, quantized
 

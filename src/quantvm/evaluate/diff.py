@@ -55,6 +55,8 @@ def diff(
     stages = stages or Stages()
     started_s = time.monotonic()
     raise_problems(config.problems())
+    if config.out is not None:
+        _make(config.out)
     subject = _subject(config, progress, stages)
     program, images = subject.program, subject.images
     comparison = Comparison(config, program, subject.float_model, subject.threads, images[0].x_f32)
@@ -147,7 +149,11 @@ def _with_shapes(config: DiffConfig, found: UserProgram, progress: Progress, sta
 
 def _quantized_here(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
     """Quantizes a float model, of the registry or of a factory, as the main job does."""
+    import torch
+
+    from quantvm.evaluate.user_models import UserProgram
     from quantvm.frontend import import_layers
+    from quantvm.frontend.exported_layers import import_exported_layers
 
     run_config = replace(config.compile_config().run_config(), batch_size=1, num_samples=config.num_samples)
     plan = prepare(run_config, stages, progress)
@@ -159,7 +165,10 @@ def _quantized_here(config: DiffConfig, progress: Progress, stages: Stages) -> _
             _Image(b.ids[0], np.ascontiguousarray(b.x_f32), int(b.labels[0]))
             for b in stages.batches(samples, spec, run_config)
         ]
-        program = import_layers(quantized, images[0].x_f32, engine=config.engine)
+        if isinstance(quantized, UserProgram):  # of the flow pt2e
+            program = import_exported_layers(quantized.value, [torch.from_numpy(images[0].x_f32)])
+        else:
+            program = import_layers(quantized, images[0].x_f32, engine=config.engine)
     if config.needs_float_model and float_model is None:
         raise ConfigError(
             f"{config.model}: weights {config.weights} were published as integers, so that there is no float model "
@@ -249,6 +258,18 @@ def _layer_row(index: int, count: LayerCount) -> LayerRow:
     }
 
 
+def _make(folder: Path) -> None:
+    """Makes the folder before hours of work are lost for want of one.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: cannot make {folder}: {error.strerror or error}") from error
+
+
 def _save(folder: Path, result: DiffResult) -> None:
     """Writes diff.json and layers.csv, each whole or not at all.
 
@@ -262,7 +283,6 @@ def _save(folder: Path, result: DiffResult) -> None:
         "layers.csv": layers_csv(result.row),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             unfinished = folder / f"{name}.tmp"
             unfinished.write_text(text, encoding="utf-8", newline="")

@@ -33,7 +33,8 @@ class DiffConfig:
         num_samples: images that are compared.
         waterfall: whether accuracy and output error are measured on the same images: of fp32, of floats between
             dequantize and quantize, of PyTorch and of TVM.
-        weights, data, calibration_data, calibration_samples, seed, scheme: of a registered model, as in CompileConfig.
+        weights, data, calibration_data, calibration_samples, seed, scheme, flow: of a registered model, as in
+            CompileConfig.
         engine, target, threads: as in CompileConfig.
         out: a folder for diff.json and layers.csv; None to write nothing.
         save_repro: a pytest file that shows the first layer's own difference alone; None to write none.
@@ -51,6 +52,7 @@ class DiffConfig:
     calibration_samples: int = 1000
     seed: int = 0
     scheme: Any = "per-channel"
+    flow: str | None = None
     engine: Any = "fbgemm"
     target: str = "native"
     threads: int | None = None
@@ -62,7 +64,7 @@ class DiffConfig:
         return CompileConfig(
             model=self.model, input_shapes=((1, *self.input_shape[1:]),), weights=self.weights, data=self.data,
             calibration_data=self.calibration_data, calibration_samples=self.calibration_samples, seed=self.seed,
-            scheme=self.scheme, engine=self.engine, target=self.target, threads=self.threads,
+            scheme=self.scheme, flow=self.flow, engine=self.engine, target=self.target, threads=self.threads,
         )  # fmt: skip
 
     def problems(self) -> list[str]:

@@ -37,6 +37,7 @@ from .builder import (
 from .elementwise import over_elements, over_products
 from .fixed import fixed_multiply_by
 from .pool import PoolShape, clipped, window_sums
+from .quantize import UNROLLED_CHANNELS
 
 
 def _saturated(value_i32: Expr, q: QuantParams, relu: bool, lanes: int) -> Expr:
@@ -80,16 +81,23 @@ def integer_quantize(
         with T.parallel(0, n * height) as row:
             image, line = row // height, row % height
 
-            def emit(column: Expr, lanes: int) -> None:
+            def emit(c: Expr, column: Expr, lanes: int) -> None:
                 at = (row * width + column) * channels
-                for c in range(channels):
-                    real = x[image, c, line, ramp(column, lanes)]
-                    if affine is not None:
-                        factor, term = (splat(vector[c], lanes, "float32") for vector in affine)
-                        real = rounded(real * factor, lanes) + term
-                    T.buffer_store(y_flat, value(real, lanes), [ramp(at + c, lanes, channels)])
+                real = x[image, c, line, ramp(column, lanes)]
+                if affine is not None:
+                    factor, term = (splat(vector[c], lanes, "float32") for vector in affine)
+                    real = rounded(real * factor, lanes) + term
+                T.buffer_store(y_flat, value(real, lanes), [ramp(at + c, lanes, channels)])
 
-            for_vectors(width, emit)
+            def emit_all(column: Expr, lanes: int) -> None:
+                for c in range(channels):
+                    emit(c, column, lanes)
+
+            if channels <= UNROLLED_CHANNELS or affine is not None:
+                for_vectors(width, emit_all)
+            else:
+                with T.serial(0, channels) as c:
+                    for_vectors(width, lambda column, lanes: emit(c, column, lanes))
     return Kernel("quantize_integer_nchw_to_nhwc_u8", builder.get())
 
 

@@ -100,7 +100,7 @@ def quantize_nchw_to_nhwc(
                 at = (row * width + column) * channels
                 T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
 
-            if channels <= _UNROLLED or affine is not None:
+            if channels <= UNROLLED_CHANNELS or affine is not None:
                 for_vectors(width, emit)
             else:
                 with T.serial(0, channels) as c:
@@ -110,7 +110,8 @@ def quantize_nchw_to_nhwc(
 
 
 _RGB = 3
-_UNROLLED = 8  # channels at most whose code is written out; a feature map behind a float island has hundreds
+UNROLLED_CHANNELS = 8
+"""Channels at most whose code is written out; a feature map behind a float island has hundreds."""
 
 
 def _store_pixels(y: Buffer, at: Expr, planes_i32: list[Expr], dtype: str) -> None:
