@@ -386,6 +386,17 @@ def onednn_avx2_refuses(in_channels: int, out_channels: int, groups: int) -> boo
     return groups > 1 and (group_in, group_out) != (1, 1) and (group_in % 4 != 0 or group_out % 4 != 0)
 
 
+def onednn_avx2_linear_cut(in_features: int) -> int | None:
+    """Returns where oneDNN's AVX2 matrix product begins to pair products anew; None where pairs are the same anyway.
+
+    It cuts more than 256 features in two halves, the first of ceil(K/2), which may be odd; from 768 on into blocks of
+    384, which are even. Reference: oneDNN src/cpu/x64/gemm/gemm_driver.cpp `get_k_padd`; measured on torch 2.13 for K
+    from 240 to 2305, 1 to 64 outputs, 1 to 40 rows, one and two threads.
+    """
+    half = (in_features + 1) // 2
+    return half if 256 < in_features < 768 and half % 2 else None
+
+
 def linear_rule(engine: Engine) -> Rule:
     """Returns which library's arithmetic PyTorch uses for linear under `engine`."""
     return "fbgemm" if engine == "x86" else engine

@@ -65,6 +65,20 @@ def test_pairs_of_a_matrix_product(in_features, dot):
     np.testing.assert_array_equal(got, requantize(acc[:, 0, 0], r))
 
 
+@pytest.mark.parametrize("dot", RUNNABLE, ids=lambda dot: dot.name)
+@pytest.mark.parametrize(("in_features", "cut"), [(257, 129), (262, 131)])
+def test_pairs_of_a_matrix_product_that_is_cut(in_features, cut, dot):
+    x, weight, zero_points = _operands(Conv2dShape(1, 1, in_features, 20), 1)
+    x_cut, w_cut = np.insert(x, cut, IN.zero_point, axis=3), np.insert(weight, cut, 0, axis=3)
+    shape = Conv2dShape(1, 1, in_features + 1, 20)
+    acc = reference.paired_accumulators_ref(shape, x_cut, w_cut, zero_points, IN.zero_point, cross_taps=True)
+    r = _requantization(weight, acc)
+    kernel = conv2d.linear(in_features, weight[:, 0, 0], IN.zero_point, r, dot, weight_zero_points=zero_points, cut=cut)
+    got = run(kernel, native_target(), x[:, 0, 0], out_shape=(2, 20))
+    np.testing.assert_array_equal(got, requantize(acc[:, 0, 0], r))
+    assert kernel.macs == in_features * 20
+
+
 def test_the_portable_one_is_for_every_cpu():
     import tvm
 

@@ -39,6 +39,7 @@ class EveryOperator(nn.Module):
         self.hardswish = nnq.Hardswish(float(np.float32(0.45)), 3)
         self.leaky = nnq.LeakyReLU(float(np.float32(0.9)), 70, 0.1)
         self.head = linear(24, 10, seed=6, scale=8.1, zero_point=128)
+        self.long = linear(266, 10, seed=8, scale=30.1, zero_point=128)
         self.eval()
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -54,6 +55,7 @@ class EveryOperator(nn.Module):
         results += [torch.sigmoid(z), F.hardsigmoid(z), F.max_pool2d(first, 3, 2, 1), F.max_pool2d(first, 3, 1, 1, 2)]
         results += [F.avg_pool2d(first, 3, 2, 1), F.adaptive_avg_pool2d(first, (3, 2)), F.avg_pool2d(x, 2, 2)]
         results += [F.adaptive_avg_pool2d(x, (2, 3)), first.mean([2, 3]), x.mean([2, 3], keepdim=True)]
+        results.append(self.long(torch.flatten(F.max_pool2d(first, (2, 6)), 1)))
         results.append(self.head(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1)))
         return tuple(result.dequantize() for result in results)
 

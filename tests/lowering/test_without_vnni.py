@@ -77,6 +77,20 @@ def test_products_near_ties_have_torchs_bits(engine):
                 assert torch.equal(actual, wanted), f"{name}, batch {batch}: {(actual != wanted).sum()} differ"
 
 
+@pytest.mark.parametrize("in_features", [253, 257, 258, 259, 301, 510, 765, 769])
+def test_onednn_cuts_a_matrix_product_of_many_features(in_features):
+    rng = np.random.default_rng(in_features)
+    with quantization_engine("onednn"):
+        linear = nnq.Linear(in_features, 5, bias_=False)
+        weight = torch.from_numpy(rng.integers(-128, 128, (5, in_features)).astype(np.int8))
+        linear.set_weight_bias(torch._make_per_tensor_quantized_tensor(weight, 0.01, 0), None)
+        linear.scale, linear.zero_point = 26.0, 128
+        module = Quantized(linear, 0.5, 0)
+        x = torch.from_numpy(rng.integers(0, 256, (3, in_features)) * np.float32(0.5)).float()
+        artifact = compile_model(module, x, engine="onednn", threads=1)
+        assert torch.equal(artifact(x), module(x))
+
+
 def test_module_says_whether_torch_has_vnni():
     with quantization_engine("x86"):
         module = from_torch(Quantized(conv2d(16, 8, 1)), image(1))

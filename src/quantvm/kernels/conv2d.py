@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import tvm.tirx.script.builder as T
@@ -129,6 +130,7 @@ def linear(
     isa: Isa = PLAIN,
     post: PostOps = NO_POST_OPS,
     weight_zero_points: np.ndarray | None = None,
+    cut: int | None = None,
 ) -> Kernel:
     """Returns an exact quantized matrix product: (n, K) integers -> (n, O) integers.
 
@@ -144,17 +146,21 @@ def linear(
         isa: instruction groups that may be used.
         post: operators fused behind the requantization.
         weight_zero_points: as in `conv2d`.
+        cut: where `dot.saturates`, an odd number of features behind which products are paired anew.
     """
     out_features = weight.shape[0]
     shape = Conv2dShape(1, 1, in_features, out_features)
-    staged = in_features % dot.k_step != 0
+    macs = shape.macs
+    if cut is not None:  # a feature of zero products makes the first part even
+        shape, weight = replace(shape, in_channels=in_features + 1), np.insert(weight, cut, 0, axis=1)
+    staged = cut is not None or in_features % dot.k_step != 0
     vectors = ceil_div(out_features, LANES)
     width = max(d for d in (4, 3, 2, 1) if vectors % d == 0 and vectors // d >= min(threads, vectors))
     schedule = Schedule(max(1, min(6, dot.greatest_pixels(width))), width, 1, vectors // width)
     weight_ohwi = weight[:, None, None, :]
     emitter = _LinearEmitter(
         shape, weight_ohwi, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post,
-        weight_zero_points,
+        weight_zero_points, cut=cut,
     )  # fmt: skip
     unit = (1, 1) if spatial else ()
     with prim_func() as builder:
@@ -166,11 +172,24 @@ def linear(
         y = argument("y", (n, *unit, out_features), emitter.epilogue.out_dtype)
         emitter.epilogue.view_residual(n * out_features)
         emitter.emit_rows(n, flat(x, n * in_features), flat(y, n * out_features))
-    return Kernel(f"linear_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, shape.macs)
+    return Kernel(f"linear_u8i8acc32_{dot.name}{post.suffix}", builder.get(), emitter.constants, macs)
 
 
 class _LinearEmitter(ConvEmitter):
     """The pixels of a matrix product are the images of the batch."""
+
+    def __init__(self, *arguments: Any, cut: int | None) -> None:
+        super().__init__(*arguments)
+        self.cut = cut
+
+    def _copy_row(self, scratch: Buffer, x: Buffer, row: Expr) -> None:
+        stride, cut = self.shape.in_channels, self.cut
+        if cut is None:
+            copy_flat(scratch, row * stride, x, row * stride, stride)
+            return
+        copy_flat(scratch, row * stride, x, row * (stride - 1), cut)
+        T.buffer_store(scratch, tirx.const(self.zero_point, self.x_dtype), [row * stride + cut])
+        copy_flat(scratch, row * stride + cut + 1, x, row * (stride - 1) + cut, stride - 1 - cut)
 
     def emit_rows(self, n: Expr, x: Buffer, y: Buffer) -> None:
         vectors, pixels = self.schedule.vectors, self.schedule.pixels
@@ -201,7 +220,7 @@ class _LinearEmitter(ConvEmitter):
                 # the last step of a row reads a few bytes of what follows, and multiplies them with zero
                 source = T.alloc_buffer((n * stride + LANES,), self.x_dtype)
                 with T.serial(0, n) as row:
-                    copy_flat(source, row * stride, x, row * stride, stride)
+                    self._copy_row(source, x, row)
             if not ragged:
                 rows(source, stride, block, LANES)
             elif blocks == 1:

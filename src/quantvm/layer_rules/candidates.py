@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from quantvm.fixed_point import ROUNDINGS
 from quantvm.numerics import ENGINES, Engine, conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
 
-from .contraction import pairs_can_cross_taps
+from .contraction import pair_cut, pairs_can_cross_taps
 from .elementwise import UNARY_TORCH
 from .facts import Facts
 from .family import family_of
@@ -94,6 +94,8 @@ def _contraction(operator: Operator, name: str, vnni: bool) -> dict[str, str]:
             return {**facts, "multiplier": "three"}
         exact = operator.inputs[0].dtype == "int8" or (window is not None and window.groups > 1 and channels == 1)
         pairs = "channel_pairs" if pairs_can_cross_taps(operator) else "pairs"
+        if pair_cut(operator) is not None:
+            pairs = "half_pairs"
         return {**facts, "multiplier": "two", "saturation": "none" if exact else pairs}
     if rule == "qnnpack":
         return {**facts, "multiplier": "reciprocal", "bias": "int32", "zero_point": "after"}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantvm import fixed_point, integer_numerics, numerics
-from quantvm.numerics import Requantization, f32, f64, i64, reciprocal_f32
+from quantvm.numerics import Requantization, f32, f64, i64, onednn_avx2_linear_cut, reciprocal_f32
 
 from .facts import Facts
 from .family import Family, register_family
@@ -21,7 +21,7 @@ OPTIONS = {
     "zero_point": ("after", "before", "fma", "dropped"),
     "multiplier": ("one", "reciprocal", "three", "two", "division", "real", "fixed"),
     "bias": ("division", "fma", "real", "int32", "int32_away", "dropped"),
-    "saturation": ("none", "pairs", "channel_pairs"),
+    "saturation": ("none", "pairs", "channel_pairs", "half_pairs"),
     "input_zero_point": ("subtracted", "dropped"),
     "padding": ("zero_point", "zero"),
 }
@@ -42,6 +42,8 @@ def is_valid(operator: Operator, facts: Facts) -> bool:
         return False
     if facts["saturation"] == "channel_pairs" and not pairs_can_cross_taps(operator):
         return False
+    if facts["saturation"] == "half_pairs" and pair_cut(operator) is None:
+        return False
     padded = operator.window is not None and any(operator.window.padding)
     return padded or facts["padding"] == "zero_point"
 
@@ -50,6 +52,12 @@ def pairs_can_cross_taps(operator: Operator) -> bool:
     """Whether pairs of products along the whole window are others than those along the channels of each tap."""
     assert operator.weight is not None
     return operator.window is not None and operator.weight.shape[1] % 2 == 1 and operator.window.kernel != (1, 1)
+
+
+def pair_cut(operator: Operator) -> int | None:
+    """Returns where oneDNN pairs the products of a matrix product anew; None where it makes no difference."""
+    assert operator.weight is not None
+    return onednn_avx2_linear_cut(operator.weight.shape[1]) if operator.window is None else None
 
 
 def evaluate(
@@ -114,7 +122,7 @@ class _Products:
         assert operator.weight is not None
         assert operator.weight_zero_points is not None
         weight, groups = operator.weight, 1
-        self._channels = weight.shape[1]
+        self._channels, self._cut = weight.shape[1], pair_cut(operator)
         self._zero_point = operator.inputs[0].zero_point
         if operator.window is None:
             self.columns = x.reshape(1, -1, x.shape[-1]).astype(f64)
@@ -174,6 +182,8 @@ class _Products:
         """Returns values along the window, in the last dimension, so that those at 2i and 2i+1 are a pair."""
         if facts["saturation"] == "channel_pairs":
             values = values.reshape(*values.shape[:-1], -1, self._channels)
+        if facts["saturation"] == "half_pairs" and self._cut is not None:
+            values = np.insert(values, self._cut, 0, axis=-1)
         values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, values.shape[-1] % 2)])
         return values.reshape(*values.shape[:-2], -1) if facts["saturation"] == "channel_pairs" else values
 

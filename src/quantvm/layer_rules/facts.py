@@ -59,6 +59,7 @@ FACTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "none": "sums exact",
             "pairs": "pairs of products saturate at int16",
             "channel_pairs": "pairs of products of each tap saturate at int16",
+            "half_pairs": "pairs of products of each half saturate at int16",
         },
     ),
     "arithmetic": (

@@ -207,9 +207,10 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
         separate_up_to = 0
     requantization = _requantization(state, rule, "linear", composite, input_q, weight, out_features, separate_up_to)
     operand = _operand(state, weight, weight.integers, input_q, _without_vnni(state, rule))
+    cut = numerics.onednn_avx2_linear_cut(in_features) if rule == "onednn" and operand.dot.saturates else None
     kernel = conv2d.linear(
         in_features, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
-        x_dtype=input_q.dtype, isa=state.isa, weight_zero_points=operand.zero_points,
+        x_dtype=input_q.dtype, isa=state.isa, weight_zero_points=operand.zero_points, cut=cut,
     )  # fmt: skip
     leading = list(x.shape[:-1])
     rows_per_image = math.prod(int(d) for d in leading[1:])
