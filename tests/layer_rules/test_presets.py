@@ -104,7 +104,9 @@ def test_what_differs_from_a_preset_says_so(subject_of):
     assert seen == {(fact, value) for fact, (_, values) in FACTS.items() for value in values}
     # what is within one rounding of each other shows only next to ties, of which a small module has few
     next_to_ties = {"multiplier", "divisor", "dequantize", "limits", "clip", "sum"}
-    assert {fact for fact, _ in seen - differing} <= next_to_ties, seen - differing
+    of_pairs = {("padding", "skipped")} if ENVIRONMENT.vnni else set()  # no preset has sums of pairs there
+    same = seen - differing - of_pairs
+    assert {fact for fact, _ in same} <= next_to_ties, same
 
 
 @pytest.mark.parametrize("preset", PRESETS)

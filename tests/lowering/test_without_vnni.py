@@ -77,6 +77,23 @@ def test_products_near_ties_have_torchs_bits(engine):
                 assert torch.equal(actual, wanted), f"{name}, batch {batch}: {(actual != wanted).sum()} differ"
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("border", [0, 1])
+@pytest.mark.parametrize(("size", "stride", "padding", "dilation"), [(9, 1, (1, 2), 1), (8, 2, (2, 0), 2)])
+def test_onednn_leaves_padding_out(size, stride, padding, dilation, border, groups):
+    """The zero point 220 times two weights is beyond int16; but a border around the input is data."""
+    rng = np.random.default_rng(size)
+    with quantization_engine("onednn"):
+        conv = nnq.Conv2d(16, 32, 3, stride, padding, dilation, groups, bias=False)
+        weight = torch.from_numpy(rng.integers(-128, 128, (32, 16 // groups, 3, 3)).astype(np.int8))
+        conv.set_weight_bias(torch._make_per_tensor_quantized_tensor(weight, 0.01, 0), None)
+        conv.scale, conv.zero_point = 13.0, 128
+        module = Quantized(nn.Sequential(nn.ConstantPad2d(border, 0.0), conv), 0.5, 220)
+        x = torch.from_numpy((rng.integers(0, 256, (2, 16, size, size)) - 220) * np.float32(0.5)).float()
+        artifact = compile_model(module, x, engine="onednn", threads=1)
+        assert torch.equal(artifact(x), module(x))
+
+
 @pytest.mark.parametrize("in_features", [253, 257, 258, 259, 301, 510, 765, 769])
 def test_onednn_cuts_a_matrix_product_of_many_features(in_features):
     rng = np.random.default_rng(in_features)

@@ -213,9 +213,10 @@ def _around(x: NDArray, window: Window, out: tuple[int, int], span: Sequence[int
     """Returns the part of an image that one output pixel reads, to be padded as the image is."""
     slices = []
     for axis in (0, 1):
-        start = out[axis] * window.stride[axis] - window.padding[axis]
-        size = x.shape[2 + axis]
-        slices.append(slice(max(start, 0), min(max(start + span[axis], 1), size)))
+        stride, pad, size = window.stride[axis], window.padding[axis], x.shape[2 + axis]
+        before = min(out[axis], -(-pad // stride))  # windows that the padding of the part begins
+        stop = out[axis] * stride - pad + span[axis]
+        slices.append(slice((out[axis] - before) * stride, min(max(stop, 1), size)))
     return x[:, :, slices[0], slices[1]]
 
 

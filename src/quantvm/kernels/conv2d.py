@@ -49,6 +49,7 @@ def conv2d(
     post: PostOps = NO_POST_OPS,
     weight_zero_points: np.ndarray | None = None,
     pairs_cross_taps: bool = False,
+    skips_padding: bool = False,
 ) -> Kernel:
     """Returns an exact quantized convolution: (n, H, W, C) integers -> (n, OH, OW, O) integers.
 
@@ -68,6 +69,7 @@ def conv2d(
         weight_zero_points: (O,) integers, int8 weights then being as stored; only where `dot.saturates`.
         pairs_cross_taps: where `dot.saturates`, whether products are paired along the whole window (FBGEMM) and not
             along the channels of each tap (oneDNN), which differs where the channels of a group are odd.
+        skips_padding: where `dot.saturates` along channels, whether products of padding are left out, and so exact.
 
     Exactness: acc = sum (x - zx) * w in int32, by starting at -zx * sum(w); then `numerics.requantize`, or
         `qdq_numerics.evaluate`. Where `dot.saturates`, sum x * w is a sum of pairs of raw products, each saturated at
@@ -91,7 +93,7 @@ def conv2d(
         schedule = choose_schedule(shape, dot, threads)
     emitter = ConvEmitter(
         shape, weight, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post,
-        weight_zero_points, windows,
+        weight_zero_points, windows, skips_padding=skips_padding,
     )  # fmt: skip
     out_shape = (original.out_height, original.out_width, original.out_channels)
     with prim_func() as builder:

@@ -8,7 +8,7 @@ not fill the dot product's step, each task first copies its rows into a padded s
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm.tirx.script.builder as T
@@ -31,7 +31,7 @@ from .builder import (
 from .dot import DotProduct
 from .epilogue import Piece, PostOps
 from .isa import Isa
-from .packing import pack_weight, spread_requantization
+from .packing import pack_weight, spread_requantization, start_without_padding
 from .program_epilogue import epilogue_of, spread_channels
 from .schedule import Conv2dShape, Schedule
 from .staging import stage_rows, stage_windows
@@ -87,6 +87,7 @@ class ConvEmitter:
         isa: instruction groups that may be used.
         post: operators fused behind the requantization.
         weight_zero_points: (O,) of a weight as stored.
+        skips_padding: whether taps in the padding are left out, and do not saturate in pairs.
         windows: geometry of the convolution whose windows, as runs of bytes, `shape` takes for pixels.
     """
 
@@ -94,10 +95,12 @@ class ConvEmitter:
         self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int,
         requantization: Requantization | FloatProgram, dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool,
         isa: Isa, post: PostOps, weight_zero_points: np.ndarray | None = None, windows: Conv2dShape | None = None,
+        *, skips_padding: bool = False,
     ) -> None:  # fmt: skip
         self.shape, self.dot, self.schedule, self.x_dtype = shape, dot, schedule, x_dtype
         self.staged, self.windows = staged, windows
-        self.zero_point = input_zero_point
+        self.zero_point = 0 if skips_padding else input_zero_point
+        self.skips_padding = skips_padding
         self.group_in = shape.in_channels // shape.groups
         self.group_out = shape.out_channels // shape.groups
         self.group_vectors = ceil_div(self.group_out, LANES)
@@ -106,6 +109,9 @@ class ConvEmitter:
         if dot.saturates and self.group_in % 2:
             merged = False  # pairs would cross taps
         self.packed = pack_weight(shape, weight, input_zero_point, dot, merged=merged, zero_points=weight_zero_points)
+        if skips_padding:
+            start = start_without_padding(shape, weight, weight_zero_points, input_zero_point)
+            self.packed = replace(self.packed, start=start.reshape(-1))
         group_padded = self.group_vectors * LANES
         spread: Requantization | FloatProgram
         if isinstance(requantization, FloatProgram):
@@ -224,7 +230,10 @@ class ConvEmitter:
             at = in_row + column * (shape.stride[1] * source.pixel_stride)
             tiles = ceil_div(shape.out_width, pixels)
             ahead = self._ahead(group, vector, count, row * tiles + column // pixels, tiles)
-            acc = self._accumulate(source, at, group, vector, (rows, width), count, ahead)
+            start = None
+            if self.skips_padding:
+                start = ((span.first_row + row) * shape.out_width + column, shape.out_width)
+            acc = self._accumulate(source, at, group, vector, (rows, width), count, ahead, start)
             out_row = (span.first_row + row) * (shape.out_width * shape.out_channels)
             out = y_offset + out_row + group * self.group_out + column * shape.out_channels
             self._write(y, out, acc, group, vector, rows * width, count, last_lanes)
@@ -264,9 +273,13 @@ class ConvEmitter:
 
     def _accumulate(
         self, source: Source, at: Expr, group: Expr, vector: Expr, tile: tuple[int, int], count: int,
-        ahead: _Ahead | None = None,
+        ahead: _Ahead | None = None, start_pixel: tuple[Expr, int] | None = None,
     ) -> list[Buffer]:  # fmt: skip
-        """Emits the reduction of one tile of rows x columns; accumulator i*count+j holds pixel i, output vector j."""
+        """Emits the reduction of one tile of rows x columns; accumulator i*count+j holds pixel i, output vector j.
+
+        `start_pixel`: where each pixel has accumulators of its own to begin with, the first one's number, and the
+        pixels of a row.
+        """
         shape, dot = self.shape, self.dot
         pixels = [
             row * (shape.stride[0] * source.row_stride) + column * (shape.stride[1] * source.pixel_stride)
@@ -279,7 +292,12 @@ class ConvEmitter:
         for j in range(count):
             for i in range(len(pixels)):
                 for lane in range(0, LANES, dot.lanes):
-                    start = self.acc_start[ramp((packed_vector + j) * LANES + lane, dot.lanes)]
+                    first = (packed_vector + j) * LANES + lane
+                    if start_pixel is not None:
+                        number, of_row = start_pixel
+                        number = number + i // tile[1] * of_row + i % tile[1]
+                        first = number * (shape.groups * self.group_vectors * LANES) + first
+                    start = self.acc_start[ramp(first, dot.lanes)]
                     T.buffer_store(acc[i * count + j], start, [ramp(lane, dot.lanes)])
         (height, columns), passes = self.packed.window, self.packed.passes
         with T.serial(0, passes * height) as row, T.serial(0, columns) as kw, T.serial(0, self.steps) as step:

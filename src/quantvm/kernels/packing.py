@@ -13,6 +13,49 @@ from .dot import DotProduct
 from .schedule import Conv2dShape
 
 
+def padding_saturates(weight: np.ndarray, input_zero_point: int) -> bool:
+    """Returns whether a pair of products of padding, along the channels of a tap, is beyond int16.
+
+    Args:
+        weight: (O, KH, KW, I/groups) int8.
+        input_zero_point: what padding holds.
+    """
+    pairs = np.pad(weight, ((0, 0),) * 3 + ((0, weight.shape[3] % 2),)).astype(np.int64)
+    products = input_zero_point * (pairs[..., ::2] + pairs[..., 1::2])
+    return bool(products.max() > 32767 or products.min() < -32768)
+
+
+def start_without_padding(
+    shape: Conv2dShape, weight: np.ndarray, zero_points: np.ndarray | None, input_zero_point: int
+) -> np.ndarray:
+    """Returns (OH, OW, groups * vectors * LANES) int32, -zx * sum(w - zw) over the taps inside of the image.
+
+    With these accumulators to begin with, and the integer 0 in the padding, taps there are left out.
+
+    Args:
+        shape: geometry.
+        weight: (O, KH, KW, I/groups) int8.
+        zero_points: (O,); None: of zero.
+        input_zero_point: of the activations.
+    """
+    group_out = shape.out_channels // shape.groups
+    group_padded = ceil_div(group_out, LANES) * LANES
+    taps = weight.astype(np.int64)
+    if zero_points is not None:
+        taps = taps - zero_points.reshape(-1, 1, 1, 1).astype(np.int64)
+    is_inside = [
+        np.array([[0 <= o * stride + k * dilation - pad < size for k in range(kernel)] for o in range(out)], np.int64)
+        for size, out, kernel, stride, dilation, pad in zip(
+            (shape.in_height, shape.in_width), (shape.out_height, shape.out_width), shape.kernel, shape.stride,
+            shape.dilation, shape.padding[:2], strict=True,
+        )
+    ]  # fmt: skip
+    sums = np.einsum("yr,xc,orc->yxo", *is_inside, taps.sum(3), optimize=True)
+    start = np.zeros((shape.out_height, shape.out_width, shape.groups, group_padded), np.int32)
+    start[..., :group_out] = -input_zero_point * sums.reshape(*sums.shape[:2], shape.groups, group_out)
+    return start.reshape(shape.out_height, shape.out_width, -1)
+
+
 @dataclass(frozen=True)
 class PackedWeight:
     """A weight as `conv2d` reads it.

@@ -96,6 +96,8 @@ def _contraction(operator: Operator, name: str, vnni: bool) -> dict[str, str]:
         pairs = "channel_pairs" if pairs_can_cross_taps(operator) else "pairs"
         if pair_cut(operator) is not None:
             pairs = "half_pairs"
+        if window is not None and any(window.padding) and not exact:
+            facts["padding"] = "skipped"
         return {**facts, "multiplier": "two", "saturation": "none" if exact else pairs}
     if rule == "qnnpack":
         return {**facts, "multiplier": "reciprocal", "bias": "int32", "zero_point": "after"}

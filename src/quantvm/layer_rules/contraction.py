@@ -23,7 +23,7 @@ OPTIONS = {
     "bias": ("division", "fma", "real", "int32", "int32_away", "dropped"),
     "saturation": ("none", "pairs", "channel_pairs", "half_pairs"),
     "input_zero_point": ("subtracted", "dropped"),
-    "padding": ("zero_point", "zero"),
+    "padding": ("zero_point", "zero", "skipped"),
 }
 _STRUCTURE = ("saturation", "input_zero_point", "padding")
 _REAL = ("three", "two", "division", "real")
@@ -45,6 +45,8 @@ def is_valid(operator: Operator, facts: Facts) -> bool:
     if facts["saturation"] == "half_pairs" and pair_cut(operator) is None:
         return False
     padded = operator.window is not None and any(operator.window.padding)
+    if facts["padding"] == "skipped":
+        return padded and facts["saturation"] != "none"
     return padded or facts["padding"] == "zero_point"
 
 
@@ -118,7 +120,7 @@ class _Products:
         logical_shape: of the output, in PyTorch's order.
     """
 
-    def __init__(self, operator: Operator, x: NDArray, fill: int) -> None:
+    def __init__(self, operator: Operator, x: NDArray, fill: int, *, skips_padding: bool = False) -> None:
         assert operator.weight is not None
         assert operator.weight_zero_points is not None
         weight, groups = operator.weight, 1
@@ -130,11 +132,16 @@ class _Products:
         else:
             groups = operator.window.groups
             self.columns, size = _columns(operator.window, x, fill)
+            if skips_padding:
+                self._inside = _columns(operator.window, np.ones_like(x), 0)[0]
             self.logical_shape = (x.shape[0], weight.shape[0], *size)
             weight = weight.transpose(0, 2, 3, 1)
         self.taps = weight.reshape(groups, weight.shape[0] // groups, -1).astype(f64)
         spread = np.broadcast_to(operator.weight_zero_points, (weight.shape[0],))
         self.zero_points = spread.reshape(groups, -1, 1).astype(f64)
+
+    _inside: NDArray[np.float64] | None = None
+    """Of each column whether it is inside of the image, where padding is left out of sums of pairs."""
 
     def accumulators(self, facts: Facts) -> NDArray[np.int64]:
         """Returns sum (x - zx) * (w - zw) of all outputs, channels last."""
@@ -155,8 +162,12 @@ class _Products:
         corrections = ((x - centre) * self.zero_points[group, member]).sum(1)
         if not self._saturates(facts):
             return (((x - centre) * w).sum(1) - corrections).astype(i64)
+        of_padding: Any = 0
+        if self._inside is not None:
+            inside = self._inside[group, pixel]
+            of_padding, x = (x * w * (1 - inside)).sum(1), x * inside
         products = self._pairable(x * w, facts)
-        pairs = np.clip(products[:, ::2] + products[:, 1::2], -32768, 32767).sum(1)
+        pairs = np.clip(products[:, ::2] + products[:, 1::2], -32768, 32767).sum(1) + of_padding
         return (pairs - centre * w.sum(1) - corrections).astype(i64)
 
     def _centre(self, facts: Facts) -> int:
@@ -171,8 +182,11 @@ class _Products:
 
     def _paired(self, facts: Facts) -> NDArray[np.float64]:
         """Returns (groups, pixels, O/groups): pairs of products, each saturated at int16, as vpmaddubsw does."""
-        columns, taps = self._pairable(self.columns, facts), self._pairable(self.taps, facts)
-        total = np.zeros((*columns.shape[:2], taps.shape[1]))
+        columns, total = self.columns, np.zeros((*self.columns.shape[:2], self.taps.shape[1]))
+        if self._inside is not None:
+            total += np.matmul(columns * (1 - self._inside), self.taps.transpose(0, 2, 1))
+            columns = columns * self._inside
+        columns, taps = self._pairable(columns, facts), self._pairable(self.taps, facts)
         for i in range(0, columns.shape[2], 2):
             pair = np.matmul(columns[:, :, i : i + 2], taps[:, :, i : i + 2].transpose(0, 2, 1))
             total += np.clip(pair, -32768, 32767)
@@ -190,8 +204,8 @@ class _Products:
 
 def _products(operator: Operator, x: NDArray, padding: str, cache: dict[Any, Any]) -> _Products:
     if ("products", padding) not in cache:
-        fill = operator.inputs[0].zero_point if padding == "zero_point" else 0
-        cache["products", padding] = _Products(operator, x, fill)
+        fill = 0 if padding == "zero" else operator.inputs[0].zero_point
+        cache["products", padding] = _Products(operator, x, fill, skips_padding=padding == "skipped")
     found: _Products = cache["products", padding]
     return found
 

@@ -29,7 +29,14 @@ FACTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
     "input_zero_point": ("input zero point", {"subtracted": "subtracted", "dropped": "dropped"}),
-    "padding": ("padding", {"zero_point": "holds the zero point", "zero": "holds the integer 0"}),
+    "padding": (
+        "padding",
+        {
+            "zero_point": "holds the zero point",
+            "zero": "holds the integer 0",
+            "skipped": "is left out of sums of pairs",
+        },
+    ),
     "multiplier": (
         "multiplier",
         {

@@ -12,6 +12,7 @@ from quantvm import integer_numerics, numerics
 from quantvm.kernels import Kernel, conv2d, depthwise
 from quantvm.kernels.dot import PORTABLE, DotProduct
 from quantvm.kernels.epilogue import PostOps
+from quantvm.kernels.packing import padding_saturates
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.numerics import QuantParams, Requantization, Rule
 from quantvm.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
@@ -99,13 +100,19 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     conv = composite.call("relax.nn.conv2d")
     ((index, input_q),) = composite.inputs(conv)
     x, border = inputs[index], (0, 0, 0, 0)
-    if any(x.border) and x.border_value == input_q.zero_point:
-        border, x = x.border, without_border(x)
-    x = state.nhwc(x)
     weight = _weight(composite)
     own_padding = _padding(conv)
+    w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
+    engine_rule = numerics.conv_rule(state.engine, int(conv.attrs.groups), weight.symmetric, vnni=state.vnni)
+    # oneDNN leaves out its own padding, but not a border that was put around the input
+    skips_padding = (
+        _without_vnni(state, engine_rule) and engine_rule == "onednn" and input_q.dtype == "uint8"
+        and any(own_padding) and padding_saturates(w_ohwi, input_q.zero_point)
+    )  # fmt: skip
+    if any(x.border) and x.border_value == input_q.zero_point and not skips_padding:
+        border, x = x.border, without_border(x)
+    x = state.nhwc(x)
     shape = conv_shape(conv, x, weight.integers.shape, border)
-    engine_rule = numerics.conv_rule(state.engine, shape.groups, weight.symmetric, vnni=state.vnni)
     separate_up_to, divides = None, False
     if engine_rule == "onednn" and state.onednn_amx:
         separate_up_to = conv_separate_up_to(_geometry(shape, border), state.threads)
@@ -115,7 +122,6 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     requantization = _requantization(
         state, engine_rule, "conv", composite, input_q, weight, shape.out_channels, separate_up_to, divides
     )
-    w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
     is_depthwise = shape.groups == shape.in_channels and shape.groups > 1
     if is_depthwise:
         saturates = requantization.rule == "fbgemm" and (
@@ -142,6 +148,7 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
                 shape, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
                 schedule=schedule, x_dtype=input_q.dtype, isa=state.isa, post=post,
                 weight_zero_points=operand.zero_points, pairs_cross_taps=engine_rule == "fbgemm",
+                skips_padding=skips_padding and operand.dot.saturates,
             )  # fmt: skip
 
     like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC", channels_last=True)
