@@ -194,6 +194,10 @@ def test_wrong_options_are_told_at_once(program):
         diff(model=program, actual="fp32")
     with pytest.raises(ConfigError, match=r"waterfall: .*small.pt does not hold the float model"):
         diff(model=program, waterfall=True)
+    for one in ("tvm:integer", "tvm:integer:upward", "torch"):
+        reference = None if one == "torch" else "tvm:integer"
+        with pytest.raises(ConfigError, match=f"actual: got '{one}', which is the reference, too"):
+            diff(model=program, reference=reference, actual=one)
     with pytest.raises(ConfigError, match="got a config and also threads"):
         diff(config, threads=1)
 

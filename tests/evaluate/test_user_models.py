@@ -164,7 +164,7 @@ def test_without_onnx_runtime_only_tvms_accuracy_is_measured(run, onnx_file, mon
     assert [(s["torch_top5"], s["identical"]) for s in samples] == [(None, None)] * 12
     result, found = run("--model", onnx_file, "--check-parity", "exact", "--out", tmp_path / "other")
     assert result.exit_code == 2
-    assert "check_parity: int8.onnx: ONNX Runtime is not installed" in result.stderr
+    assert "--check-parity: int8.onnx: ONNX Runtime is not installed" in result.stderr
 
 
 def test_a_registered_model_beside_ones_own(run):
@@ -201,7 +201,7 @@ def test_numerics_of_a_row_are_those_of_the_model(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--model", "none.pt"), "models: there is no file 'none.pt'; there are broken.pt, traced.pt"),
+        (("--model", "none.pt"), "--model: there is no file 'none.pt'; there are broken.pt, traced.pt"),
         (("--model", "no/folder/x.onnx"), "there is no folder 'no/folder'"),
         (("--model", "folder.onnx"), "'folder.onnx' is a folder, expected a file"),
         (("--model", "./images"), "'./images' is a folder"),
@@ -220,7 +220,7 @@ def test_numerics_of_a_row_are_those_of_the_model(run):
         (("--model", "traced.pt", "--input-shape", "1,3,32,30"), "takes images of 32 x 30, expected squares"),
         (("--model", "traced.pt", "--crop", "2"), "traced.pt cannot take an input 1,3,2,2:"),
         (("--model", "dynamic.pt2", "--crop", "48"), "dynamic.pt2 takes images of 32 x 32, got a crop of 48"),
-        (("--crop", "48", *SIZE), "crop: got 48, but input_shape is 1,3,32,32"),
+        (("--crop", "48", *SIZE), "--crop: got 48, but the input shape is 1,3,32,32"),
         (("--mean", "1,2", "--std", "0,1,1"), "mean: got 1.0,2.0, expected three numbers"),
         (("--resize", "0"), "resize: got 0"),
         (("--mean", "a"), "expected numbers as 0.5,0.5,0.5"),
