@@ -115,7 +115,7 @@ def test_another_engine_is_told_by_the_fact_in_which_it_differs(engine, tmp_path
         "facts": [{"fact": "zero_point", "reference": "before", "actual": "after"}],
     }  # fmt: skip
     assert conv["cause"] == (
-        f"rule zero point: torch:{engine} ({engine}): added before rounding; tvm (fbgemm): added after rounding"
+        f"rule zero point: torch:{engine}: added before rounding; tvm (fbgemm): added after rounding"
     )
     found = causes(row)
     assert all(cause == "inherited" for name, cause in found.items() if name != "conv"), found
@@ -180,6 +180,20 @@ def test_the_command_prints_the_differing_layers_and_writes_all(program, tmp_pat
         table = list(csv.DictReader(file))
     assert [line["name"] for line in table] == [layer["name"] for layer in row["layers"]]
     assert [int(line["own_equal"]) for line in table] == [layer["own"]["equal"] for layer in row["layers"]]
+
+
+def test_shares_of_a_layer_add_up(program):
+    row = compare(program, actual="tvm:integer", num_samples=1)
+    whole, n = row["layers"][row["first"]]["whole"], 1_000_000
+    for equal, shares in {
+        0: "0 % 100 %",
+        1: "<0.01 % >99.99 %",
+        66_667: "6.67 % 93.33 %",
+        999_901: ">99.99 % <0.01 %",
+        n: "100 % 0 %",
+    }.items():
+        whole |= {"n": n, "equal": equal, "off_by_one": n - equal, "max_steps": 1}
+        assert f" {shares} 1 " in " ".join(diff_lines(row)[1].split())
 
 
 def test_wrong_options_are_told_at_once(program):
