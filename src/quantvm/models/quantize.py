@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from quantvm.errors import ConfigError, DataError, WeightsError
+from quantvm.errors import ConfigError, DataError, WeightsError, missing_package_named
 from quantvm.models.registry import ModelSpec
 from quantvm.models.weights import ResolvedWeights, load_into, read_state_dict
 from quantvm.progress import SILENT, Progress
@@ -33,6 +33,7 @@ SCHEMES: tuple[str, ...] = get_args(Scheme)
 ENGINES: tuple[str, ...] = get_args(Engine)
 
 
+@missing_package_named()
 def quantize(
     float_model: nn.Module,
     batches: Iterable[np.ndarray | torch.Tensor],
