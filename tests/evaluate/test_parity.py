@@ -97,7 +97,7 @@ def test_a_pass_with_differences_says_why_it_is_one():
     assert why == {
         "torch": "no parity check was asked for",
         "integer:away": "numerics integer:away need not give the bits of ONNX Runtime",
-        "qdq": "no parity check was asked for; differences must lie at rounding ties, which quantvm diff checks",
+        "qdq": "no parity check was asked for; layers may differ only at rounding ties, which quantvm diff checks",
     }
     assert "(class 3 of c: TVM 0.12500001, ONNX Runtime 0.125)" in judged["qdq"][1]
     assert verdict(changed((2, 3), EXPECTED[2, 3] + 0.25), "lsb:2")[1].startswith("parity check 'lsb:2' met: 1 of")

@@ -117,8 +117,8 @@ def test_the_example_of_deployment_runs_there(python, saved):
 def test_what_needs_more_says_so(python, saved, program):
     done = call(python, f"import quantvm; {program}", saved)
     assert done.stderr.strip().splitlines()[-1] == (
-        "quantvm.errors.MissingPackageError: the package torch is not installed; without it quantvm only loads and runs "
-        "compiled models (quantvm.load). For all else: pip install quantvm, without --no-deps"
+        "quantvm.errors.MissingPackageError: the package torch is not installed; without it quantvm only loads and "
+        "runs compiled models (quantvm.load). For all else: pip install quantvm, without --no-deps"
     )
 
 

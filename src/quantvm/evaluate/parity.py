@@ -309,7 +309,7 @@ def _allowed(check_parity: str | None, numerics: str, reference: str) -> str:
     if numerics.startswith("integer"):
         return f"numerics {numerics} need not give the bits of {reference}"
     if numerics == "qdq":
-        return "no parity check was asked for; differences must lie at rounding ties, which quantvm diff checks"
+        return "no parity check was asked for; layers may differ only at rounding ties, which quantvm diff checks"
     return "no parity check was asked for"
 
 
