@@ -49,7 +49,7 @@ def main() -> None:
     converted = torch.export.export(convert_pt2e(prepared), example, dynamic_shapes=any_batch)
 
     artifact = quantvm.compile(converted)  # or the path of a .pt2 file; it says its shapes itself
-    actual, expected = artifact(images), converted.module()(images)
+    actual, expected = artifact(images), converted.module()(images).detach()
     print(f"{100 * artifact.report.int8_mac_share:.0f} % of the multiply-adds in int8, {artifact.report.numerics}")
     print("greatest difference", float((actual - expected).abs().max()))
     print("same best class:", bool((actual.argmax(1) == expected.argmax(1)).all()))

@@ -115,10 +115,13 @@ def test_too_little_in_int8_is_exit_1(cli):
     ("arguments", "text"),
     [
         (["--scheme", "per-row", "--batch-size", "0"], "2 wrong options"),
-        (["--model", "gamma"], "unknown model 'gamma'"),
+        (
+            ["--model", "gamma"],
+            "  --model: there is no file 'gamma', and it is no registered model: unknown model 'gamma'",
+        ),
         (["--weights", "/no/such/folder"], "a folder that exists"),
         (["--batch-size", "many"], "Invalid value"),
-        (["--min-int8-macs", "99"], "min_int8_macs: got 99.0, expected a share from 0 to 1"),
+        (["--min-int8-macs", "99"], "  --min-int8-macs: got 99.0, expected a share from 0 to 1"),
         (["--no-such-option"], "No such option"),
     ],
 )

@@ -97,7 +97,7 @@ def test_a_bad_image_stops_the_run_before_any_work_or_is_left_out(run, tmp_path)
     [
         (("--data", "no/such/folder"), "no/such/folder"),
         (("--data", "imagenet-1m"), "did you mean 'imagenet-1k'"),
-        (("--engine", "fbgem"), "engine: got 'fbgem'"),
+        (("--engine", "fbgem"), "--engine: got 'fbgem'"),
         (("--model", "resnet19"), "Did you mean 'resnet18'"),
         (("--target", "no-such-target"), "no-such-target"),
     ],

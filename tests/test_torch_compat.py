@@ -1,5 +1,6 @@
 """torch and torchvision beside each other, whatever their builds."""
 
+import logging
 import subprocess
 import sys
 import warnings
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from quantvm.errors import ConfigError
-from quantvm.torch_compat import import_torchvision, quantization_engine, quiet, torch_engines
+from quantvm.torch_compat import import_torchvision, quantization_engine, quiet, quiet_torchao, torch_engines
 from tests.quantized_modules import SmallNetwork, image, save_traced
 
 
@@ -36,6 +37,20 @@ def test_a_quantized_program_is_loaded_without_a_word(tmp_path):
     code = "import pathlib, sys, quantvm.frontend.loading as l; l.load_script(pathlib.Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_torchao_is_imported_quietly_and_nothing_else_is_hidden(caplog):
+    records = {
+        "torchao": ("Failed to load /site/torchao/_C_mxfp8.so: Could not load this library", "another"),
+        "torch.utils._pytree": ("<enum 'E'> is an Enum subclass and is now natively supported by", "another"),
+    }
+    with quiet_torchao():
+        for name, messages in records.items():
+            for message in messages:
+                logging.getLogger(name).warning(message)
+    assert caplog.messages == ["another", "another"]
+    logging.getLogger("torchao").warning(records["torchao"][0])
+    assert len(caplog.messages) == 3
 
 
 def test_schemas_are_there_after_the_import():

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
+from quantvm.errors import missing_package_named
+
 if TYPE_CHECKING:
     from quantvm.data import Dataset, Preprocessing, load_dataset
     from quantvm.errors import QuantvmError
@@ -96,7 +98,8 @@ def __getattr__(name: str) -> Any:
     if name == "evaluate":  # a package that is also the function, see there
         return import_module("quantvm.evaluate")
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        with missing_package_named():
+            return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'quantvm' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -1,6 +1,21 @@
 """``python -m quantvm`` is the command ``quantvm``."""
 
-from quantvm.cli import main
+import sys
+
+from quantvm.errors import MissingPackageError, missing_package_named
+
+
+def main() -> None:
+    """Runs the command line of this process, or says which package it misses."""
+    try:
+        with missing_package_named():
+            from quantvm.cli import main as command_line
+
+            command_line()
+    except MissingPackageError as error:
+        print(f"quantvm: {error}", file=sys.stderr)
+        sys.exit(2)
+
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,8 @@ never an exception.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class QuantvmError(Exception):
@@ -72,3 +74,27 @@ class ModelFileError(QuantvmError, ValueError):
 
 class MachineError(QuantvmError, RuntimeError):
     """Compiled code that this machine cannot run."""
+
+
+class MissingPackageError(QuantvmError, ImportError):
+    """A package that is not installed where models are only run, and that all else needs."""
+
+
+_NOT_NEEDED_TO_RUN = frozenset(
+    ("PIL", "httpx", "platformdirs", "pyarrow", "rich", "tenacity", "torch", "torchvision", "typer")
+)
+
+
+@contextmanager
+def missing_package_named() -> Iterator[None]:
+    """Raises MissingPackageError where an import inside of the block fails for want of a dependency of quantvm."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in _NOT_NEEDED_TO_RUN:
+            raise
+        raise MissingPackageError(
+            f"the package {name} is not installed; without it quantvm only loads and runs compiled models "
+            "(quantvm.load). For all else: pip install quantvm, without --no-deps"
+        ) from None

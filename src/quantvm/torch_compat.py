@@ -6,11 +6,13 @@ for warnings that our users cannot act on. Everything imports torch lazily, so t
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,12 @@ _QUIET_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"Please use quant_min and quant_max to specify the range for observers", UserWarning),
     (r"TypedStorage is deprecated", UserWarning),
     (r"_aminmax is deprecated", UserWarning),
+)
+
+# Logged where torchao is imported: of its extensions for GPUs, and of how it registers its enums with torch.
+_QUIET_RECORDS = (
+    ("torchao", r"Failed to load .*_C"),
+    ("torch.utils._pytree", r".*is an Enum subclass and is now natively supported"),
 )
 
 _schemas_lock = threading.Lock()
@@ -143,6 +151,23 @@ def quiet() -> Iterator[None]:
         for message, category in _QUIET_WARNINGS:
             warnings.filterwarnings("ignore", message=message, category=category)
         yield
+
+
+@contextmanager
+def quiet_torchao() -> Iterator[None]:
+    """Hides what importing torchao logs of its own interior inside the block; every other record passes."""
+    filters = [(logging.getLogger(name), _unless(pattern)) for name, pattern in _QUIET_RECORDS]
+    for logger, keep in filters:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger, keep in filters:
+            logger.removeFilter(keep)
+
+
+def _unless(pattern: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: re.match(pattern, record.getMessage()) is None
 
 
 @cache

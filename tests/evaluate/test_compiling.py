@@ -110,11 +110,11 @@ def test_what_is_left_in_float_is_printed_with_its_reason(cli, half_float):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet19"], "there is no file 'resnet19', and it is no registered model"),
+        (["resnet19"], "option: MODEL: there is no file 'resnet19', and it is no registered model"),
         (["PROGRAM", "--input-shape", "1,3,x"], "expected sizes as 1,3,224,224"),
-        (["PROGRAM", "--input-shape", "1,0,3,4"], "input_shape: got 1,0,3,4"),
+        (["PROGRAM", "--input-shape", "1,0,3,4"], " --input-shape: got 1,0,3,4"),
         (["PROGRAM", "--engine", "mkldnn", "--min-int8-macs", "99"], "2 wrong options"),
-        (["PROGRAM", "-o", "no/such/folder/x.qvm"], "the folder no/such/folder does not exist"),
+        (["PROGRAM", "-o", "no/such/folder/x.qvm"], "option: --output: the folder no/such/folder does not exist"),
         (["PROGRAM", "-o", "."], "expected the name of a file"),
         (["PROGRAM", "--target", "llvm -mcpu=z80"], "knows no CPU 'z80'"),
         (["PROGRAM", "--threads", "0"], "threads: got 0"),

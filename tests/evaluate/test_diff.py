@@ -115,7 +115,7 @@ def test_another_engine_is_told_by_the_fact_in_which_it_differs(engine, tmp_path
         "facts": [{"fact": "zero_point", "reference": "before", "actual": "after"}],
     }  # fmt: skip
     assert conv["cause"] == (
-        f"rule zero point: torch:{engine} ({engine}): added before rounding; tvm (fbgemm): added after rounding"
+        f"rule zero point: torch:{engine}: added before rounding; tvm (fbgemm): added after rounding"
     )
     found = causes(row)
     assert all(cause == "inherited" for name, cause in found.items() if name != "conv"), found
@@ -182,6 +182,20 @@ def test_the_command_prints_the_differing_layers_and_writes_all(program, tmp_pat
     assert [int(line["own_equal"]) for line in table] == [layer["own"]["equal"] for layer in row["layers"]]
 
 
+def test_shares_of_a_layer_add_up(program):
+    row = compare(program, actual="tvm:integer", num_samples=1)
+    whole, n = row["layers"][row["first"]]["whole"], 1_000_000
+    for equal, shares in {
+        0: "0 % 100 %",
+        1: "<0.01 % >99.99 %",
+        66_667: "6.67 % 93.33 %",
+        999_901: ">99.99 % <0.01 %",
+        n: "100 % 0 %",
+    }.items():
+        whole |= {"n": n, "equal": equal, "off_by_one": n - equal, "max_steps": 1}
+        assert f" {shares} 1 " in " ".join(diff_lines(row)[1].split())
+
+
 def test_wrong_options_are_told_at_once(program):
     config = DiffConfig(
         model=program, reference="torch:mkl", actual="float", num_samples=0, save_repro=Path("nowhere/layer.txt")
@@ -194,6 +208,10 @@ def test_wrong_options_are_told_at_once(program):
         diff(model=program, actual="fp32")
     with pytest.raises(ConfigError, match=r"waterfall: .*small.pt does not hold the float model"):
         diff(model=program, waterfall=True)
+    for one in ("tvm:integer", "tvm:integer:upward", "torch"):
+        reference = None if one == "torch" else "tvm:integer"
+        with pytest.raises(ConfigError, match=f"actual: got '{one}', which is the reference, too"):
+            diff(model=program, reference=reference, actual=one)
     with pytest.raises(ConfigError, match="got a config and also threads"):
         diff(config, threads=1)
     with pytest.raises(ConfigError, match="out: cannot make /proc/"):

@@ -85,6 +85,25 @@ def test_a_check_allows_up_to_its_steps(check, status):
     assert "lsb:2 would allow it" in reason
 
 
+def test_a_pass_with_differences_says_why_it_is_one():
+    actual = changed((2, 3), np.nextafter(EXPECTED[2, 3], np.float32(9)))
+    parity = count(actual).row(None)
+    judged = {
+        numerics: judge(parity, None, 50.0, None, None, numerics=numerics, reference="ONNX Runtime")
+        for numerics in ("torch", "integer:away", "qdq")
+    }
+    assert {status for status, _ in judged.values()} == {"passed"}
+    why = {numerics: reason.split(": 1 of 40 raw outputs differ")[0] for numerics, (_, reason) in judged.items()}
+    assert why == {
+        "torch": "no parity check was asked for",
+        "integer:away": "numerics integer:away need not give the bits of ONNX Runtime",
+        "qdq": "no parity check was asked for; layers may differ only at rounding ties, which quantvm diff checks",
+    }
+    assert "(class 3 of c: TVM 0.12500001, ONNX Runtime 0.125)" in judged["qdq"][1]
+    assert verdict(changed((2, 3), EXPECTED[2, 3] + 0.25), "lsb:2")[1].startswith("parity check 'lsb:2' met: 1 of")
+    assert judge(parity, None, 50.0, "exact", None, numerics="integer")[0] == "passed"
+
+
 def test_steps_are_rounded_and_unknown_without_a_scale():
     actual = changed((2, 3), EXPECTED[2, 3] + np.float32(0.12500003))
     assert count(actual).row(0.125)["max_lsb"] == 1

@@ -34,6 +34,7 @@ def place(tmp_path_factory):
     write_images(folder / "images")
     (folder / "raises_at_import.py").write_text("import no_such_package\n")
     (folder / "broken.pt").write_text("nothing")
+    (folder / "folder.onnx").mkdir()
     (folder / "cut.pt2").write_bytes(b"PK\x03\x04")
     sys.path.insert(0, str(folder))
     factories = __import__(NAME)
@@ -163,7 +164,7 @@ def test_without_onnx_runtime_only_tvms_accuracy_is_measured(run, onnx_file, mon
     assert [(s["torch_top5"], s["identical"]) for s in samples] == [(None, None)] * 12
     result, found = run("--model", onnx_file, "--check-parity", "exact", "--out", tmp_path / "other")
     assert result.exit_code == 2
-    assert "check_parity: int8.onnx: ONNX Runtime is not installed" in result.stderr
+    assert "--check-parity: int8.onnx: ONNX Runtime is not installed" in result.stderr
 
 
 def test_a_registered_model_beside_ones_own(run):
@@ -200,15 +201,17 @@ def test_numerics_of_a_row_are_those_of_the_model(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--model", "none.pt"), "models: there is no file 'none.pt'; there are broken.pt, traced.pt"),
+        (("--model", "none.pt"), "--model: there is no file 'none.pt'; there are broken.pt, traced.pt"),
         (("--model", "no/folder/x.onnx"), "there is no folder 'no/folder'"),
+        (("--model", "folder.onnx"), "'folder.onnx' is a folder, expected a file"),
         (("--model", "./images"), "'./images' is a folder"),
         (("--model", "resnet19"), "there is no file 'resnet19', and it is no registered model"),
         (("--model", "broken.pt", *SIZE), "broken.pt is none of the formats known here; expected TorchScript"),
-        (("--model", "cut.pt2"), "cut.pt2 is truncated"),
+        (("--model", "cut.pt2"), "cut.pt2 is truncated: it begins as a ZIP archive, but has no directory at its end"),
         (("--model", "nowhere:model"), "there is no Python module 'nowhere', neither installed nor in"),
         (("--model", f"{NAME}:none"), f"{NAME} has no 'none'; it has"),
         (("--model", f"{NAME}:answer"), f"{NAME}:answer is of type int, expected a function that returns the model"),
+        (("--model", f"{NAME}:of_classes"), "expected a function without arguments, got of_classes(n, hidden=8)"),
         (("--model", f"{NAME}:numbers"), "returned a list, expected an nn.Module"),
         (("--model", f"{NAME}:doubles"), "an example input is a torch.float64 array, expected float32"),
         (("--model", f"{NAME}:features", *SIZE), "returns float32 (1, 3, 32, 32) for an input 1,3,32,32, expected"),
@@ -216,8 +219,8 @@ def test_numerics_of_a_row_are_those_of_the_model(run):
         (("--model", "traced.pt", "--input-shape", "1,1,32,32"), "takes (1, 1, 32, 32), expected one input of images"),
         (("--model", "traced.pt", "--input-shape", "1,3,32,30"), "takes images of 32 x 30, expected squares"),
         (("--model", "traced.pt", "--crop", "2"), "traced.pt cannot take an input 1,3,2,2:"),
-        (("--model", "dynamic.pt2", "--crop", "48"), "crop: got 48, but dynamic.pt2 takes images of 32 x 32"),
-        (("--crop", "48", *SIZE), "crop: got 48, but input_shape is 1,3,32,32"),
+        (("--model", "dynamic.pt2", "--crop", "48"), "dynamic.pt2 takes images of 32 x 32, got a crop of 48"),
+        (("--crop", "48", *SIZE), "--crop: got 48, but the input shape is 1,3,32,32"),
         (("--mean", "1,2", "--std", "0,1,1"), "mean: got 1.0,2.0, expected three numbers"),
         (("--resize", "0"), "resize: got 0"),
         (("--mean", "a"), "expected numbers as 0.5,0.5,0.5"),
@@ -268,7 +271,7 @@ def test_more_classes_of_images_than_of_scores(run, cli, tmp_path):
     write_images(tmp_path / "many", tuple("abcdefgh"), each=1)
     result, found = run("--model", "traced.pt", *SIZE, "--data", tmp_path / "many")
     assert result.exit_code == 2
-    assert "has images of class 7 (counted from 0), and traced.pt has 7 classes" in result.stderr
+    assert "many has 8 classes, traced.pt 7; use data of 7 classes" in result.stderr
     assert found is None
 
 
@@ -303,6 +306,14 @@ def test_compile_takes_exported_programs_without_shapes(cli, tmp_path, model, ba
     artifact = quantvm.load(out)
     assert artifact.input_shapes == ((batch, 3, 32, 32),)
     assert (artifact.report.engine, artifact.report.numerics) == ("pt2e", "qdq")
+
+
+def test_what_fails_on_any_input_is_told_from_a_wrong_shape(cli):
+    result = cli("compile", f"{NAME}:beyond_uint8", *SIZE)
+    assert result.exit_code == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"quantvm: {NAME}:beyond_uint8 cannot be run: ")
+    assert last.endswith("zero_point 300 is above upper bound")
 
 
 def test_compile_says_when_a_shape_does_not_fit(cli):

@@ -144,6 +144,7 @@ def test_files(tmp_path):
             archive.writestr(name, b"{}" if name.endswith("model.json") else source.read(name))
     for name, message in {
         "missing.pt2": "no such file",
+        "": "is a folder, expected a file",
         "cut.pt2": "is truncated",
         "without_end.pt2": "is truncated",
         "weights.pt": "holds weights or a pickled object, no program",

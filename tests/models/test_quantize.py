@@ -125,9 +125,25 @@ def test_nan_in_a_batch_is_located(tiny_model):
         quantize(tiny_model, batches)
 
 
-@pytest.mark.parametrize("batch", [np.zeros((3, 16, 16), np.float32), np.zeros((1, 3, 16, 16))])
-def test_batch_of_another_shape_or_dtype(tiny_model, batch):
-    with pytest.raises(DataError, match=r"expected \(N, 3, H, W\), float32"):
+def test_tensors_calibrate_as_arrays_do(tiny_model):
+    batches = noise_batches()
+    x = torch.from_numpy(batches[0])
+    tensors = [torch.from_numpy(batch).requires_grad_() for batch in batches]
+    assert torch.equal(quantize(tiny_model, tensors)(x), quantize(tiny_model, batches)(x))
+
+
+@pytest.mark.parametrize(
+    ("batch", "got"),
+    [
+        (np.zeros((3, 16, 16), np.float32), r"float32 cpu ndarray of shape \(3, 16, 16\)"),
+        (np.zeros((1, 3, 16, 16)), "float64 cpu ndarray"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.bfloat16), r"torch.bfloat16 cpu Tensor of shape \(1, 3, 16, 16\)"),
+        (torch.zeros(1, 3, 16, 16, device="meta"), "torch.float32 meta Tensor"),
+        ([torch.zeros(1, 3, 16, 16)], "list"),
+    ],
+)
+def test_batch_of_another_shape_or_dtype(tiny_model, batch, got):
+    with pytest.raises(DataError, match=rf"got {got}.*; expected \(N, 3, H, W\), float32"):
         quantize(tiny_model, [batch])
 
 

@@ -115,7 +115,7 @@ def test_conditions_hold_what_a_reader_needs():
         "shots, n = 40 images (40 asked for, seed 0)",
         "labels are made up",
         "Calibration: 20 of 600 images of shots (train)",
-        "per-channel, engine fbgemm; numerics torch, target llvm -mcpu=znver5",
+        "Quantization: per-channel, engine fbgemm; numerics torch\n- Target: llvm -mcpu=znver5",
         "Threads 2, batch size 8",
         "python 3.11.0, torch 2.13.0",
         "Some CPU, 2 cores; avx512vnni avx2",
@@ -123,6 +123,29 @@ def test_conditions_hold_what_a_reader_needs():
     ):
         assert part in text
     assert "nothing" not in text
+
+
+def test_conditions_that_do_not_hold_for_all_models_name_theirs():
+    own = {"source": "none, the weights bring their own ranges", "n": 0}
+    file = model_row(title="x.onnx", scheme="its-own", engine="onnx", numerics="qdq", calibration=own)
+    pt2e = model_row(engine="pt2e", flow="pt2e", numerics="qdq")
+    lines = conditions(run_row(models=[model_row(), file, pt2e, SKIPPED]))
+    assert [line for line in lines if line.startswith(("- Calibration", "- Quantization"))] == [
+        "- Calibration of mobilenet_v3 small: 20 of 600 images of shots (train)",
+        "- Calibration of x.onnx: none, the weights bring their own ranges",
+        "- Quantization of mobilenet_v3 small: per-channel, engine fbgemm; numerics torch",
+        "- Quantization of x.onnx: the model's own; numerics qdq",
+        "- Quantization of mobilenet_v3 small (pt2e): per-channel; numerics qdq",
+    ]
+    assert "- Quantization: the model's own; numerics qdq" in conditions(run_row(models=[file]))
+
+
+def test_operators_in_float_that_occur_again_are_counted():
+    float_ops = ["negative (a)", "exp (b)", "softmax (c)", "negative (d)", "exp (e)"]
+    assert remarks(run_row(models=[model_row(float_ops=float_ops)])) == [
+        "- mobilenet_v3 small computes in float: negative ×2, exp ×2, softmax "
+        "(first: negative (a); run.json lists all 5)."
+    ]
 
 
 def test_models_with_the_same_weights_share_a_line():
@@ -140,7 +163,7 @@ def test_a_run_in_which_all_models_failed_still_has_a_summary():
 def test_rows_of_other_numerics_say_so_and_have_their_times():
     near = model_row(numerics="integer:away", latency_ms=2.346)
     run = run_row(models=[model_row(latency_ms=1.5), near, SKIPPED], config__numerics=["torch", "integer:away"])
-    assert "numerics torch, integer:away, target" in "\n".join(conditions(run))
+    assert "Quantization: per-channel, engine fbgemm; numerics torch, integer:away\n" in "\n".join(conditions(run))
     names = [line.split("|")[0].strip() for line in accuracy_table(run)[2:]]
     assert names == ["mobilenet_v3 small", "mobilenet_v3 small (integer:away)", "resnet18"]
     head, separator, *rows = detail_table(run)

@@ -198,6 +198,8 @@ def test_foreign_files(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=r"foreign\.qvm is no model file of quantvm"):
         quantvm.load(path)
+    with pytest.raises(ModelFileError, match="it has no ZIP directory at its end"):
+        quantvm.load(path)
 
 
 def test_missing_file_and_folder(tmp_path):

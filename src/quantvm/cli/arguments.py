@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+from typer.models import ArgumentInfo
 
 from quantvm.errors import ModelCodeError, QuantvmError
 from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_USAGE
@@ -24,21 +27,48 @@ MODEL_HELP = (
 
 
 @contextmanager
-def errors_to_exit_codes() -> Iterator[None]:
+def errors_to_exit_codes(command: Callable[..., None] | None = None) -> Iterator[None]:
     """Prints an error that the user can act on, and ends the process with its exit code.
 
-    A stack is printed only of the user's own code.
+    A stack is printed only of the user's own code. Wrong options are called as the command calls them.
     """
     try:
         yield
     except QuantvmError as error:
         if isinstance(error, ModelCodeError):
             typer.echo(error.stack(), err=True, nl=False)
-        typer.echo(f"quantvm: {error}", err=True)
+        typer.echo(f"quantvm: {_with_option_names(str(error), command)}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
     except KeyboardInterrupt as interrupt:
         typer.echo("quantvm: interrupted", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from interrupt
+
+
+def _with_option_names(message: str, command: Callable[..., None] | None) -> str:
+    """Returns the message with the command's options for the fields of the configuration that begin its lines."""
+    if command is None or not re.match(r"\d+ wrong options?:\n", message):
+        return message
+    names = _option_names(command)
+
+    def option(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"  {names.get(name) or names.get(name.removesuffix('s')) or name}: "  # a repeated option is a plural
+
+    return re.sub(r"(?m)^  (\w+): ", option, message)
+
+
+def _option_names(command: Callable[..., None]) -> dict[str, str]:
+    """Returns what the user types for each of a command's parameters."""
+    names = {}
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        (info,) = parameter.annotation.__metadata__
+        # under Annotated, typer holds the first of the names as the default
+        written = [text for text in (info.default, *(info.param_decls or ())) if str(text).startswith("--")]
+        if isinstance(info, ArgumentInfo):
+            names[name] = name.upper()
+        else:
+            names[name] = written[0] if written else f"--{name.replace('_', '-')}"
+    return names
 
 
 def names_of(given: list[str] | None) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def bench(
     Exit codes: 0 all well, 1 TVM gave wrong bits, 2 wrong option or input, 3 an engine errored or a named one is
     missing, 130 interrupted.
     """
-    with errors_to_exit_codes():
+    with errors_to_exit_codes(bench):
         from quantvm.evaluate.bench import bench as measure
         from quantvm.evaluate.bench_config import BenchConfig
         from quantvm.progress import progress_for_stderr

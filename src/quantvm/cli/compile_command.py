@@ -115,7 +115,7 @@ def compile(  # noqa: A001 - the command's name
 
     Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, or a model that cannot be compiled.
     """
-    with errors_to_exit_codes():
+    with errors_to_exit_codes(compile):
         from quantvm.evaluate.compile_config import CompileConfig
         from quantvm.evaluate.compiling import compile_to_file
         from quantvm.progress import progress_for_stderr

@@ -118,7 +118,7 @@ def diff(
 
     Exit codes: 0 all layers are equal, 1 some differ or fusion changes an output, 2 wrong option or input.
     """
-    with errors_to_exit_codes():
+    with errors_to_exit_codes(diff):
         from quantvm.evaluate.diff import DiffConfig
         from quantvm.evaluate.diff import diff as compare
         from quantvm.progress import progress_for_stderr

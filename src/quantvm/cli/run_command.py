@@ -187,7 +187,7 @@ def run(
     Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, 3 some models errored, 130 interrupted.
     """
     options = {name: value for name, value in locals().items() if name not in _CONVERTED}
-    with errors_to_exit_codes():
+    with errors_to_exit_codes(run):
         from quantvm.evaluate.benchmark import SILENT_OBSERVER, evaluate
         from quantvm.evaluate.config import RunConfig
         from quantvm.progress import progress_for_stderr

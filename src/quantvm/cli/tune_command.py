@@ -59,7 +59,7 @@ def tune(
 
     Exit codes: 0 all well, 2 wrong option or input, 130 interrupted, with what was found until then written.
     """
-    with errors_to_exit_codes():
+    with errors_to_exit_codes(tune):
         from quantvm.evaluate.tuning import TuneConfig, tune_schedules
         from quantvm.progress import progress_for_stderr
         from quantvm.report.tune_text import tune_lines

@@ -11,8 +11,11 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from quantvm.errors import missing_package_named
+
 
 class _CallablePackage(ModuleType):
+    @missing_package_named()
     def __call__(self, *args: Any, **options: Any) -> Any:
         from quantvm.evaluate.benchmark import evaluate
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from quantvm.errors import ConfigError, QuantvmError
+from quantvm.errors import ConfigError, QuantvmError, missing_package_named
 from quantvm.evaluate.bench_config import BenchConfig
 from quantvm.evaluate.bench_model import ModelBench, model_job
 from quantvm.evaluate.bench_stages import BenchStages
@@ -25,6 +25,7 @@ from quantvm.report.bench_text import bench_report
 from quantvm.report.run_folder import LoggedProgress, RunFolder, run_json
 
 
+@missing_package_named()
 def bench(
     config: BenchConfig | None = None,
     *,

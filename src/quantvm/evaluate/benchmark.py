@@ -214,9 +214,11 @@ class _Evaluation:
             results["parity"],
             found.parity.mistrust(),
             results["tvm"]["top1"],
-            None if found.numerics.startswith("integer") else config.check_parity,
+            config.check_parity,
             config.min_top1,
             [share] if share else [],
+            numerics=found.numerics,
+            reference=found.facts["reference"] or "PyTorch",
         )
         return {**results, "status": status, "reason": reason or missing_reference}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantvm.download import sha256_of
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, missing_package_named
 from quantvm.evaluate.compile_config import CompileConfig
 from quantvm.evaluate.config import RunConfig, raise_problems, resolve_threads, with_engine
 from quantvm.evaluate.parity import int8_share_problem
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from quantvm.runtime import Artifact
 
 
+@missing_package_named()
 def compile_to_file(
     config: CompileConfig, *, progress: Progress = SILENT, stages: Stages | None = None
 ) -> CompileResult:

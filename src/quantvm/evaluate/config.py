@@ -144,7 +144,7 @@ class RunConfig:
         if shape is not None and (len(shape) < 2 or min(shape) < 1):
             yield f"input_shape: got {','.join(map(str, shape))}, expected sizes of at least 1, as 1,3,224,224"
         elif shape is not None and self.crop is not None and shape[-1] != self.crop:
-            yield f"crop: got {self.crop}, but input_shape is {','.join(map(str, shape))}; leave one of the two out"
+            yield f"crop: got {self.crop}, but the input shape is {','.join(map(str, shape))}; leave one of the two out"
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or (name == "std" and not all(values)):

@@ -75,6 +75,8 @@ class DiffConfig:
         for name in ("reference", "actual"):
             if getattr(self, name) not in (*SIDES, *((None,) if name == "reference" else ())):
                 yield f"{name}: got '{getattr(self, name)}', expected one of {', '.join(SIDES)}"
+        if _same_side(self.reference, self.actual):
+            yield f"actual: got '{self.actual}', which is the reference, too; name another side"
         if self.num_samples < 1:
             yield f"num_samples: got {self.num_samples}, expected at least 1"
         if self.out is not None and self.out.exists() and not self.out.is_dir():
@@ -107,3 +109,11 @@ class DiffConfig:
             f"{wanted}: {self.model} does not hold the float model that it was quantized from; name a model of quantvm "
             "list models, or a factory of a float module"
         )
+
+
+def _same_side(reference: str | None, actual: str) -> bool:
+    """Whether two words mean one side, whatever the model is."""
+    if reference is None:  # the framework that the model is of
+        return actual in ("torch", "onnxruntime")
+    usual = "tvm:integer:upward"
+    return reference == actual or {reference, actual} == {"tvm:integer", usual}

@@ -90,10 +90,7 @@ class RuleCause:
     @property
     def text(self) -> str:
         """What the report says."""
-        sides = [
-            f"{side} ({rule if rule == said else f'{rule}, not {said}'})"
-            for side, rule, said in (self.reference, self.actual)
-        ]
+        sides = [_followed(*side) for side in (self.reference, self.actual)]
         if not self.facts:
             return f"rule {self.actual[1]}: {sides[0]}; {sides[1]}"
         names = " + ".join(FACTS[fact][0] for fact, _, _ in self.facts)
@@ -109,6 +106,13 @@ class RuleCause:
             "actual_said": self.actual[2],
             "facts": [{"fact": fact, "reference": e, "actual": a} for fact, e, a in self.facts],
         }
+
+
+def _followed(side: str, rule: str, said: str) -> str:
+    """Returns a side with the rule that it follows, where that is not in its name."""
+    if rule != said:
+        return f"{side} ({rule}, not {said})"
+    return side if side.split(":", 1)[-1] == rule else f"{side} ({rule})"
 
 
 UNEXPLAINED = "unexplained: likely a bug"

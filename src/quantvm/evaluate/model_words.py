@@ -6,6 +6,7 @@ Reading a word imports neither torch nor tvm; `call_factory` runs the user's cod
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -35,7 +36,8 @@ def kind_of(word: str, get_model: Callable[[str], Any] | None = None) -> Kind:
     if path.is_file():
         return "file"
     if path.suffix.lower() in _SUFFIXES:
-        raise ConfigError(f"there is no file '{word}'{_near(path)}")
+        is_folder = f"'{word}' is a folder, expected a file"
+        raise ConfigError(is_folder if path.is_dir() else f"there is no file '{word}'{_near(path)}")
     if _FACTORY.fullmatch(word):
         return "factory"
     from quantvm import models
@@ -54,7 +56,7 @@ def kind_of(word: str, get_model: Callable[[str], Any] | None = None) -> Kind:
 
 def _near(path: Path) -> str:
     """Returns which files of that kind lie where a missing one was looked for."""
-    there = sorted(p.name for p in path.parent.glob(f"*{path.suffix}")) if path.parent.is_dir() else []
+    there = sorted(p.name for p in path.parent.glob(f"*{path.suffix}") if p.is_file()) if path.parent.is_dir() else []
     if not path.parent.is_dir():
         return f": there is no folder '{path.parent}'"
     return f"; there {'is' if len(there) == 1 else 'are'} {', '.join(there[:5])}" if there else ""
@@ -94,11 +96,26 @@ def call_factory(word: str) -> Any:
         return found
     if not callable(found):
         raise ConfigError(f"{word} is of type {type(found).__name__}, expected a function that returns the model")
+    _check_needs_nothing(word, found)
     try:
         with quiet():
             return found()
     except Exception as error:
         raise ModelCodeError.of(word, "calling it", error) from error
+
+
+def _check_needs_nothing(word: str, factory: Callable[..., Any]) -> None:
+    """Raises ConfigError for a factory that cannot be called without arguments."""
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # code in C may have none
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise ConfigError(
+            f"{word}: expected a function without arguments, got {word.split(':')[1]}{signature}"
+        ) from error
 
 
 def _is_module(value: Any) -> bool:

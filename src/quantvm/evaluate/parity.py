@@ -273,15 +273,21 @@ def judge(
     check_parity: str | None,
     min_top1: float | None,
     others: Sequence[str] = (),
+    *,
+    numerics: str = "torch",
+    reference: str = "PyTorch",
 ) -> tuple[Status, str | None]:
     """Returns the verdict on one model and the reason for it.
 
     `failed` if a check that was asked for is not met, or one of the `others`, of which each is a reason; `mistrusted`
-    if the outputs prove little, else `passed`; a pass with differing outputs says so in its reason. `parity` is None
-    where there is nothing to compare TVM's outputs with.
+    if the outputs prove little, else `passed`; a pass with differing outputs says so in its reason, and why it is one.
+    `parity` is None where there is nothing to compare TVM's outputs with. Numerics integer is not meant to give the
+    reference's bits and meets any check of parity.
     """
     problems = list(others)
-    difference = None if parity is None else _difference(parity)
+    difference = None if parity is None else _difference(parity, reference)
+    if numerics.startswith("integer"):
+        check_parity = None
     if check_parity is not None and parity is not None and difference is not None:
         allowed = Tolerance.parse(check_parity).max_lsb
         exact = check_parity == "exact"
@@ -293,7 +299,18 @@ def judge(
         return "failed", "; ".join(problems + ([mistrust] if mistrust else []))
     if mistrust:
         return "mistrusted", mistrust
-    return "passed", difference
+    return "passed", None if difference is None else f"{_allowed(check_parity, numerics, reference)}: {difference}"
+
+
+def _allowed(check_parity: str | None, numerics: str, reference: str) -> str:
+    """Returns why outputs may differ."""
+    if check_parity is not None:
+        return f"parity check '{check_parity}' met"
+    if numerics.startswith("integer"):
+        return f"numerics {numerics} need not give the bits of {reference}"
+    if numerics == "qdq":
+        return "no parity check was asked for; layers may differ only at rounding ties, which quantvm diff checks"
+    return "no parity check was asked for"
 
 
 def int8_share_problem(share: float, least: float | None) -> str | None:
@@ -303,7 +320,7 @@ def int8_share_problem(share: float, least: float | None) -> str | None:
     return f"int8 check not met: {share:.4f} of the multiply-adds run in int8 kernels, asked for at least {least:g}"
 
 
-def _difference(parity: ParityRow) -> str | None:
+def _difference(parity: ParityRow, reference: str) -> str | None:
     worst = parity["greatest_difference"]
     if worst is None:
         return None
@@ -313,6 +330,6 @@ def _difference(parity: ParityRow) -> str | None:
     needed = "" if parity["max_lsb"] is None else f"; lsb:{parity['max_lsb']} would allow it"
     return (
         f"{n_differ} of {total} raw outputs differ ({100 * n_differ / total:.2f} %), the greatest difference is "
-        f"{greatest} (class {worst['index']} of {worst['id']}: TVM {worst['tvm']:g}, PyTorch {worst['torch']:g})"
+        f"{greatest} (class {worst['index']} of {worst['id']}: TVM {worst['tvm']}, {reference} {worst['torch']})"
         f"{needed}"
     )

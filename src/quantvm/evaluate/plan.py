@@ -120,9 +120,13 @@ def unknown_labels(plan: Plan) -> list[str]:
     """Returns a sentence for every model of the user's own that has no score for a class of the images."""
     last = max(sample.label for sample in plan.dataset.samples)
     known = [(entry.spec.name, getattr(entry.spec, "n_classes", None)) for entry in plan.entries]
+    few = [(name, n) for name, n in known if n is not None and last >= n]
+    if plan.config.class_map == "sorted":
+        return [
+            f"data: {plan.dataset.name} has {last + 1} classes, {name} {n}; use data of {n} classes" for name, n in few
+        ]
     return [
         f"data: {plan.dataset.name} has images of class {last} (counted from 0), and {name} has {n} classes; folders "
         "that are not ImageNet's take --class-map sorted"
-        for name, n in known
-        if n is not None and last >= n
+        for name, n in few
     ]

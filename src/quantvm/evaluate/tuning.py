@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.errors import CompileError, ConfigError
+from quantvm.errors import CompileError, ConfigError, missing_package_named
 from quantvm.evaluate.config import raise_problems, resolve_threads
 from quantvm.evaluate.environment import installed_version
 from quantvm.evaluate.model_words import kind_of
@@ -68,6 +68,7 @@ class TuneConfig:
             yield f"out: {self.out} is a folder, expected the name of a file"
 
 
+@missing_package_named()
 def tune_schedules(config: TuneConfig, *, progress: Progress = SILENT) -> TuneResult:
     """Returns what the search found, after writing it into the file, over what was there.
 

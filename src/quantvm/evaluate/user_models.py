@@ -6,6 +6,7 @@ model's place.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 DEFAULT_SHAPE = (1, 3, 224, 224)
 ITS_OWN = "its-own"
 """The scheme of a model that was quantized by its user."""
+
+_ABOUT_SHAPES = re.compile(r"shape|size|dimension|channel|input|argument|positional|stride|view", re.IGNORECASE)
+"""What PyTorch's messages of a wrong number, rank or size of inputs have in common."""
 
 Shape = tuple[int, ...]
 Kind = Literal["torchscript", "exported", "onnx", "tflite", "module"]
@@ -163,8 +167,11 @@ class UserProgram:
             with torch.inference_mode():
                 y = module(*map(torch.from_numpy, self._zeros(1)))
         except (RuntimeError, TypeError, ValueError) as error:  # PyTorch's, of whatever kind of mismatch
+            reason = gist(error)
+            if not _ABOUT_SHAPES.search(reason):
+                raise ConfigError(f"{self.word} cannot be run: {reason}") from error
             hint = "; name the right ones with --input-shape" if self.shapes_are_given else ""
-            raise ConfigError(f"{self.word} cannot take an input {shapes}: {gist(error)}{hint}") from error
+            raise ConfigError(f"{self.word} cannot take an input {shapes}: {reason}{hint}") from error
         if not as_classifier:
             return None
         got = f"{str(y.dtype).removeprefix('torch.')} {tuple(y.shape)}" if hasattr(y, "shape") else type(y).__name__
@@ -352,7 +359,7 @@ def load_user_spec(
     n_classes = program.check(as_classifier=True)
     size = program.image_size
     if options.crop not in (None, size):
-        raise ConfigError(f"crop: got {options.crop}, but {word} takes images of {size} x {size}")
+        raise ConfigError(f"{word} takes images of {size} x {size}, got a crop of {options.crop}")
     spec = UserSpec(
         name=word, title=word, build=_rebuilt, weights=WeightsFile(Path(word).name),
         preprocessing=options.preprocessing(size), published_top1=None, published_top5=None, published_by="",

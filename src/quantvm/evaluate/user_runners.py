@@ -82,4 +82,4 @@ def gist(error: BaseException) -> str:
     """Returns the line of an error that says most: PyTorch's stacks of TorchScript end in it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "Error" in line or "expected" in line.lower()]
-    return (told or lines or [type(error).__name__])[-1]
+    return (told or lines or [type(error).__name__])[-1].removesuffix(".")

@@ -66,7 +66,7 @@ def format_of(path: Path) -> Format:
         ModelImportError: no such file, or none of the formats that can be imported.
     """
     if not path.is_file():
-        raise ModelImportError(f"no such file: {path}")
+        raise ModelImportError(f"{path} is a folder, expected a file" if path.is_dir() else f"no such file: {path}")
     with path.open("rb") as file:
         head = file.read(8)
     if not head:
@@ -87,7 +87,9 @@ def _format_of_archive(path: Path) -> Format:
             names = archive.namelist()
             first = min((info.header_offset for info in archive.infolist()), default=0)
     except zipfile.BadZipFile as error:
-        raise ModelImportError(f"{path} is truncated: it begins as a ZIP archive, but {error}") from error
+        raise ModelImportError(
+            f"{path} is truncated: it begins as a ZIP archive, but has no directory at its end"
+        ) from error
     if first:  # what is found is the directory of a whole archive inside of this one
         raise ModelImportError(f"{path} is truncated: it begins as a ZIP archive, but its end is missing")
     inner = {name.split("/", 1)[-1] for name in names}

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from quantvm.errors import ConfigError, DataError, WeightsError
+from quantvm.errors import ConfigError, DataError, WeightsError, missing_package_named
 from quantvm.models.registry import ModelSpec
 from quantvm.models.weights import ResolvedWeights, load_into, read_state_dict
 from quantvm.progress import SILENT, Progress
 from quantvm.torch_compat import quantization_engine, quiet
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 Scheme = Literal["per-channel", "per-tensor"]
@@ -32,9 +33,10 @@ SCHEMES: tuple[str, ...] = get_args(Scheme)
 ENGINES: tuple[str, ...] = get_args(Engine)
 
 
+@missing_package_named()
 def quantize(
     float_model: nn.Module,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[np.ndarray | torch.Tensor],
     *,
     scheme: str = "per-channel",
     engine: str = "fbgemm",
@@ -50,7 +52,7 @@ def quantize(
     Args:
         float_model: A quantizable module: stubs where tensors enter and leave, ``fuse_model()`` if it has anything to
             fuse.
-        batches: Preprocessed images to calibrate on, each batch (N, 3, H, W), float32.
+        batches: Preprocessed images to calibrate on, each batch (N, 3, H, W), float32, of NumPy or of torch on the CPU.
         scheme: "per-channel" (the engine's own choice of observers) or "per-tensor" (the original benchmark's).
         engine: The engine to pack the weights for.
         flow: "eager", "fx" or "pt2e"; the latter two take any module that PyTorch can trace or export.
@@ -94,7 +96,7 @@ def quantize(
     return model
 
 
-def _example(batches: list[np.ndarray]) -> Any:
+def _example(batches: list[np.ndarray | torch.Tensor]) -> Any:
     """Returns two images of the batches' size."""
     import torch
 
@@ -222,15 +224,15 @@ def make_qconfig(scheme: str, engine: str) -> Any:
         return tq.QConfig(activation=default.activation, weight=tq.default_per_channel_weight_observer)
 
 
-def _calibrate(model: nn.Module, batches: Iterable[np.ndarray], progress: Progress) -> int:
+def _calibrate(model: nn.Module, batches: Iterable[np.ndarray | torch.Tensor], progress: Progress) -> int:
     """Runs the prepared model over every batch; returns the number of images."""
     import torch
 
     total = len(batches) if isinstance(batches, Sized) else None
     n_images = 0
     with progress.task("calibrate", total=total, unit="") as task:
-        for index, x_f32 in enumerate(batches):
-            _check_batch(x_f32, index)
+        for index, batch in enumerate(batches):
+            x_f32 = _checked_batch(batch, index)
             overflow = f"calibration batch {index}: the float model overflows to NaN or infinity on it"
             try:
                 y = model(torch.from_numpy(np.ascontiguousarray(x_f32)))
@@ -247,14 +249,22 @@ def _calibrate(model: nn.Module, batches: Iterable[np.ndarray], progress: Progre
     return n_images
 
 
-def _check_batch(x_f32: np.ndarray, index: int) -> None:
-    if x_f32.ndim != 4 or x_f32.dtype != np.float32 or not len(x_f32):
+def _checked_batch(batch: Any, index: int) -> np.ndarray:
+    import torch
+
+    is_tensor = isinstance(batch, torch.Tensor) and batch.is_cpu and batch.dtype == torch.float32
+    x_f32 = batch.detach().numpy() if is_tensor else batch
+    if not isinstance(x_f32, np.ndarray) or x_f32.ndim != 4 or x_f32.dtype != np.float32 or not len(x_f32):
+        facts = [str(getattr(batch, name)) for name in ("dtype", "device") if hasattr(batch, name)]
+        shape = f" of shape {tuple(batch.shape)}" if hasattr(batch, "shape") else ""
         raise DataError(
-            f"calibration batch {index}: got shape {x_f32.shape}, {x_f32.dtype}; expected (N, 3, H, W), float32, N > 0"
+            f"calibration batch {index}: got {' '.join([*facts, type(batch).__name__])}{shape}; expected "
+            "(N, 3, H, W), float32, N > 0, as a NumPy array or a torch tensor on the CPU"
         )
     n_bad = int(x_f32.size - np.isfinite(x_f32).sum())
     if n_bad:
         raise DataError(f"calibration batch {index}: {n_bad} of {x_f32.size} values are NaN or infinite")
+    return x_f32
 
 
 def _set_provenance(model: Any, engine: str, scheme: str, n_calibration: int) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from quantvm.errors import ConfigError
 from quantvm.models.quantize_fx import without_stubs
+from quantvm.torch_compat import quiet_torchao
 
 
 def quantize_pt2e(
@@ -29,8 +30,9 @@ def quantize_pt2e(
         ConfigError: torchao is not installed.
     """
     try:
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+        with quiet_torchao():
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     except ImportError as error:
         raise ConfigError(f"flow pt2e needs torchao ({error}): pip install 'quantvm[pt2e]'") from error
     batch = ({0: torch.export.Dim("batch", min=1, max=4096)},)

@@ -62,8 +62,13 @@ def _decibels(value: float | None) -> str:
 
 
 def _percent(count: int, of: DifferenceRow) -> str:
-    # all but one of a million must not read as 100 %
-    return "100 %" if count == of["n"] else f"{int(10000 * count / of['n']) / 100:.2f} %"
+    if count in (0, of["n"]):
+        return "0 %" if count == 0 else "100 %"
+    # all but one of a million must not read as 100 %, nor the one as none
+    percent = 100 * count / of["n"]
+    if percent > 99.99:
+        return ">99.99 %"
+    return "<0.01 %" if percent < 0.01 else f"{percent:.2f} %"
 
 
 def _fusion_line(fusion: FusionRow) -> str:

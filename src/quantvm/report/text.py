@@ -5,6 +5,7 @@ Everything is made from run.json alone, so that a report can be made again from 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -189,9 +190,18 @@ def remarks(run: RunRow) -> list[str]:
         if model["reference"] not in (None, "PyTorch"):
             lines.append(f"- {_name(model)}: what is called Torch is {model['reference']}.")
         if model["float_ops"]:
-            lines.append(f"- {_name(model)} computes in float: {', '.join(model['float_ops'])}.")
+            lines.append(f"- {_name(model)} computes in float: {_grouped(model['float_ops'])}.")
     lines += [f"- Bad image: {bad['path']}: {bad['reason']}" for bad in run["dataset"]["bad"]]
     return lines
+
+
+def _grouped(float_ops: Sequence[str]) -> str:
+    """Returns the operators, `name (variable)`, of which those that occur again are counted; run.json has them all."""
+    count = Counter(op.split(" ")[0] for op in float_ops)
+    if len(count) == len(float_ops):
+        return ", ".join(float_ops)
+    counted = ", ".join(name if n == 1 else f"{name} ×{n}" for name, n in count.items())
+    return f"{counted} (first: {float_ops[0]}; run.json lists all {len(float_ops)})"
 
 
 def conditions(run: RunRow) -> list[str]:
@@ -202,10 +212,10 @@ def conditions(run: RunRow) -> list[str]:
     cpu = environment["cpu"]
     lines = [
         f"- Data: {dataset['name']}, n = {dataset['n_used']} images{asked}, id list sha256 {dataset['sha256'][:12]}",
-        f"- Calibration: {_calibrations(run)}",
+        *_by_title("Calibration", _calibrations(run)),
         *(f"- Note: {note}" for note in dataset["notes"]),
-        f"- Quantization: {config['scheme']}, engine {config['engine']}; numerics {', '.join(config['numerics'])}, "
-        f"target {_targets(run)}",
+        *_by_title("Quantization", _quantizations(run)),
+        f"- Target: {_targets(run)}",
         f"- Threads {environment['threads']}, batch size {config['batch_size']}",
         f"- Versions: {versions}",
         f"- CPU: {cpu['model']}, {cpu['physical_cores']} cores; {' '.join(cpu['features']) or 'no int8 extensions'}",
@@ -213,9 +223,38 @@ def conditions(run: RunRow) -> list[str]:
     return [*lines, *_weights(run)]
 
 
-def _calibrations(run: RunRow) -> str:
-    found = {model["calibration"]["source"] for model in run["models"] if model["calibration"] is not None}
-    return "; ".join(sorted(found)) or "none"
+def _by_title(what: str, found: dict[str, list[str]]) -> Iterator[str]:
+    """Yields a line for each text, with the models that it holds for where it does not hold for all."""
+    for text, titles in found.items():
+        of = "" if len(found) == 1 else f" of {', '.join(dict.fromkeys(titles))}"
+        yield f"- {what}{of}: {text}"
+
+
+def _calibrations(run: RunRow) -> dict[str, list[str]]:
+    titles_of: dict[str, list[str]] = {}
+    for model in run["models"]:
+        if model["calibration"] is not None:
+            titles_of.setdefault(model["calibration"]["source"], []).append(model["title"])
+    return titles_of or {"none": []}
+
+
+def _quantizations(run: RunRow) -> dict[str, list[str]]:
+    """Returns how models were quantized and what TVM followed, each with the models that this is true of."""
+    numerics_of: dict[tuple[str, str], list[str]] = {}
+    measured = [model for model in run["models"] if model["target"] is not None]
+    for model in measured or run["models"]:
+        title = model["title"] if model["flow"] == "eager" else f"{model['title']} ({model['flow']})"
+        numerics = numerics_of.setdefault((_quantization(model), title), [])
+        numerics += [model["numerics"]] if model["numerics"] not in numerics else []
+    titles_of: dict[str, list[str]] = {}
+    for (quantization, title), numerics in numerics_of.items():
+        titles_of.setdefault(f"{quantization}; numerics {', '.join(numerics)}", []).append(title)
+    return titles_of
+
+
+def _quantization(model: ModelRow) -> str:
+    scheme = "the model's own" if model["scheme"] == "its-own" else model["scheme"]
+    return scheme if model["engine"] in ("onnx", "pt2e") else f"{scheme}, engine {model['engine']}"
 
 
 def _targets(run: RunRow) -> str:

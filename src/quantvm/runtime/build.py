@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantvm.errors import CompileError, ConfigError, ModelFileError
+from quantvm.errors import CompileError, ConfigError, ModelFileError, missing_package_named
 from quantvm.progress import SILENT, Progress
 
 from .artifact import Artifact, CompileReport
@@ -44,6 +44,7 @@ class BuiltLibrary:
         write_library(self.executable, path)
 
 
+@missing_package_named()
 def compile_model(
     model_or_path: Any,
     example_inputs: Any = None,

@@ -212,8 +212,9 @@ def _as_zip(file: IO[bytes], path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except (*_BROKEN, OSError) as error:
+        reason = "it has no ZIP directory at its end" if isinstance(error, zipfile.BadZipFile) else error
         raise ModelFileError(
-            f"{path} is no model file of quantvm, or a damaged one: {error}; expected what `quantvm compile -o` or "
+            f"{path} is no model file of quantvm, or a damaged one: {reason}; expected what `quantvm compile -o` or "
             "Artifact.save writes"
         ) from error
 
