@@ -376,6 +376,16 @@ def conv_rule(engine: Engine, groups: int, symmetric_weights: bool, *, vnni: boo
     return engine
 
 
+def qnnpack_window(in_size: tuple[int, int], out_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Returns the window by which QNNPACK computes `adaptive_avg_pool2d`; None where PyTorch's own code does.
+
+    QNNPACK takes images that windows of one size, side by side, cover, unless each is one pixel. Reference: torch
+    aten/src/ATen/native/quantized/cpu/AdaptiveAveragePooling.cpp `enable_qnnpack_for_ada_avgpool2d`.
+    """
+    is_even = all(size % out == 0 for size, out in zip(in_size, out_size, strict=True))
+    return (in_size[0] // out_size[0], in_size[1] // out_size[1]) if is_even and in_size != out_size else None
+
+
 def onednn_avx2_refuses(in_channels: int, out_channels: int, groups: int) -> bool:
     """Returns whether oneDNN has no AVX2 kernel for a convolution, which its plain C++ code then computes.
 

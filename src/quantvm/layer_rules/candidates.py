@@ -121,7 +121,7 @@ def _average(operator: Operator, name: str) -> dict[str, str]:
         return {**facts, "zero_point": "inside", "divisor": "fixed", "rounding": "towards_zero"}
     if name in ("qdq", "pt2e"):
         return {**facts, "zero_point": "after", "divisor": "division"}
-    one_pixel = operator.kind == "mean" or (operator.kind == "adaptive_avg_pool2d" and operator.out_size == (1, 1))
+    one_pixel = operator.kind == "mean"
     whole = operator.window is not None and not operator.window.ceil_mode
     if name == "qnnpack" and operator.output.dtype == "uint8" and (one_pixel or whole):
         return {**facts, "zero_point": "after", "divisor": "qnnpack"}

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from quantvm.layer_rules import Operator, Window
+from quantvm.numerics import qnnpack_window
 
 from .activation import leaky_slope
 from .bindings import definitions
 from .channel_affine import merge_channel_affines
-from .composite import Composite, constant_value, is_call, quant_params
+from .composite import Composite, constant_value, is_call, quant_params, static_shape
 from .fuse_qdq import fuse_qdq
 from .legalize import channels_last_inputs
 
@@ -197,7 +198,9 @@ def _details(composite: Composite, call: Any) -> dict[str, Any]:
         )  # fmt: skip
         return {"window": window}
     if kind == "adaptive_avg_pool2d":
-        return {"out_size": _pair(attrs.output_size)}
+        out_size = _pair(attrs.output_size)
+        tile = qnnpack_window(_pair(static_shape(call.args[0])[2:]), out_size)
+        return {"out_size": out_size, "window": None if tile is None else Window(tile, tile)}
     return {"keepdims": bool(attrs.keepdims)} if kind == "mean" else {}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantvm.kernels import pool
 from quantvm.kernels.pool import PoolShape
+from quantvm.numerics import qnnpack_window
 
 from .composite import Composite
 from .legalize import Legalization, legalizes
@@ -73,9 +74,11 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
     """The average over a given number of windows."""
     x = state.nhwc(inputs[0])
     height, width = (int(v) for v in composite.call("relax.nn.adaptive_avg_pool2d").attrs.output_size)
-    if _is_qnnpack(state, composite) and (height, width) == (1, 1):
-        kernel = pool.avg_pool2d_qnnpack(_whole_image(x), composite.output)
-        return state.run(kernel, [x], _resized(x, 1, 1), composite.output.dtype, name)
+    window = qnnpack_window((x.shape[2], x.shape[3]), (height, width))
+    if _is_qnnpack(state, composite) and window is not None:
+        shape = PoolShape(x.shape[2], x.shape[3], x.shape[1], kernel=window, stride=window)
+        kernel = pool.avg_pool2d_qnnpack(shape, composite.output)
+        return state.run(kernel, [x], _resized(x, height, width), composite.output.dtype, name)
     kernel = pool.adaptive_avg_pool2d(
         (x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output, channels_last=x.behaves_channels_last
     )
