@@ -85,6 +85,17 @@ def test_a_profile_needs_tvm_among_the_engines():
         run(engines="openvino", profile=True)
 
 
+def test_a_model_is_quantized_by_a_flow_that_it_can_be_quantized_by(tmp_path):
+    from quantvm.evaluate.bench_model import model_job
+    from quantvm.models import get_model
+
+    assert model_job(tmp_path, get_model("resnet18"), BenchConfig()).flow == "eager"
+    assert model_job(tmp_path, get_model("resnet18"), BenchConfig(flow="fx")).flow == "fx"
+    assert model_job(tmp_path, get_model("vit_b_16"), BenchConfig()).flow == "fx"
+    with pytest.raises(ConfigError, match="PyTorch cannot quantize it by the flow eager; use fx"):
+        model_job(tmp_path, get_model("vit_b_16"), BenchConfig(flow="eager"))
+
+
 def test_rounds_alternate_between_engines():
     stages = FakeBenchStages()
     run(stages, models="alpha", engines=("tvm", "torch_x86"), rounds=3, seconds=0.1)

@@ -87,6 +87,14 @@ def bench(
             rich_help_panel=QUANTIZATION,
         ),
     ] = "per-channel",
+    flow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="eager|fx",
+            help="How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that.",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
     tvm_engine: Annotated[
         str,
         typer.Option(
@@ -136,6 +144,7 @@ def bench(
             calibration_samples=calibration_samples,
             seed=seed,
             scheme=scheme,  # type: ignore[arg-type]  # the configuration checks it
+            flow=flow,
             tvm_engine=tvm_engine,  # type: ignore[arg-type]  # likewise
             target=target,
             profile=profile,

@@ -14,6 +14,9 @@ from quantvm.evaluate.config import RunConfig
 from quantvm.evaluate.engines import ENGINES
 from quantvm.models.quantize import Engine, Scheme
 
+BENCH_FLOWS = ("eager", "fx")
+"""Ways in which PyTorch quantizes for an engine of its own."""
+
 
 @dataclass(frozen=True)
 class BenchConfig:
@@ -34,6 +37,7 @@ class BenchConfig:
         calibration_samples: how many images the quantized ranges are calibrated on, at most.
         seed: of every random choice.
         scheme: how PyTorch and TVM quantize weights: `per-channel` or `per-tensor`; the peers use their own way.
+        flow: how PyTorch quantizes: `eager` or `fx`; None for eager, or fx where a model cannot be quantized by that.
         tvm_engine: the PyTorch engine whose bits TVM must give.
         target: what TVM compiles for; `native` is this machine.
         profile: whether TVM's code is run once more to find where its time goes, after it was timed.
@@ -53,6 +57,7 @@ class BenchConfig:
     calibration_samples: int = 64
     seed: int = 0
     scheme: Scheme = "per-channel"
+    flow: str | None = None
     tvm_engine: Engine = "fbgemm"
     target: str = "native"
     profile: bool = False
@@ -101,6 +106,8 @@ class BenchConfig:
             yield f"engines: got '{', '.join(unknown)}', expected some of {', '.join(ENGINES)}"
         if self.profile and self.engines and "tvm" not in self.engines:
             yield f"profile: got '{', '.join(self.engines)}' as engines, expected tvm among them, the one profiled"
+        if self.flow is not None and self.flow not in BENCH_FLOWS:
+            yield f"flow: got '{self.flow}', expected one of {', '.join(BENCH_FLOWS)}"
         if not self.batch_sizes:
             yield "batch_sizes: got none, expected at least one"
         for name in ("batch_sizes", "threads"):

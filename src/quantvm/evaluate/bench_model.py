@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.evaluate.bench_config import BenchConfig
+from quantvm.errors import ConfigError
+from quantvm.evaluate.bench_config import BENCH_FLOWS, BenchConfig
 from quantvm.evaluate.bench_stages import BenchStages
 from quantvm.evaluate.engines import Job
 from quantvm.evaluate.latency import alternate, summarize
@@ -244,6 +245,7 @@ class _Session:
         return {
             "name": bench.spec.name,
             "title": bench.spec.title,
+            "flow": bench.job.flow,
             "batch": batch,
             "threads": self._threads,
             "weights": bench.weights,
@@ -306,6 +308,18 @@ def _outcome(row: BenchModelRow) -> str:
     return f"{row['title']}, batch {row['batch']}, threads {row['threads']}: {', '.join(times)}"
 
 
+def _flow(spec: ModelSpec, config: BenchConfig) -> str:
+    """Returns how PyTorch quantizes the model.
+
+    Raises:
+        ConfigError: it cannot, by the flow that was asked for.
+    """
+    possible = [flow for flow in BENCH_FLOWS if flow in spec.flows]
+    if config.flow is not None and config.flow not in possible:
+        raise ConfigError(f"PyTorch cannot quantize it by the flow {config.flow}; use {' or '.join(possible)}")
+    return config.flow or possible[0]
+
+
 def model_job(folder: Path, spec: ModelSpec, config: BenchConfig) -> Job:
     """Returns the job that all workers of a model share."""
     return Job(
@@ -314,6 +328,7 @@ def model_job(folder: Path, spec: ModelSpec, config: BenchConfig) -> Job:
         folder=str(folder),
         threads=1,
         scheme=config.scheme,
+        flow=_flow(spec, config),
         tvm_engine=config.tvm_engine,
         target=config.target,
     )

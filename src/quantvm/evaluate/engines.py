@@ -44,6 +44,7 @@ class Job:
         folder: holds the model's files, see the properties.
         threads: the engine computes with.
         scheme: `per-channel` or `per-tensor`, of PyTorch and TVM.
+        flow: how PyTorch quantizes: `eager` or `fx`.
         tvm_engine: the PyTorch engine whose bits TVM must give.
         target: what TVM compiles for.
         thread_counts: all that a build is for; TVM's code depends on them. Empty: `threads` only.
@@ -56,6 +57,7 @@ class Job:
     folder: str
     threads: int
     scheme: str = "per-channel"
+    flow: str = "eager"
     tvm_engine: str = "fbgemm"
     target: str = "native"
     thread_counts: tuple[int, ...] = ()
@@ -133,7 +135,7 @@ def seconds(facts: Facts, name: str) -> Iterator[None]:
 
 
 class TorchEngine:
-    """PyTorch: quantized in eager mode, then traced and frozen, which calls the same kernels with less overhead.
+    """PyTorch: quantized, then traced and frozen, which calls the same kernels with less overhead.
 
     The file of the reference engine is also what TVM imports.
     """
@@ -157,7 +159,9 @@ class TorchEngine:
         job = self._job
         facts: Facts = {}
         with seconds(facts, "build_s"), quiet(), torch.no_grad():
-            module = quantize(job.float_model(), job.calibration_batches(), scheme=job.scheme, engine=self._name)
+            module = quantize(
+                job.float_model(), job.calibration_batches(), scheme=job.scheme, engine=self._name, flow=job.flow
+            )
             example_f32 = torch.from_numpy(np.load(job.input_path)[:1])
             torch.jit.trace(module, example_f32, check_trace=False).save(str(self._path))
         return {**facts, "artifact_bytes": self._path.stat().st_size}

@@ -89,6 +89,7 @@ class BenchModelRow(TypedDict):
 
     name: str
     title: str
+    flow: str  # how PyTorch quantized: eager or fx
     batch: int
     threads: int
     weights: WeightsRow

@@ -23,17 +23,21 @@ def bench_lines(bench: BenchRow) -> list[str]:
     for model in bench["models"]:
         if model["profile"] is not None:
             where = f"batch {model['batch']}, {_threads(model['threads'])}"
-            lines += [f"Where TVM's time goes: {model['title']}, {where}", "", "```"]
+            lines += [f"Where TVM's time goes: {_title(model)}, {where}", "", "```"]
             lines += [*profile_lines(model["profile"]), "```", ""]
     remarked = _remarks(bench)
     return [*lines, *([*remarked, ""] if remarked else []), *_conditions(bench)]
+
+
+def _title(model: BenchModelRow) -> str:
+    return model["title"] if model["flow"] == "eager" else f"{model['title']} ({model['flow']})"
 
 
 def bench_report(bench: BenchRow) -> str:
     """Returns report.md: what is printed, and every figure of every engine."""
     lines = ["# Latency of int8 engines", "", f"`{bench['command']}`, {bench['started_at']}", "", *bench_lines(bench)]
     for model in bench["models"]:
-        lines += ["", f"## {model['title']}, batch {model['batch']}, {_threads(model['threads'])}", ""]
+        lines += ["", f"## {_title(model)}, batch {model['batch']}, {_threads(model['threads'])}", ""]
         lines += _details(model)
     return "\n".join(lines) + "\n"
 
@@ -69,7 +73,7 @@ def _table(
     yield _line(["---", *["---:"] * (len(columns) - 1)])
     for model in models:
         cells = [cell(model["engines"][name]) for name in names]
-        yield _line([model["title"], *cells, *([_ratio(model["tvm_vs_best"])] if ratio else [])])
+        yield _line([_title(model), *cells, *([_ratio(model["tvm_vs_best"])] if ratio else [])])
     if ratio and mean is not None and mean["tvm_vs_best"] is not None:
         yield _line(["geometric mean", *[""] * len(names), _ratio(mean["tvm_vs_best"])])
 
@@ -94,7 +98,7 @@ def _remarks(bench: BenchRow) -> list[str]:
     """Returns a Markdown list of why cells are empty and which numbers are not to be trusted."""
     settings_of: dict[str, list[str]] = {}
     for model in bench["models"]:
-        setting = f"{model['title']} (batch {model['batch']}, {_threads(model['threads'])})"
+        setting = f"{_title(model)} (batch {model['batch']}, {_threads(model['threads'])})"
         for name, row in model["engines"].items():
             for remark in _engine_remarks(row, bench["config"]["weights"] == "random"):
                 settings_of.setdefault(f"{name}: {remark}", []).append(setting)
@@ -113,7 +117,7 @@ def _spread_remarks(bench: BenchRow) -> Iterator[str]:
     noisy = [(row["spread"] or 0, model, name) for model, name, row in rows if row["spread_warning"]]
     if noisy:
         spread, model, name = max(noisy, key=lambda item: item[0])
-        worst = f"{name} on {model['title']}, batch {model['batch']}, {_threads(model['threads'])}"
+        worst = f"{name} on {_title(model)}, batch {model['batch']}, {_threads(model['threads'])}"
         n = sum(row["p50_ms"] is not None for _, _, row in rows)
         yield (
             f"- ~ marks a noisy time, its interquartile range above 10 % of the median: {len(noisy)} of {n} are, most "
