@@ -68,7 +68,9 @@ def _pool_step(draw: Any, engine: Engine, at: int, shape: _Shape, op: str) -> tu
         options["count_include_pad"] = draw(st.booleans())
     else:
         options["dilation"] = draw(st.sampled_from([1, 1, 2]))
-    return _checked(op, at, shape, options)
+    found = _checked(op, at, shape, options)
+    # of images of one pixel PyTorch returns a larger output in scrambled order, see docs/numerics.md
+    return None if found is not None and shape[1:] == (1, 1) != found[1][1:] else found
 
 
 def _checked(op: str, at: int, shape: _Shape, options: dict[str, Any]) -> tuple[Step, _Shape] | None:

@@ -142,8 +142,6 @@ def test_a_registered_model_is_quantized_as_in_the_main_job(cli, tmp_path):
 
 
 def test_a_model_is_quantized_by_a_flow_that_it_can_be_quantized_by(cli):
-    assert CompileConfig("resnet18").run_config().flows == ("eager",)
-    assert CompileConfig("vit_b_16").run_config().flows == ("fx",)
     result = cli("compile", "vit_b_16", "--flow", "eager", "--weights", "random", "--calibration-samples", "1")
     assert result.exit_code == 2
     assert "PyTorch cannot quantize it by the flow eager; use fx or pt2e" in " ".join(result.stderr.split())

@@ -261,10 +261,12 @@ def test_code_that_cannot_be_imported_is_told_from_a_wrong_name(cli):
     )
 
 
-def test_a_float_model_that_is_not_quantizable(run):
-    result, found = run("--model", f"{NAME}:float32", *SIZE)
-    assert result.exit_code == 3
-    assert "this is a float model; quantize it first" in found["models"][0]["reason"]
+def test_a_float_model_without_stubs_is_quantized_by_the_other_flows(run):
+    result, found = run("--model", f"{NAME}:float32", *SIZE, "--flow", "eager,fx")
+    assert result.exit_code == 0
+    eager, fx = found["models"]
+    assert (eager["status"], eager["remedy"]) == ("skipped", "--flow fx or --flow pt2e")
+    assert fx["parity"]["raw_outputs_identical"] == fx["parity"]["raw_outputs_total"] > 0
 
 
 def test_more_classes_of_images_than_of_scores(run, cli, tmp_path):

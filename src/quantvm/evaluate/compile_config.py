@@ -10,7 +10,6 @@ from pathlib import Path
 from quantvm.errors import ConfigError
 from quantvm.evaluate.config import RunConfig
 from quantvm.evaluate.model_words import kind_of
-from quantvm.models import get_model
 from quantvm.models.quantize import FLOWS, Engine, Scheme
 
 
@@ -61,12 +60,6 @@ class CompileConfig:
         except ConfigError:
             return False
 
-    @property
-    def _flow(self) -> str:
-        if self.flow is not None:
-            return self.flow
-        return get_model(self.model).flows[0] if self.is_registered else FLOWS[0]
-
     def run_config(self) -> RunConfig:
         """Returns the options that choosing weights and images needs, as the main job has them."""
         return RunConfig(
@@ -80,7 +73,7 @@ class CompileConfig:
             seed=self.seed,
             weights=self.weights,
             scheme=self.scheme,
-            flows=(self._flow,),
+            flows=(self.flow or FLOWS[0],),
             engine=self.engine,
             numerics=(self.numerics,),
             target=self.target,

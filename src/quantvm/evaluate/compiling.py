@@ -49,7 +49,7 @@ def _quantized_here(config: CompileConfig, progress: Progress, stages: Stages) -
     plan = prepare(run_config, stages, progress)
     stages.use_threads(plan.threads)
     with stages.torch_engine(run_config):
-        spec, quantized = quantize_only_model(plan, run_config, stages, progress)
+        spec, quantized = quantize_only_model(plan, run_config, stages, progress, flow=config.flow)
         titled = TitledProgress(progress, spec.title)
         return stages.compile(
             quantized, spec, run_config, plan.threads, titled, numerics=config.numerics, cache=not config.audit
@@ -57,27 +57,38 @@ def _quantized_here(config: CompileConfig, progress: Progress, stages: Stages) -
 
 
 def quantize_only_model(
-    plan: Plan, run_config: RunConfig, stages: Stages, progress: Progress
+    plan: Plan, run_config: RunConfig, stages: Stages, progress: Progress, *, flow: str | None = None
 ) -> tuple[ModelSpec, nn.Module]:
     """Returns the only model of a plan, which was named, and its quantized form."""
-    spec, _, quantized = float_and_quantized(plan, run_config, stages, progress)
+    spec, _, quantized = float_and_quantized(plan, run_config, stages, progress, flow=flow)
     return spec, quantized
 
 
 def float_and_quantized(
-    plan: Plan, run_config: RunConfig, stages: Stages, progress: Progress
+    plan: Plan, run_config: RunConfig, stages: Stages, progress: Progress, *, flow: str | None = None
 ) -> tuple[ModelSpec, nn.Module | None, nn.Module]:
-    """Returns the only model of a plan, its float form (None where only integers were published), and its quantized."""
+    """Returns the only model of a plan, its float form (None where only integers were published), and its quantized.
+
+    Args:
+        plan: of that model.
+        run_config: as the main job has it; its flows do not count.
+        stages: the calls.
+        progress: where long work reports to.
+        flow: how PyTorch quantizes; None for the first way in which it can.
+
+    Raises:
+        ConfigError: PyTorch cannot quantize the model by that flow.
+    """
     (entry,) = plan.entries
     assert entry.weights is not None  # a named model has weights, or prepare raises
     titled = TitledProgress(progress, entry.spec.title)
     inputs = stages.calibration_inputs(entry.spec, plan.calibration)
     float_model = stages.build_float_model(entry.spec, entry.weights, inputs, run_config)
-    (flow,) = run_config.flows
-    if float_model is not None and flow not in entry.spec.flows:
+    if flow is not None and float_model is not None and flow not in entry.spec.flows:
         raise ConfigError(
             f"{entry.spec.name}: PyTorch cannot quantize it by the flow {flow}; use {' or '.join(entry.spec.flows)}"
         )
+    run_config = dataclasses.replace(run_config, flows=(flow or entry.spec.flows[0],))
     quantized = stages.quantize(entry.spec, entry.weights, float_model, inputs, run_config, titled)
     return entry.spec, float_model, quantized
 

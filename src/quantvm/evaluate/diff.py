@@ -159,7 +159,7 @@ def _quantized_here(config: DiffConfig, progress: Progress, stages: Stages) -> _
     plan = prepare(run_config, stages, progress)
     stages.use_threads(plan.threads)
     with stages.torch_engine(run_config):
-        spec, float_model, quantized = float_and_quantized(plan, run_config, stages, progress)
+        spec, float_model, quantized = float_and_quantized(plan, run_config, stages, progress, flow=config.flow)
         samples = plan.dataset.samples[: config.num_samples]
         images = [
             _Image(b.ids[0], np.ascontiguousarray(b.x_f32), int(b.labels[0]))

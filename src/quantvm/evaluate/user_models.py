@@ -18,6 +18,7 @@ from quantvm.download import sha256_of
 from quantvm.errors import ConfigError
 from quantvm.evaluate.model_words import call_factory, kind_of
 from quantvm.evaluate.user_runners import ChannelsLastRunner, FixedBatchRunner, OnnxRuntimeRunner, gist
+from quantvm.models.quantize import FLOWS
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.models.weights import ResolvedWeights
 
@@ -218,15 +219,17 @@ class UserProgram:
 
 @dataclass(frozen=True)
 class FloatModel:
-    """A quantizable float module that a factory returned.
+    """A float module that a factory returned.
 
     Attributes:
         module: in evaluation mode.
         shapes: of its inputs.
+        flows: the ways in which PyTorch can quantize it; eager mode needs a `QuantStub`.
     """
 
     module: nn.Module
     shapes: tuple[Shape, ...]
+    flows: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -300,7 +303,9 @@ def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str
         )
     shapes = input_shapes or (DEFAULT_SHAPE,)
     if is_float_and_quantizable(made):
-        return FloatModel(made, shapes)
+        return FloatModel(made, shapes, FLOWS)
+    if _computes_in_float(made, shapes):
+        return FloatModel(made, shapes, tuple(flow for flow in FLOWS if flow != "eager"))
     return UserProgram(word, "module", made, shapes, True, getattr(made, "quantvm_engine", None) or engine)
 
 
@@ -318,6 +323,29 @@ def is_float_and_quantizable(module: Any) -> bool:
 
     kinds = {type(inner) for inner in module.modules()} if hasattr(module, "modules") else set()
     return QuantStub in kinds and Quantize not in kinds and not any("FakeQuantize" in kind.__name__ for kind in kinds)
+
+
+def _computes_in_float(module: Any, shapes: tuple[Shape, ...]) -> bool:
+    """Says whether a module takes such inputs and calls no operator of a quantized model on the way."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called: set[str] = set()
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
+    try:
+        with torch.no_grad(), Listening():
+            module(*(torch.zeros([d or 1 for d in shape]) for shape in shapes))
+    except Exception:  # noqa: BLE001 - whatever it raises is told where it is run as a program
+        return False
+    is_torchao = any(type(parameter).__module__.startswith("torchao.") for parameter in module.parameters())
+    return not is_torchao and not any("quant" in name for name in called)
 
 
 def _exported(word: str, program: Any) -> UserProgram:
@@ -352,10 +380,11 @@ def load_user_spec(
         input_shapes = ((1, 3, options.crop, options.crop),)
     found = load_model(word, input_shapes=input_shapes, engine=engine)
     if isinstance(found, UserProgram):
-        program, float_module = found, None
+        program, float_module, flows = found, None, FLOWS
     else:
         # it is probed as a program would be
         program, float_module = UserProgram(word, "module", found.module, found.shapes, True, None), found.module
+        flows = found.flows
     n_classes = program.check(as_classifier=True)
     size = program.image_size
     if options.crop not in (None, size):
@@ -364,6 +393,7 @@ def load_user_spec(
         name=word, title=word, build=_rebuilt, weights=WeightsFile(Path(word).name),
         preprocessing=options.preprocessing(size), published_top1=None, published_top5=None, published_by="",
         program=program if float_module is None else None, float_module=float_module, n_classes=n_classes,
+        flows=flows,
     )  # fmt: skip
     is_file = Path(word).is_file()
     source = f"{'file' if is_file else 'factory'} {word}"
