@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from quantvm import numerics
+from quantvm import dispatch, numerics
 from quantvm.numerics import QuantParams
 from quantvm.runtime.target import cpu_features
 
@@ -237,11 +237,11 @@ def test_requantize_every_product_of_two_bytes(engine, kind, scheme, bias, relu)
     if kind == "conv":
         packed = Q.conv2d_prepack(weight, bias_f32, [1, 1], [0, 0], [1, 1], 1)
         op = Q.conv2d_relu if relu else Q.conv2d
-        rule = numerics.conv_rule(engine, 1, True)
+        rule = dispatch.conv_rule(engine, 1, True)
     else:
         packed = Q.linear_prepack(weight, bias_f32)
         op = Q.linear_relu if relu else Q.linear
-        rule = numerics.linear_rule(engine)
+        rule = dispatch.linear_rule(engine)
     for x_q, out_q in LINEAR_PARAMS:
         x = np.arange(256)
         requantization = numerics.requantization(
@@ -290,7 +290,7 @@ def test_the_rules_differ_in_where_the_zero_point_is_added():
 
 def test_rules_of_the_engines():
     conv = {
-        (engine, groups, symmetric): numerics.conv_rule(engine, groups, symmetric)
+        (engine, groups, symmetric): dispatch.conv_rule(engine, groups, symmetric)
         for engine, groups, symmetric in itertools.product(numerics.ENGINES, (1, 100, 101), (True, False))
     }
     assert [key for key, rule in conv.items() if rule == "onednn"] == [
@@ -298,12 +298,12 @@ def test_rules_of_the_engines():
     ]  # fmt: skip
     assert {rule for (engine, _, _), rule in conv.items() if engine == "fbgemm"} == {"fbgemm"}
     assert {rule for (engine, _, _), rule in conv.items() if engine == "qnnpack"} == {"qnnpack"}
-    linear = {engine: numerics.linear_rule(engine) for engine in numerics.ENGINES}
+    linear = {engine: dispatch.linear_rule(engine) for engine in numerics.ENGINES}
     assert linear == {"fbgemm": "fbgemm", "x86": "fbgemm", "onednn": "onednn", "qnnpack": "qnnpack"}
 
 
 def test_x86_is_fbgemm_without_vnni():
-    rules = {engine: numerics.conv_rule(engine, 1, True, vnni=False) for engine in numerics.ENGINES}
+    rules = {engine: dispatch.conv_rule(engine, 1, True, vnni=False) for engine in numerics.ENGINES}
     assert rules == {"fbgemm": "fbgemm", "x86": "fbgemm", "onednn": "onednn", "qnnpack": "qnnpack"}
 
 
@@ -319,7 +319,7 @@ def test_x86_is_fbgemm_without_vnni():
     ],
 )
 def test_onednn_has_no_avx2_kernel_for_groups_of_odd_channels(in_channels, out_channels, groups, refused):
-    assert numerics.onednn_avx2_refuses(in_channels, out_channels, groups) == refused
+    assert dispatch.onednn_avx2_refuses(in_channels, out_channels, groups) == refused
 
 
 # channels, out channels, groups, kernel, stride, padding, dilation: FBGEMM's depthwise kernel and its limits
@@ -351,4 +351,4 @@ def test_fbgemm_saturates_exactly_where_we_say(geometry):
     x = as_torch(np.full((1, channels, 12, 12), 255), QuantParams(1.0, 0))
     products = 255 * 127 * kernel[0] * kernel[1] * channels // groups
     y = Q.conv2d(x, packed, products / 200, 0).int_repr()[0, 0, 6 // stride[0], 6 // stride[1]].item()
-    assert (y != 200) == numerics.fbgemm_depthwise_saturates(*geometry)
+    assert (y != 200) == dispatch.fbgemm_depthwise_saturates(*geometry)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantvm import numerics
+from quantvm import dispatch, numerics
 from quantvm.kernels import Kernel, conv2d, depthwise
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv2d import Conv2dShape
@@ -90,7 +90,7 @@ class Case:
         op = Q.conv2d_relu if relu else Q.conv2d
         qx = quantized(self.x, self.input_q.scale, self.input_q.zero_point)
         self.expected = nhwc(op(qx, packed, self.output_q.scale, self.output_q.zero_point))
-        self.rule = numerics.conv_rule(engine, groups, not zeros.any(), vnni=HAS_VNNI)
+        self.rule = dispatch.conv_rule(engine, groups, not zeros.any(), vnni=HAS_VNNI)
         separate_up_to = 0 if self.rule == "onednn" and not HAS_VNNI else None
         self.requantization = numerics.requantization(
             self.rule, "conv", input_q=self.input_q, weight_scales=scales, bias_f32=self.bias,
@@ -145,7 +145,7 @@ def test_depthwise_equals_torch(name, asymmetric, target):
     geometry = (*DEPTHWISE[name], DEPTHWISE[name][2])
     case = Case(geometry, asymmetric=asymmetric, full_range=True)
     _, _, c, oc, kernel, stride, padding, dilation, groups = geometry
-    on_fast_path = numerics.fbgemm_depthwise_saturates(c, oc, groups, kernel, stride, padding, dilation)
+    on_fast_path = dispatch.fbgemm_depthwise_saturates(c, oc, groups, kernel, stride, padding, dilation)
     assert on_fast_path == ("off the fast path" not in name)
     saturates = on_fast_path or not HAS_VNNI
     kernel_tir = depthwise.depthwise_conv2d(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from quantvm.dispatch import onednn_avx2_refuses
 from quantvm.kernels import conv2d, reference
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv2d import Conv2dShape
 from quantvm.kernels.dot import PAIR_PRODUCTS, select_pairs
-from quantvm.numerics import QuantParams, onednn_avx2_refuses, requantization, requantize
+from quantvm.numerics import QuantParams, requantization, requantize
 from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
 

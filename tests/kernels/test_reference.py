@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantvm import numerics
+from quantvm import dispatch
 from quantvm.kernels import pool, reference
 from quantvm.numerics import QuantParams
 from quantvm.torch_compat import has_vnni
@@ -47,7 +47,7 @@ def test_depthwise_ref(name, asymmetric):
     geometry = (*DEPTHWISE[name], DEPTHWISE[name][2])
     case = Case(geometry, asymmetric=asymmetric, full_range=True)
     _, _, c, oc, kernel, stride, padding, dilation, groups = geometry
-    on_fast_path = numerics.fbgemm_depthwise_saturates(c, oc, groups, kernel, stride, padding, dilation)
+    on_fast_path = dispatch.fbgemm_depthwise_saturates(c, oc, groups, kernel, stride, padding, dilation)
     saturates = on_fast_path or not has_vnni()
     arguments = (case.shape, case.x, case.weight, case.weight_zero_points, case.input_q.zero_point, case.requantization)
     got = reference.depthwise_conv2d_u8i8acc32_ref(*arguments, saturate_pairs=saturates)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantvm.numerics import qnnpack_window
+from quantvm.dispatch import qnnpack_window
 from quantvm.runtime import compile as compile_model
 from quantvm.torch_compat import quantization_engine
 from tests.quantized_modules import Quantized

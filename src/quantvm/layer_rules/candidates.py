@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quantvm.dispatch import conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
 from quantvm.fixed_point import ROUNDINGS
-from quantvm.numerics import ENGINES, Engine, conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
+from quantvm.numerics import ENGINES, Engine
 
 from .contraction import pair_cut, pairs_can_cross_taps
 from .elementwise import UNARY_TORCH

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantvm import fixed_point, integer_numerics, numerics
-from quantvm.numerics import Requantization, f32, f64, i64, onednn_avx2_linear_cut, reciprocal_f32
+from quantvm.dispatch import onednn_avx2_linear_cut
+from quantvm.numerics import Requantization, f32, f64, i64, reciprocal_f32
 
 from .facts import Facts
 from .family import Family, register_family

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quantvm import integer_numerics, numerics
+from quantvm import dispatch, integer_numerics, numerics
 from quantvm.kernels import Kernel, conv2d, depthwise
 from quantvm.kernels.dot import PORTABLE, DotProduct
 from quantvm.kernels.epilogue import PostOps
@@ -103,7 +103,7 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     weight = _weight(composite)
     own_padding = _padding(conv)
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
-    engine_rule = numerics.conv_rule(state.engine, int(conv.attrs.groups), weight.symmetric, vnni=state.vnni)
+    engine_rule = dispatch.conv_rule(state.engine, int(conv.attrs.groups), weight.symmetric, vnni=state.vnni)
     # oneDNN leaves out its own padding, but not a border that was put around the input
     skips_padding = (
         _without_vnni(state, engine_rule) and engine_rule == "onednn" and input_q.dtype == "uint8"
@@ -117,7 +117,7 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     if engine_rule == "onednn" and state.onednn_amx:
         separate_up_to = conv_separate_up_to(_geometry(shape, border), state.threads)
     elif engine_rule == "onednn" and not state.vnni:
-        divides = numerics.onednn_avx2_refuses(shape.in_channels, shape.out_channels, shape.groups)
+        divides = dispatch.onednn_avx2_refuses(shape.in_channels, shape.out_channels, shape.groups)
         separate_up_to = None if divides else 0
     requantization = _requantization(
         state, engine_rule, "conv", composite, input_q, weight, shape.out_channels, separate_up_to, divides
@@ -126,7 +126,7 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
     if is_depthwise:
         saturates = requantization.rule == "fbgemm" and (
             not state.vnni
-            or numerics.fbgemm_depthwise_saturates(
+            or dispatch.fbgemm_depthwise_saturates(
                 shape.in_channels, shape.out_channels, shape.groups, shape.kernel, shape.stride, own_padding[:2],
                 shape.dilation,
             )
@@ -206,7 +206,7 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     x = in_layout(state.builder, inputs[index], "NCHW")
     weight = _weight(composite)
     out_features, in_features = weight.integers.shape
-    rule = numerics.linear_rule(state.engine)
+    rule = dispatch.linear_rule(state.engine)
     separate_up_to = None
     if rule == "onednn" and state.onednn_amx:
         separate_up_to = linear_separate_up_to(in_features, out_features)
@@ -214,7 +214,7 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
         separate_up_to = 0
     requantization = _requantization(state, rule, "linear", composite, input_q, weight, out_features, separate_up_to)
     operand = _operand(state, weight, weight.integers, input_q, _without_vnni(state, rule))
-    cut = numerics.onednn_avx2_linear_cut(in_features) if rule == "onednn" and operand.dot.saturates else None
+    cut = dispatch.onednn_avx2_linear_cut(in_features) if rule == "onednn" and operand.dot.saturates else None
     kernel = conv2d.linear(
         in_features, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
         x_dtype=input_q.dtype, isa=state.isa, weight_zero_points=operand.zero_points, cut=cut,

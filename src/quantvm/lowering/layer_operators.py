@@ -11,8 +11,8 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
+from quantvm.dispatch import qnnpack_window
 from quantvm.layer_rules import Operator, Window
-from quantvm.numerics import qnnpack_window
 
 from .activation import leaky_slope
 from .bindings import definitions

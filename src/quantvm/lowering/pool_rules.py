@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from quantvm.dispatch import qnnpack_window
 from quantvm.kernels import pool
 from quantvm.kernels.pool import PoolShape
-from quantvm.numerics import qnnpack_window
 
 from .composite import Composite
 from .legalize import Legalization, legalizes
