@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from quantvm import fixed_point
 from quantvm.fixed_point import ROUNDINGS, FixedPoint, Rounding
 from quantvm.numerics import (
+    FLOAT_UNARY,
     Numerics,
     QuantParams,
     Requantization,
@@ -140,7 +141,7 @@ def unary_table(name: str, q_in: QuantParams, q_out: QuantParams, slope: float =
     """Returns what each of the 256 integers becomes: `quantize` of the function of fl(scale * (x - zero_point)).
 
     Args:
-        name: hardswish, hardsigmoid, sigmoid or leaky_relu.
+        name: hardswish, hardsigmoid, sigmoid, leaky_relu, silu, gelu or gelu_tanh.
         q_in: parameters of the input.
         q_out: parameters of the output.
         slope: negative slope, for leaky_relu only.
@@ -152,4 +153,5 @@ def unary_table(name: str, q_in: QuantParams, q_out: QuantParams, slope: float =
         "sigmoid": lambda x: (1.0 / (1.0 + np.exp(-x.astype(f64)))).astype(f32),
         "leaky_relu": lambda x: np.where(x > 0, x, np.multiply(x, f32(slope), dtype=f32)),
     }
-    return quantize(functions[name](x_f32), q_out).astype(q_out.dtype)
+    function = functions.get(name) or (lambda x: FLOAT_UNARY[name](x.astype(f64)).astype(f32))
+    return quantize(function(x_f32), q_out).astype(q_out.dtype)

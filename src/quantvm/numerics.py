@@ -11,6 +11,7 @@ kernels are tested against; the tables and per-channel vectors that kernels cons
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -200,22 +201,35 @@ def hardsigmoid_f32(x: F32) -> F32:
     return np.divide(gate, f32(6), dtype=f32)
 
 
+FLOAT_UNARY: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x * math.sqrt(0.5))),
+    "gelu_tanh": lambda x: x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+"""Operators of float tensors that stand between dequantize and quantize, in double precision."""
+
+
 def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float = 0.0) -> tuple[NDArray, NDArray]:
     """Returns two 256-entry tables, indexed by the input byte: for vectorised elements and for tail elements.
 
     A quantized unary operator is a pure function of the byte, so two tables reproduce it exactly.
 
     Args:
-        name: hardswish, hardsigmoid, leaky_relu, sigmoid or tanh.
+        name: hardswish, hardsigmoid, leaky_relu, sigmoid or tanh; or silu, gelu or gelu_tanh, which are computed on
+            float tensors between dequantize and quantize.
         q_in: parameters of the input.
         q_out: parameters of the output.
         slope: negative slope, for leaky_relu only.
 
-    Exactness: bit-exact to torch 2.13's kernels; sigmoid and tanh up to the last bit of expf and tanhf.
+    Exactness: bit-exact to torch 2.13's kernels; sigmoid, tanh and those of float tensors up to the last bit of expf,
+        tanhf and erff.
     """
     x_q = np.arange(256, dtype=i64) + q_in.quant_min
     dtype = np.dtype(q_out.dtype)
     vec, val = dequantize_vec(x_q, q_in), dequantize_val(x_q, q_in)
+    if name in FLOAT_UNARY:
+        entries = quantize_arr(FLOAT_UNARY[name](val.astype(f64)).astype(f32), q_out).astype(dtype)
+        return entries, entries
     if name == "sigmoid":
         exp_f32 = np.exp(-val.astype(f64)).astype(f32)
         main_f32 = np.divide(f32(1), np.add(f32(1), exp_f32, dtype=f32), dtype=f32)

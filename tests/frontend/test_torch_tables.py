@@ -1,16 +1,19 @@
 """What PyTorch itself says of a quantized sigmoid or tanh is what the compiled code holds."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from quantvm import numerics
 from quantvm.frontend import from_torch
 from quantvm.frontend.torch_tables import TABLES_ATTR, torch_table, with_torch_tables
 from quantvm.numerics import QuantParams
 from quantvm.runtime import compile as compile_model
-from quantvm.torch_compat import quantization_engine
-from tests.quantized_modules import Quantized, image
+from quantvm.torch_compat import has_vnni, quantization_engine
+from tests.quantized_modules import Quantized, conv2d, image
 
 IN, UNIT, AROUND_ZERO = QuantParams(0.03125, 100), QuantParams(1 / 256, 0), QuantParams(1 / 128, 128)
 
@@ -28,6 +31,39 @@ def test_pytorchs_table_is_our_formula_but_for_a_last_bit(name, out, engine):
     assert found.dtype == np.uint8
     assert abs(found - expected).max() <= 1
     assert (found != expected).mean() < 0.02
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
+def test_tables_of_float_operators(name):
+    found = torch_table(name, IN, AROUND_ZERO, engine="fbgemm")
+    expected = np.stack(numerics.unary_tables(name, IN, AROUND_ZERO)).astype(int)
+    assert abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 0.02
+
+
+class Island(torch.nn.Module):
+    """What FX leaves of a float operator between quantized ones."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.conv = function, conv2d(8, 24, 3, scale=0.05, zero_point=100)
+
+    def forward(self, x):
+        return torch.quantize_per_tensor(self.function(self.conv(x).dequantize()), 0.03, 20, torch.quint8)
+
+
+@pytest.mark.parametrize("numerics_name", ["torch", "integer"])
+@pytest.mark.parametrize(
+    "function", [F.silu, F.gelu, partial(F.gelu, approximate="tanh")], ids=["silu", "gelu", "gelu_tanh"]
+)
+def test_a_float_operator_between_quantized_tensors_is_a_table(function, numerics_name):
+    network, x = Quantized(Island(function)), image(2, 8, 9, 7)
+    artifact = compile_model(network, x, engine="fbgemm", threads=1, numerics=numerics_name)
+    assert artifact.report.float_ops == ()
+    if numerics_name == "torch":
+        assert torch.equal(artifact(x), network(x))
+    elif has_vnni():  # without, PyTorch's sums saturate, and only PyTorch's
+        assert (artifact(x) - network(x)).abs().max() < 0.2
 
 
 def test_an_output_that_pytorch_does_not_have():

@@ -133,6 +133,11 @@ def concat(count: int, axis: int = 1) -> Callable[..., Any]:
     return lambda q, *xs: q.quantized(q.emit(op.concat([q.dequantized(x) for x in xs[:count]], axis)), 0.2, 7)
 
 
+def silu(x, one=1.0):
+    x = op.astype(x, "float32")
+    return op.divide(x, op.add(op.exp(op.negative(x)), relax.const(one)))
+
+
 TAKEN = {
     "quantize": (lambda q, x: q.quantized(q.emit(op.nn.softmax(q.dequantized(x)))), [IMAGE], "dequantize quantize"),
     "dequantize": (lambda q, x: q.dequantized(x), [IMAGE], "dequantize"),
@@ -165,6 +170,10 @@ TAKEN = {
     "batch_norm2d": (affine((1, 8, 1, 1)), [IMAGE], "batch_norm2d"),
     "layer_norm": (unary(lambda x: op.nn.layer_norm(x, *GAMMA_BETA, [-2, -1], 1e-5), 0.1, 3), [IMAGE], "layer_norm"),
     "tanh": (unary(op.tanh, 1 / 128, 128), [IMAGE], "tanh"),
+    "gelu": (unary(op.nn.gelu, 0.1, 3), [IMAGE], "gelu"),
+    "gelu of floats": (unary(lambda x: op.nn.gelu(op.astype(x, "float32")), 0.1, 3), [IMAGE], "gelu"),
+    "gelu_tanh": (unary(lambda x: op.nn.gelu_tanh(op.astype(x, "float32")), 0.1, 3), [IMAGE], "gelu_tanh"),
+    "silu of floats": (unary(silu, 0.1, 3), [IMAGE], "silu"),
     "add_scalar": (unary(lambda x: op.add(x, relax.const(6.4)), 0.05 * 283 / 255, 0), [IMAGE], "add_scalar"),
     "mul_scalar": (unary(lambda x: op.multiply(x, relax.const(-2.0)), 0.1, 155), [IMAGE], "mul_scalar"),
     "mean": (unary(lambda x: op.mean(x, [2, 3])), [IMAGE], "mean"),
@@ -188,6 +197,7 @@ def test_every_rule_has_a_case_above():
 
 
 LEFT = {
+    "no silu": (unary(lambda x: silu(x, 2.0), 0.1, 3), [IMAGE], "negative exp add divide"),
     "mean over channels": (unary(lambda x: op.mean(x, [1])), [IMAGE], "mean"),
     "mean over rows": (unary(lambda x: op.mean(x, [2])), [IMAGE], "mean"),
     "mean of a 3-d tensor": (unary(lambda x: op.mean(x, [1, 2])), [(2, 8, 6)], "mean"),

@@ -17,7 +17,7 @@ def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str])
 
     Args:
         engine: whose arithmetic to follow.
-        composite: hardswish, hardsigmoid, sigmoid, tanh or leaky_relu.
+        composite: hardswish, hardsigmoid, sigmoid, tanh, leaky_relu, silu, gelu or gelu_tanh.
         known: tables that PyTorch computed, by `numerics.table_key`, as hexadecimal digits.
     """
     q = quant_params(composite.call("relax.dequantize"))

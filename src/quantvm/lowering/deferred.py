@@ -158,4 +158,7 @@ _FUSIONS: dict[str, Fusion] = {
     "sigmoid": _fuse_table,
     "tanh": _fuse_table,
     "leaky_relu": _fuse_table,
+    "silu": _fuse_table,
+    "gelu": _fuse_table,
+    "gelu_tanh": _fuse_table,
 }

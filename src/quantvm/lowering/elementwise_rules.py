@@ -127,7 +127,7 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
     return state.run(kernel, [x], x, out.dtype, name)
 
 
-@legalizes("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu")
+@legalizes("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "silu", "gelu", "gelu_tanh")
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))

@@ -95,7 +95,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     return Tensor(expr, tuple(shape), "NCHW" if rank == 4 else "flat")
 
 
-@legalizes("hardswish", "hardsigmoid", "sigmoid", "leaky_relu", numerics="integer")
+@legalizes("hardswish", "hardsigmoid", "sigmoid", "leaky_relu", "silu", "gelu", "gelu_tanh", numerics="integer")
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values."""
     q = quant_params(composite.call("relax.dequantize"))

@@ -65,6 +65,27 @@ def _unary() -> Iterator[tuple[str, Pattern]]:
     yield "sigmoid", _quantize(is_op("relax.sigmoid")(_dequantize()))
     yield "tanh", _quantize(is_op("relax.tanh")(_dequantize()))
     yield "leaky_relu", _quantize(is_op("relax.nn.leakyrelu")(_dequantize()))
+    for name in ("gelu", "gelu_tanh"):
+        yield name, _quantize(is_op(f"relax.nn.{name}")(_dequantize()))
+        yield name, _quantize(is_op(f"relax.nn.{name}")(_as_float()))
+
+
+def _as_float() -> Pattern:
+    """What a model dequantizes itself, to compute in float."""
+    return is_op("relax.astype")(_dequantize())
+
+
+def _silu() -> tuple[str, Pattern, dict[str, Pattern], Check]:
+    """The quotient x / (exp(-x) + 1), as PyTorch divides."""
+    x, one = _as_float(), is_const()
+    exp = is_op("relax.exp")(is_op("relax.negative")(x))
+    pattern = _quantize(is_op("relax.divide")(x, is_op("relax.add")(exp, one)))
+    return "silu", pattern, {"one": one}, _adds_one
+
+
+def _adds_one(context: Any) -> bool:
+    one = constant_value(context.annotated_expr["one"])
+    return one.size == 1 and float(one.reshape(-1)[0]) == 1.0
 
 
 def _gated() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
@@ -231,6 +252,7 @@ def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
             *plain,
             *_binary(),
             *_gated(),
+            _silu(),
             *kept,
             _spatial_mean(),
             *_with_numbers(),
