@@ -208,6 +208,7 @@ def test_every_option_of_bench_reaches_the_configuration(bench):
         "calibration-samples": 12,
         "seed": 7,
         "scheme": "per-tensor",
+        "flow": "fx",
         "tvm-engine": "x86",
         "target": "native",
         "out": "there",
