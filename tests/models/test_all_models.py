@@ -40,7 +40,10 @@ N_CONVOLUTIONS = {
 
 
 # Of models that differ in their weights or their width alone, one is enough for every day.
-_LIKE_ANOTHER = ("shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "resnext101_32x8d_v2", "resnext101_64x4d", "resnet50_v2")
+_LIKE_ANOTHER = (
+    "efficientnet_lite1", "efficientnet_lite2", "shufflenet_v2_x0_5", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0",
+    "resnext101_32x8d_v2", "resnext101_64x4d", "resnet50_v2",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
