@@ -25,6 +25,8 @@ MODEL_HELP = (
     "model, or a name of: quantvm list models."
 )
 
+FLOW_HELP = "How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that."
+
 
 @contextmanager
 def errors_to_exit_codes(command: Callable[..., None] | None = None) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import QUANTIZATION, errors_to_exit_codes, names_of, numbers_of, shape_of
+from quantvm.cli.arguments import FLOW_HELP, QUANTIZATION, errors_to_exit_codes, names_of, numbers_of, shape_of
 
 _MODELS = "Models and images"
 
@@ -89,11 +89,7 @@ def bench(
     ] = "per-channel",
     flow: Annotated[
         str | None,
-        typer.Option(
-            metavar="eager|fx",
-            help="How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that.",
-            rich_help_panel=QUANTIZATION,
-        ),
+        typer.Option(metavar="eager|fx", help=FLOW_HELP, rich_help_panel=QUANTIZATION),
     ] = None,
     tvm_engine: Annotated[
         str,

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import MODEL_HELP, QUANTIZATION, AsJson, errors_to_exit_codes, print_result, shape_of
+from quantvm.cli.arguments import (
+    FLOW_HELP,
+    MODEL_HELP,
+    QUANTIZATION,
+    AsJson,
+    errors_to_exit_codes,
+    print_result,
+    shape_of,
+)
 
 _ZOO = "Models that are quantized first: of the registry, or float ones of a factory"
 _CHECKS = "Checks and output"
@@ -58,11 +66,7 @@ def compile(  # noqa: A001 - the command's name
     ] = "per-channel",
     flow: Annotated[
         str | None,
-        typer.Option(
-            metavar="eager|fx|pt2e",
-            help="How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that.",
-            rich_help_panel=_ZOO,
-        ),
+        typer.Option(metavar="eager|fx|pt2e", help=FLOW_HELP, rich_help_panel=_ZOO),
     ] = None,
     engine: Annotated[
         str,

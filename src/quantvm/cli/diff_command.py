@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import QUANTIZATION, AsJson, errors_to_exit_codes, print_result, shape_of
+from quantvm.cli.arguments import FLOW_HELP, QUANTIZATION, AsJson, errors_to_exit_codes, print_result, shape_of
 
 _ZOO = "Models of the registry"
 
@@ -69,11 +69,7 @@ def diff(
     ] = "per-channel",
     flow: Annotated[
         str | None,
-        typer.Option(
-            metavar="eager|fx|pt2e",
-            help="How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that.",
-            rich_help_panel=_ZOO,
-        ),
+        typer.Option(metavar="eager|fx|pt2e", help=FLOW_HELP, rich_help_panel=_ZOO),
     ] = None,
     engine: Annotated[
         str,

@@ -122,9 +122,8 @@ def _average(operator: Operator, name: str) -> dict[str, str]:
         return {**facts, "zero_point": "inside", "divisor": "fixed", "rounding": "towards_zero"}
     if name in ("qdq", "pt2e"):
         return {**facts, "zero_point": "after", "divisor": "division"}
-    one_pixel = operator.kind == "mean"
     whole = operator.window is not None and not operator.window.ceil_mode
-    if name == "qnnpack" and operator.output.dtype == "uint8" and (one_pixel or whole):
+    if name == "qnnpack" and operator.output.dtype == "uint8" and (operator.kind == "mean" or whole):
         return {**facts, "zero_point": "after", "divisor": "qnnpack"}
     if operator.kind == "avg_pool2d":
         if operator.channels_last:

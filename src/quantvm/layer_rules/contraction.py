@@ -121,6 +121,9 @@ class _Products:
         logical_shape: of the output, in PyTorch's order.
     """
 
+    _inside: NDArray[np.float64] | None = None
+    """Of each column whether it is inside of the image, where padding is left out of sums of pairs."""
+
     def __init__(self, operator: Operator, x: NDArray, fill: int, *, skips_padding: bool = False) -> None:
         assert operator.weight is not None
         assert operator.weight_zero_points is not None
@@ -140,9 +143,6 @@ class _Products:
         self.taps = weight.reshape(groups, weight.shape[0] // groups, -1).astype(f64)
         spread = np.broadcast_to(operator.weight_zero_points, (weight.shape[0],))
         self.zero_points = spread.reshape(groups, -1, 1).astype(f64)
-
-    _inside: NDArray[np.float64] | None = None
-    """Of each column whether it is inside of the image, where padding is left out of sums of pairs."""
 
     def accumulators(self, facts: Facts) -> NDArray[np.int64]:
         """Returns sum (x - zx) * (w - zw) of all outputs, channels last."""
