@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ class SmallNetwork(nn.Module):
         return self.head(torch.flatten(torch.nn.functional.adaptive_avg_pool2d(x, 1), 1)).dequantize()
 
 
-def dot_product_here(target: Any, forced: str | None = None) -> str:
-    """Returns the name of the dot product that code for PyTorch's bits takes: those bits depend on this CPU."""
-    return select_dot(target, forced).name if has_vnni() else select_pairs(target, forced).name
+def convolutions_here(kernels: Mapping[str, int], target: Any, forced: str | None = None) -> int:
+    """Returns how many dense convolutions sum as code for PyTorch's bits does on this CPU; weights split or not."""
+    dot = select_dot(target, forced) if has_vnni() else select_pairs(target, forced)
+    return sum(kernels.get(f"conv2d_u8i8acc32_{name}", 0) for name in (dot.name, f"{dot.name}_split"))

@@ -19,7 +19,7 @@ from quantvm.lowering import LoweringOptions, lower
 from quantvm.numerics import QuantParams
 from quantvm.tvm_compat import build_executable, make_target, native_target
 
-from ..quantized_modules import SmallNetwork, dot_product_here, image
+from ..quantized_modules import SmallNetwork, convolutions_here, image
 from .conftest import run
 from .test_conv import RUNNABLE, Case
 
@@ -156,7 +156,7 @@ def test_a_network_has_the_same_bits_on_every_cpu(name, network):
     module, x, expected = network
     got, report = outputs(module, target, None, x)
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
-    assert report.kernels[f"conv2d_u8i8acc32_{dot_product_here(target)}"] > 0
+    assert convolutions_here(report.kernels, target) > 0
 
 
 @pytest.mark.parametrize("dot", [dot.name for dot in DOT_PRODUCTS])
@@ -166,4 +166,4 @@ def test_a_network_has_the_same_bits_with_every_dot_product_forced(dot, network)
     module, x, expected = network
     got, report = outputs(module, native_target(), dot, x)
     np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
-    assert report.kernels[f"conv2d_u8i8acc32_{dot_product_here(native_target(), dot)}"] > 0
+    assert convolutions_here(report.kernels, native_target(), dot) > 0

@@ -18,7 +18,7 @@ from quantvm.lowering.fuse_qdq import fuse_qdq
 from quantvm.lowering.legalize import legalized_names
 from quantvm.lowering.patterns import all_patterns
 from quantvm.tvm_compat import native_target
-from tests.quantized_modules import dot_product_here
+from tests.quantized_modules import convolutions_here
 
 
 class Network(torch.nn.Module):
@@ -84,7 +84,7 @@ def test_lowered_main_calls_kernels_only_and_moves_no_data_between_convolutions(
     assert set(operators(lowered)) <= {"relax.call_tir", "relax.reshape"}
     assert report.int8_mac_share == 1.0
     assert report.float_ops == ()
-    assert report.kernels[f"conv2d_u8i8acc32_{dot_product_here(native_target())}"] == 2
+    assert convolutions_here(report.kernels, native_target()) == 2
     assert report.output_scale == pytest.approx(0.1)
     assert [p.stem.split("_", 1)[1] for p in sorted(tmp_path.iterdir())] == [
         "imported", "channel_affine", "fuse_qdq", "legalize", "float_ops",

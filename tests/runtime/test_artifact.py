@@ -20,7 +20,7 @@ from quantvm.runtime import Artifact, TorchRunner, TvmRunner
 from quantvm.runtime import compile as compile_model
 from quantvm.runtime.target import cpu_features, parse_target
 from quantvm.tvm_compat import build_executable, native_target
-from tests.quantized_modules import Quantized, SmallNetwork, dot_product_here, image
+from tests.quantized_modules import Quantized, SmallNetwork, convolutions_here, image
 
 Q = torch.ops.quantized
 SHAPE = (3, 19, 17)
@@ -238,7 +238,7 @@ def test_bits_of_other_targets_and_dot_products(network, mcpu, needs, dot, chose
     module = from_torch(network, image(1, *SHAPE), engine="fbgemm")
     lowered, report = lower(module, LoweringOptions(target, threads=1, dot=dot))
     assert select_dot(target, dot).name == chosen
-    assert f"conv2d_u8i8acc32_{dot_product_here(target, dot)}" in report.kernels
+    assert convolutions_here(report.kernels, target, dot) > 0
     machine = relax.VirtualMachine(build_executable(lowered, target), tvm.cpu())
     for batch in (1, 3):
         x = image(batch, *SHAPE, seed=batch)

@@ -15,7 +15,7 @@ from quantvm.lowering import LoweringOptions, lower
 from quantvm.runtime import TorchRunner, TvmRunner
 from quantvm.runtime.target import cpu_features, cpu_model, host_target, parse_target, physical_cores, target_text
 from quantvm.tvm_compat import build_executable, native_target
-from tests.quantized_modules import dot_product_here
+from tests.quantized_modules import convolutions_here
 
 from ..lowering.test_passes import Network
 
@@ -125,7 +125,7 @@ def test_other_cpus_code_gives_the_same_bits(network, artifact, mcpu):
 def test_the_portable_dot_product_gives_the_same_bits(network, artifact):
     module = from_torch(network, images(1), engine="fbgemm")
     lowered, report = lower(module, LoweringOptions(native_target(), threads=1, dot="portable"))
-    assert f"conv2d_u8i8acc32_{dot_product_here(native_target(), 'portable')}" in report.kernels
+    assert convolutions_here(report.kernels, native_target(), "portable") > 0
     machine = relax.VirtualMachine(build_executable(lowered, native_target()), tvm.cpu())
     np.testing.assert_array_equal(machine["main"](tvm.runtime.tensor(images(3))).numpy(), artifact(images(3)))
 

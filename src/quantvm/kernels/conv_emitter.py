@@ -120,7 +120,9 @@ class ConvEmitter:
             spread = spread_requantization(requantization, shape.groups, group_padded)
         acc_bound = shape.reduction * 255 * self.packed.largest
         self.epilogue = epilogue_of(spread, padded, acc_bound, isa, post)
-        self.constants = (self.packed.weight, self.packed.start, *self.epilogue.constants)
+        excess = self.packed.excess
+        split = () if excess is None else (excess.weight, excess.steps, excess.first)
+        self.constants = (self.packed.weight, self.packed.start, *split, *self.epilogue.constants)
         self.steps = self.packed.weight.shape[3]
         whole_steps = shape.groups == 1 and not merged
         self.scratch_channels = ceil_div(self.group_in, dot.k_step) * dot.k_step if whole_steps else shape.in_channels
@@ -129,6 +131,12 @@ class ConvEmitter:
         """Adds the constants to the open PrimFunc's arguments; `n`: images."""
         self.w = argument("w", self.packed.weight.shape, str(self.packed.weight.dtype))
         self.acc_start = argument("acc_start", self.packed.start.shape, "int32")
+        excess = self.packed.excess
+        if excess is not None:
+            entries = tirx.Var("entries", "int64")  # convolutions of one shape share code, whatever is cut off
+            self.excess_w = argument("excess_w", (entries, excess.weight.shape[1]), "int8")
+            self.excess_steps = argument("excess_steps", (entries, 3), "int32")
+            self.excess_first = argument("excess_first", excess.first.shape, "int32")
         self.epilogue.declare(n)
 
     def emit(self, n: Expr, x: Buffer, y: Buffer) -> None:
@@ -302,12 +310,7 @@ class ConvEmitter:
         (height, columns), passes = self.packed.window, self.packed.passes
         with T.serial(0, passes * height) as row, T.serial(0, columns) as kw, T.serial(0, self.steps) as step:
             kh = row if passes == 1 else row % height
-            tap = (
-                at
-                + kh * (shape.dilation[0] * source.row_stride)
-                + kw * (shape.dilation[1] * source.pixel_stride)
-                + step * dot.k_step
-            )
+            tap = at + self._tap(source, kh, kw, step)
             if ahead is not None:
                 self._fetch(ahead, (row * columns + kw) * self.steps + step)
             for i, pixel in enumerate(pixels):
@@ -316,7 +319,33 @@ class ConvEmitter:
                     weights = self.w[packed_vector + j, row, kw, step, ramp(lane * dot.k_step, dot.lanes * dot.k_step)]
                     total, lanes = acc[i * count + j], ramp(lane, dot.lanes)
                     T.buffer_store(total, dot.accumulate(total[lanes], activation, weights), [lanes])
+        if self.packed.excess is not None:
+            for j in range(count):
+                taps = [at + pixel for pixel in pixels]
+                self._add_excess(source, taps, packed_vector + j, [acc[i * count + j] for i in range(len(pixels))])
         return acc
+
+    def _tap(self, source: Source, row: Expr, column: Expr, step: Expr) -> Expr:
+        """Returns how far behind the beginning of a window the activations of one step are."""
+        dilation = self.shape.dilation
+        return (
+            row * (dilation[0] * source.row_stride)
+            + column * (dilation[1] * source.pixel_stride)
+            + step * self.dot.k_step
+        )
+
+    def _add_excess(self, source: Source, pixels: list[Expr], packed_vector: Expr, acc: list[Buffer]) -> None:
+        """Emits the steps of what was cut off one packed vector; acc[i] is of the window that begins at pixels[i]."""
+        dot, first = self.dot, self.excess_first[packed_vector]
+        with T.serial(0, self.excess_first[packed_vector + 1] - first) as number:
+            entry = first + number
+            tap = self._tap(source, *(self.excess_steps[entry, i] for i in range(3)))
+            for pixel, total in zip(pixels, acc, strict=True):
+                activation = dot.load_x(source.buffer, pixel + tap)
+                for lane in range(0, LANES, dot.lanes):
+                    weights = self.excess_w[entry, ramp(lane * dot.k_step, dot.lanes * dot.k_step)]
+                    lanes = ramp(lane, dot.lanes)
+                    T.buffer_store(total, dot.accumulate(total[lanes], activation, weights), [lanes])
 
     def _write(
         self, y: Buffer, at: Expr, acc: list[Buffer], group: Expr, vector: Expr, width: int, count: int, last_lanes: int

@@ -5,6 +5,9 @@
 vpdpbusd sums four products in int32. Without it, vpmaddubsw would saturate their sums at int16; so both operands are
 widened to int16 and vpmaddwd sums two products of them, at most 2 * 255 * 128, in int32.
 
+With weights cut in two such that no sum of two products saturates, vpmaddubsw is exact, too, and faster: those are
+SPLIT_PRODUCTS, see split_weights.py.
+
 On CPUs without VNNI, FBGEMM and oneDNN do use vpmaddubsw. PAIR_PRODUCTS have their bits: every sum of two products
 saturates.
 """
@@ -12,7 +15,7 @@ saturates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -40,6 +43,7 @@ class DotProduct:
         temporaries: registers that one activation, masks and intermediate results take.
         cycles: of one step for LANES channels, where nothing else limits it; for comparing schedules.
         saturates: whether the sum of every two products, those of channels 2i and 2i+1 of a step, saturates at int16.
+        splits: whether weights are cut in two before, so that none does.
     """
 
     name: str
@@ -54,6 +58,7 @@ class DotProduct:
     accumulators: int = 32
     cycles: float = 0.5
     saturates: bool = False
+    splits: bool = False
 
     def greatest_pixels(self, vectors: int) -> int:
         """Returns how many pixels a tile of `vectors` vectors of LANES channels may have; 0 if not even one fits."""
@@ -164,7 +169,13 @@ PORTABLE_PAIRS = DotProduct(
 )
 PAIR_PRODUCTS = (AVX512_PAIRS, AVX2_PAIRS, PORTABLE_PAIRS)
 """What PyTorch computes on CPUs without VNNI; the fastest first."""
-BY_NAME = {dot.name: dot for dot in (*DOT_PRODUCTS, *PAIR_PRODUCTS)}
+
+SPLIT_PRODUCTS = {
+    dot.name: replace(pairs, name=f"{dot.name}_split", saturates=False, splits=True)
+    for dot, pairs in ((AVX512, AVX512_PAIRS), (AVX2, AVX2_PAIRS))
+}
+"""By the name of the exact dot product in whose place they are taken."""
+BY_NAME = {dot.name: dot for dot in (*DOT_PRODUCTS, *PAIR_PRODUCTS, *SPLIT_PRODUCTS.values())}
 
 
 def missing_features(target: tvm.target.Target) -> tuple[tuple[DotProduct, frozenset[str]], ...]:

@@ -23,13 +23,11 @@ from .builder import (
     argument,
     cast,
     clamp,
-    flat,
     flat_function,
     for_vectors,
     intrinsic,
     prim_func,
     ramp,
-    rounded,
     splat,
     symbolic_batch,
     typed,
@@ -37,7 +35,7 @@ from .builder import (
 from .elementwise import over_elements, over_products
 from .fixed import fixed_multiply_by
 from .pool import PoolShape, clipped, window_sums
-from .quantize import UNROLLED_CHANNELS
+from .quantize import nchw_to_nhwc
 
 
 def _saturated(value_i32: Expr, q: QuantParams, relu: bool, lanes: int) -> Expr:
@@ -64,41 +62,20 @@ def integer_quantize(
         steps = intrinsic("llvm.round", typed("float32", lanes), quotient)  # tirx.round takes ties to even
         bounds = (float(q.quant_min - q.zero_point), float(q.quant_max - q.zero_point))
         steps = clamp(steps, *(splat(bound, lanes, "float32") for bound in bounds))
-        return cast(cast(steps, "int32", lanes) + splat(q.zero_point, lanes, "int32"), q.dtype, lanes)
+        return cast(steps, "int32", lanes) + splat(q.zero_point, lanes, "int32")
 
-    if not to_nhwc:
-        with flat_function(item_shape, ("float32",), q.dtype) as f:
-            (x,) = f.inputs
-            over_elements(f.numel, lambda at, k: T.buffer_store(f.output, value(x[ramp(at, k)], k), [ramp(at, k)]))
-        return Kernel("quantize_integer_u8", f.builder.get())
-    channels, height, width = item_shape
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *item_shape), "float32")
-        y = argument("y", (n, height, width, channels), q.dtype)
-        y_flat = flat(y, n * (height * width * channels))
-        with T.parallel(0, n * height) as row:
-            image, line = row // height, row % height
+    if to_nhwc:
+        channels, height, width = item_shape
+        func = nchw_to_nhwc(channels, height, width, q.dtype, value, affine)
+        return Kernel("quantize_integer_nchw_to_nhwc_u8", func)
+    with flat_function(item_shape, ("float32",), q.dtype) as f:
+        (x,) = f.inputs
 
-            def emit(c: Expr, column: Expr, lanes: int) -> None:
-                at = (row * width + column) * channels
-                real = x[image, c, line, ramp(column, lanes)]
-                if affine is not None:
-                    factor, term = (splat(vector[c], lanes, "float32") for vector in affine)
-                    real = rounded(real * factor, lanes) + term
-                T.buffer_store(y_flat, value(real, lanes), [ramp(at + c, lanes, channels)])
+        def emit(at: Expr, lanes: int) -> None:
+            T.buffer_store(f.output, cast(value(x[ramp(at, lanes)], lanes), q.dtype, lanes), [ramp(at, lanes)])
 
-            def emit_all(column: Expr, lanes: int) -> None:
-                for c in range(channels):
-                    emit(c, column, lanes)
-
-            if channels <= UNROLLED_CHANNELS or affine is not None:
-                for_vectors(width, emit_all)
-            else:
-                with T.serial(0, channels) as c:
-                    for_vectors(width, lambda column, lanes: emit(c, column, lanes))
-    return Kernel("quantize_integer_nchw_to_nhwc_u8", builder.get())
+        over_elements(f.numel, emit)
+    return Kernel("quantize_integer_u8", f.builder.get())
 
 
 def integer_add(

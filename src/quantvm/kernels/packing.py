@@ -11,6 +11,7 @@ from quantvm.numerics import Requantization
 from .builder import LANES, ceil_div
 from .dot import DotProduct
 from .schedule import Conv2dShape
+from .split_weights import Excess, split_pairs
 
 
 def padding_saturates(weight: np.ndarray, input_zero_point: int) -> bool:
@@ -66,6 +67,7 @@ class PackedWeight:
         window: rows and columns of the window; one column where each row is one run of bytes.
         passes: how often the window is walked over, with other weights each time.
         largest: no product's absolute value is greater than 255 times this.
+        excess: what was cut off the weight, where `dot.splits` and there is any.
     """
 
     weight: np.ndarray
@@ -73,6 +75,7 @@ class PackedWeight:
     window: tuple[int, int]
     passes: int
     largest: int
+    excess: Excess | None = None
 
 
 def pack_weight(
@@ -101,10 +104,13 @@ def pack_weight(
     packed = [np.concatenate([dot.pack(w) for w in np.split(each, shape.groups)]) for each in passes]
     start = np.zeros((shape.groups, group_padded), np.int32)
     start[:, :group_out] = -input_zero_point * sums
+    whole, excess = np.ascontiguousarray(np.concatenate(packed, 1)), None
+    if dot.splits:
+        whole, excess = split_pairs(whole)
     return PackedWeight(
-        np.ascontiguousarray(np.concatenate(packed, 1)), start.reshape(-1),
-        (shape.kernel[0], 1) if merged else shape.kernel, len(passes),
+        whole, start.reshape(-1), (shape.kernel[0], 1) if merged else shape.kernel, len(passes),
         int(sum(np.abs(each.astype(int)).max() for each in passes)),
+        excess if excess is not None and len(excess.weight) else None,
     )  # fmt: skip
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tvm.tirx.script.builder as T
+from tvm import tirx
 
 from quantvm.numerics import QuantParams
 from quantvm.qdq_numerics import Quantization
@@ -65,52 +67,68 @@ def quantize_nchw_to_nhwc(
     With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term). With `under`, it is
     quantized as `qdq_numerics.quantize` does.
     """
-    packs = isa.packs and channels == _RGB
+
+    def integers(value: Expr, lanes: int) -> Expr:
+        return quantize_arr(value, q, lanes) if under is None else float_program.quantize(value, under, lanes)
+
+    func = nchw_to_nhwc(channels, height, width, q.dtype, integers, affine, packs=isa.packs)
+    name = "quantize" if affine is None else "quantize_affine"
+    return Kernel(f"{name}_nchw_to_nhwc_u8", func)
+
+
+def nchw_to_nhwc(
+    channels: int, height: int, width: int, dtype: str, integers: Callable[[Expr, int], Expr],
+    affine: tuple[np.ndarray, np.ndarray] | None = None, *, packs: bool = False,
+) -> tirx.PrimFunc:  # fmt: skip
+    """Returns the function of (n, C, H, W) float32 that stores integers as (n, H, W, C).
+
+    Args:
+        channels: C.
+        height: H.
+        width: W.
+        dtype: of the integers.
+        integers: (float32 vector, lanes) -> int32 vector in the range of `dtype`.
+        affine: (C,) float32 factors and terms; what is quantized is fl(fl(x*factor) + term).
+        packs: whether the target has the instructions for `x86.pack_to_bytes`.
+    """
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
         x = argument("x", (n, channels, height, width), "float32")
-        y = argument("y", (n, height, width, channels), q.dtype)
+        y = argument("y", (n, height, width, channels), dtype)
         y_flat = flat(y, n * (height * width * channels))
         with T.parallel(0, n * height) as row:
             image, line = row // height, row % height
 
-            def real(c: int, column: Expr, lanes: int) -> Expr:
-                value = x[image, c, line, ramp(column, lanes)]
-                if affine is None:
-                    return value
-                factor, term = (splat(vector[c], lanes, "float32") for vector in affine)
-                return rounded(value * factor, lanes) + term
+            def value(c: Any, column: Expr, lanes: int) -> Expr:
+                real = x[image, c, line, ramp(column, lanes)]
+                if affine is not None:
+                    factor, term = (splat(vector[c], lanes, "float32") for vector in affine)
+                    real = rounded(real * factor, lanes) + term
+                return integers(real, lanes)
 
-            def integers(value: Expr, lanes: int) -> Expr:
-                return quantize_arr(value, q, lanes) if under is None else float_program.quantize(value, under, lanes)
+            def store(c: Any, column: Expr, lanes: int, value_i32: Expr) -> None:
+                at = (row * width + column) * channels + c
+                T.buffer_store(y_flat, cast(value_i32, dtype, lanes), [ramp(at, lanes, channels)])
 
             def emit(column: Expr, lanes: int) -> None:
-                at = (row * width + column) * channels
-                reals = [real(c, column, lanes) for c in range(channels)]
-                values = [integers(x, lanes) for x in reals]
-                if packs and lanes == LANES:
-                    _store_pixels(y_flat, at, values, q.dtype)
+                values = [value(c, column, lanes) for c in range(channels)]
+                if packs and channels == _RGB and lanes == LANES:
+                    _store_pixels(y_flat, (row * width + column) * channels, values, dtype)
                     return
-                for c, value in enumerate(values):
-                    T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
+                for c, value_i32 in enumerate(values):
+                    store(c, column, lanes, value_i32)
 
-            def emit_channel(c: Expr, column: Expr, lanes: int) -> None:
-                value = integers(x[image, c, line, ramp(column, lanes)], lanes)
-                at = (row * width + column) * channels
-                T.buffer_store(y_flat, cast(value, q.dtype, lanes), [ramp(at + c, lanes, channels)])
-
-            if channels <= UNROLLED_CHANNELS or affine is not None:
+            if channels <= _UNROLLED_CHANNELS or affine is not None:
                 for_vectors(width, emit)
             else:
                 with T.serial(0, channels) as c:
-                    for_vectors(width, lambda column, lanes: emit_channel(c, column, lanes))
-    name = "quantize" if affine is None else "quantize_affine"
-    return Kernel(f"{name}_nchw_to_nhwc_u8", builder.get())
+                    for_vectors(width, lambda column, lanes: store(c, column, lanes, value(c, column, lanes)))
+    return builder.get()
 
 
 _RGB = 3
-UNROLLED_CHANNELS = 8
+_UNROLLED_CHANNELS = 8
 """Channels at most whose code is written out; a feature map behind a float island has hundreds."""
 
 

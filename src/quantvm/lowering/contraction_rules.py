@@ -14,6 +14,7 @@ from quantvm.kernels.dot import PORTABLE, DotProduct
 from quantvm.kernels.epilogue import PostOps
 from quantvm.kernels.packing import padding_saturates
 from quantvm.kernels.schedule import Conv2dShape
+from quantvm.kernels.split_weights import split_product
 from quantvm.numerics import QuantParams, Requantization, Rule
 from quantvm.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
 
@@ -86,7 +87,8 @@ def _operand(state: Legalization, weight: _Weight, channels_last: np.ndarray, x:
         # w - zero_point needs nine bits
         shift = weight.zero_points.reshape(-1, *(1,) * (channels_last.ndim - 1))
         return _Operand(PORTABLE, channels_last.astype(np.int16) - shift.astype(np.int16))
-    return _Operand(state.dot if x.dtype == "uint8" else PORTABLE, channels_last)
+    dot = split_product(state.dot, channels_last) if x.dtype == "uint8" else PORTABLE
+    return _Operand(dot, channels_last)
 
 
 def _without_vnni(state: Legalization, rule: Rule) -> bool:

@@ -18,6 +18,7 @@ from tvm import relax
 from quantvm import qdq_numerics
 from quantvm.kernels import concat, conv2d, depthwise, elementwise, float_pool, float_region, pool, quantize
 from quantvm.kernels.dot import PORTABLE
+from quantvm.kernels.split_weights import split_product
 from quantvm.numerics import QuantParams
 from quantvm.qdq_numerics import FloatProgram, Quantization
 
@@ -397,7 +398,7 @@ class _Weight:
     def for_dot(self, dot: Any, integers: np.ndarray) -> tuple[Any, np.ndarray]:
         """Returns the dot product that is exact for this weight, and the weight in the form that it takes."""
         if not self.zero_points.any():
-            return dot, integers
+            return split_product(dot, integers), integers
         shift = self.zero_points.reshape(-1, *(1,) * (integers.ndim - 1)).astype(np.int16)
         return PORTABLE, integers.astype(np.int16) - shift  # w - zero_point needs nine bits
 

@@ -1,0 +1,74 @@
+"""Exact sums by vpmaddubsw, which saturates the sum of two products at int16: the weight is cut into two weights.
+
+x[0]*w[0] + x[1]*w[1] with uint8 x fits int16 where what is positive of (w[0], w[1]) sums to at most 128, and what is
+negative to at least -128. What a pair has beyond that is cut off its second weight and put into another weight, in
+which a pair has one element at most. That other weight is nearly everywhere zero, and only those of its steps are
+walked over that are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .dot import SPLIT_PRODUCTS, DotProduct
+
+PAIR_LIMIT = 128
+"""255 * 128 = 32,640 fits int16, 255 * 129 does not."""
+_MOST_EXCESS = 0.4
+"""Share of steps up to which walking over them twice is faster than widening all to int16."""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """What was cut off a packed weight.
+
+    Attributes:
+        weight: (entries, LANES * k_step) int8, the entries of one packed vector after those of another.
+        steps: (entries, 3) int32: row, column and step of the window.
+        first: (groups * vectors + 1,) int32: the number of each packed vector's first entry.
+    """
+
+    weight: np.ndarray
+    steps: np.ndarray
+    first: np.ndarray
+
+
+def split_pairs(packed_i8: np.ndarray) -> tuple[np.ndarray, Excess]:
+    """Returns a weight of which no pair of products saturates, and the excess: their sum is the weight.
+
+    Args:
+        packed_i8: (groups * vectors, rows, columns, steps, LANES * k_step), as `DotProduct.pack` returns it.
+    """
+    beyond = _beyond(packed_i8)
+    rest = packed_i8.copy()
+    rest[..., 1::2] -= beyond
+    where = np.argwhere(beyond.any(-1))
+    excess = np.zeros((len(where), packed_i8.shape[-1]), np.int8)
+    excess[:, 1::2] = beyond[tuple(where.T)]
+    first = np.searchsorted(where[:, 0], np.arange(len(packed_i8) + 1))
+    return rest, Excess(excess, where[:, 1:].astype(np.int32), first.astype(np.int32))
+
+
+def _beyond(packed_i8: np.ndarray) -> np.ndarray:
+    """Returns int8 of half the length: how far each pair goes beyond the limit, with the pair's sign."""
+    pairs = packed_i8.astype(np.int16)
+    even, odd = pairs[..., ::2], pairs[..., 1::2]
+    above = np.maximum(even, 0) + np.maximum(odd, 0) - PAIR_LIMIT
+    below = np.minimum(even, 0) + np.minimum(odd, 0) + PAIR_LIMIT
+    return (np.maximum(above, 0) + np.minimum(below, 0)).astype(np.int8)
+
+
+def split_product(dot: DotProduct, weight: np.ndarray) -> DotProduct:
+    """Returns the dot product that splits weights, where there is one for the CPUs of `dot` and it is faster.
+
+    Args:
+        dot: an exact dot product.
+        weight: (O, ..., I/groups) int8.
+    """
+    split = SPLIT_PRODUCTS.get(dot.name)
+    if split is None or weight.dtype != np.int8:
+        return dot
+    packed = split.pack(weight.reshape(len(weight), -1, 1, weight.shape[-1]))
+    return split if _beyond(packed).any(-1).mean() <= _MOST_EXCESS else dot
