@@ -1,14 +1,17 @@
 """Matrix products of float32, for the parts of a network that are not quantized.
 
 A tile of rows x vectors of accumulators stays in registers over the whole reduction. A constant right side is packed
-into panels of `_PANEL` columns beforehand; another one is read where it lies.
+into panels of a tile's columns beforehand; another one is read where it lies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tvm
 import tvm.tirx.script.builder as T
 from tvm import tirx
 
@@ -27,24 +30,45 @@ from .builder import (
     ramp,
     splat,
     store_prefix,
+    target_features,
 )
 
-_ROWS = 8
-_VECTORS = 2
-_PANEL = _VECTORS * LANES
+
+@dataclass(frozen=True)
+class Tile:
+    """Accumulators that are in registers at once: `rows` times `vectors` vectors of LANES columns."""
+
+    rows: int
+    vectors: int
+
+    @property
+    def columns(self) -> int:
+        """Columns of a tile."""
+        return self.vectors * LANES
 
 
-def float_linear(weight: np.ndarray) -> Kernel:
+NARROW = Tile(3, 1)
+"""Twelve accumulators of 128 bits, of sixteen registers."""
+
+
+def select_tile(target: tvm.target.Target) -> Tile:
+    """Returns the tile for a target, of which it has registers for the accumulators and for what is loaded."""
+    features = target_features(target)
+    if "avx512f" in features:
+        return Tile(8, 2)
+    return Tile(6, 1) if "avx2" in features else NARROW
+
+
+def float_linear(weight: np.ndarray, tile: Tile = NARROW) -> Kernel:
     """Returns x @ weight of (rows, K) float32 and a constant (K, N) float32.
 
     Exactness: each element is one chain of FMAs over K, from 0 on; other orders give other last bits.
     """
     depth, columns = weight.shape
-    panels = ceil_div(columns, _PANEL)
-    packed = np.zeros((panels, depth, _PANEL), np.float32)
-    padded = np.zeros((depth, panels * _PANEL), np.float32)
+    panels = ceil_div(columns, tile.columns)
+    padded = np.zeros((depth, panels * tile.columns), np.float32)
     padded[:, :columns] = weight
-    packed[:] = padded.reshape(depth, panels, _PANEL).transpose(1, 0, 2)
+    packed = np.ascontiguousarray(padded.reshape(depth, panels, tile.columns).transpose(1, 0, 2))
     with prim_func() as builder:
         T.func_name("main")
         rows = tirx.Var("rows", "int64")
@@ -52,33 +76,42 @@ def float_linear(weight: np.ndarray) -> Kernel:
         w = argument("w", packed.shape, "float32")
         y = argument("y", (rows, columns), "float32")
         x_flat, y_flat, w_flat = flat(x, rows * depth), flat(y, rows * columns), flat(w, packed.size)
-        row_tasks = (rows + (_ROWS - 1)) // _ROWS
+        row_tasks = (rows + (tile.rows - 1)) // tile.rows
         # panels outermost: one stays in the cache while all rows pass
         with T.parallel(0, panels * row_tasks) as task:
-            panel, first = task // row_tasks, task % row_tasks * _ROWS
+            panel, first = task // row_tasks, task % row_tasks * tile.rows
 
-            def tile(row: Expr, height: int) -> None:
+            def emit(row: Expr, height: int) -> None:
                 acc = _accumulate(
-                    x_flat, row * depth, depth, height, w_flat, panel * (depth * _PANEL), _PANEL, LANES, _VECTORS
-                )
-                for j in range(_VECTORS):
-                    column = panel * _PANEL + j * LANES
+                    x_flat, row * depth, depth, height, w_flat, panel * (depth * tile.columns), tile.columns, LANES,
+                    tile.vectors,
+                )  # fmt: skip
+                for j in range(tile.vectors):
+                    column = panel * tile.columns + j * LANES
                     for i in range(height):
-                        value = acc[i * _VECTORS + j][ramp(0)]
-                        _store(y_flat, (row + i) * columns, column, columns, value)
+                        value = acc[i * tile.vectors + j][ramp(0)]
+                        _store(y_flat, (row + i) * columns, column, columns, value, columns % tile.columns == 0)
 
-            with T.If(first + _ROWS <= rows):
+            with T.If(first + tile.rows <= rows):
                 with T.Then():
-                    tile(first, _ROWS)
-                with T.Else(), T.serial(0, rows - first) as rest:
-                    tile(first + rest, 1)
+                    emit(first, tile.rows)
+                with T.Else():
+                    _emit_rest(first, rows - first, tile.rows, emit)
     return Kernel("float_linear_f32", builder.get(), (packed,))
 
 
-def _store(y: Buffer, row: Expr, column: Expr, columns: int, value: Expr) -> None:
-    """Emits the store of a vector from `column` on, as far as there are columns."""
+def _emit_rest(first: Expr, rest: Expr, below: int, emit: Callable[[Expr, int], None]) -> None:
+    """Emits `rest` rows, fewer than `below`, in powers of two."""
+    for height in (4, 2, 1):
+        if height < below:
+            with T.If(rest % (2 * height) >= height), T.Then():
+                emit(first + rest // (2 * height) * (2 * height), height)
+
+
+def _store(y: Buffer, row: Expr, column: Expr, columns: int, value: Expr, fits: bool) -> None:
+    """Emits the store of a vector from `column` on, as far as there are columns; `fits`: there always are."""
     rest = columns % LANES
-    if not rest and columns % _PANEL == 0:
+    if fits:
         T.buffer_store(y, value, [ramp(row + column)])
         return
     with T.If(column + LANES <= columns):
@@ -92,7 +125,7 @@ def _store(y: Buffer, row: Expr, column: Expr, columns: int, value: Expr) -> Non
                 T.evaluate(0)
 
 
-def float_matmul(rows: int, depth: int, columns: int) -> Kernel:
+def float_matmul(rows: int, depth: int, columns: int, tile: Tile = NARROW) -> Kernel:
     """Returns a @ b of (batch, rows, depth) and (batch, depth, columns) float32; exactness as `float_linear`."""
     with prim_func() as builder:
         T.func_name("main")
@@ -102,11 +135,11 @@ def float_matmul(rows: int, depth: int, columns: int) -> Kernel:
         y = argument("y", (batch, rows, columns), "float32")
         a_flat, b_flat = flat(a, batch * (rows * depth)), flat(b, batch * (depth * columns))
         y_flat = flat(y, batch * (rows * columns))
-        row_tasks = ceil_div(rows, _ROWS)
+        row_tasks = ceil_div(rows, tile.rows)
         with T.parallel(0, batch * row_tasks) as task:
-            item, first = task // row_tasks, task % row_tasks * _ROWS
+            item, first = task // row_tasks, task % row_tasks * tile.rows
 
-            def tile(row: Expr, height: int) -> None:
+            def emit_rows(row: Expr, height: int) -> None:
                 def emit(column: Expr, lanes: int) -> None:
                     acc = _accumulate(
                         a_flat, (item * rows + row) * depth, depth, height, b_flat, item * (depth * columns) + column,
@@ -118,17 +151,17 @@ def float_matmul(rows: int, depth: int, columns: int) -> Kernel:
 
                 for_vectors(columns, emit)
 
-            rest = rows % _ROWS
+            rest = rows % tile.rows
             if not rest:
-                tile(first, _ROWS)
-            elif rows < _ROWS:
-                tile(first, rest)
+                emit_rows(first, tile.rows)
+            elif rows < tile.rows:
+                emit_rows(first, rest)
             else:
-                with T.If(first + _ROWS <= rows):
+                with T.If(first + tile.rows <= rows):
                     with T.Then():
-                        tile(first, _ROWS)
+                        emit_rows(first, tile.rows)
                     with T.Else():
-                        tile(first, rest)
+                        emit_rows(first, rest)
     return Kernel("float_matmul_f32", builder.get())
 
 

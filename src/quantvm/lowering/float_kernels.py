@@ -11,20 +11,24 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst
 
 from quantvm.kernels import Kernel
-from quantvm.kernels.float_matmul import float_linear, float_matmul
+from quantvm.kernels.float_matmul import Tile, float_linear, float_matmul
 
 from .bindings import definitions, with_operands
 from .composite import constant_value, is_call, static_shape
 from .float_regions import same_shape
 
 
-def call_float_kernels(module: tvm.IRModule) -> tvm.IRModule:
+def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:
     """Returns the module with float32 matrix products of known sizes as calls of kernels.
 
     A right side that is constant, dequantized weights among them, is packed; else both sides must have the same batch.
+
+    Args:
+        module: its matrix products are in `main`.
+        tile: of the kernels.
     """
     bound = definitions(module["main"])
-    if not any(is_call(value, "relax.matmul") and _kernel(value, bound) is not None for value in bound.values()):
+    if not any(is_call(value, "relax.matmul") and _kernel(value, bound, tile) is not None for value in bound.values()):
         return module
     main = module["main"]
     others = {variable: function for variable, function in module.functions.items() if variable.name_hint != "main"}
@@ -38,7 +42,7 @@ def call_float_kernels(module: tvm.IRModule) -> tvm.IRModule:
     with builder.function("main", params):
         with builder.dataflow():
             for var, value in bound.items():
-                found = _kernel(value, bound) if is_call(value, "relax.matmul") else None
+                found = _kernel(value, bound, tile) if is_call(value, "relax.matmul") else None
                 if found is None:
                     values[var] = builder.emit(with_operands(value, value_of), var.name)
                 else:
@@ -51,7 +55,7 @@ def call_float_kernels(module: tvm.IRModule) -> tvm.IRModule:
     return relax.transform.DeadCodeElimination()(changed)
 
 
-def _kernel(matmul: Any, bound: dict[Any, Any]) -> Kernel | None:
+def _kernel(matmul: Any, bound: dict[Any, Any], tile: Tile) -> Kernel | None:
     a, b = matmul.args
     if any(str(expr.ty.dtype) != "float32" for expr in (a, b, matmul)):
         return None
@@ -60,10 +64,10 @@ def _kernel(matmul: Any, bound: dict[Any, Any]) -> Kernel | None:
         return None
     weight = _constant(b, bound) if len(right) == 2 else None
     if weight is not None:
-        return float_linear(np.ascontiguousarray(weight))
+        return float_linear(np.ascontiguousarray(weight), tile)
     if not isinstance(left[-2], int) or len(left) < 3 or not same_shape(left[:-2], right[:-2]):
         return None
-    return float_matmul(left[-2], left[-1], right[-1])
+    return float_matmul(left[-2], left[-1], right[-1], tile)
 
 
 def _constant(expr: Any, bound: dict[Any, Any]) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from quantvm.errors import CompileError
 from quantvm.integer_numerics import parse_numerics
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.dot import PORTABLE, select_dot, select_pairs
+from quantvm.kernels.float_matmul import select_tile
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.kernels.schedules import Schedules
@@ -149,7 +150,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         module = legalize(module, state)
     dump(module, "legalize")
     left_in_float, float_macs = float_ops(module)
-    module = legalize_float_ops(call_float_kernels(module))
+    module = legalize_float_ops(call_float_kernels(module, select_tile(options.target)))
     dump(module, "float_ops")
     return module, LoweringReport(
         state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,

@@ -92,7 +92,8 @@ class _Hook:
             self.names.append(name)
             self.durations_ns.append(duration_ns)
             if self._with_shapes:
-                self.shapes.append([tuple(int(d) for d in tensor.shape) for tensor in arguments])
+                tensors = [argument for argument in arguments if hasattr(argument, "shape")]  # others are sizes
+                self.shapes.append([tuple(int(d) for d in tensor.shape) for tensor in tensors])
 
 
 def profile(
