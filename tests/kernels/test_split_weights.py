@@ -40,13 +40,14 @@ def _operands(shape, share, seed=0):
     return x, np.where(rng.uniform(size=size) < share, large, small).astype(np.int8)
 
 
-@given(arrays(np.int8, (2, 2, 1, 3, 64)))
-def test_two_weights_sum_to_the_weight_and_no_pair_of_either_saturates(packed):
-    rest, excess = split_pairs(packed)
-    whole = rest.astype(int)
-    for vector in range(len(packed)):
-        for entry in range(excess.first[vector], excess.first[vector + 1]):
-            whole[(vector, *excess.steps[entry])] += excess.weight[entry]
+@given(arrays(np.int8, (2, 2, 1, 3, 64)), st.sampled_from(list(SPLIT_PRODUCTS.values())))
+def test_two_weights_sum_to_the_weight_and_no_pair_of_either_saturates(packed, dot):
+    rest, excess = split_pairs(packed, dot)
+    whole, registers = rest.astype(int), 16 // dot.lanes
+    for number in range(len(packed) * registers):
+        vector, at = number // registers, number % registers * dot.lanes * 4
+        for entry in range(excess.first[number], excess.first[number + 1]):
+            whole[(vector, *excess.steps[entry])][at : at + dot.lanes * 4] += excess.weight[entry]
     np.testing.assert_array_equal(whole, packed)
     for weight in (rest, excess.weight):
         pairs = weight.reshape(-1, 2).astype(int)
@@ -62,7 +63,7 @@ def test_nothing_is_cut_off_a_pair_that_fits(first, second):
     packed[..., 6:8] = first, second
     products = [255 * (max(first, 0) + max(second, 0)), 255 * (min(first, 0) + min(second, 0))]
     fits = products[0] <= 32767 and products[1] >= -32768
-    assert (len(split_pairs(packed)[1].weight) == 0) == fits
+    assert (len(split_pairs(packed, SPLIT_PRODUCTS["avx2"])[1].weight) == 0) == fits
 
 
 @pytest.mark.parametrize("dot", RUNNABLE, ids=lambda dot: dot.name)

@@ -336,15 +336,15 @@ class ConvEmitter:
 
     def _add_excess(self, source: Source, pixels: list[Expr], packed_vector: Expr, acc: list[Buffer]) -> None:
         """Emits the steps of what was cut off one packed vector; acc[i] is of the window that begins at pixels[i]."""
-        dot, first = self.dot, self.excess_first[packed_vector]
-        with T.serial(0, self.excess_first[packed_vector + 1] - first) as number:
-            entry = first + number
-            tap = self._tap(source, *(self.excess_steps[entry, i] for i in range(3)))
-            for pixel, total in zip(pixels, acc, strict=True):
-                activation = dot.load_x(source.buffer, pixel + tap)
-                for lane in range(0, LANES, dot.lanes):
-                    weights = self.excess_w[entry, ramp(lane * dot.k_step, dot.lanes * dot.k_step)]
-                    lanes = ramp(lane, dot.lanes)
+        dot = self.dot
+        for register in range(LANES // dot.lanes):
+            number = packed_vector * (LANES // dot.lanes) + register
+            first, lanes = self.excess_first[number], ramp(register * dot.lanes, dot.lanes)
+            with T.serial(0, self.excess_first[number + 1] - first) as i:
+                tap = self._tap(source, *(self.excess_steps[first + i, part] for part in range(3)))
+                weights = self.excess_w[first + i, ramp(0, dot.lanes * dot.k_step)]
+                for pixel, total in zip(pixels, acc, strict=True):
+                    activation = dot.load_x(source.buffer, pixel + tap)
                     T.buffer_store(total, dot.accumulate(total[lanes], activation, weights), [lanes])
 
     def _write(

@@ -106,7 +106,7 @@ def pack_weight(
     start[:, :group_out] = -input_zero_point * sums
     whole, excess = np.ascontiguousarray(np.concatenate(packed, 1)), None
     if dot.splits:
-        whole, excess = split_pairs(whole)
+        whole, excess = split_pairs(whole, dot)
     return PackedWeight(
         whole, start.reshape(-1), (shape.kernel[0], 1) if merged else shape.kernel, len(passes),
         int(sum(np.abs(each.astype(int)).max() for each in passes)),

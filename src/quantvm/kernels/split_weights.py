@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .builder import LANES
 from .dot import SPLIT_PRODUCTS, DotProduct
 
 PAIR_LIMIT = 128
@@ -25,9 +26,9 @@ class Excess:
     """What was cut off a packed weight.
 
     Attributes:
-        weight: (entries, LANES * k_step) int8, the entries of one packed vector after those of another.
+        weight: (entries, lanes * k_step) int8, the entries of one register of accumulators after those of another.
         steps: (entries, 3) int32: row, column and step of the window.
-        first: (groups * vectors + 1,) int32: the number of each packed vector's first entry.
+        first: (groups * vectors * (LANES / lanes) + 1,) int32: the number of each register's first entry.
     """
 
     weight: np.ndarray
@@ -35,19 +36,21 @@ class Excess:
     first: np.ndarray
 
 
-def split_pairs(packed_i8: np.ndarray) -> tuple[np.ndarray, Excess]:
+def split_pairs(packed_i8: np.ndarray, dot: DotProduct) -> tuple[np.ndarray, Excess]:
     """Returns a weight of which no pair of products saturates, and the excess: their sum is the weight.
 
     Args:
         packed_i8: (groups * vectors, rows, columns, steps, LANES * k_step), as `DotProduct.pack` returns it.
+        dot: how products are accumulated.
     """
     beyond = _beyond(packed_i8)
     rest = packed_i8.copy()
     rest[..., 1::2] -= beyond
+    beyond = _by_register(beyond, dot)
     where = np.argwhere(beyond.any(-1))
-    excess = np.zeros((len(where), packed_i8.shape[-1]), np.int8)
+    excess = np.zeros((len(where), dot.lanes * dot.k_step), np.int8)
     excess[:, 1::2] = beyond[tuple(where.T)]
-    first = np.searchsorted(where[:, 0], np.arange(len(packed_i8) + 1))
+    first = np.searchsorted(where[:, 0], np.arange(len(beyond) + 1))
     return rest, Excess(excess, where[:, 1:].astype(np.int32), first.astype(np.int32))
 
 
@@ -58,6 +61,14 @@ def _beyond(packed_i8: np.ndarray) -> np.ndarray:
     above = np.maximum(even, 0) + np.maximum(odd, 0) - PAIR_LIMIT
     below = np.minimum(even, 0) + np.minimum(odd, 0) + PAIR_LIMIT
     return (np.maximum(above, 0) + np.minimum(below, 0)).astype(np.int8)
+
+
+def _by_register(beyond: np.ndarray, dot: DotProduct) -> np.ndarray:
+    """Returns (vectors, ..., LANES * n) as (vectors * LANES / lanes, ..., lanes * n)."""
+    vectors, *window, length = beyond.shape
+    registers = LANES // dot.lanes
+    parts = beyond.reshape(vectors, *window, registers, length // registers)
+    return np.moveaxis(parts, -2, 1).reshape(vectors * registers, *window, length // registers)
 
 
 def split_product(dot: DotProduct, weight: np.ndarray) -> DotProduct:
@@ -71,4 +82,4 @@ def split_product(dot: DotProduct, weight: np.ndarray) -> DotProduct:
     if split is None or weight.dtype != np.int8:
         return dot
     packed = split.pack(weight.reshape(len(weight), -1, 1, weight.shape[-1]))
-    return split if _beyond(packed).any(-1).mean() <= _MOST_EXCESS else dot
+    return split if _by_register(_beyond(packed), split).any(-1).mean() <= _MOST_EXCESS else dot
