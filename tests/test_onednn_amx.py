@@ -74,8 +74,10 @@ def _expected(acc_i32, separate_up_to, divides=False):
     return numerics.requantize(acc_i32, _requantization(acc_i32.shape[-1], separate_up_to, divides))
 
 
-@pytest.mark.parametrize(("separate_up_to", "divides"), [(None, False), (0, False), (1, False), (None, True)])
-@pytest.mark.parametrize("dot", [PORTABLE.name, None])
+@pytest.mark.parametrize(
+    ("separate_up_to", "divides", "dot"),
+    [(None, False, None), (0, False, None), (1, False, None), (1, False, PORTABLE.name), (None, True, None)],
+)
 def test_kernels_scale_by_the_size_of_the_batch(separate_up_to, divides, dot):
     """Dense, grouped, pointwise-as-matrix-product and both depthwise kernels, for one image and for two."""
     rng, target = np.random.default_rng(1), native_target()

@@ -56,7 +56,7 @@ _SLOW = pytest.mark.nightly  # torchao matches patterns for twenty seconds
         ("x86", False),
         ("arm", False),
         ("xnnpack", False),
-        ("x86", True),
+        pytest.param("x86", True, marks=_SLOW),
         pytest.param("arm", True, marks=_SLOW),
         pytest.param("xnnpack", True, marks=_SLOW),
     ],

@@ -114,8 +114,7 @@ def test_limits_and_tables(channels, steps):
         np.testing.assert_array_equal(run(fused, target, x, out_shape=out_shape), expected)
 
 
-@pytest.mark.parametrize("channels", [16, 24, 40, 64, 144])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "stride"), [(16, 2), (24, 1), (40, 2), (64, 1), (144, 1)])
 @pytest.mark.parametrize("saturate", [False, True])
 def test_depthwise_with_limits_and_a_table(channels, stride, saturate):
     target = native_target()

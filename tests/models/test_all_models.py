@@ -114,6 +114,7 @@ def test_each_layer_of_a_transformer_by_fx_differs_by_a_step_at_most():
     _assert_a_step_at_most(program, "torch", batches[0], largest_share=1e-4)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", WITHOUT_EAGER_FORM)
 def test_each_layer_of_a_model_by_pt2e_differs_by_a_step_at_most(name):
     """From PyTorch's own integers: float sums carry a few over ties, which random weights would hand on to all."""

@@ -311,7 +311,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room_for", ["all", "one"])
+@pytest.mark.parametrize("room_for", [pytest.param("all", marks=pytest.mark.nightly), "one"])
 def test_several_processes_at_once(folder, room_for, pytestconfig):
     """With room for one, they remove each other's entries."""
     size_bytes = compiled(cache=False).save(folder.parent / "one.qvm").stat().st_size
@@ -323,10 +323,10 @@ def test_several_processes_at_once(folder, room_for, pytestconfig):
         subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(begin_s)], stdout=subprocess.PIPE, text=True, env=environment
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     outputs = [process.communicate(timeout=180)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0]
     assert len(stored(folder)) == (2 if room_for == "all" else 1)
     if room_for == "all":
         assert all(json.loads(output)[2:] == [True, True] for output in outputs)
