@@ -94,8 +94,8 @@ def _only_one(target: tvm.target.Target) -> tuple[Candidate, ...]:
 
 _SELECTIONS: dict[str, tuple[str, Callable[[tvm.target.Target], tuple[Candidate, ...]]]] = {
     "DotProduct": (
-        "uint8 inputs and weights without zero points; others take portable; without VNNI, weights may be split, and bits of "
-        "PyTorch take pairs",
+        "uint8 inputs and weights without zero points; others take portable; without VNNI, weights may be split, and "
+        "bits of PyTorch take pairs",
         _dot_products,
     ),
 }
