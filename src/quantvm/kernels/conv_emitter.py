@@ -134,7 +134,7 @@ class ConvEmitter:
         excess = self.packed.excess
         if excess is not None:
             entries = tirx.Var("entries", "int64")  # convolutions of one shape share code, whatever is cut off
-            self.excess_w = argument("excess_w", (entries, excess.weight.shape[1]), "int8")
+            self.excess_w = argument("excess_w", (entries, excess.weight.shape[1]), "int16")
             self.excess_steps = argument("excess_steps", (entries, 3), "int32")
             self.excess_first = argument("excess_first", excess.first.shape, "int32")
         self.epilogue.declare(n)
@@ -337,15 +337,16 @@ class ConvEmitter:
     def _add_excess(self, source: Source, pixels: list[Expr], packed_vector: Expr, acc: list[Buffer]) -> None:
         """Emits the steps of what was cut off one packed vector; acc[i] is of the window that begins at pixels[i]."""
         dot = self.dot
+        assert dot.add_odd is not None
         for register in range(LANES // dot.lanes):
             number = packed_vector * (LANES // dot.lanes) + register
             first, lanes = self.excess_first[number], ramp(register * dot.lanes, dot.lanes)
             with T.serial(0, self.excess_first[number + 1] - first) as i:
                 tap = self._tap(source, *(self.excess_steps[first + i, part] for part in range(3)))
-                weights = self.excess_w[first + i, ramp(0, dot.lanes * dot.k_step)]
+                weights = self.excess_w[first + i, ramp(0, 2 * dot.lanes)]
                 for pixel, total in zip(pixels, acc, strict=True):
                     activation = dot.load_x(source.buffer, pixel + tap)
-                    T.buffer_store(total, dot.accumulate(total[lanes], activation, weights), [lanes])
+                    T.buffer_store(total, dot.add_odd(total[lanes], activation, weights), [lanes])
 
     def _write(
         self, y: Buffer, at: Expr, acc: list[Buffer], group: Expr, vector: Expr, width: int, count: int, last_lanes: int

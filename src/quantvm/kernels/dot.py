@@ -43,7 +43,8 @@ class DotProduct:
         temporaries: registers that one activation, masks and intermediate results take.
         cycles: of one step for LANES channels, where nothing else limits it; for comparing schedules.
         saturates: whether the sum of every two products, those of channels 2i and 2i+1 of a step, saturates at int16.
-        splits: whether weights are cut in two before, so that none does.
+        add_odd: where weights are cut in two before, so that none does, (acc_i32 vector, activations, int16 weights) ->
+            acc_i32 vector: plus the products of the channels 2i+1 of a step, exactly.
     """
 
     name: str
@@ -58,7 +59,7 @@ class DotProduct:
     accumulators: int = 32
     cycles: float = 0.5
     saturates: bool = False
-    splits: bool = False
+    add_odd: Callable[[Expr, Expr, Expr], Expr] | None = None
 
     def greatest_pixels(self, vectors: int) -> int:
         """Returns how many pixels a tile of `vectors` vectors of LANES channels may have; 0 if not even one fits."""
@@ -99,8 +100,19 @@ def _even_and_odd(x: Expr, w: Expr, lanes: int) -> tuple[tuple[Expr, Expr], tupl
     words = f"int16x{2 * lanes}"
     x, w, eight = T.reinterpret(words, x), T.reinterpret(words, w), splat(8, 2 * lanes, "int16")
     even_x = T.bitwise_and(x, splat(255, 2 * lanes, "int16"))
-    odd_x = T.reinterpret(words, T.shift_right(T.reinterpret(f"u{words}", x), splat(8, 2 * lanes, "uint16")))
-    return (even_x, T.shift_right(T.shift_left(w, eight), eight)), (odd_x, T.shift_right(w, eight))
+    return (even_x, T.shift_right(T.shift_left(w, eight), eight)), (_odd_bytes(x, lanes), T.shift_right(w, eight))
+
+
+def _odd(name: str, lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    def add_odd(acc: Expr, x: Expr, w_i16: Expr) -> Expr:
+        return acc + intrinsic(name, f"int32x{lanes}", _odd_bytes(x, lanes), w_i16)
+
+    return add_odd
+
+
+def _odd_bytes(x: Expr, lanes: int) -> Expr:
+    words = T.shift_right(T.reinterpret(f"uint16x{2 * lanes}", x), splat(8, 2 * lanes, "uint16"))
+    return T.reinterpret(f"int16x{2 * lanes}", words)
 
 
 def _saturated_pairs(add_words: str, lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
@@ -171,8 +183,11 @@ PAIR_PRODUCTS = (AVX512_PAIRS, AVX2_PAIRS, PORTABLE_PAIRS)
 """What PyTorch computes on CPUs without VNNI; the fastest first."""
 
 SPLIT_PRODUCTS = {
-    dot.name: replace(pairs, name=f"{dot.name}_split", saturates=False, splits=True)
-    for dot, pairs in ((AVX512, AVX512_PAIRS), (AVX2, AVX2_PAIRS))
+    dot.name: replace(pairs, name=f"{dot.name}_split", saturates=False, add_odd=_odd(name, dot.lanes))
+    for dot, pairs, name in (
+        (AVX512, AVX512_PAIRS, "llvm.x86.avx512.pmaddw.d.512"),
+        (AVX2, AVX2_PAIRS, "llvm.x86.avx2.pmadd.wd"),
+    )
 }
 """By the name of the exact dot product in whose place they are taken."""
 BY_NAME = {dot.name: dot for dot in (*DOT_PRODUCTS, *PAIR_PRODUCTS, *SPLIT_PRODUCTS.values())}

@@ -67,7 +67,7 @@ class PackedWeight:
         window: rows and columns of the window; one column where each row is one run of bytes.
         passes: how often the window is walked over, with other weights each time.
         largest: no product's absolute value is greater than 255 times this.
-        excess: what was cut off the weight, where `dot.splits` and there is any.
+        excess: what was cut off the weight, where `dot` takes that and there is any.
     """
 
     weight: np.ndarray
@@ -105,7 +105,7 @@ def pack_weight(
     start = np.zeros((shape.groups, group_padded), np.int32)
     start[:, :group_out] = -input_zero_point * sums
     whole, excess = np.ascontiguousarray(np.concatenate(packed, 1)), None
-    if dot.splits:
+    if dot.add_odd is not None:
         whole, excess = split_pairs(whole, dot)
     return PackedWeight(
         whole, start.reshape(-1), (shape.kernel[0], 1) if merged else shape.kernel, len(passes),

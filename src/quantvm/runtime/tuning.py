@@ -104,7 +104,7 @@ class _Trial:
         self._isa = select_isa(target)
         rng = np.random.default_rng(0)
         weight_shape = (shape.out_channels, *shape.kernel, shape.in_channels // shape.groups)
-        largest = 64 if dot.splits else 127  # nearly no pair of a weight that is split is cut
+        largest = 127 if dot.add_odd is None else 64  # nearly no pair of a weight that is split is cut
         self._weight_i8 = rng.integers(-largest, largest + 1, weight_shape, np.int8)
         self._requantization = numerics.requantization(
             "fbgemm", "conv", input_q=QuantParams(0.02, 3), weight_scales=np.full(shape.out_channels, 0.01),
