@@ -11,7 +11,10 @@ from quantvm.evaluate.workers import WorkerError
 
 from .fakes import CLASSES, FakeStages
 
-MS = {"tvm": 2.0, "torch_fbgemm": 4.0, "torch_x86": 3.0, "torch_onednn": 5.0, "onnxruntime": 6.0, "openvino": 2.5}
+MS = {
+    "tvm": 2.0, "torch_fbgemm": 4.0, "torch_x86": 3.0, "torch_onednn": 5.0, "torch_pt2e": 40.0, "torch_inductor": 3.5,
+    "onnxruntime": 6.0, "openvino": 2.5,
+}  # fmt: skip
 
 
 @dataclass

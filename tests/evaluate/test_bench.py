@@ -12,8 +12,11 @@ from quantvm.errors import ConfigError, UnknownNameError
 from quantvm.evaluate.bench import bench
 from quantvm.evaluate.bench_config import BenchConfig
 from quantvm.evaluate.engines import ENGINES
+from quantvm.report.bench_text import bench_lines
 
 from .bench_fakes import MS, FakeBenchStages, failing
+
+EAGER = {name: ms for name, ms in MS.items() if "eager" in ENGINES[name].flows}
 
 
 def run(stages=None, **options):
@@ -24,8 +27,8 @@ def test_every_engine_has_a_row_and_tvm_is_compared_with_the_best():
     found = run().bench
     assert [model["name"] for model in found["models"]] == ["alpha", "beta"]
     for model in found["models"]:
-        assert list(model["engines"]) == list(ENGINES)
-        assert {name: row["p50_ms"] for name, row in model["engines"].items()} == MS
+        assert list(model["engines"]) == list(EAGER)
+        assert {name: row["p50_ms"] for name, row in model["engines"].items()} == EAGER
         assert model["tvm_vs_best"] == pytest.approx(2.5 / 2.0)
     assert found["means"] == [{"batch": 1, "threads": 1, "n_models": 2, "tvm_vs_best": pytest.approx(1.25)}]
     row = found["models"][0]["engines"]["tvm"]
@@ -137,6 +140,34 @@ def test_wrong_bits_get_no_time_and_exit_1():
     assert result.bench["models"][0]["engines"]["openvino"]["p50_ms"] == 2.5
 
 
+def test_a_pt2e_program_is_compared_with_itself_and_with_the_engines_for_it():
+    def carry(y_f32):
+        y_f32[0, 3] += np.float32(0.01)
+        return y_f32
+
+    stages = FakeBenchStages(trouble={"tvm": {"outputs": carry}})
+    result = run(stages, models="alpha", flow="pt2e")
+    assert result.exit_code == 0
+    assert result.bench["reference"] == "torch_pt2e"
+    (model,) = result.bench["models"]
+    assert list(model["engines"]) == ["tvm", "torch_pt2e", "torch_inductor", "onnxruntime", "openvino"]
+    assert model["tvm_vs_best"] == pytest.approx(2.5 / 2.0)
+    row = model["engines"]["tvm"]
+    assert (row["status"], row["p50_ms"], row["outputs_identical"]) == ("measured", 2.0, 9)
+    assert 0.999 < row["cosine_to_reference"] < 1
+    text = "\n".join(bench_lines(result.bench))
+    assert "Parity: 9 of TVM's 10 raw outputs have the bits of torch_pt2e, the least cosine is 0.9999" in text
+
+
+def test_a_pt2e_program_that_computes_something_else_gets_no_time():
+    stages = FakeBenchStages(trouble={"tvm": {"outputs": lambda y: y[:, ::-1].copy()}})
+    result = run(stages, models="alpha", flow="pt2e")
+    assert result.exit_code == 1
+    row = result.bench["models"][0]["engines"]["tvm"]
+    assert (row["status"], row["p50_ms"]) == ("failed", None)
+    assert "the cosine with torch_pt2e's outputs is" in row["reason"]
+
+
 def test_a_negative_zero_is_another_bit():
     stages = FakeBenchStages(
         trouble={"tvm": {"outputs": lambda y: y * np.float32(-0.0)}, "torch_fbgemm": {"outputs": lambda y: y * 0}}
@@ -152,7 +183,7 @@ def test_an_engine_that_fails_leaves_its_column_empty_and_the_others_go_on(opera
     assert engines["openvino"]["status"] == "error"
     assert "engine on fire" in engines["openvino"]["reason"]
     assert {name: row["p50_ms"] for name, row in engines.items() if name != "openvino"} == {
-        name: ms for name, ms in MS.items() if name != "openvino"
+        name: ms for name, ms in EAGER.items() if name != "openvino"
     }
 
 
@@ -214,7 +245,7 @@ def test_the_run_folder_holds_json_report_and_stacks(tmp_path):
     assert saved == result.bench
     assert {"schema_version", "command", "config", "environment", "seed", "dataset"} <= set(saved)
     assert saved["config"]["threads"] == [1]
-    assert saved["config"]["engines"] == list(ENGINES)
+    assert saved["config"]["engines"] == list(EAGER)
     assert saved["load_average"] == [0.25, 0.25]
     assert saved["environment"]["versions"]["onnxruntime"] == "1.2.3"
     assert (tmp_path / "out" / "report.md").read_text().startswith("# Latency of int8 engines")
@@ -235,6 +266,10 @@ def test_the_run_folder_holds_json_report_and_stacks(tmp_path):
         ({"weights": "torchvision-quantized"}, "expected float weights"),
         ({"tvm_engine": "fbgem"}, "engine: got 'fbgem'"),
         ({"models": ("delta",)}, "unknown model 'delta'"),
+        ({"flow": "jit"}, "flow: got 'jit'"),
+        ({"flow": "pt2e", "engines": ("tvm", "torch_x86")}, "got 'torch_x86', which run no models that the flow pt2e"),
+        ({"engines": "torch_inductor"}, "got 'torch_inductor', which run no models that the flow eager"),
+        ({"flow": "pt2e", "scheme": "per-tensor"}, "scheme: got 'per-tensor'"),
     ],
 )
 def test_wrong_options_are_found_before_any_work(options, text):

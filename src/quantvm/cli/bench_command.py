@@ -38,8 +38,9 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="tvm, torch_fbgemm, torch_x86, torch_onednn, onnxruntime, openvino; repeat it, or separate names by "
-            "commas. Without it: all that are installed. The last two need the extra `peers`.",
+            help="tvm, torch_fbgemm, torch_x86, torch_onednn (under the flow pt2e: torch_pt2e, torch_inductor), "
+            "onnxruntime, openvino; repeat it, or separate names by commas. Without it: all that are installed. The "
+            "last two need the extra `peers`.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -89,7 +90,7 @@ def bench(
     ] = "per-channel",
     flow: Annotated[
         str | None,
-        typer.Option(metavar="eager|fx", help=FLOW_HELP, rich_help_panel=QUANTIZATION),
+        typer.Option(metavar="eager|fx|pt2e", help=FLOW_HELP, rich_help_panel=QUANTIZATION),
     ] = None,
     tvm_engine: Annotated[
         str,

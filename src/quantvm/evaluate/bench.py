@@ -16,7 +16,6 @@ from quantvm.evaluate.bench_model import ModelBench, model_job
 from quantvm.evaluate.bench_stages import BenchStages
 from quantvm.evaluate.benchmark import head
 from quantvm.evaluate.config import raise_problems
-from quantvm.evaluate.engines import ENGINES
 from quantvm.evaluate.latency import geometric_mean
 from quantvm.evaluate.plan import Entry, Plan, prepare
 from quantvm.progress import SILENT, Progress, TitledProgress
@@ -57,8 +56,8 @@ def bench(
     stages = stages or BenchStages()
     started_s = time.monotonic()
     raise_problems(config.problems())
-    missing = {name: why for name in config.engines or ENGINES if (why := stages.why_missing(name)) is not None}
-    engines = config.engines or tuple(ENGINES)
+    engines = config.engine_names()
+    missing = {name: why for name in engines if (why := stages.why_missing(name)) is not None}
     if len(missing) == len(engines):
         raise ConfigError("\n".join(["none of the engines can run:", *(f"  {n}: {w}" for n, w in missing.items())]))
     plan = prepare(config.run_config(), stages, progress)
@@ -95,7 +94,7 @@ def _bench_row(
     load = stages.load_average()
     return {
         **found,
-        "reference": f"torch_{config.tvm_engine}" if "tvm" in engines else None,
+        "reference": config.reference if "tvm" in engines else None,
         "load_average": [] if load is None else [load],
         "models": [],
         "skipped": [],

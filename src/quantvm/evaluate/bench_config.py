@@ -14,8 +14,8 @@ from quantvm.evaluate.config import RunConfig
 from quantvm.evaluate.engines import ENGINES
 from quantvm.models.quantize import Engine, Scheme
 
-BENCH_FLOWS = ("eager", "fx")
-"""Ways in which PyTorch quantizes for an engine of its own."""
+BENCH_FLOWS = ("eager", "fx", "pt2e")
+"""Ways in which PyTorch quantizes; the first that a model has is the default."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class BenchConfig:
         calibration_samples: how many images the quantized ranges are calibrated on, at most.
         seed: of every random choice.
         scheme: how PyTorch and TVM quantize weights: `per-channel` or `per-tensor`; the peers use their own way.
-        flow: how PyTorch quantizes: `eager` or `fx`; None for eager, or fx where a model cannot be quantized by that.
-        tvm_engine: the PyTorch engine whose bits TVM must give.
+        flow: how PyTorch quantizes: `eager`, `fx` or `pt2e`; None for eager, or fx where a model cannot be quantized by
+            that. The engines of PyTorch that are measured are those of the flow.
+        tvm_engine: the PyTorch engine whose bits TVM must give; of no meaning to pt2e, whose programs are for none.
         target: what TVM compiles for; `native` is this machine.
         profile: whether TVM's code is run once more to find where its time goes, after it was timed.
         out: the run folder that is written; None to write nothing.
@@ -75,6 +76,16 @@ class BenchConfig:
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
 
+    @property
+    def reference(self) -> str:
+        """The engine whose outputs TVM must give."""
+        return "torch_pt2e" if self.flow == "pt2e" else f"torch_{self.tvm_engine}"
+
+    def engine_names(self) -> tuple[str, ...]:
+        """Returns the engines to measure: those that are named, or all of the flow, installed or not."""
+        flow = self.flow or "eager"
+        return self.engines or tuple(name for name, kind in ENGINES.items() if flow in kind.flows)
+
     def run_config(self) -> RunConfig:
         """Returns the options that choosing models, weights and images needs, as the main job has them."""
         max_batch = max(self.batch_sizes, default=1)
@@ -108,6 +119,12 @@ class BenchConfig:
             yield f"profile: got '{', '.join(self.engines)}' as engines, expected tvm among them, the one profiled"
         if self.flow is not None and self.flow not in BENCH_FLOWS:
             yield f"flow: got '{self.flow}', expected one of {', '.join(BENCH_FLOWS)}"
+        flow = self.flow or "eager"
+        others = [name for name in self.engines if name in ENGINES and flow not in ENGINES[name].flows]
+        if flow in BENCH_FLOWS and others:
+            yield f"engines: got '{', '.join(others)}', which run no models that the flow {flow} quantizes"
+        if flow == "pt2e" and self.scheme != "per-channel":
+            yield f"scheme: got '{self.scheme}', expected per-channel, as the flow pt2e quantizes weights"
         if not self.batch_sizes:
             yield "batch_sizes: got none, expected at least one"
         for name in ("batch_sizes", "threads"):

@@ -11,6 +11,7 @@ from quantvm.evaluate.engines import ENGINES, Job
 from quantvm.evaluate.environment import installed_version
 from quantvm.evaluate.stages import Stages
 from quantvm.evaluate.workers import ProcessWorker, Worker
+from quantvm.numerics import ENGINES as TORCH_ENGINES
 
 if TYPE_CHECKING:
     from quantvm.evaluate.plan import Plan
@@ -27,8 +28,9 @@ class BenchStages(Stages):
         """Returns why an engine cannot run in this installation, or None."""
         missing = ENGINES[engine].missing()
         if missing:
-            return f"not installed: {', '.join(missing)}; pip install 'quantvm[peers]'"
-        if engine.startswith("torch_"):
+            extra = "pt2e" if engine.startswith("torch_") else "peers"
+            return f"not installed: {', '.join(missing)}; pip install 'quantvm[{extra}]'"
+        if engine.removeprefix("torch_") in TORCH_ENGINES:
             from quantvm.torch_compat import torch_engines
 
             known = torch_engines()

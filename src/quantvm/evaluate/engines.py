@@ -44,7 +44,7 @@ class Job:
         folder: holds the model's files, see the properties.
         threads: the engine computes with.
         scheme: `per-channel` or `per-tensor`, of PyTorch and TVM.
-        flow: how PyTorch quantizes: `eager` or `fx`.
+        flow: how PyTorch quantizes: `eager`, `fx` or `pt2e`.
         tvm_engine: the PyTorch engine whose bits TVM must give.
         target: what TVM compiles for.
         thread_counts: all that a build is for; TVM's code depends on them. Empty: `threads` only.
@@ -83,6 +83,11 @@ class Job:
     def float_output_path(self) -> Path:
         """(N, classes) float32, what the float model answers to the input."""
         return Path(self.folder, "float_output.npy")
+
+    @property
+    def program_path(self) -> Path:
+        """The quantized program that TVM compiles; the engine whose outputs TVM must give writes it."""
+        return Path(self.folder, "exported.pt2") if self.flow == "pt2e" else torch_file(self.folder, self.tvm_engine)
 
     def output_path(self, batch: int) -> Path:
         """(batch, classes) float32, what the engine answered at its first call."""
@@ -233,9 +238,9 @@ class TvmEngine:
 
         job = self._job
         return runtime.compile(
-            torch_file(job.folder, job.tvm_engine),
+            job.program_path,
             np.load(job.input_path)[:batch],
-            engine=job.tvm_engine,
+            engine=None if job.flow == "pt2e" else job.tvm_engine,
             target=job.target,
             batch="static",
             threads=threads,
@@ -256,9 +261,16 @@ class TvmEngine:
 
 @dataclass(frozen=True)
 class EngineKind:
-    """Where an engine's class is, and the modules that it needs beside quantvm's own dependencies."""
+    """One engine that can be measured.
+
+    Attributes:
+        home: where its class is.
+        flows: of PyTorch's quantization, for which it runs the model.
+        modules: that it needs beside quantvm's own dependencies.
+    """
 
     home: str
+    flows: tuple[str, ...] = ("eager", "fx", "pt2e")
     modules: tuple[str, ...] = ()
 
     def missing(self) -> tuple[str, ...]:
@@ -267,13 +279,17 @@ class EngineKind:
 
 
 _PEERS = "quantvm.evaluate.peer_engines"
+_EXPORTED = "quantvm.evaluate.exported_engines"
+_PACKED = ("eager", "fx")
 ENGINES: dict[str, EngineKind] = {
     "tvm": EngineKind(f"{__name__}:TvmEngine"),
-    "torch_fbgemm": EngineKind(f"{__name__}:TorchEngine"),
-    "torch_x86": EngineKind(f"{__name__}:TorchEngine"),
-    "torch_onednn": EngineKind(f"{__name__}:TorchEngine"),
-    "onnxruntime": EngineKind(f"{_PEERS}:OnnxRuntimeEngine", ("onnx", "onnxruntime")),
-    "openvino": EngineKind(f"{_PEERS}:OpenVinoEngine", ("onnx", "openvino", "nncf")),
+    "torch_fbgemm": EngineKind(f"{__name__}:TorchEngine", _PACKED),
+    "torch_x86": EngineKind(f"{__name__}:TorchEngine", _PACKED),
+    "torch_onednn": EngineKind(f"{__name__}:TorchEngine", _PACKED),
+    "torch_pt2e": EngineKind(f"{_EXPORTED}:ExportedEngine", ("pt2e",), ("torchao",)),
+    "torch_inductor": EngineKind(f"{_EXPORTED}:InductorEngine", ("pt2e",), ("torchao",)),
+    "onnxruntime": EngineKind(f"{_PEERS}:OnnxRuntimeEngine", modules=("onnx", "onnxruntime")),
+    "openvino": EngineKind(f"{_PEERS}:OpenVinoEngine", modules=("onnx", "openvino", "nncf")),
 }
 """The engines by name, in the order of the reports."""
 

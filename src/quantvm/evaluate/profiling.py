@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantvm.evaluate.engines import Job, torch_file
+from quantvm.evaluate.engines import Job
 from quantvm.report.bench_schema import ProfileRow
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ def profile_job(job: Job, batch: int, *, min_calls: int, min_seconds: float) -> 
     try:
         return profile_row(
             profile(
-                torch_file(job.folder, job.tvm_engine), np.load(job.input_path)[:batch], engine=job.tvm_engine,
-                target=job.target, threads=job.threads, min_calls=min_calls, min_seconds=min_seconds,
+                job.program_path, np.load(job.input_path)[:batch],
+                engine=None if job.flow == "pt2e" else job.tvm_engine, target=job.target, threads=job.threads,
+                min_calls=min_calls, min_seconds=min_seconds,
             )
         )  # fmt: skip
     finally:

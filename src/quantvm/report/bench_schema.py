@@ -58,6 +58,7 @@ class EngineRow(TypedDict):
     outputs_identical: int | None  # TVM: raw outputs with the same bits as the reference
     outputs_total: int | None
     cosine_to_float: float | None  # of all outputs with the float model's: a wildly wrong engine shows
+    cosine_to_reference: float | None  # TVM: with the reference's
     int8_mac_share: float | None
 
 
@@ -120,7 +121,7 @@ class MeanRow(TypedDict):
 class BenchRow(HeadRow):
     """All of bench.json."""
 
-    reference: str | None  # the engine whose bits TVM must give; None: TVM is not among the engines
+    reference: str | None  # the engine whose outputs TVM must give; None: TVM is not among the engines
     load_average: list[float]  # of the machine over the minute before the start, and before the end
     models: list[BenchModelRow]
     skipped: list[SkippedRow]

@@ -124,12 +124,12 @@ def profile(
     """
     import tvm
 
-    from quantvm.frontend import from_torch
+    from quantvm.frontend import import_model
     from quantvm.lowering import LoweringOptions, lower
     from quantvm.tvm_compat import build_executable, use_threads
 
     tvm_target = parse_target(target)
-    module = from_torch(model_or_path, x_f32[:1], engine=engine)
+    module = import_model(model_or_path, x_f32[:1], engine=engine)
     lowered, report = lower(module, LoweringOptions(tvm_target, threads=threads))
     executable = build_executable(lowered, tvm_target)
     use_threads(threads)
