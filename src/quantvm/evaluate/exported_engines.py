@@ -5,14 +5,11 @@ Both load the same `.pt2` file, which TVM compiles, too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from quantvm.evaluate.engines import Facts, Job, Run, seconds
-
-if TYPE_CHECKING:
-    import torch
 
 
 class ExportedEngine:
@@ -50,9 +47,8 @@ class ExportedEngine:
         if self._module is None:
             with seconds(facts, "load_s"), quiet():
                 self._module = load_program(self._job.program_path).module()
-        example_f32 = torch.from_numpy(np.load(self._job.input_path)[:batch])
-        with seconds(facts, "compile_s"), quiet(), torch.no_grad():
-            module = self._compiled(example_f32)
+        with quiet(), torch.no_grad():
+            module = self._ready(batch, facts)
 
         def run(x_f32: np.ndarray) -> np.ndarray:
             with torch.no_grad():
@@ -60,14 +56,14 @@ class ExportedEngine:
 
         return run, facts
 
-    def _compiled(self, example_f32: torch.Tensor) -> Any:
+    def _ready(self, batch: int, facts: Facts) -> Any:
         return self._module
 
 
 class InductorEngine(ExportedEngine):
     """TorchInductor, with its weights frozen, as PyTorch documents it for this quantizer; it needs a C++ compiler."""
 
-    def _compiled(self, example_f32: torch.Tensor) -> Any:
+    def _ready(self, batch: int, facts: Facts) -> Any:
         import torch
         from torch._inductor import config
 
@@ -75,5 +71,6 @@ class InductorEngine(ExportedEngine):
         config.compile_threads = 1  # its pool of processes would run beside what is measured
         config.cpp.threads = self._job.threads
         compiled = torch.compile(self._module, dynamic=False)
-        compiled(example_f32)
+        with seconds(facts, "compile_s"):
+            compiled(torch.from_numpy(np.load(self._job.input_path)[:batch]))
         return compiled
