@@ -340,7 +340,13 @@ def test_a_flow_that_a_model_does_not_have_is_skipped_with_the_others_named():
     assert result.run["agreement"] == []
 
 
-@pytest.mark.parametrize("wrong", [(), ("eager", "export")])
-def test_flows_that_are_unknown(wrong):
+def test_without_a_flow_each_model_is_quantized_by_the_first_that_it_has():
+    found = evaluate(stages=FakeStages(models=("alpha", "graph_only"))).run["models"]
+    assert [(row["name"], row["flow"], row["status"]) for row in found] == [
+        ("alpha", "eager", "passed"), ("graph_only", "fx", "passed"),
+    ]  # fmt: skip
+
+
+def test_flows_that_are_unknown():
     with pytest.raises(ConfigError, match=r"flow: .*expected one or more of eager, fx, pt2e"):
-        evaluate(stages=FakeStages(), flows=wrong)
+        evaluate(stages=FakeStages(), flows=("eager", "export"))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import QUANTIZATION, errors_to_exit_codes, names_of, reals_of, shape_of
+from quantvm.cli.arguments import FLOW_HELP, QUANTIZATION, errors_to_exit_codes, names_of, reals_of, shape_of
 
 _OWN = "Images of a model of your own (a file or a factory)"
 _DATA = "Data"
@@ -120,13 +120,13 @@ def run(
         ),
     ] = "fbgemm",
     flow: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="eager|fx|pt2e",
-            help="How PyTorch quantizes. eager,fx,pt2e: each in a row of its own, and how their answers agree.",
+            help=f"{FLOW_HELP} eager,fx,pt2e: each in a row of its own, and how their answers agree.",
             rich_help_panel=QUANTIZATION,
         ),
-    ] = "eager",
+    ] = None,
     numerics: Annotated[
         str,
         typer.Option(
@@ -196,7 +196,7 @@ def run(
 
         config = RunConfig(
             models=names_of(model),
-            flows=names_of([flow]),
+            flows=names_of([] if flow is None else [flow]),
             numerics=names_of([numerics]),
             out=out or default_run_folder(),
             input_shape=None if input_shape is None else shape_of(input_shape),

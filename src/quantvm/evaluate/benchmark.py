@@ -163,8 +163,11 @@ class _Evaluation:
 
     def _turns(self) -> list[tuple[Entry, str]]:
         """Returns every model with every flow that is its turn; a model that its user quantized has one turn."""
-        flows = self.plan.config.flows
-        return [(entry, flow) for entry in self.plan.entries for flow in (flows[:1] if entry.is_quantized else flows)]
+        turns = []
+        for entry in self.plan.entries:
+            flows = self.plan.config.flows or entry.spec.flows[:1]
+            turns += [(entry, flow) for flow in (flows[:1] if entry.is_quantized else flows)]
+        return turns
 
     def _evaluate(self, entry: Entry, flow: str) -> None:
         """Adds the rows of one model by one flow, whatever happens; only an interruption goes on from here."""
