@@ -34,7 +34,7 @@ class FakeWorker:
         return getattr(self, f"_{operation}")(**arguments)
 
     def _build(self):
-        return {"build_s": 1.0, "artifact_bytes": 2**20}
+        return {"build_s": 1.0, "artifact_bytes": 2**20, **self.trouble.get("facts", {})}
 
     def _load(self, batch):
         y_f32 = np.load(self.job.float_output_path)[:batch] + np.float32(0.25)

@@ -168,6 +168,15 @@ def test_a_pt2e_program_that_computes_something_else_gets_no_time():
     assert "the cosine with torch_pt2e's outputs is" in row["reason"]
 
 
+@pytest.mark.parametrize(("share", "status"), [(0.9, "measured"), (1.0, "failed"), (None, "failed")])
+def test_a_network_that_is_float_in_part_need_not_have_all_bits(share, status):
+    stages = FakeBenchStages(
+        trouble={"tvm": {"outputs": lambda y: y * np.float32(1.0001), "facts": {"int8_mac_share": share}}}
+    )
+    row = run(stages, models="alpha").bench["models"][0]["engines"]["tvm"]
+    assert (row["status"], row["p50_ms"] is not None) == (status, status == "measured")
+
+
 def test_a_negative_zero_is_another_bit():
     stages = FakeBenchStages(
         trouble={"tvm": {"outputs": lambda y: y * np.float32(-0.0)}, "torch_fbgemm": {"outputs": lambda y: y * 0}}

@@ -143,15 +143,15 @@ def _conditions(bench: BenchRow) -> Iterator[str]:
     if bench["reference"] is not None:
         measured = [m["engines"]["tvm"] for m in bench["models"] if m["engines"]["tvm"]["p50_ms"] is not None]
         total = sum(row["outputs_total"] or 0 for row in measured)
-        if config["flow"] != "pt2e":
+        identical = sum(row["outputs_identical"] or 0 for row in measured)
+        if identical == total:
             yield f"- Parity: every TVM time is of code whose {total} raw outputs have the bits of {bench['reference']}"
-        elif measured:
-            identical = sum(row["outputs_identical"] or 0 for row in measured)
+        else:
             cosine = min(row["cosine_to_reference"] or 1.0 for row in measured)
             yield (
                 f"- Parity: {identical} of TVM's {total} raw outputs have the bits of {bench['reference']}, the least "
-                f"cosine is {cosine:.6f}; a sum that ends next to a tie may be rounded either way, and what follows "
-                "then differs: quantvm diff --flow pt2e counts those, layer by layer"
+                f"cosine is {cosine:.6f}. Where PyTorch sums floats, in an order of its own, what ends next to a tie "
+                "may be rounded otherwise: quantvm diff counts those, layer by layer"
             )
     yield (
         f"- Each engine in a process of its own; at least {config['rounds']} alternating rounds and "
