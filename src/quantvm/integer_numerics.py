@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 from quantvm import fixed_point
 from quantvm.fixed_point import ROUNDINGS, FixedPoint, Rounding
 from quantvm.numerics import (
-    FLOAT_UNARY,
     Numerics,
     QuantParams,
     Requantization,
     dequantize_val,
     f32,
     f64,
-    hardsigmoid_f32,
-    hardswish_f32,
 )
+from quantvm.unary_tables import FLOAT_UNARY, hardsigmoid_f32, hardswish_f32
 
 Values = Any
 """Numbers, or an array of any numeric dtype."""

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quantvm import numerics
 from quantvm.frontend import from_torch
 from quantvm.frontend.torch_tables import TABLES_ATTR, torch_table, with_torch_tables
 from quantvm.numerics import QuantParams
 from quantvm.runtime import compile as compile_model
 from quantvm.torch_compat import has_vnni, quantization_engine
+from quantvm.unary_tables import unary_tables
 from tests.quantized_modules import Quantized, conv2d, image
 
 IN, UNIT, AROUND_ZERO = QuantParams(0.03125, 100), QuantParams(1 / 256, 0), QuantParams(1 / 128, 128)
@@ -27,7 +27,7 @@ def test_pytorchs_table_is_our_formula_but_for_a_last_bit(name, out, engine):
     if engine == "qnnpack" and out.scale == 0.0041:
         assert found is None
         return
-    expected = np.stack(numerics.unary_tables(name, IN, out)).astype(int)
+    expected = np.stack(unary_tables(name, IN, out)).astype(int)
     assert found.dtype == np.uint8
     assert abs(found - expected).max() <= 1
     assert (found != expected).mean() < 0.02
@@ -36,7 +36,7 @@ def test_pytorchs_table_is_our_formula_but_for_a_last_bit(name, out, engine):
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
 def test_tables_of_float_operators(name):
     found = torch_table(name, IN, AROUND_ZERO, engine="fbgemm")
-    expected = np.stack(numerics.unary_tables(name, IN, AROUND_ZERO)).astype(int)
+    expected = np.stack(unary_tables(name, IN, AROUND_ZERO)).astype(int)
     assert abs(found - expected).max() <= 1
     assert (found != expected).mean() < 0.02
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from quantvm.kernels import concat, elementwise, quantize
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.numerics import QuantParams, qnnpack_add, qnnpack_table, unary_tables
+from quantvm.numerics import QuantParams, qnnpack_add
+from quantvm.unary_tables import qnnpack_table, unary_tables
 
 from .conftest import nhwc, quantized, run
 

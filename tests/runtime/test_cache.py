@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import grimp
 import numpy as np
 import pytest
 import torch
@@ -126,6 +127,15 @@ def test_an_edit_of_a_kernel_makes_all_entries_stale(monkeypatch):
     assert compiled().report.cached
     monkeypatch.setattr(cache_key_module, "digest_of_sources", lambda: "edited")
     assert not compiled().report.cached
+
+
+def test_the_sources_are_all_that_compiling_imports():
+    graph = grimp.build_graph("quantvm")
+    compiling = {module for top in ("kernels", "lowering") for module in graph.find_descendants(f"quantvm.{top}")}
+    imported = set().union(*(graph.find_upstream_modules(module) for module in compiling)) - compiling
+    known = {source.removesuffix(".py") for source in cache_key_module._SOURCES}
+    tops = {module.split(".")[1] for module in imported if module != "quantvm"}
+    assert tops - known == {"errors", "layer_rules"}, "list it in _SOURCES, or here if it changes no code"
 
 
 def test_the_digest_of_the_sources_sees_every_file_that_compiles(tmp_path, monkeypatch):

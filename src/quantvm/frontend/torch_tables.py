@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as functional
 import tvm
 
-from quantvm.numerics import VEC_BLOCK, QuantParams, table_key
+from quantvm.numerics import VEC_BLOCK, QuantParams
 from quantvm.torch_compat import quantization_engine
+from quantvm.unary_tables import table_key
 
 from .builder import constant_array, definitions, is_call, per_tensor_params
 
 TABLES_ATTR = "quantvm.torch_tables"
-"""Module attribute: `numerics.table_key` -> 512 bytes in hexadecimal, as `torch_table` has them."""
+"""Module attribute: `unary_tables.table_key` -> 512 bytes in hexadecimal, as `torch_table` has them."""
 
 _DTYPES = {"uint8": torch.quint8, "int8": torch.qint8}
 _STORED = {"uint8": torch.uint8, "int8": torch.int8}

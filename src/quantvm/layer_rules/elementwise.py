@@ -14,12 +14,11 @@ from quantvm.numerics import (
     QuantParams,
     dequantize_val,
     f32,
-    hardsigmoid_f32,
-    hardswish_f32,
     quantize_val,
     reciprocal_f64,
     vectorised_cut,
 )
+from quantvm.unary_tables import hardsigmoid_f32, hardswish_f32, unary_tables
 
 from .facts import Facts
 from .family import Family, register_family
@@ -260,7 +259,7 @@ def evaluate_unary(
     """Returns a function of one input: a table over its 256 integers, and one for PyTorch's tails."""
     (q,), out_q = operator.inputs, operator.output
     x_q = np.arange(q.quant_min, q.quant_max + 1)
-    main, tail = numerics.unary_tables(operator.kind, q, out_q, operator.slope)
+    main, tail = unary_tables(operator.kind, q, out_q, operator.slope)
 
     def table(form: Facts) -> NDArray:
         if form is _TAIL:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from quantvm import numerics
+from quantvm import unary_tables as tables
 from quantvm.numerics import Engine
 
 from .composite import Composite, quant_params
@@ -18,17 +19,17 @@ def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str])
     Args:
         engine: whose arithmetic to follow.
         composite: hardswish, hardsigmoid, sigmoid, tanh, leaky_relu, silu, gelu or gelu_tanh.
-        known: tables that PyTorch computed, by `numerics.table_key`, as hexadecimal digits.
+        known: tables that PyTorch computed, by `table_key`, as hexadecimal digits.
     """
     q = quant_params(composite.call("relax.dequantize"))
-    digits = known.get(numerics.table_key(composite.name, q, composite.output))
+    digits = known.get(tables.table_key(composite.name, q, composite.output))
     if digits is not None:
         main, tail = np.frombuffer(bytes.fromhex(digits), composite.output.dtype).reshape(2, 256)
         return main, tail
     if engine == "qnnpack" and composite.name in ("hardswish", "hardsigmoid", "sigmoid") and q.dtype == "uint8":
-        entries = numerics.qnnpack_table(composite.name, q, composite.output)
+        entries = tables.qnnpack_table(composite.name, q, composite.output)
         return entries, entries
-    return numerics.unary_tables(composite.name, q, composite.output, leaky_slope(composite))
+    return tables.unary_tables(composite.name, q, composite.output, leaky_slope(composite))
 
 
 def leaky_slope(composite: Composite) -> float:

@@ -10,6 +10,7 @@ from tvm import relax
 from quantvm import numerics
 from quantvm.kernels import concat, elementwise, quantize
 from quantvm.numerics import QuantParams
+from quantvm.unary_tables import add_scalar_table
 
 from .activation import clamp_limits, unary_tables
 from .composite import Composite, constant_value, quant_params
@@ -117,7 +118,7 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
     q, out = quant_params(composite.call("relax.dequantize")), composite.output
     if composite.name == "add_scalar":
         steps = numerics.add_scalar(q, float(constant_value(composite.call("relax.add").args[1])))[1]
-        entries = numerics.add_scalar_table(q, steps, out)
+        entries = add_scalar_table(q, steps, out)
     else:
         entries = np.arange(q.quant_max, q.quant_min - 1, -1).astype(q.dtype)
     x = state.memory_order(inputs[0])
