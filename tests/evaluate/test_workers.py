@@ -168,7 +168,7 @@ def test_an_unknown_request_is_answered():
 
 
 def test_modules_that_are_not_installed_are_named(monkeypatch):
-    assert EngineKind("nowhere:None", ("json", "no_such_module")).missing() == ("no_such_module",)
+    assert EngineKind("nowhere:None", modules=("json", "no_such_module")).missing() == ("no_such_module",)
     monkeypatch.setitem(ENGINES, "toy", EngineKind("tests.evaluate.test_workers:Toy"))
     assert isinstance(make_engine(Job("toy", "any", "/nowhere", 1)), Toy)
 
