@@ -155,8 +155,10 @@ def test_a_pt2e_program_is_compared_with_itself_and_with_the_engines_for_it():
     row = model["engines"]["tvm"]
     assert (row["status"], row["p50_ms"], row["outputs_identical"]) == ("measured", 2.0, 9)
     assert 0.999 < row["cosine_to_reference"] < 1
+    assert row["compiling_loss"] == pytest.approx(0.01 / (0.25 * 10**0.5), rel=1e-4)
     text = "\n".join(bench_lines(result.bench))
-    assert "Parity: 9 of TVM's 10 raw outputs have the bits of torch_pt2e, the least cosine is 0.9999" in text
+    assert "Parity: 9 of TVM's 10 raw outputs have the bits of torch_pt2e; at most, compiling moved" in text
+    assert "outputs 0.013 times as far as quantizing had" in text
 
 
 def test_a_pt2e_program_that_computes_something_else_gets_no_time():
@@ -165,7 +167,14 @@ def test_a_pt2e_program_that_computes_something_else_gets_no_time():
     assert result.exit_code == 1
     row = result.bench["models"][0]["engines"]["tvm"]
     assert (row["status"], row["p50_ms"]) == ("failed", None)
-    assert "the cosine with torch_pt2e's outputs is" in row["reason"]
+    assert "times as far from torch_pt2e's as those are from the float model's, expected at most 1:" in row["reason"]
+
+
+def test_outputs_that_are_no_numbers_get_no_time():
+    result = run(FakeBenchStages(trouble={"tvm": {"outputs": lambda y: y * np.nan}}), models="alpha", flow="pt2e")
+    row = result.bench["models"][0]["engines"]["tvm"]
+    assert (row["status"], row["compiling_loss"]) == ("failed", None)
+    assert "immeasurably many times as far" in row["reason"]
 
 
 @pytest.mark.parametrize(("share", "status"), [(0.9, "measured"), (1.0, "failed"), (None, "failed")])

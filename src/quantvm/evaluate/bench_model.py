@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from quantvm.models import ModelSpec
     from quantvm.report.schema import WeightsRow
 
-LEAST_COSINE = 0.99
-"""Of TVM's outputs with PyTorch's where that sums floats: of PT2E programs, and of networks that are float in part."""
+GREATEST_COMPILING_LOSS = 1.0
+"""How far TVM may be from a PyTorch that sums floats (PT2E, networks float in part), in its own distance from fp32."""
 _MIN_CALLS = 5
 _WARM_UP_SECONDS = 0.3
 
@@ -156,9 +156,11 @@ class _Session:
             except (OutputShapeError, ValueError) as error:
                 self._fail(name, "failed", str(error), batch)
         if "tvm" in outputs:
-            self._check_bits(outputs["tvm"], outputs.get(self._bench.reference or ""), batch)
+            self._check_tvm(outputs["tvm"], outputs.get(self._bench.reference or ""), float_f32, batch)
 
-    def _check_bits(self, actual_f32: np.ndarray, expected_f32: np.ndarray | None, batch: int) -> None:
+    def _check_tvm(
+        self, actual_f32: np.ndarray, expected_f32: np.ndarray | None, float_f32: np.ndarray, batch: int
+    ) -> None:
         reference = self._bench.reference
         if expected_f32 is None:
             self._fail("tvm", "error", f"its outputs cannot be checked, for {reference} gave none", batch)
@@ -170,11 +172,16 @@ class _Session:
         identical = actual_f32.view(np.uint32) == expected_f32.view(np.uint32)
         row = self._rows["tvm", batch]
         row["outputs_identical"], row["outputs_total"] = int(identical.sum()), identical.size
-        row["cosine_to_reference"] = cosine = _cosine(actual_f32, expected_f32)
+        row["cosine_to_reference"] = _cosine(actual_f32, expected_f32)
+        row["compiling_loss"] = loss = _compiling_loss(actual_f32, expected_f32, float_f32)
         share = row["int8_mac_share"]
         if self._bench.job.flow == "pt2e" or (share is not None and share < 1):
-            if not identical.all() and (cosine is None or cosine < LEAST_COSINE):
-                reason = f"the cosine with {reference}'s outputs is {cosine}, below {LEAST_COSINE}: no time"
+            if loss is None or loss > GREATEST_COMPILING_LOSS:
+                times = "immeasurably many" if loss is None else f"{loss:.3g}"
+                reason = (
+                    f"its outputs are {times} times as far from {reference}'s as those are from the float model's, "
+                    f"expected at most {GREATEST_COMPILING_LOSS:g}: no time"
+                )
                 self._fail("tvm", "failed", reason, batch)
         elif not identical.all():
             n = identical.size - int(identical.sum())
@@ -290,6 +297,7 @@ def engine_row(known: dict[str, Any]) -> EngineRow:
         "outputs_total": None,
         "cosine_to_float": None,
         "cosine_to_reference": None,
+        "compiling_loss": None,
         "int8_mac_share": None,
     }
     return {**row, **known}  # type: ignore[typeddict-item]
@@ -307,6 +315,23 @@ def _cosine(actual_f32: np.ndarray, expected_f32: np.ndarray) -> float | None:
     actual, expected = (np.asarray(y - y.mean(), dtype=np.float64).ravel() for y in (actual_f32, expected_f32))
     norm = float(np.linalg.norm(actual) * np.linalg.norm(expected))
     return float(actual @ expected) / norm if norm > 0 and np.isfinite(norm) else None
+
+
+def _compiling_loss(actual_f32: np.ndarray, expected_f32: np.ndarray, float_f32: np.ndarray) -> float | None:
+    """Returns |actual - expected| over |expected - float|, Euclidean: what compiling changed, in what quantizing did.
+
+    0 if nothing differs, None if there is no such number: where quantizing changed nothing, or an output is not finite.
+
+    A difference at a rounding tie grows on its way through a network as the rounding errors of quantization itself
+    grow, so the quotient stays small whatever the weights are, where a cosine does not.
+    """
+    actual, expected, reference = (
+        np.asarray(y, dtype=np.float64).ravel() for y in (actual_f32, expected_f32, float_f32)
+    )
+    if np.array_equal(actual, expected, equal_nan=True):
+        return 0.0
+    changed, quantized = np.linalg.norm(actual - expected), np.linalg.norm(expected - reference)
+    return float(changed / quantized) if quantized > 0 and np.isfinite([changed, quantized]).all() else None
 
 
 def _outcome(row: BenchModelRow) -> str:

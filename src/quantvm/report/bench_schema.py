@@ -59,6 +59,7 @@ class EngineRow(TypedDict):
     outputs_total: int | None
     cosine_to_float: float | None  # of all outputs with the float model's: a wildly wrong engine shows
     cosine_to_reference: float | None  # TVM: with the reference's
+    compiling_loss: float | None  # TVM: its distance from the reference over the reference's from the float model
     int8_mac_share: float | None
 
 

@@ -147,11 +147,12 @@ def _conditions(bench: BenchRow) -> Iterator[str]:
         if identical == total:
             yield f"- Parity: every TVM time is of code whose {total} raw outputs have the bits of {bench['reference']}"
         else:
-            cosine = min(row["cosine_to_reference"] or 1.0 for row in measured)
+            loss = max(row["compiling_loss"] or 0.0 for row in measured)
             yield (
-                f"- Parity: {identical} of TVM's {total} raw outputs have the bits of {bench['reference']}, the least "
-                f"cosine is {cosine:.6f}. Where PyTorch sums floats, in an order of its own, what ends next to a tie "
-                "may be rounded otherwise: quantvm diff counts those, layer by layer"
+                f"- Parity: {identical} of TVM's {total} raw outputs have the bits of {bench['reference']}; at most, "
+                f"compiling moved a model's outputs {loss:.2g} times as far as quantizing had. Where PyTorch sums "
+                "floats, in an order of its own, what ends next to a tie may be rounded otherwise: quantvm diff counts "
+                "those, layer by layer"
             )
     yield (
         f"- Each engine in a process of its own; at least {config['rounds']} alternating rounds and "
