@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.ao.quantization.fx._decomposed
+import tvm
 
 from quantvm import qdq_numerics
 from quantvm.kernels import conv2d, depthwise, float_pool, float_region
@@ -111,6 +113,26 @@ def test_convolution_ends_in_a_program(name, isa):
             _compare_up_to_exp(kernel, expected, x, *others)
         else:
             _compare(kernel, expected, x, *others)
+
+
+def _generate_limited(mcpu):
+    target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
+    shape = Conv2dShape(4, 4, 12, 8)
+    w = np.random.default_rng(0).integers(-128, 128, (8, 1, 1, 12)).astype(np.int8)
+    acc, bias = _acc(8)
+    program = FloatProgram((acc, bias), (Step("add", (0, 1)),), OUT.limited(0, 200))
+    kernel = conv2d.conv2d(shape, w, X_Q.zero_point, program, select_dot(target), isa=select_isa(target))
+    assert "vpminub" in tvm.compile(tvm.IRModule({"main": kernel.func}), target=target).mod.inspect_source("asm")
+
+
+def test_limits_of_few_channels_are_compiled_for_cpus_with_vbmi():
+    """Limits behind the permutation of bytes sent LLVM's combination of shuffles round in a circle for ever."""
+    process = multiprocessing.get_context("spawn").Process(target=_generate_limited, args=("icelake-server",))
+    process.start()
+    process.join(timeout=120)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0
 
 
 def _compare_up_to_exp(kernel, expected, *inputs):

@@ -102,9 +102,9 @@ class _Region:
                 T.buffer_store(self._y, value, [ramp(at + i * lanes, lanes)])
             return
         steps = [x86.convert_to_int32(steps_of(real(i * lanes), output, lanes), lanes) for i in range(count)]
-        packed = x86.in_vector_order(x86.pack_to_bytes(steps, output.q.zero_point, output.q.dtype, lanes), "uint8")
+        packed = x86.pack_to_bytes(steps, output.q.zero_point, output.q.dtype, lanes)
         packed = within(packed, (output.low, output.high), output.q.dtype, GROUP * lanes)
-        T.buffer_store(self._y, packed, [ramp(at, GROUP * lanes)])
+        T.buffer_store(self._y, x86.in_vector_order(packed, output.q.dtype), [ramp(at, GROUP * lanes)])
 
 
 def _for_groups(count: int, isa: Isa, body: object) -> None:

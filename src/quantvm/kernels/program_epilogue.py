@@ -104,8 +104,8 @@ class ProgramEpilogue:
         assert output is not None
         vectors = [*vectors, *([vectors[-1]] * (GROUP - len(vectors)))]
         packed = x86.pack_to_bytes(vectors, output.q.zero_point, output.q.dtype, lanes)
-        packed = x86.in_vector_order(packed, output.q.dtype) if in_order else packed
-        return within(packed, (output.low, output.high), output.q.dtype, GROUP * lanes)
+        packed = within(packed, (output.low, output.high), output.q.dtype, GROUP * lanes)
+        return x86.in_vector_order(packed, output.q.dtype) if in_order else packed
 
 
 def epilogue_of(

@@ -60,7 +60,11 @@ def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
 
 
 def in_vector_order(packed: Expr, dtype: str) -> Expr:
-    """Returns the 64 bytes of `pack_to_bytes` vector after vector."""
+    """Returns the 64 bytes of `pack_to_bytes` vector after vector.
+
+    Limits belong in front of it: where they follow, and less than 16 bytes of a vector are stored, LLVM's combination
+    of shuffles goes round in a circle for ever on CPUs with VBMI.
+    """
     words = tirx.reinterpret("int32x16", packed)
     return tirx.reinterpret(typed(dtype, 64), shuffle([words], [4 * s + v for v in range(4) for s in range(4)]))
 
