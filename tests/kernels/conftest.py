@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -34,10 +36,19 @@ def run(
     kernel: Kernel, target: tvm.target.Target, *inputs: np.ndarray, out_shape: tuple, out_dtype="uint8"
 ) -> np.ndarray:
     """Compiles `kernel`, calls it once and returns its output; bytes around the output must stay untouched."""
+    return compiled(kernel, target)(*inputs, out_shape=out_shape, out_dtype=out_dtype)
+
+
+def compiled(kernel: Kernel, target: tvm.target.Target) -> Callable[..., np.ndarray]:
+    """Returns a kernel as a function of its inputs and of the shape and dtype of its output."""
     library = tvm.compile(tvm.IRModule({"main": kernel.func}), target=target)
-    out = tvm.runtime.tensor(np.zeros(out_shape, out_dtype))
-    library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*inputs, *kernel.constants)), out)
-    return out.numpy()
+
+    def call(*inputs: np.ndarray, out_shape: tuple, out_dtype: str = "uint8") -> np.ndarray:
+        out = tvm.runtime.tensor(np.zeros(out_shape, out_dtype))
+        library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*inputs, *kernel.constants)), out)
+        return out.numpy()
+
+    return call
 
 
 def nhwc(t: torch.Tensor) -> np.ndarray:

@@ -52,8 +52,7 @@ def test_max_pool2d_of_qnnpack_reads_the_border_in_place_of_padding(kernel, stri
     assert np.array_equal(without, expected) == (dilation == 1)
 
 
-@pytest.mark.parametrize("count_include_pad", [False, True])
-@pytest.mark.parametrize("zero_point", [0, 101])
+@pytest.mark.parametrize(("count_include_pad", "zero_point"), [(False, 101), (True, 0)])
 @pytest.mark.parametrize(("kernel", "stride", "padding", "ceil_mode"), WINDOWS)
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_avg_pool2d_equals_torch(kernel, stride, padding, ceil_mode, channels, zero_point, count_include_pad, target):

@@ -66,8 +66,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("rule", ["fbgemm", "onednn"])
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("rule", "relu"), [("fbgemm", False), ("fbgemm", True), ("onednn", True)])
 @pytest.mark.parametrize("name", SHAPES)
 def test_residual_addition(name, relu, rule):
     shape, target = SHAPES[name], native_target()
@@ -114,8 +113,10 @@ def test_limits_and_tables(channels, steps):
         np.testing.assert_array_equal(run(fused, target, x, out_shape=out_shape), expected)
 
 
-@pytest.mark.parametrize(("channels", "stride"), [(16, 2), (24, 1), (40, 2), (64, 1), (144, 1)])
-@pytest.mark.parametrize("saturate", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "stride", "saturate"),
+    [(16, 2, True), (24, 1, False), (40, 2, True), (64, 1, False), (64, 1, True), (144, 1, True)],
+)
 def test_depthwise_with_limits_and_a_table(channels, stride, saturate):
     target = native_target()
     shape = Conv2dShape(
@@ -136,7 +137,8 @@ def test_depthwise_with_limits_and_a_table(channels, stride, saturate):
 
     plain = run(kernel(PLAIN), target, x, out_shape=out_shape)
     for isa in _isas():
-        np.testing.assert_array_equal(run(kernel(isa), target, x, out_shape=out_shape), plain)
+        if isa != PLAIN:
+            np.testing.assert_array_equal(run(kernel(isa), target, x, out_shape=out_shape), plain)
         limited = kernel(isa, PostOps(limits=(100, 150)))
         np.testing.assert_array_equal(run(limited, target, x, out_shape=out_shape), np.clip(plain, 100, 150))
         table = kernel(isa, PostOps(table=entries, table_output=OTHER_Q))
@@ -159,7 +161,7 @@ def test_channel_blocks_cover_every_channel_within_the_row(channels):
     assert all(start >= 0 and start + width <= channels for start, width in blocks)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_schedule_gives_the_same_bits(data):
     shape = Conv2dShape(

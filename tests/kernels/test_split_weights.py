@@ -66,7 +66,7 @@ def test_nothing_is_cut_off_a_pair_that_fits(first, second):
 
 
 @pytest.mark.parametrize("dot", RUNNABLE, ids=lambda dot: dot.name)
-@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("share", [0.02, 1.0])
 @pytest.mark.parametrize("name", CASES)
 def test_a_convolution_is_exact(name, share, dot):
     *geometry, padding, dilation, groups = CASES[name]

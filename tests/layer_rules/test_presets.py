@@ -50,7 +50,12 @@ def test_pytorch_computes_layers_from_given_ones(subject_of):
 
 @pytest.mark.parametrize(
     ("numerics", "preset"),
-    [("torch", "onednn"), ("integer", "integer"), ("integer:to_even", "integer:to_even"), ("qdq", "pt2e")],
+    [
+        ("torch", "onednn"),
+        ("integer", "integer"),
+        pytest.param("integer:to_even", "integer:to_even", marks=pytest.mark.nightly),
+        ("qdq", "pt2e"),
+    ],
 )
 def test_compiled_code(numerics, preset, subject_of):
     subject = subject_of("fbgemm")

@@ -39,8 +39,9 @@ N_CONVOLUTIONS = {
 }
 
 
-# Of models that differ in their weights or their width alone, one is enough for every day.
+# Of models that differ in their weights, their width or their depth alone, one is enough for every day.
 _LIKE_ANOTHER = (
+    "resnet18", "resnext101_32x8d", "mobilenet_v3_large",
     "efficientnet_lite1", "efficientnet_lite2", "shufflenet_v2_x0_5", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0",
     "resnext101_32x8d_v2", "resnext101_64x4d", "resnet50_v2",
 )  # fmt: skip
@@ -78,11 +79,7 @@ def test_model_quantizes_runs_and_traces(name):
     assert actual.unique().numel() > 20
 
 
-WITHOUT_EAGER_FORM = [
-    spec.name if spec.name == "regnet_y_400mf" else pytest.param(spec.name, marks=pytest.mark.nightly)
-    for spec in MODELS
-    if "eager" not in spec.flows
-]
+WITHOUT_EAGER_FORM = [spec.name for spec in MODELS if "eager" not in spec.flows]
 
 
 def _float_model(name):
@@ -91,6 +88,7 @@ def _float_model(name):
     return build_float_model(spec, resolve_weights(spec, "random"), batches), batches
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", WITHOUT_EAGER_FORM)
 def test_model_without_an_eager_form_by_fx(name):
     model, batches = _float_model(name)

@@ -37,7 +37,7 @@ def a_record(**changes):
 def test_a_search_measures_and_returns_a_schedule_that_can_be(threads):
     target = native_target()
     dot = select_dot(target)
-    work = [Work(SMALL, dot.name, threads), Work(Conv2dShape(1, 25, 16, 40), dot.name, threads)]
+    work = [Work(SMALL, dot.name, threads)] if threads == 1 else [Work(Conv2dShape(1, 25, 16, 40), dot.name, threads)]
     with ThreadPoolExecutor(1) as thread:  # TVM's pool of this one may have begun with fewer threads
         found = thread.submit(lambda: list(tune(work, target))).result()
     assert [(record.shape, record.dot, record.threads) for record in found] == [(w.shape, w.dot, threads) for w in work]
