@@ -95,6 +95,7 @@ def test_a_pt2e_program_is_written_once_and_run_as_it_stands_and_by_tvm(exported
     np.testing.assert_allclose(TvmEngine(exported_job).load(2)[0](x_f32), expected, atol=0.05)
 
 
+@pytest.mark.nightly  # it compiles C++ for twenty seconds
 @pytest.mark.skipif(shutil.which("g++") is None, reason="TorchInductor needs a C++ compiler")
 def test_inductor_compiles_the_program(exported_job, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))

@@ -25,9 +25,9 @@ def _one_torch_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=list(TARGETS))
+@pytest.fixture(params=["native", pytest.param("plain", marks=pytest.mark.nightly)])
 def target(request):
-    """Code for this CPU, and code for the plainest one."""
+    """Code for this CPU, and in the nightly run, or where a test asks for it, code for the plainest one."""
     chosen = TARGETS[request.param]
     return native_target() if chosen is None else tvm.target.Target(chosen)
 

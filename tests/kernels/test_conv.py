@@ -117,6 +117,7 @@ def test_conv2d_equals_torch(name, dot):
         np.testing.assert_array_equal(run(kernel, target, case.x, out_shape=case.expected.shape), case.expected)
 
 
+@pytest.mark.parametrize("target", ["plain"], indirect=True)
 @pytest.mark.parametrize("name", ["odd channels", "pointwise", "grouped"])
 def test_conv2d_on_the_plainest_cpu(name, target):
     case = Case(CASES[name])

@@ -116,6 +116,7 @@ def test_tables_equal_torch(name, params, numel, target):
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=x.shape), expected.int_repr().numpy())
 
 
+@pytest.mark.parametrize("target", ["native", "plain"], indirect=True)
 def test_clamp_integers(target):
     x = codes(np.random.default_rng(4), (2, 333))
     kernel = elementwise.clamp_integers((333,), 17, 200, "uint8", "relu6")

@@ -152,7 +152,8 @@ def test_depthwise_ends_in_a_program(channels, isa):
     w = rng.integers(-128, 128, (channels, 3, 3, 1)).astype(np.int8)
     for geometry in (shape, strided):
         acc = accumulators_ref(geometry, x, w, X_Q.zero_point)
-        for title, program in _programs(channels, tensors=False):
+        programs = list(_programs(channels, tensors=False))
+        for title, program in programs if geometry is shape else programs[:2]:
             kernel = depthwise.depthwise_conv2d(
                 geometry, w, np.zeros(channels, int), X_Q.zero_point, program, saturate_pairs=False, isa=isa
             )

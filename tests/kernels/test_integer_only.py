@@ -67,6 +67,7 @@ def test_quantize(to_nhwc, channels, target):
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
+@pytest.mark.parametrize("target", ["native", "plain"], indirect=True)
 def test_quantize_after_an_affine(target):
     x = np.random.default_rng(2).standard_normal((2, 3, 5, 21)).astype(np.float32)
     factors, terms = np.array([0.4, 1.5, 2.0], np.float32), np.array([0.1, -0.2, 0.0], np.float32)
@@ -134,6 +135,7 @@ def test_adaptive_avg_pool2d(out_size, target):
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
+@pytest.mark.parametrize("target", ["native", "plain"], indirect=True)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_mean(rounding, target):
     from quantvm.fixed_point import fixed_point, multiply

@@ -129,6 +129,7 @@ def test_spatial_mean_equals_torch(channels, size, target):
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
 
+@pytest.mark.parametrize("target", ["native", "plain"], indirect=True)
 @pytest.mark.parametrize("zero_point", [0, 101])
 def test_pools_of_contiguous_tensors_round_differently(zero_point, target):
     x = codes((2, 9, 8, 24))
