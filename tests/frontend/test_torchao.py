@@ -51,6 +51,14 @@ def quantized(config) -> nn.Module:
     return model
 
 
+@pytest.fixture(params=[False, True], ids=["int8", "raised to uint8"])
+def cpu(request, monkeypatch):
+    """Whether torchao exports for a CPU that multiplies uint8 faster than int8: one with VNNI and without AMX."""
+    monkeypatch.setattr("torchao.kernel.intmm._cpu_is_vnni_supported", lambda: request.param)
+    monkeypatch.setattr("torchao.kernel.intmm._cpu_is_amx_tile_supported", lambda: not request.param)
+
+
+@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("name", [
     "static", "static_rows", "static_asymmetric", "dynamic", "dynamic_tensor", "dynamic_asymmetric", "weights",
 ])  # fmt: skip
@@ -74,12 +82,33 @@ def test_results_are_torchs(name: str):
     assert (np.abs(actual - expected) < 1e-6).mean() > 0.9
 
 
+@pytest.mark.usefixtures("cpu")
 def test_files_keep_torchaos_weights(tmp_path):
     model, x = quantized(_configurations()["dynamic"]), image(3, 5, 16)
     torch.export.save(torch.export.export(model, (x,)), str(tmp_path / "model.pt2"))
     (actual,) = evaluate(import_model(tmp_path / "model.pt2"), x)
     with torch.no_grad():
         np.testing.assert_allclose(actual, model(x).numpy(), atol=1e-6)
+
+
+class Uncorrected(nn.Module):
+    """Multiplies raised integers, and subtracts one more than they are too great by."""
+
+    def forward(self, x):
+        x_i8 = torch.ops.torchao.quantize_affine(
+            x, [3, 16], self.scale, torch.zeros(1, 1, dtype=torch.int8), torch.int8, -128, 127
+        )
+        product = torch._int_mm((x_i8.to(torch.int32) + 128).to(torch.uint8), self.weight)
+        return (product - (128 * self.weight.sum(0, keepdim=True, dtype=torch.int32) + 1)).to(torch.float32)
+
+
+def test_another_correction_is_refused():
+    model = Uncorrected().eval()
+    model.register_buffer("scale", torch.full((1, 1), SCALE))
+    model.register_buffer("weight", torch.arange(-64, 64, dtype=torch.int8).reshape(16, 8))
+    program = torch.export.export(model, (image(3, 16),))
+    with pytest.raises(ModelImportError, match=r"sub.* cannot be imported: multiplies integers plus 128"):
+        from_exported_program(program)
 
 
 def test_int4_and_intx_are_out():

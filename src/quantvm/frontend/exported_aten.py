@@ -14,7 +14,7 @@ from quantvm.errors import ModelImportError
 
 from .builder import Expr, constant, shape_of
 from .exported_registry import register_exported
-from .exported_torchao import Accumulators, scaled, shifted
+from .exported_torchao import Accumulators, Raised, RaisedProduct, lowered, raised, scaled, shifted
 from .exported_values import ExportedBuilder
 from .registry import find_converter
 
@@ -217,6 +217,8 @@ def _is_size(*values: Any) -> bool:
 @register_exported("aten::add.Tensor", "aten::add_.Tensor", "aten::add.Scalar")
 def add(b: ExportedBuilder, x: Any, y: Any, alpha: float = 1) -> Any:
     """Returns x + alpha*y."""
+    if isinstance(x, Raised) and alpha == 1:
+        return raised(b, x, y)
     if _is_size(x, y):
         return x + alpha * y
     first, second = _operands(b, x, y)
@@ -230,6 +232,8 @@ def sub(b: ExportedBuilder, x: Any, y: Any, alpha: float = 1) -> Any:
     """Returns x - alpha*y."""
     if isinstance(x, Accumulators) and alpha == 1:
         return shifted(b, x, y)
+    if isinstance(x, RaisedProduct) and alpha == 1:
+        return lowered(b, x, y)
     first, second = _operands(b, x, y)
     if alpha != 1:
         second = b.emit(relax.op.multiply(second, constant(float(alpha), "float32")), "alpha")

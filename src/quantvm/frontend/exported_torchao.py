@@ -18,20 +18,64 @@ from quantvm.errors import ModelImportError
 
 from .builder import Expr, constant, shape_of
 from .exported_registry import register_exported
-from .exported_values import Dequantized, ExportedBuilder, Params
+from .exported_values import Dequantized, ExportedBuilder, Params, Pending
 from .registry import find_converter
 
 
 @dataclass(frozen=True)
-class Integers:
+class Integers(Pending):
     """Integers of a tensor that was quantized statically, before anything is computed from them."""
 
     expr: Expr
     params: Params
 
+    def expression(self, b: ExportedBuilder) -> Expr:
+        """Returns the integers."""
+        return self.expr
+
 
 @dataclass(frozen=True)
-class Accumulators:
+class Raised(Pending):
+    """int8 integers on their way to instructions that take uint8: as int32, with 128 added, as uint8.
+
+    Which way torchao goes depends on the CPU that a program is exported on; the sums are the same.
+
+    Attributes:
+        x: the int8 integers.
+        offset: what was added.
+        dtype: int32 or uint8.
+    """
+
+    x: Integers | Expr
+    offset: int = 0
+    dtype: str = "int32"
+
+    def expression(self, b: ExportedBuilder) -> Expr:
+        """Returns the integers raised."""
+        y = b.emit(relax.op.astype(b.relax_of(self.x), "int32"), "astype")
+        y = b.emit(relax.op.add(y, constant(self.offset, "int32")), "raised") if self.offset else y
+        return y if self.dtype == "int32" else b.emit(relax.op.astype(y, self.dtype), "astype")
+
+
+@dataclass(frozen=True)
+class RaisedProduct(Pending):
+    """Sums of products of integers that are 128 too great.
+
+    Attributes:
+        x: the int8 integers, before they were raised.
+        weight: int8 (K, N), a constant.
+    """
+
+    x: Integers | Expr
+    weight: torch.Tensor
+
+    def expression(self, b: ExportedBuilder) -> Expr:
+        """Raises ModelImportError: nothing but the correction may follow."""
+        raise ModelImportError("multiplies integers plus 128, expected that 128 times the weight's sums are subtracted")
+
+
+@dataclass(frozen=True)
+class Accumulators(Pending):
     """Sums of products of integers, on their way to a quantized linear layer.
 
     Attributes:
@@ -45,6 +89,18 @@ class Accumulators:
     weight: torch.Tensor
     scaled: bool = False
     shifted: bool = False
+
+    def expression(self, b: ExportedBuilder) -> Expr:
+        """Returns the float values of accumulators that no linear layer in QDQ form was made of."""
+        product = b.emit(relax.op.matmul(self.x.expr, b.relax_of(self.weight), out_dtype="int32"), "int_mm")
+        y = b.emit(relax.op.astype(product, "float32"), "astype")
+        if self.scaled:
+            y = b.emit(relax.op.multiply(y, constant(self.x.params.scale, "float32")), "mul")
+        if self.shifted and int(self.x.params.zero_point) != 0:
+            sums = self.weight.T.contiguous().sum(-1).to(torch.float32)
+            term = float(self.x.params.zero_point) * torch.tensor([[float(self.x.params.scale)]]) * sums
+            y = b.emit(relax.op.subtract(y, b.relax_of(term)), "sub")
+        return y
 
 
 def _reduced_axes(block_size: Sequence[Any]) -> list[int]:
@@ -120,12 +176,34 @@ def quantize_affine(
 
 
 @register_exported("aten::_int_mm.default")
-def int_mm(b: ExportedBuilder, x: Any, weight: Any) -> Accumulators | Expr:
+def int_mm(b: ExportedBuilder, x: Any, weight: Any) -> Accumulators | RaisedProduct | Expr:
     """Returns the int32 product of int8 matrices."""
+    if isinstance(x, Raised) and isinstance(weight, torch.Tensor) and (x.offset, x.dtype) == (128, "uint8"):
+        return RaisedProduct(x.x, weight)
     if isinstance(x, Integers) and isinstance(weight, torch.Tensor):
         return Accumulators(x, weight, shifted=int(x.params.zero_point) == 0)
-    operands = (x.expr if isinstance(x, Integers) else b.relax_of(x), b.relax_of(weight))
-    return b.emit(relax.op.matmul(*operands, out_dtype="int32"), "int_mm")
+    return b.emit(relax.op.matmul(b.relax_of(x), b.relax_of(weight), out_dtype="int32"), "int_mm")
+
+
+def raised(b: ExportedBuilder, x: Raised, addend: Any) -> Raised | Expr:
+    """Returns integers with something added."""
+    if isinstance(addend, int) and x.dtype == "int32":
+        return replace(x, offset=x.offset + addend)
+    return b.emit(relax.op.add(b.relax_of(x), b.relax_of(addend)), "add")
+
+
+def lowered(b: ExportedBuilder, x: RaisedProduct, correction: Any) -> Accumulators | Expr:
+    """Returns the product of int8 matrices: that of raised integers less 128 times the sums of the weight.
+
+    Raises:
+        ModelImportError: something else is subtracted.
+    """
+    expected = 128 * x.weight.sum(0, keepdim=True, dtype=torch.int32)
+    if not isinstance(correction, torch.Tensor) or not torch.equal(correction, expected):
+        return x.expression(b)
+    product = int_mm(b, x.x, x.weight)
+    assert not isinstance(product, RaisedProduct)
+    return product
 
 
 @register_exported("aten::reshape.default", "aten::view.default", "aten::_unsafe_view.default")
@@ -133,7 +211,7 @@ def reshape(b: ExportedBuilder, x: Any, shape: Sequence[Any]) -> Any:
     """Returns x in another shape, x itself where that is its own; integers stay integers."""
     convert = find_converter("aten::reshape")
     assert convert is not None
-    expr = b.relax_of(_expression(b, x))
+    expr = b.relax_of(x)
     old = shape_of(expr)
     if len(old) == len(shape) and sum(isinstance(d, int) and d == -1 for d in shape) <= 1:
         is_same = all(
@@ -155,15 +233,21 @@ def to_dtype(
     """Returns x converted to another dtype."""
     if isinstance(x, Accumulators) and dtype == torch.float32:
         return x
-    x = b.relax_of(_expression(b, x))
     name = str(dtype).removeprefix("torch.")
+    if isinstance(x, Raised) and x.offset == 128 and name == "uint8":
+        return replace(x, dtype=name)
+    if name == "int32" and not isinstance(x, (Pending, torch.Tensor)) and str(x.ty.dtype) == "int8":
+        return Raised(x)
+    if name == "int32" and isinstance(x, Integers) and x.params.dtype == "int8":
+        return Raised(x)
+    x = b.relax_of(x)
     return x if str(x.ty.dtype) == name else b.emit(relax.op.astype(x, name), "astype")
 
 
 def scaled(b: ExportedBuilder, x: Accumulators, factor: Any) -> Accumulators | Expr:
     """Returns accumulators times a constant: after both scales, a linear layer in QDQ form."""
     if not isinstance(factor, torch.Tensor):
-        return b.emit(relax.op.multiply(accumulated(b, x), b.relax_of(factor)), "mul")
+        return b.emit(relax.op.multiply(b.relax_of(x), b.relax_of(factor)), "mul")
     params = x.x.params
     if not x.scaled and factor.numel() == 1 and factor.item() == params.scale.item():
         return replace(x, scaled=True)
@@ -174,7 +258,7 @@ def scaled(b: ExportedBuilder, x: Accumulators, factor: Any) -> Accumulators | E
         )
         transposed = b.emit(relax.op.permute_dims(b.relax_of(weight), [1, 0]), "weight_t")
         return b.emit(relax.op.matmul(b.relax_of(Dequantized(x.x.expr, params)), transposed), "linear")
-    return b.emit(relax.op.multiply(accumulated(b, x), b.relax_of(factor)), "mul")
+    return b.emit(relax.op.multiply(b.relax_of(x), b.relax_of(factor)), "mul")
 
 
 def shifted(b: ExportedBuilder, x: Accumulators, correction: Any) -> Accumulators | Expr:
@@ -184,23 +268,4 @@ def shifted(b: ExportedBuilder, x: Accumulators, correction: Any) -> Accumulator
         zero_point = torch.tensor([[float(x.x.params.zero_point)]])
         if torch.equal(correction, zero_point * torch.tensor([[float(x.x.params.scale)]]) * sums):
             return replace(x, shifted=True)
-    return b.emit(relax.op.subtract(accumulated(b, x), b.relax_of(correction)), "sub")
-
-
-def accumulated(b: ExportedBuilder, x: Accumulators) -> Expr:
-    """Returns the float values of accumulators that no linear layer in QDQ form was made of."""
-    product = b.emit(relax.op.matmul(x.x.expr, b.relax_of(x.weight), out_dtype="int32"), "int_mm")
-    y = b.emit(relax.op.astype(product, "float32"), "astype")
-    if x.scaled:
-        y = b.emit(relax.op.multiply(y, constant(x.x.params.scale, "float32")), "mul")
-    if x.shifted and int(x.x.params.zero_point) != 0:
-        sums = x.weight.T.contiguous().sum(-1).to(torch.float32)
-        term = float(x.x.params.zero_point) * torch.tensor([[float(x.x.params.scale)]]) * sums
-        y = b.emit(relax.op.subtract(y, b.relax_of(term)), "sub")
-    return y
-
-
-def _expression(b: ExportedBuilder, x: Any) -> Any:
-    if isinstance(x, Integers):
-        return x.expr
-    return accumulated(b, x) if isinstance(x, Accumulators) else x
+    return b.emit(relax.op.subtract(b.relax_of(x), b.relax_of(correction)), "sub")

@@ -54,6 +54,14 @@ class Dequantized:
     params: Params
 
 
+class Pending:
+    """A value that several calls make together; one in between is emitted only where something else asks for it."""
+
+    def expression(self, b: ExportedBuilder) -> Expr:
+        """Returns the value as it is now."""
+        raise NotImplementedError
+
+
 class ExportedBuilder(QdqBuilder):
     """Emits bindings of one function, named after the layer of the current node."""
 
@@ -64,6 +72,8 @@ class ExportedBuilder(QdqBuilder):
             return constant(array, str(array.dtype))
         if isinstance(value, Dequantized):
             return self.dequantized(value)
+        if isinstance(value, Pending):
+            return value.expression(self)
         if isinstance(value, (list, tuple)):
             return type(value)(self.relax_of(item) for item in value)
         return value
