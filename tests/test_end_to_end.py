@@ -62,6 +62,7 @@ def test_random_weights_need_no_network_and_say_so_first(run):
     assert model["n_images"] == 3
 
 
+@pytest.mark.nightly
 def test_the_batch_size_changes_no_bit(run):
     samples = ("--num-samples", "5", "--calibration-samples", "5")
     options = ("--model", "resnet18", "--weights", "random", "--threads", "1", *samples)

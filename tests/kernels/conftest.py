@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ from quantvm.kernels import Kernel
 from quantvm.tvm_compat import native_target
 
 TARGETS = {"native": None, "plain": {"kind": "llvm", "mcpu": "x86-64"}}
+
+
+def every_day(names: Iterable[str], chosen: Collection[str]) -> list[Any]:
+    """Returns names as parameters, of which those that are not chosen are for the nightly run."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.nightly) for name in names]
 
 
 @pytest.fixture(autouse=True)

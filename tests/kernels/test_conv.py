@@ -15,7 +15,7 @@ from quantvm.numerics import QuantParams
 from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
 
-from .conftest import compiled, nhwc, quantized, run
+from .conftest import compiled, every_day, nhwc, quantized, run
 
 RUNNABLE = [dot.name for dot in DOT_PRODUCTS if dot.requires <= target_features(native_target())]
 HAS_VNNI = has_vnni()
@@ -104,7 +104,7 @@ class Case:
         return conv2d.conv2d(self.shape, weight, self.input_q.zero_point, self.requantization, dot, isa=isa, post=post)
 
 
-@pytest.mark.parametrize("dot", RUNNABLE)
+@pytest.mark.parametrize("dot", every_day(RUNNABLE, (RUNNABLE[0], "avx2", "portable")))
 @pytest.mark.parametrize("name", CASES)
 def test_conv2d_equals_torch(name, dot):
     target = native_target()

@@ -17,7 +17,7 @@ from quantvm.kernels.schedule import Conv2dShape
 from quantvm.numerics import QuantParams
 from quantvm.tvm_compat import native_target
 
-from .conftest import run
+from .conftest import every_day, run
 
 A, B = QuantParams(0.05, 120), QuantParams(0.02, 3)
 OUT = QuantParams(0.04, 77)
@@ -157,7 +157,7 @@ def requantization(channels, rounding, relu=False, per_tensor=False):
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("dot", RUNNABLE)
+@pytest.mark.parametrize("dot", every_day(RUNNABLE, (RUNNABLE[0], "portable")))
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolution(groups, dot, rounding):
     target = native_target()

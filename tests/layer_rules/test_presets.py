@@ -54,7 +54,7 @@ def test_pytorch_computes_layers_from_given_ones(subject_of):
         ("torch", "onednn"),
         ("integer", "integer"),
         pytest.param("integer:to_even", "integer:to_even", marks=pytest.mark.nightly),
-        ("qdq", "pt2e"),
+        pytest.param("qdq", "pt2e", marks=pytest.mark.nightly),
     ],
 )
 def test_compiled_code(numerics, preset, subject_of):
