@@ -65,3 +65,12 @@ def test_tables_fit_the_width_by_cutting_the_start_of_layers():
     assert max(map(len, lines)) <= WIDTH
     assert lines[2].startswith("…")
     assert "fc1  adaptive" in lines[2]
+
+
+def test_an_operator_is_named_once():
+    kernel = "float_adaptive_avg_pool2d_u8"
+    (row,) = profile_lines(profile(call(layer="pool", op="adaptive_avg_pool2d", kernel=kernel, macs=0)))[2:3]
+    assert row.split("  ")[0].strip() == "pool"
+    assert "adaptive_avg_pool2d" in row
+    assert kernel not in row
+    assert "float_u8" in row

@@ -40,7 +40,7 @@ def _short(kernel: str) -> str:
 
 def _variant(call: ProfileCallRow) -> str:
     """Returns what a kernel's name says beyond the operator."""
-    return _short(call["kernel"]).removeprefix(call["op"] + "_") or "float"
+    return _short(call["kernel"]).replace(call["op"] + "_", "", 1) or "float"
 
 
 def _figures(ms: float, total_ms: float, macs: int) -> tuple[str, str, str]:
