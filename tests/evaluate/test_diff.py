@@ -229,7 +229,10 @@ def test_a_float_factory_is_quantized_and_gives_the_waterfall(tmp_path, monkeypa
     row = diff(model="factories_of_diff:floating_with_input", num_samples=2, threads=1, waterfall=True).row
     assert row["n_differing"] == 0
     assert next(stage["stage"] for stage in row["waterfall"]["stages"]) == "fp32"
-    row = diff(model="factories_of_diff:floating_with_input", num_samples=1, threads=1, flow="pt2e").row
+    options = {"model": "factories_of_diff:floating_with_input", "num_samples": 1, "threads": 1, "flow": "pt2e"}
+    with pytest.raises(ConfigError, match=r"fp32: a program of the flow pt2e .* take --waterfall"):
+        diff(**options, reference="fp32")
+    row = diff(**options).row
     assert row["engine"] == "pt2e"
     assert all(layer["cause"] in (None, "inherited") or "of a tie" in layer["cause"] for layer in row["layers"])
     with pytest.raises(ConfigError, match="waterfall: factories_of_diff:with_inputs does not hold the float model"):

@@ -81,3 +81,12 @@ def test_what_begins_as_a_constant_hides_nothing():
     assert len(model.features[0][1].weight.unique()) > 1
     with torch.no_grad():
         assert 1 < model(torch.from_numpy(batches[0])).std() < 10
+
+
+@pytest.mark.parametrize("n_images", [1, 5])
+def test_logits_have_the_deviation_of_trained_networks(tiny_spec, n_images):
+    batches = noise_batches(1, n_images)
+    with torch.no_grad():
+        logits = build(tiny_spec, batches)(torch.from_numpy(batches[0]))
+    assert logits.std() == pytest.approx(3, rel=1e-3)
+    assert logits.mean() == pytest.approx(0, abs=1e-3)

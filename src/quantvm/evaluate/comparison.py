@@ -196,6 +196,11 @@ class Comparison:
             return QdqLayerRun(self._program, channels_last=self.formats, threads=self._threads)
         if kind == "tvm":
             return self._tvm(rest or ("torch" if self._program.engine in ENGINES else "qdq"))
+        if self._program.engine not in ENGINES:
+            raise ConfigError(
+                "fp32: a program of the flow pt2e has other layers than its float model; compare torch, qdq or tvm, "
+                "or take --waterfall, which compares outputs"
+            )
         if self._float_model is None:
             raise ConfigError(
                 "fp32: these weights were published as integers, so there is no float model; choose other weights"

@@ -26,8 +26,8 @@ def build_random_model(
 ) -> nn.Module:
     """Returns the float module with seeded weights and batch-norm statistics of the first images.
 
-    The classifier is scaled and shifted so that the logits have mean 0 and a deviation of 3 over these images. The same
-    seed and images give the same weights.
+    The classifier is scaled and shifted so that the logits have mean 0 and a deviation of 3 over these images, or over
+    the classes of a single one. The same seed and images give the same weights.
 
     Args:
         spec: The model.
@@ -99,8 +99,10 @@ def _spread_logits(model: nn.Module, batches: list[np.ndarray]) -> None:
 
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     logits = torch.cat([model(torch.from_numpy(np.ascontiguousarray(batch))) for batch in batches])
-    factor = _LOGIT_STD / float((logits - logits.mean(0)).std().clamp_min(1e-6))
+    # one image has no deviation between images: its own classes' is taken
+    middle = logits.mean(0) if len(logits) > 1 else logits.mean()
+    factor = _LOGIT_STD / float((logits - middle).std().clamp_min(1e-6))
     bias = last.bias
     assert bias is not None
     last.weight.mul_(factor)
-    bias.sub_(logits.mean(0)).mul_(factor)
+    bias.sub_(middle).mul_(factor)
