@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -219,3 +220,15 @@ def test_bits_in_every_memory_format(name, compiled):
         for actual, wanted in zip(compiled[name][batch], expected, strict=True):
             assert actual.shape == wanted.shape
             assert torch.equal(actual, wanted), f"batch {batch}: {(actual != wanted).sum()} of {wanted.numel()} differ"
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_mean_of_one_channel_is_that_of_a_contiguous_tensor(memory_format):
+    rng = np.random.default_rng(0)
+    q = rng.integers(20, 200, (64, 1, 10, 4))
+    q[:, 0, 0, 0] += (20 - q.sum((1, 2, 3))) % 40  # every sum is half-way between two means
+    scale, zero_point = float(np.float32(0.10846531)), 17
+    x = torch.from_numpy((q - zero_point) * scale).float().contiguous(memory_format=memory_format)
+    network = Quantized(lambda y: y.mean([2, 3], keepdim=True), scale, zero_point)
+    artifact = compile_model(network, x, engine="fbgemm", threads=1, cache=False)
+    assert torch.equal(artifact(x), network(x))

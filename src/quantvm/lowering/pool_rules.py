@@ -98,7 +98,7 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
         kernel = pool.avg_pool2d_qnnpack(_whole_image(x), composite.output)
         y = state.run(kernel, [x], one_pixel, composite.output.dtype, name)
     else:
-        kernel = pool.spatial_mean((h, w), c, composite.output, channels_last=x.behaves_channels_last)
+        kernel = pool.spatial_mean((h, w), c, composite.output, channels_last=not x.behaves_contiguous)
         y = state.run(kernel, [x], Tensor(None, (n, c), "flat"), composite.output.dtype, name)
     if call.attrs.keepdims == (y.layout == "NHWC"):
         return y
