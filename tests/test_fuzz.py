@@ -43,7 +43,8 @@ def _nightly(request):
 def assert_same_bits(plan: Plan, threads: int = 1, batches: tuple[int, ...] = (1, 3)) -> None:
     """Compiles the plan's network and compares it with PyTorch on batches of both sizes."""
     network = RandomNetwork(plan)
-    artifact = compile_model(network, network.sample(1, 0), engine=plan.engine, threads=threads)
+    with quantization_engine(plan.engine):
+        artifact = compile_model(network, network.sample(1, 0), engine=plan.engine, threads=threads)
     for batch in batches:
         x = network.sample(batch, plan.seed + batch)
         with quantization_engine(plan.engine):
