@@ -236,12 +236,11 @@ def to_dtype(
     name = str(dtype).removeprefix("torch.")
     if isinstance(x, Raised) and x.offset == 128 and name == "uint8":
         return replace(x, dtype=name)
-    if name == "int32" and not isinstance(x, (Pending, torch.Tensor)) and str(x.ty.dtype) == "int8":
+    expr = b.relax_of(x)
+    old = str(expr.ty.dtype)
+    if (old, name) == ("int8", "int32"):
         return Raised(x)
-    if name == "int32" and isinstance(x, Integers) and x.params.dtype == "int8":
-        return Raised(x)
-    x = b.relax_of(x)
-    return x if str(x.ty.dtype) == name else b.emit(relax.op.astype(x, name), "astype")
+    return expr if old == name else b.emit(relax.op.astype(expr, name), "astype")
 
 
 def scaled(b: ExportedBuilder, x: Accumulators, factor: Any) -> Accumulators | Expr:

@@ -240,9 +240,7 @@ class Epilogue:
         """Returns bytes inside of the bounds; the range of the dtype comes with the packing."""
         q = self._summed
         zero_point = 0 if self._post.residual is None and self.requantize.zero_included else q.zero_point
-        count = GROUP * lanes
-        packed = x86.pack_to_bytes(vectors, zero_point, q.dtype, lanes)
-        return within(packed, self._bounds, q.dtype, count)
+        return pack_within(vectors, zero_point, q.dtype, self._bounds, lanes)
 
     def _looked_up(self, packed: Expr, count: int = GROUP * LANES) -> Expr:
         if self._post.table is None:
@@ -251,8 +249,12 @@ class Epilogue:
         return x86.look_up(packed, quarters, count)
 
 
-def within(x: Expr, bounds: tuple[int, int], dtype: str, count: int) -> Expr:
-    """Returns a vector of `count` bytes limited to the bounds; those of the dtype itself cost nothing."""
+def pack_within(vectors: Sequence[Expr], zero_point: int, dtype: str, bounds: tuple[int, int], lanes: int) -> Expr:
+    """Returns `x86.pack_to_bytes` limited to the bounds; those of the dtype itself cost nothing.
+
+    The limits are taken here, in front of whatever moves the bytes: see `x86.in_vector_order`.
+    """
+    x, count = x86.pack_to_bytes(vectors, zero_point, dtype, lanes), GROUP * lanes
     low, high = bounds
     if low > np.iinfo(dtype).min:
         x = tirx.max(x, splat(low, count, dtype))

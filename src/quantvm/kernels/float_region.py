@@ -13,7 +13,7 @@ from quantvm.qdq_numerics import FloatProgram, TensorLeaf, table
 from . import x86
 from .builder import LANES, Buffer, Expr, Kernel, argument, cast, flat, for_vectors, prim_func, ramp, symbolic_batch
 from .elementwise import over_elements
-from .epilogue import GROUP, within
+from .epilogue import GROUP, pack_within
 from .float_program import quantize, run_program, steps_of
 from .isa import PLAIN, Isa
 
@@ -102,8 +102,7 @@ class _Region:
                 T.buffer_store(self._y, value, [ramp(at + i * lanes, lanes)])
             return
         steps = [x86.convert_to_int32(steps_of(real(i * lanes), output, lanes), lanes) for i in range(count)]
-        packed = x86.pack_to_bytes(steps, output.q.zero_point, output.q.dtype, lanes)
-        packed = within(packed, (output.low, output.high), output.q.dtype, GROUP * lanes)
+        packed = pack_within(steps, output.q.zero_point, output.q.dtype, (output.low, output.high), lanes)
         T.buffer_store(self._y, x86.in_vector_order(packed, output.q.dtype), [ramp(at, GROUP * lanes)])
 
 

@@ -13,7 +13,7 @@ from quantvm.qdq_numerics import AccumulatorLeaf, ChannelLeaf, FloatProgram, Lea
 
 from . import x86
 from .builder import LANES, Buffer, Expr, argument, cast, flat, local, ramp, store_prefix
-from .epilogue import GROUP, Epilogue, Piece, PostOps, store_bytes, within
+from .epilogue import GROUP, Epilogue, Piece, PostOps, pack_within, store_bytes
 from .float_program import quantize, run_program, steps_of
 from .isa import Isa
 
@@ -103,8 +103,7 @@ class ProgramEpilogue:
         output = self._program.output
         assert output is not None
         vectors = [*vectors, *([vectors[-1]] * (GROUP - len(vectors)))]
-        packed = x86.pack_to_bytes(vectors, output.q.zero_point, output.q.dtype, lanes)
-        packed = within(packed, (output.low, output.high), output.q.dtype, GROUP * lanes)
+        packed = pack_within(vectors, output.q.zero_point, output.q.dtype, (output.low, output.high), lanes)
         return x86.in_vector_order(packed, output.q.dtype) if in_order else packed
 
 
