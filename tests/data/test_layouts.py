@@ -44,6 +44,12 @@ class TestWnidFolders:
             layouts.wnid_folders(root)
         assert ", ".join(unknown) in str(caught.value)
 
+    def test_folders_of_wnids_one_below_are_named(self, tmp_path):
+        root = touch(tmp_path, f"train.X1/{WNIDS[3]}/a.png", f"val.X/{WNIDS[3]}/a.png")
+        with pytest.raises(DataError, match=r"2 of 2 class folders .*name it as the data, .*train\.X1$"):
+            layouts.wnid_folders(root)
+        assert labels(layouts.wnid_folders(root / "val.X")) == {f"{WNIDS[3]}/a.png": 3}
+
     def test_empty_folders(self, tmp_path):
         (tmp_path / WNIDS[0]).mkdir()
         with pytest.raises(DataError, match="got no images"):
@@ -96,6 +102,11 @@ class TestLayoutOfFolder:
 
     def test_wnid_files(self, tmp_path):
         assert layouts.layout_of_folder(touch(tmp_path, f"{WNIDS[0]}_a.JPEG"), "wnid") is layouts.wnid_files
+
+    def test_files_that_end_with_their_wnid_as_hugging_face_names_them(self, tmp_path):
+        names = [f"ILSVRC2012_val_00000001_{WNIDS[65]}.JPEG", f"{WNIDS[7]}_10026_{WNIDS[7]}.JPEG"]
+        layout = layouts.layout_of_folder(touch(tmp_path, *names, "README_n01440764.txt"), "wnid")
+        assert labels(layout(tmp_path)) == {names[0]: 65, names[1]: 7}
 
     def test_other_folders_only_when_asked_for(self, tmp_path):
         root = touch(tmp_path, "cat/a", "dog/a")

@@ -1,6 +1,6 @@
 import pytest
 
-from quantvm.data import CalibrationSet, load_calibration, load_dataset
+from quantvm.data import CalibrationSet, has_imagenet_labels, load_calibration, load_dataset
 from quantvm.errors import ConfigError, DataError
 
 from .conftest import WNIDS, write_image
@@ -84,6 +84,17 @@ class TestFolder:
         assert labels(dataset) == {"cat/0.png": 0, "dog/0.png": 1}
         assert "sorted order" in dataset.notes[0]
         assert noting.notes == list(dataset.notes)
+
+    def test_sorted_labels_are_imagenets_only_where_the_folders_are_all_of_its_classes(self, folder, tmp_path):
+        assert has_imagenet_labels(folder, "wnid")
+        assert has_imagenet_labels(None, "sorted")
+        assert has_imagenet_labels("imagenette", "sorted")
+        assert not has_imagenet_labels(folder, "sorted")
+        for wnid in WNIDS:
+            (tmp_path / "all" / "val" / wnid).mkdir(parents=True)
+        assert has_imagenet_labels(tmp_path / "all", "sorted")
+        write_image(tmp_path / "all" / "val" / WNIDS[500] / "x.png")
+        assert labels(load_dataset(tmp_path / "all", class_map="sorted")) == {f"{WNIDS[500]}/x.png": 500}
 
     def test_sorted_has_no_effect_where_labels_are_known(self):
         pytest.importorskip("foolbox", reason="the extra `sample` is not installed")

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -81,7 +83,10 @@ def test_every_value_of_every_channel(tmp_path, mean_std):
         ("alpha.png", "RGBA"),
         ("gray_alpha.png", "LA"),
         ("bits.png", "1"),
-        ("deep.png", "I;16"),
+        ("palette_alpha.png", "P"),
+        ("x_lab.tiff", "LAB"),
+        ("x_ycbcr.tiff", "YCbCr"),
+        ("x_palette_alpha.tiff", "PA"),
         ("x.webp", "RGB"),
         ("x.tiff", "CMYK"),
         ("x.bmp", "RGB"),
@@ -89,14 +94,111 @@ def test_every_value_of_every_channel(tmp_path, mean_std):
 )
 def test_every_mode_becomes_rgb_as_in_torchvision(tmp_path, name, mode):
     path = tmp_path / name
-    if mode == "I;16":
-        Image.fromarray(np.arange(120, dtype=np.uint16).reshape(10, 12) * 500).save(path)
-    else:
-        write_image(path, mode=mode)
+    write_image(path, mode=mode, **({"transparency": bytes(range(256))} if name == "palette_alpha.png" else {}))
     with Image.open(path) as image:
         assert image.mode == mode
     preprocessing = Preprocessing(40, 32)
     np.testing.assert_array_equal(preprocess(path, preprocessing), expected_f32(path, preprocessing))
+
+
+GRAY_U16 = (np.arange(120, dtype=np.uint16) * 550).reshape(10, 12)
+HIGH_BYTE = (GRAY_U16 >> 8).astype(np.uint8)
+
+
+def gray_of(path):
+    x_u8 = np.asarray(load_rgb(path))
+    assert (x_u8 == x_u8[:, :, :1]).all()
+    return x_u8[:, :, 0]
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tiff", "x.jp2", "x.pgm"])
+def test_16_bit_gray_keeps_its_upper_8_bits(tmp_path, name):
+    Image.fromarray(GRAY_U16).save(tmp_path / name)
+    np.testing.assert_array_equal(gray_of(tmp_path / name), HIGH_BYTE)
+
+
+def test_16_bit_gray_is_what_the_same_image_in_16_bit_rgb_is(tmp_path):
+    height, width = GRAY_U16.shape
+    rgb = np.repeat(GRAY_U16.astype(">u2")[:, :, None], 3, axis=2).tobytes()
+    rows = [b"\0" + rgb[start : start + 6 * width] for start in range(0, len(rgb), 6 * width)]
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
+    (tmp_path / "rgb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    np.testing.assert_array_equal(gray_of(tmp_path / "rgb.png"), HIGH_BYTE)
+
+
+def write_tiff(path, x, *, bits=16, photometric=1, sample_format=1, big_endian=False):
+    """Writes an uncompressed gray TIFF by hand, for Pillow itself writes few of the forms that it reads."""
+    end = ">" if big_endian else "<"
+    height, width = x.shape
+    if bits == 12:
+        pairs = x.reshape(-1, 2).astype(int)
+        bytes_of = [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255]
+        pixels = np.stack(bytes_of, axis=1).astype(np.uint8).tobytes()
+    else:
+        pixels = x.astype(x.dtype.newbyteorder(end)).tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height}
+    tags |= {279: len(pixels), 339: sample_format}
+    entries = b"".join(struct.pack(f"{end}HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    head = (b"MM" if big_endian else b"II") + struct.pack(f"{end}HI", 42, 8 + len(pixels))
+    path.write_bytes(head + pixels + struct.pack(f"{end}H", len(tags)) + entries + b"\0\0\0\0")
+    return path
+
+
+def test_the_forms_of_16_bit_tiff(tmp_path):
+    path = write_tiff(tmp_path / "x.tiff", GRAY_U16, big_endian=True)
+    np.testing.assert_array_equal(gray_of(path), HIGH_BYTE)
+    path = write_tiff(tmp_path / "x.tiff", GRAY_U16, photometric=0)  # 0 is white
+    np.testing.assert_array_equal(gray_of(path), 255 - HIGH_BYTE)
+    path = write_tiff(tmp_path / "x.tiff", GRAY_U16 >> 4, bits=12)
+    np.testing.assert_array_equal(gray_of(path), HIGH_BYTE)
+
+
+def test_a_pgm_of_another_maximum_is_scaled(tmp_path):
+    (tmp_path / "x.pgm").write_bytes(b"P5 3 1 1000\n" + np.array([0, 250, 1000], ">u2").tobytes())
+    np.testing.assert_array_equal(gray_of(tmp_path / "x.pgm"), [[0, 64, 255]])
+
+
+def test_gray_multiplied_by_its_alpha_is_divided_again(tmp_path):
+    path = tmp_path / "x.tiff"
+    Image.fromarray(np.array([[[60, 120], [200, 255]]], np.uint8), "LA").save(path)
+    not_multiplied, multiplied = (struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 1))  # tag ExtraSamples
+    assert not_multiplied in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(not_multiplied, multiplied))
+    with Image.open(path) as opened:
+        assert opened.mode == "La"
+    np.testing.assert_array_equal(gray_of(path), [[127, 200]])
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "mode", "said"),
+    [
+        ("x.tiff", np.arange(120, dtype=np.int32).reshape(10, 12) * 500, "I", "32-bit integers"),
+        ("x.tiff", np.linspace(0, 1, 120, dtype=np.float32).reshape(10, 12), "F", "floats"),
+        ("x.pfm", np.linspace(0, 1, 120, dtype=np.float32).reshape(10, 12), "F", "floats"),
+    ],
+)
+def test_gray_of_an_unknown_range_is_refused(tmp_path, name, x, mode, said):
+    path = tmp_path / name
+    Image.fromarray(x).save(path)
+    with pytest.raises(DataError, match=rf"x\.\w+: gray image of .*{said} \(mode {mode} of a .* file\).*scale it"):
+        preprocess(path, Preprocessing(8, 8))
+    # What the message says to do makes a file that can be read.
+    x = np.asarray(Image.open(path))
+    Image.fromarray((255.0 * (x - x.min()) / (x.max() - x.min())).astype("uint8")).save(tmp_path / "scaled.png")
+    assert {0, 255} <= set(gray_of(tmp_path / "scaled.png").flat)
+
+
+def test_signed_16_bit_gray_is_refused(tmp_path):
+    x = np.arange(-60, 60, dtype=np.int16).reshape(10, 12) * 500
+    path = write_tiff(tmp_path / "x.tiff", x, sample_format=2)
+    with pytest.raises(DataError, match="signed or 32-bit integers"):
+        load_rgb(path)
 
 
 def test_a_progressive_jpeg(tmp_path):

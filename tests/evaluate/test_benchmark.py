@@ -185,6 +185,13 @@ def test_options_that_the_machine_cannot_serve_are_an_error_before_any_work():
         evaluate(stages=Stages())
 
 
+@pytest.mark.parametrize("models", [(), ("beta",)])
+def test_registered_models_are_not_scored_by_the_order_of_folders(models, tmp_path):
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(ConfigError, match=r"class_map: sorted numbers the folders.*beta\. Name the folders by wnid"):
+        evaluate(stages=NoWork(), models=models, data=str(tmp_path), class_map="sorted")
+
+
 def test_a_model_named_twice_is_evaluated_once():
     result = evaluate(stages=FakeStages(), models=("beta", "alpha", "beta"))
     assert [model["name"] for model in result.run["models"]] == ["beta", "alpha"]

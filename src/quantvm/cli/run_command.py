@@ -95,7 +95,7 @@ def run(
         str,
         typer.Option(
             metavar="wnid|sorted",
-            help="How folder names become classes: by ImageNet's table, or by their sorted order.",
+            help="How folder names become classes: by ImageNet's table, or, for models of your own, by sorted order.",
             rich_help_panel=_DATA,
         ),
     ] = "wnid",

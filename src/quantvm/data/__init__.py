@@ -8,7 +8,7 @@ from quantvm.data.batches import Batch, iterate_batches, iterate_inputs
 from quantvm.data.check import find_bad_images
 from quantvm.data.classes import class_names, imagenet_classes, index_of_wnid
 from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, Sample
-from quantvm.data.loading import load_calibration, load_dataset
+from quantvm.data.loading import has_imagenet_labels, load_calibration, load_dataset
 from quantvm.data.preprocess import Preprocessing, preprocess
 from quantvm.data.sets import DATASETS, NamedSet, fetch_data
 
@@ -24,6 +24,7 @@ __all__ = [
     "class_names",
     "fetch_data",
     "find_bad_images",
+    "has_imagenet_labels",
     "imagenet_classes",
     "index_of_wnid",
     "iterate_batches",

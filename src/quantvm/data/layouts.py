@@ -53,15 +53,18 @@ def index_folders(root: Path) -> list[Sample]:
 
 
 def wnid_files(root: Path) -> list[Sample]:
-    """Returns the images ``<wnid>_<anything>`` that lie flat in a folder, perhaps among files that are no images."""
+    """Returns the images ``<wnid>_<anything>`` or ``<anything>_<wnid>.<suffix>`` that lie flat in a folder.
+
+    Files that are no images may lie among them.
+    """
     index = index_of_wnid()
     _, files = _list_folder(root)
-    named = [name for name in files if _has_wnid(name)]
-    unknown = [name for name in named if name[:9] not in index]
-    unknown += [name for name in files if is_image_name(name) and not _has_wnid(name)]
+    wnids = {name: wnid for name in files if (wnid := _wnid_of(name)) is not None}
+    unknown = [name for name, wnid in wnids.items() if wnid not in index]
+    unknown += [name for name in files if is_image_name(name) and name not in wnids]
     if unknown:
         raise DataError(_unknown_names(root, "file names", unknown, len(files)))
-    return _some(root, [Sample(name, root / name, index[name[:9]]) for name in named])
+    return _some(root, [Sample(name, root / name, index[wnid]) for name, wnid in wnids.items()])
 
 
 def index_files(pattern: str) -> Layout:
@@ -78,8 +81,8 @@ def index_files(pattern: str) -> Layout:
 def layout_of_folder(root: Path, class_map: str) -> Layout:
     """Returns the layout of a user's own folder.
 
-    With the class map `sorted`, any folders are classes. With `wnid`, folders named by wnid are, or files
-    ``<wnid>_<anything>`` where there are no folders.
+    With the class map `sorted`, any folders are classes. With `wnid`, folders named by wnid are, or, where there are no
+    folders, files ``<wnid>_<anything>`` or ``<anything>_<wnid>.<suffix>``, as Hugging Face names ImageNet's.
 
     Raises:
         DataError: The folder has neither; the message says what it has and what would do.
@@ -103,7 +106,7 @@ def layout_of_folder(root: Path, class_map: str) -> Layout:
                 "--class-map sorted would order them as text (0, 1, 10, 100, ...)"
             )
         return wnid_folders
-    if any(_has_wnid(name) for name in files):
+    if any(_wnid_of(name) is not None for name in files):
         return wnid_files
     if any(name.startswith("ILSVRC2012_val_") for name in files):
         raise DataError(
@@ -114,6 +117,11 @@ def layout_of_folder(root: Path, class_map: str) -> Layout:
     raise DataError(
         f"{root}: got {found}, expected val/<wnid>/<images>, or <wnid>/<images>, with wnids such as n01440764"
     )
+
+
+def has_every_wnid(root: Path) -> bool:
+    """Returns whether the folders of `root` are ImageNet's 1,000 classes: their sorted order is that of the labels."""
+    return _list_folder(root)[0] == sorted(index_of_wnid())
 
 
 def image_names(root: Path) -> list[str]:
@@ -181,16 +189,36 @@ def _is_class_index(name: str) -> bool:
     return name.isdecimal() and int(name) < _N_CLASSES
 
 
-def _has_wnid(name: str) -> bool:
-    return WNID.match(name) is not None and name[9:10] in ("_", ".", "-")
+def _wnid_of(name: str) -> str | None:
+    """Returns the wnid that a file's name begins or ends with."""
+    if WNID.match(name) and name[9:10] in ("_", ".", "-"):
+        return name[:9]
+    last = PurePosixPath(name).stem.rpartition("_")[2]
+    return last if is_image_name(name) and WNID.fullmatch(last) else None
 
 
 def _unknown_names(root: Path, what: str, unknown: list[str], n_all: int) -> str:
     return (
-        f"{root}: {len(unknown)} of {n_all} {what} start with no wnid of ImageNet's 1,000 classes: "
-        f"{', '.join(unknown)}. Rename or remove them; where labels are the places of folders in sorted order, say so "
-        "with --class-map sorted"
+        f"{root}: {len(unknown)} of {n_all} {what} hold no wnid of ImageNet's 1,000 classes: {', '.join(unknown)}. "
+        f"{_remedy(root, unknown)}"
     )
+
+
+def _remedy(root: Path, unknown: list[str]) -> str:
+    inner = next((name for name in unknown if (root / name).is_dir() and _holds_wnids(root / name)), None)
+    if inner is not None:
+        return f"The folder {inner} holds wnids: name it as the data, {root / inner}"
+    if not (root / unknown[0]).is_dir():
+        return "Rename or remove them"
+    return (
+        "A registered model knows ImageNet's classes only: rename the folders to their wnids, such as n01440764, or "
+        "remove them. If these folders are the classes of a model of your own, name it with --model and say "
+        "--class-map sorted"
+    )
+
+
+def _holds_wnids(folder: Path) -> bool:
+    return any(name in index_of_wnid() for name in _list_folder(folder)[0])
 
 
 def _listed(names: list[str]) -> str:

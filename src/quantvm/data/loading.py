@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from quantvm.data.check import OnBadImage, find_bad_images, raise_bad_images
 from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, choose_subset, draw_order
-from quantvm.data.layouts import Layout, image_names, layout_of_folder, single_subfolder, stray_images
+from quantvm.data.layouts import Layout, has_every_wnid, image_names, layout_of_folder, single_subfolder, stray_images
 from quantvm.data.sets import DATASETS, fetch_data, nearest_name, set_root
 from quantvm.errors import ConfigError, DataError
 from quantvm.progress import SILENT, Progress
@@ -134,6 +134,23 @@ def load_calibration(
     return CalibrationSet(images, f"{len(images):,} of {_images(len(candidates))} of {where}", bad, notes)
 
 
+def has_imagenet_labels(name_or_dir: str | Path | None, class_map: ClassMap) -> bool:
+    """Returns whether the labels of the images are ImageNet's class indices; only the names of folders are read.
+
+    They are not where `sorted` counts a user's own folders, unless these are all 1,000 wnids.
+
+    Raises:
+        DataError: No such folder or set.
+    """
+    if class_map == "wnid" or _is_named(name_or_dir):
+        return True
+    return has_every_wnid(_locate(name_or_dir, SILENT).root)
+
+
+def _is_named(name_or_dir: str | Path | None) -> bool:
+    return name_or_dir is None or (isinstance(name_or_dir, str) and name_or_dir in DATASETS)
+
+
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count:,} images"
 
@@ -151,8 +168,8 @@ def _check_options(num_samples: int | None, class_map: str, on_bad_image: str) -
 
 def _locate(name_or_dir: str | Path | None, progress: Progress) -> _Place:
     """Finds a named set, which is fetched if need be, or a user's folder and the part of it that holds the images."""
-    if name_or_dir is None or (isinstance(name_or_dir, str) and name_or_dir in DATASETS):
-        named = DATASETS[name_or_dir or DEFAULT_SET]
+    if name_or_dir is None or _is_named(name_or_dir):
+        named = DATASETS[str(name_or_dir or DEFAULT_SET)]
         folder = fetch_data(named.name, progress)
         root = set_root(named, folder)
         train = root / named.train if named.train and (root / named.train).is_dir() else None

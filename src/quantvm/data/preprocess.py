@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from quantvm.data.image_modes import to_rgb
 from quantvm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -73,14 +74,13 @@ class ImageOptions:
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """Returns the fully decoded image in RGB, as torchvision's default loader does.
+    """Returns the fully decoded image in RGB, as torchvision's default loader does, but for 16-bit gray: see `to_rgb`.
 
-    Gray, palette and CMYK images are converted and alpha is dropped; an orientation in the EXIF data is not applied; of
-    an animation the first frame counts.
+    Neither a colour profile nor an orientation in the EXIF data is applied; of an animation the first frame counts.
 
     Raises:
-        DataError: The file is missing, empty, truncated or no image that PIL can read; the message holds the reason
-            only.
+        DataError: The file is missing, empty, truncated, no image that PIL can read, or gray of an unknown range; the
+            message holds the reason only.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -88,7 +88,7 @@ def load_rgb(path: Path) -> Image.Image:
         if path.stat().st_size == 0:
             raise DataError("empty file, 0 bytes")
         with path.open("rb") as file, Image.open(file) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -108,7 +108,8 @@ def preprocess(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     Computes: ``Normalize(ToTensor(CenterCrop(Resize(image))))``, that is ``(x_u8 / 255 - mean) / std`` per channel,
     each step rounded to float32.
 
-    Exactness: bit-exact to ``torchvision.transforms`` on PIL images.
+    Exactness: bit-exact to ``torchvision.transforms`` on PIL images; of 16-bit gray files, to them on the image that
+    `to_rgb` makes.
 
     Args:
         path: An image file.

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from quantvm.models.weights import ResolvedWeights
 
 
+_LABELS_OF_OTHERS = (
+    "class_map: sorted numbers the folders 0, 1, ..., and these models know ImageNet's 1,000 classes by their wnids: "
+    "{}. Name the folders by wnid, such as n01440764, and leave out --class-map; sorted is for a model of your own "
+    "(--model FILE) whose classes are these folders"
+)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One model of the plan: its weights, or why it is skipped and what to do about that."""
@@ -73,6 +80,9 @@ def prepare(config: RunConfig, stages: Stages, progress: Progress = SILENT) -> P
         problems += stages.unsupported_options(config)
     raise_problems(problems)
     threads = resolve_threads(config.threads, stages.physical_cores())
+    registered = [spec.name for spec in specs or stages.default_models() if not isinstance(spec, str)]
+    if registered and not stages.has_imagenet_labels(config):
+        raise ConfigError(_LABELS_OF_OTHERS.format(", ".join(registered)))
     dataset = stages.load_dataset(config, progress)
     entries = _named(specs, config, stages, progress) if specs else _all_to_be_had(config, stages, progress)
     if all(entry.is_quantized for entry in entries):
@@ -126,7 +136,8 @@ def unknown_labels(plan: Plan) -> list[str]:
             f"data: {plan.dataset.name} has {last + 1} classes, {name} {n}; use data of {n} classes" for name, n in few
         ]
     return [
-        f"data: {plan.dataset.name} has images of class {last} (counted from 0), and {name} has {n} classes; folders "
-        "that are not ImageNet's take --class-map sorted"
+        f"data: {plan.dataset.name} has images of class {last} (counted from 0), and {name} has {n} classes; if the "
+        "classes of this model are your folders in sorted order, say --class-map sorted, in a run without registered "
+        "models"
         for name, n in few
     ]

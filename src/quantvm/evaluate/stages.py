@@ -103,6 +103,12 @@ class Stages:
             problems.append(f"target: {error}")
         return problems
 
+    def has_imagenet_labels(self, config: RunConfig) -> bool:
+        """Returns whether the images' labels will be ImageNet's class indices."""
+        from quantvm.data import has_imagenet_labels
+
+        return has_imagenet_labels(config.data, config.class_map)
+
     def load_dataset(self, config: RunConfig, progress: Progress) -> Dataset:
         """Returns the labelled images, every one of them checked."""
         from quantvm.data import load_dataset
