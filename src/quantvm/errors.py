@@ -2,18 +2,25 @@
 
 Every message says what went wrong, where, what was got against what was expected, and what to do. The CLI prints a
 ``QuantvmError`` without a stack and exits 2. A failed check (parity or accuracy below the asked bound) is a result,
-never an exception.
+never an exception. What nothing expected becomes a ``QuantvmError`` at the boundary of its stage (``stage``), with the
+exception itself as the cause.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class QuantvmError(Exception):
-    """Base of all errors that the user can act on."""
+    """Base of all errors that the user can act on.
+
+    Attributes:
+        is_unexpected: whether `stage` made it of an exception that nothing expected, whose stack a report should hold.
+    """
+
+    is_unexpected = False
 
 
 class InternalError(Exception):
@@ -76,6 +83,10 @@ class MachineError(QuantvmError, RuntimeError):
     """Compiled code that this machine cannot run."""
 
 
+class RunError(QuantvmError, RuntimeError):
+    """Compiled code that stopped on its inputs."""
+
+
 class MissingPackageError(QuantvmError, ImportError):
     """A package that is not installed where models are only run, and that all else needs."""
 
@@ -98,3 +109,60 @@ def missing_package_named() -> Iterator[None]:
             f"the package {name} is not installed; without it quantvm only loads and runs compiled models "
             "(quantvm.load). For all else: pip install quantvm, without --no-deps"
         ) from None
+
+
+_PLACE = "quantvm_place"
+_MOST_TOLD = 400
+STATIC_MAY_HELP = "with batch='static' (--batch static), for as many images as the example holds, it may work"
+"""The remedy of stages that a symbolic batch makes harder."""
+
+
+@contextmanager
+def stage(doing: str, kind: type[QuantvmError], remedy: str = "") -> Iterator[None]:
+    """Raises an error of a kind in place of an exception that nothing in the block expected.
+
+    It names the stage, the part of the model that was at work (`part`), and what to do; the exception is its cause. Our
+    own errors pass, and so do the end of the memory, an interruption, and a package that is not installed.
+
+    Args:
+        doing: the stage, as "importing the model".
+        kind: what callers of the stage expect.
+        remedy: what may help besides a report, as the second half of a sentence.
+    """
+    try:
+        yield
+    except (QuantvmError, InternalError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _NOT_NEEDED_TO_RUN:
+            raise
+        place = getattr(error, _PLACE, None)
+        made = kind(
+            f"{doing} failed{f' at {place}' if place else ''}: {gist(error)}. quantvm did not expect this"
+            f"{f'; {remedy}' if remedy else ''}. Please report it with the model, the command and the stack"
+        )
+        made.is_unexpected = True
+        raise made from error
+
+
+@contextmanager
+def part(name: str | Callable[[], str]) -> Iterator[None]:
+    """Notes on an unexpected exception which part of the model was at work, for the message of `stage`."""
+    try:
+        yield
+    except QuantvmError:
+        raise
+    except Exception as error:
+        if not hasattr(error, _PLACE):
+            setattr(error, _PLACE, name if isinstance(name, str) else name())
+        raise
+
+
+def gist(error: BaseException) -> str:
+    """Returns the line of a foreign exception that says most, with its type where that line alone would say little."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    important = [line for line in lines if "Error" in line or "expected" in line.lower()]
+    told = (important or lines or [""])[-1].removesuffix(".")
+    told = told if len(told) <= _MOST_TOLD else f"{told[:_MOST_TOLD]} ..."
+    is_sentence = isinstance(error, (RuntimeError, ValueError, OSError)) and " " in told
+    return told if is_sentence else f"{type(error).__name__}: {told}" if told else type(error).__name__

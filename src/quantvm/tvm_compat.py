@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import tvm
 
-from quantvm.errors import CompileError
+from quantvm.errors import STATIC_MAY_HELP, CompileError, stage
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +51,21 @@ def build_executable(module: tvm.IRModule, target: Any) -> Any:
 
     No operator is fused here: the int8 kernels are complete, and fusing float ones would let LLVM contract products
     and sums that PyTorch rounds one by one.
+
+    Raises:
+        CompileError: TVM or LLVM cannot generate the code.
     """
+    with stage("generating code", CompileError, STATIC_MAY_HELP if is_dynamic(module) else ""):
+        return _executable(module, target)
+
+
+def is_dynamic(module: tvm.IRModule) -> bool:
+    """Returns whether a dimension of an input of `main` is symbolic."""
+    sizes = (size for param in module["main"].params for size in getattr(param.ty, "shape", None) or ())
+    return any(not hasattr(size, "value") for size in sizes)
+
+
+def _executable(module: tvm.IRModule, target: Any) -> Any:
     from tvm import relax
 
     passes = [
@@ -76,7 +91,8 @@ def start_vm(module: Any) -> Any:
     """
     from tvm.runtime.vm import VirtualMachine
 
-    return VirtualMachine(module, tvm.cpu())
+    with stage("starting the compiled code", CompileError):
+        return VirtualMachine(module, tvm.cpu())
 
 
 def load_library(path: Path) -> Any:
@@ -149,6 +165,12 @@ _ALL_CORES = -3
 """TVM's affinity mode in which every thread may run on every core, so that nothing is pinned."""
 
 
-def end_block(block_builder: Any) -> None:
-    """Closes the block of a Relax builder in which something raised: TVM opens one more behind a dataflow block."""
-    block_builder._end_block()
+@contextmanager
+def dataflow(block_builder: Any) -> Iterator[None]:
+    """A dataflow block of a Relax builder; one that an error leaves is closed, or TVM would warn of it on stderr."""
+    try:
+        with block_builder.dataflow():
+            yield
+    except BaseException:
+        block_builder._end_block()  # TVM opens one more behind a dataflow block
+        raise

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.models import ArgumentInfo
 
-from quantvm.errors import ModelCodeError, QuantvmError
-from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_USAGE
+from quantvm.download import cache_dir
+from quantvm.errors import ModelCodeError, QuantvmError, gist
+from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_USAGE
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -32,18 +35,41 @@ FLOW_HELP = "How PyTorch quantizes. Without it: eager, or fx where a model canno
 def errors_to_exit_codes(command: Callable[..., None] | None = None) -> Iterator[None]:
     """Prints an error that the user can act on, and ends the process with its exit code.
 
-    A stack is printed only of the user's own code. Wrong options are called as the command calls them.
+    A stack is printed only of the user's own code, and of errors that no stage turned into one of ours; that of an
+    error which a stage did not expect is kept in a file. Wrong options are called as the command calls them.
     """
     try:
         yield
     except QuantvmError as error:
         if isinstance(error, ModelCodeError):
             typer.echo(error.stack(), err=True, nl=False)
-        typer.echo(f"quantvm: {_with_option_names(str(error), command)}", err=True)
+        kept = _kept_stack(error) if error.is_unexpected else None
+        where = f", which is in {kept}" if kept else ""
+        typer.echo(f"quantvm: {_with_option_names(str(error), command)}{where}", err=True)
         raise typer.Exit(EXIT_USAGE) from error
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise
+    except MemoryError as error:
+        typer.echo("quantvm: the memory does not suffice for this model", err=True)
+        raise typer.Exit(EXIT_MODELS_ERRORED) from error
+    except Exception as error:
+        traceback.print_exc()
+        typer.echo(f"quantvm: {gist(error)}. Please report this with the command and the stack above", err=True)
+        raise typer.Exit(EXIT_MODELS_ERRORED) from error
     except KeyboardInterrupt as interrupt:
         typer.echo("quantvm: interrupted", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from interrupt
+
+
+def _kept_stack(error: BaseException) -> Path | None:
+    """Writes the stack of an error into the cache folder; returns the file, or None where none can be written."""
+    path = cache_dir() / "last_error.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        return None
+    return path
 
 
 def _with_option_names(message: str, command: Callable[..., None] | None) -> str:

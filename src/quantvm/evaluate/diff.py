@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, RunError, stage
 from quantvm.evaluate.comparison import Comparison
 from quantvm.evaluate.compiling import float_and_quantized
 from quantvm.evaluate.config import raise_problems, resolve_threads
@@ -57,6 +57,14 @@ def diff(
     raise_problems(config.problems())
     if config.out is not None:
         _make(config.out)
+    with stage("comparing the layers", RunError):
+        result = _compared(config, started_s, progress, stages)
+    if config.out is not None:
+        _save(config.out, result)
+    return result
+
+
+def _compared(config: DiffConfig, started_s: float, progress: Progress, stages: Stages) -> DiffResult:
     subject = _subject(config, progress, stages)
     program, images = subject.program, subject.images
     comparison = Comparison(config, program, subject.float_model, subject.threads, images[0].x_f32)
@@ -86,10 +94,7 @@ def diff(
         "repro_problem": repro_problem,
         "duration_s": time.monotonic() - started_s,
     }
-    result = DiffResult(row)
-    if config.out is not None:
-        _save(config.out, result)
-    return result
+    return DiffResult(row)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def prepare(config: RunConfig, stages: Stages, progress: Progress = SILENT) -> P
     raise_problems(problems)
     threads = resolve_threads(config.threads, stages.physical_cores())
     registered = [spec.name for spec in specs or stages.default_models() if not isinstance(spec, str)]
-    if registered and not stages.has_imagenet_labels(config):
+    # of random weights no accuracy means anything, and parity needs no labels
+    if registered and config.weights != "random" and not stages.has_imagenet_labels(config):
         raise ConfigError(_LABELS_OF_OTHERS.format(", ".join(registered)))
     dataset = stages.load_dataset(config, progress)
     entries = _named(specs, config, stages, progress) if specs else _all_to_be_had(config, stages, progress)

@@ -15,9 +15,9 @@ import numpy as np
 
 from quantvm.data.preprocess import ImageOptions
 from quantvm.download import sha256_of
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, gist
 from quantvm.evaluate.model_words import call_factory, kind_of
-from quantvm.evaluate.user_runners import ChannelsLastRunner, FixedBatchRunner, OnnxRuntimeRunner, gist
+from quantvm.evaluate.user_runners import ChannelsLastRunner, FixedBatchRunner, OnnxRuntimeRunner
 from quantvm.models.quantize import FLOWS
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.models.weights import ResolvedWeights

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, gist
 
 if TYPE_CHECKING:
     from quantvm.runtime import Runner
@@ -76,10 +76,3 @@ class ChannelsLastRunner:
     def run(self, x_f32: np.ndarray) -> np.ndarray:
         """Returns the outputs of the images, (N, 3, H, W)."""
         return self._inner.run(np.ascontiguousarray(x_f32.transpose(0, 2, 3, 1)))
-
-
-def gist(error: BaseException) -> str:
-    """Returns the line of an error that says most: PyTorch's stacks of TorchScript end in it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error" in line or "expected" in line.lower()]
-    return (told or lines or [type(error).__name__])[-1].removesuffix(".")

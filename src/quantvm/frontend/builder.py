@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 from quantvm.numerics import QuantParams
-from quantvm.tvm_compat import end_block
 
 Expr = Any
 
@@ -64,17 +62,6 @@ def per_tensor_params(call: Expr) -> QuantParams:
     scale, zero_point = (constant_array(argument) for argument in call.args[1:3])
     dtype = call.attrs.out_dtype if is_call(call, "relax.quantize") else call.args[0].ty.dtype
     return QuantParams(float(scale), int(zero_point), str(dtype))  # type: ignore[arg-type]
-
-
-@contextmanager
-def dataflow(block_builder: relax.BlockBuilder) -> Iterator[None]:
-    """A dataflow block; one that an error leaves is closed, or TVM would warn of it on stderr."""
-    try:
-        with block_builder.dataflow():
-            yield
-    except BaseException:
-        end_block(block_builder)
-        raise
 
 
 class QdqBuilder:

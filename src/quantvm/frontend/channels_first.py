@@ -16,8 +16,9 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
+from quantvm.tvm_compat import dataflow
 
-from .builder import Expr, constant, dataflow, is_call, shape_of
+from .builder import Expr, constant, is_call, shape_of
 
 _TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 _AXIS = {0: 0, 1: 2, 2: 3, 3: 1}

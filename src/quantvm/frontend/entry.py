@@ -11,7 +11,7 @@ import tvm
 
 from quantvm.errors import ModelImportError
 
-from .program_inputs import bind_batch
+from .program_inputs import bind_batch, importing
 
 Format = Literal["torchscript", "exported", "onnx", "tflite"]
 _TFLITE_MAGIC = b"TFL3"
@@ -36,6 +36,11 @@ def import_model(
     Raises:
         ModelImportError, UnsupportedOpError: it cannot be imported; the message says why and what to call instead.
     """
+    with importing(model_or_path, batch):
+        return _imported(model_or_path, example_inputs, engine, batch)
+
+
+def _imported(model_or_path: Any, example_inputs: Any, engine: str | None, batch: str) -> tvm.IRModule:
     examples = _as_sequence(example_inputs)
     if isinstance(model_or_path, (str, Path)):
         return _import_file(Path(model_or_path), example_inputs, examples, engine, batch)
@@ -171,11 +176,12 @@ def _export(model: Any, examples: Sequence[Any] | None, batch: str) -> Any:
     import torch
 
     from .exported import register_operators
+    from .loading import as_tensors
 
     if examples is None:
         raise ModelImportError(f"a {type(model).__name__} does not say the shapes of its inputs; pass example_inputs")
     register_operators()
-    inputs = tuple(torch.as_tensor(x) for x in examples)
+    inputs = as_tensors(examples)
     n = torch.export.Dim("n")
     shapes = tuple({0: n} for _ in inputs) if batch == "dynamic" else None
     try:

@@ -13,10 +13,10 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from quantvm.errors import ModelImportError, QuantvmError
+from quantvm.errors import ModelImportError, QuantvmError, gist
+from quantvm.tvm_compat import dataflow
 
 from . import contractions, elementwise, exported_aten, exported_quantize, exported_torchao, pooling, shapes  # noqa: F401
-from .builder import dataflow
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
@@ -223,10 +223,10 @@ class _Import:
                 self.quantized.append((node, builder.where, float(scale), int(zero_point), self._values[node]))
         except QuantvmError as error:
             raise type(error)(f"{described(node)} cannot be imported: {error}") from error
-        except (tvm.error.InternalError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
-                TypeError, ValueError) as error:  # fmt: skip
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise ModelImportError(f"{described(node)} cannot be imported: {reason}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # TVM's converters raise whatever Python raises
+            raise ModelImportError(f"{described(node)} cannot be imported: {gist(error)}") from error
 
     def _converted(self, builder: ExportedBuilder, node: Any, name: str) -> Any:
         if node in self._constants:

@@ -13,7 +13,7 @@ from quantvm.numerics import QuantParams
 from .exported import ENGINE, import_with_quantized
 from .exported_alone import exported_layer_alone
 from .layers import Layer, LayerAlone, LayeredProgram
-from .program_inputs import bind_batch
+from .program_inputs import bind_batch, importing
 
 _QUANTIZES = "quantized_decomposed::quantize_per_tensor"
 
@@ -28,7 +28,11 @@ def import_exported_layers(program: Any, example_inputs: Sequence[torch.Tensor])
     Raises:
         ModelImportError: the program takes inputs of other shapes, or see `from_exported_program`.
     """
-    inputs = tuple(example_inputs)
+    with importing(program):
+        return _layers_of(program, tuple(example_inputs))
+
+
+def _layers_of(program: Any, inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
     dynamic, found = import_with_quantized(program)
     chained = bind_batch(dynamic, inputs, "static")
     results = chained["main"].ret_ty.fields

@@ -13,7 +13,7 @@ from .entry import format_of
 from .layer_graphs import with_layers
 from .layers import Layer, LayeredProgram
 from .onnx_layers import OnnxSource
-from .program_inputs import ENGINE_ATTR
+from .program_inputs import ENGINE_ATTR, importing
 
 
 def import_file_layers(path: Path, example_inputs: Sequence[Any]) -> LayeredProgram:
@@ -28,7 +28,11 @@ def import_file_layers(path: Path, example_inputs: Sequence[Any]) -> LayeredProg
     Raises:
         ModelImportError, UnsupportedOpError: see `from_onnx` and `from_tflite`.
     """
-    inputs = tuple(example_inputs)
+    with importing(path):
+        return _layers_of(path, tuple(example_inputs))
+
+
+def _layers_of(path: Path, inputs: tuple[Any, ...]) -> LayeredProgram:
     tensors: dict[str, str] = {}
     if format_of(path) == "onnx":
         from .onnx_model import from_onnx_with_tensors, load_onnx

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
+from quantvm.tvm_compat import dataflow
+
 from .builder import definitions
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def _rebuilt(
         return expr
 
     with builder.function("main", [*params, *extra]):
-        with builder.dataflow():
+        with dataflow(builder):
             for block in main.body.blocks:
                 for binding in block.bindings:
                     value = copied(binding.value, read)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.errors import ModelImportError, UnsupportedOpError, gist
 from quantvm.numerics import ENGINES
 from quantvm.torch_compat import hear_native_warnings, quiet
 
@@ -24,14 +24,30 @@ def load_program(
     model: Any, example_inputs: Any, engine: str | None
 ) -> tuple[torch.jit.ScriptModule, tuple[torch.Tensor, ...], str]:
     """Returns the program as TorchScript, whose operators can all be imported, its inputs, and its engine."""
-    inputs = tuple(example_inputs) if isinstance(example_inputs, (list, tuple)) else (example_inputs,)
-    inputs = tuple(torch.as_tensor(x) for x in inputs)
+    inputs = as_tensors(example_inputs)
     engine = engine or getattr(model, "quantvm_engine", None) or torch.backends.quantized.engine
     if engine not in ENGINES:
         raise ModelImportError(f"unknown quantization engine {engine!r}, expected one of {', '.join(ENGINES)}")
     script = _script_module(model, inputs)
     _check_ops(script.inlined_graph)
     return script, inputs, engine
+
+
+def as_tensors(example_inputs: Any) -> tuple[torch.Tensor, ...]:
+    """Returns example inputs as tensors.
+
+    Raises:
+        ModelImportError: one is no tensor or array.
+    """
+    tensors = []
+    for index, x in enumerate(example_inputs if isinstance(example_inputs, (list, tuple)) else [example_inputs]):
+        try:
+            tensors.append(torch.as_tensor(x))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelImportError(
+                f"example input {index} is a {type(x).__name__}, expected a float32 tensor of torch or NumPy"
+            ) from error
+    return tuple(tensors)
 
 
 def load_script(path: Path) -> torch.jit.ScriptModule:
@@ -64,8 +80,18 @@ def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.Sc
         # PyTorch's own quantized modules read their scale as a number, which is meant to be a constant
         scale_readers = r"torch\.(ao\.nn\.quantized|_ops)"
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=scale_readers)
-        with torch.no_grad():
-            return torch.jit.trace(model, inputs, check_trace=False)
+        try:
+            with torch.no_grad():
+                return torch.jit.trace(model, inputs, check_trace=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # the model's own code runs here
+            given = " and ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in inputs)
+            raise ModelImportError(
+                f"the {type(model).__name__} cannot be recorded by torch.jit.trace on the example inputs "
+                f"{given or '(none)'}: {gist(error)}; check that model(*example_inputs) runs in PyTorch and returns "
+                "tensors"
+            ) from error
 
 
 def _check_ops(graph: Any) -> None:

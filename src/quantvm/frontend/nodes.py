@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
+
+_OF_TORCH = re.compile(r"(site|dist)-packages/torch(vision)?/")
 
 
 def all_nodes(block: Any) -> Iterator[Any]:
@@ -27,8 +30,7 @@ def weight_owner(node: Any, paths: dict[str, str]) -> str:
 
 
 def source_line(node: Any) -> str:
-    """Returns the Python file and line that a node was recorded at."""
-    for line in node.sourceRange().splitlines():
-        if ".py" in line:
-            return line.strip().split("/")[-1].rstrip(":")
-    return "no source line"
+    """Returns the Python file and line that a node was recorded at: the innermost that is not PyTorch's own, if any."""
+    lines = [line.strip() for line in node.sourceRange().splitlines() if ".py" in line]
+    own = [line for line in lines if not _OF_TORCH.search(line)]
+    return (own or lines or ["no source line"])[0].split("/")[-1].rstrip(":")

@@ -17,9 +17,10 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst
 from tvm_ffi import structural_equal
 
-from quantvm.errors import ModelImportError
+from quantvm.errors import ModelImportError, part
+from quantvm.tvm_compat import dataflow
 
-from .builder import Expr, QdqBuilder, constant, dataflow, is_call, shape_of
+from .builder import Expr, QdqBuilder, constant, is_call, shape_of
 from .folding import folded
 
 _INHERITS = frozenset(
@@ -114,7 +115,8 @@ class _Normalizer:
                 self._b = QdqBuilder(block_builder)
                 for block in main.body.blocks:
                     for binding in block.bindings:
-                        self._bind(binding)
+                        with part(lambda: self._b.where):
+                            self._bind(binding)
                 self._b.where = "output"
                 result = block_builder.emit_output(self._read(main.body.body))
             block_builder.emit_func_output(result)

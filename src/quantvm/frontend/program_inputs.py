@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 
-from quantvm.errors import ModelImportError
+from quantvm.errors import STATIC_MAY_HELP, ModelImportError, stage
 
 ENGINE_ATTR = "quantvm.engine"
 """Module attribute: the engine whose arithmetic the quantized operators have."""
+
+
+def importing(program_or_path: Any, batch: str = "static") -> AbstractContextManager[None]:
+    """Returns the boundary of an import: what nothing in the block expected becomes a ModelImportError."""
+    is_path = isinstance(program_or_path, (str, Path))
+    name = str(program_or_path) if is_path else f"the {type(program_or_path).__name__}"
+    return stage(f"importing {name}", ModelImportError, STATIC_MAY_HELP if batch == "dynamic" else "")
 
 
 def input_shapes(module: tvm.IRModule) -> list[list[Any]]:

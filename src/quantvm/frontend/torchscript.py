@@ -13,8 +13,9 @@ import torch
 import tvm
 from tvm import relax, tirx
 
-from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.errors import ModelImportError, UnsupportedOpError, gist, part
 from quantvm.torch_compat import has_vnni, onednn_uses_amx
+from quantvm.tvm_compat import dataflow
 
 from . import (  # noqa: F401  (registers the converters)
     activations,
@@ -28,13 +29,13 @@ from . import (  # noqa: F401  (registers the converters)
     scalars,
     shapes,
 )
-from .builder import QdqBuilder, QTensor, dataflow, shape_of
+from .builder import QdqBuilder, QTensor, shape_of
 from .known import TAKES_KNOWN, as_arguments, compute, is_computable, is_known
 from .layer_graphs import CHANNELS_LAST_ATTR
 from .layers import Layer, LayeredProgram, is_channels_last
 from .loading import check_converters, load_program
 from .nodes import module_path, source_line, weight_owner
-from .program_inputs import ENGINE_ATTR
+from .program_inputs import ENGINE_ATTR, importing
 from .registry import find_converter
 from .torch_tables import with_torch_tables
 from .torchscript_layers import TorchScriptSource
@@ -71,6 +72,11 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
 
     Args and errors: as `from_torch`.
     """
+    with importing(model):
+        return _layers_of(model, example_inputs, engine)
+
+
+def _layers_of(model: Any, example_inputs: Any, engine: str | None) -> LayeredProgram:
     script, inputs, engine = load_program(model, example_inputs, engine)
     conversion = _Conversion(script, script.inlined_graph, inputs, "static")
     n_outputs = 0
@@ -133,7 +139,8 @@ class _Conversion:
             with dataflow(block_builder):
                 builder = QdqBuilder(block_builder)
                 self._convert_block(builder, self._graph)
-                flat = [o for v in self._graph.outputs() for o in _outputs(builder, self._values[v.debugName()])]
+                with part("the outputs"):
+                    flat = [o for v in self._graph.outputs() for o in _outputs(builder, self._values[v.debugName()])]
                 flat = results_of(flat)
                 result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
             block_builder.emit_func_output(result)
@@ -145,8 +152,9 @@ class _Conversion:
             if node.kind() == "prim::If":
                 self._convert_branch(builder, node)
                 continue
-            made = self._convert_node(builder, node)
-            self._take_layer(builder, node, made)
+            with part(lambda: f"{node.kind()} at {builder.where} ({source_line(node)})"):  # noqa: B023
+                made = self._convert_node(builder, node)
+                self._take_layer(builder, node, made)
 
     def _convert_branch(self, builder: QdqBuilder, node: Any) -> None:
         """Converts the branch of a scripted `if` whose condition follows from shapes and options."""
@@ -196,10 +204,11 @@ class _Conversion:
             raise
         except ModelImportError as error:
             raise ModelImportError(f"{error} ({kind}, {source_line(node)})") from error
-        except (tvm.error.InternalError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        except MemoryError:
+            raise
+        except Exception as error:  # TVM's operators and PyTorch's raise whatever Python raises
             raise ModelImportError(
-                f"{kind} at {builder.where} ({source_line(node)}) cannot be imported: {reason}"
+                f"{kind} at {builder.where} ({source_line(node)}) cannot be imported: {gist(error)}"
             ) from error
 
     def _attribute(self, owner: Any, name: str) -> Any:

@@ -15,6 +15,13 @@ def definitions(main: Any) -> dict[Any, Any]:
     return {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
 
 
+def described(binding: Any) -> str:
+    """Returns what messages call a binding: its variable, which is named after the layer, and its operator."""
+    op = getattr(binding.value, "op", None)
+    name = getattr(op, "name", None) or getattr(op, "name_hint", None) or type(binding.value).__name__
+    return f"{binding.var.name} ({name})"
+
+
 def count_uses(main: Any) -> Counter[Any]:
     """Returns how often each variable of a function is used."""
     counts: Counter[Any] = Counter()

@@ -12,6 +12,7 @@ from tvm.ir import GenericConst
 
 from quantvm.kernels import Kernel
 from quantvm.kernels.float_matmul import Tile, float_linear, float_matmul
+from quantvm.tvm_compat import dataflow
 
 from .bindings import definitions, with_operands
 from .composite import constant_value, is_call, static_shape
@@ -40,7 +41,7 @@ def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:
         return values.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     with builder.function("main", params):
-        with builder.dataflow():
+        with dataflow(builder):
             for var, value in bound.items():
                 found = _kernel(value, bound, tile) if is_call(value, "relax.matmul") else None
                 if found is None:

@@ -11,6 +11,8 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from quantvm.tvm_compat import dataflow
+
 from .bindings import count_uses, definitions, with_operands
 from .composite import constant_value, is_call
 
@@ -31,7 +33,7 @@ def hoist_quantize(module: tvm.IRModule) -> tvm.IRModule:
     params = [relax.Var(p.name, p.ty) for p in main.params]
     hoister.values.update(zip(main.params, params, strict=True))
     with hoister.builder.function("main", params):
-        with hoister.builder.dataflow():
+        with dataflow(hoister.builder):
             for var, value in definitions(main).items():
                 hoister.values[var] = hoister.bind(var, value)
             result = hoister.builder.emit_output(with_operands(main.body.body, hoister.value))

@@ -14,6 +14,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from quantvm.errors import part
 from quantvm.fixed_point import Rounding
 from quantvm.kernels import Kernel
 from quantvm.kernels.dot import PORTABLE_PAIRS, DotProduct
@@ -21,8 +22,9 @@ from quantvm.kernels.isa import Isa
 from quantvm.kernels.schedule import Conv2dShape, Schedule
 from quantvm.kernels.schedules import Schedules
 from quantvm.numerics import Engine, Numerics
+from quantvm.tvm_compat import dataflow
 
-from .bindings import count_uses
+from .bindings import count_uses, described
 from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
 from .deferred import Deferred, fuse
@@ -142,14 +144,24 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
     for index, (old, new) in enumerate(zip(main.params, params, strict=True)):
         values[old] = replace(_tensor(new), channels_last=index in channels_last)
     with builder.function("main", params):
-        with builder.dataflow():
+        with dataflow(builder):
             for block in main.body.blocks:
                 for binding in block.bindings:
-                    values[binding.var] = _binding(module, state, binding, values, uses)
+                    with part(lambda: _described(module, binding)):  # noqa: B023 - called in the loop
+                        values[binding.var] = _binding(module, state, binding, values, uses)
             result = builder.emit_output(_plain(state, main.body.body, values))
         builder.emit_func_output(result)
     lowered = builder.get()
     return lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
+
+
+def _described(module: tvm.IRModule, binding: Any) -> str:
+    """Returns the layer and operator of a binding, for messages."""
+    callee = getattr(binding.value, "op", None)
+    if not isinstance(callee, tvm.ir.GlobalVar) or "Composite" not in (module[callee].attrs or {}):
+        return described(binding)
+    composite = Composite(module[callee])
+    return f"{composite.layer or binding.var.name} ({composite.name})"
 
 
 def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from quantvm.errors import CompileError
+from quantvm.errors import STATIC_MAY_HELP, CompileError, stage
 from quantvm.integer_numerics import parse_numerics
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.dot import PORTABLE, select_dot, select_pairs
@@ -18,6 +18,7 @@ from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule import Conv2dShape
 from quantvm.kernels.schedules import Schedules
 from quantvm.numerics import ENGINES
+from quantvm.tvm_compat import is_dynamic
 
 from . import (  # noqa: F401  (registers the rules)
     contraction_rules,
@@ -114,8 +115,13 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         options: target and numerics.
 
     Raises:
-        CompileError: unknown numerics, or a kernel that the target cannot run.
+        CompileError: unknown numerics, a kernel that the target cannot run, or what nothing expected.
     """
+    with stage("lowering the model to int8 kernels", CompileError, STATIC_MAY_HELP if is_dynamic(module) else ""):
+        return _lowered(module, options)
+
+
+def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule, LoweringReport]:
     try:
         followed, rounding = parse_numerics(options.numerics or default_numerics(module))
     except ValueError as error:

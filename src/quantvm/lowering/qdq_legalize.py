@@ -16,13 +16,15 @@ import tvm
 from tvm import relax
 
 from quantvm import qdq_numerics
+from quantvm.errors import part
 from quantvm.kernels import concat, conv2d, depthwise, elementwise, float_pool, float_region, pool, quantize
 from quantvm.kernels.dot import PORTABLE
 from quantvm.kernels.split_weights import split_product
 from quantvm.numerics import QuantParams
 from quantvm.qdq_numerics import FloatProgram, Quantization
+from quantvm.tvm_compat import dataflow
 
-from .bindings import count_uses, definitions, with_operands
+from .bindings import count_uses, definitions, described, with_operands
 from .composite import constant_value, is_call, quant_params, static_shape
 from .contraction_rules import conv_shape
 from .float_programs import ProgramBuilder, limits_of, unsigned
@@ -59,11 +61,13 @@ def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) ->
     lowering = _Lowering(main, state, divides)
     params = [relax.Var(p.name, p.ty) for p in main.params]
     with state.builder.function("main", params):
-        with state.builder.dataflow():
+        with dataflow(state.builder):
             for old, new in zip(main.params, params, strict=True):
                 lowering.values[old] = lowering.stored(_tensor(new))
-            for var, value in definitions(main).items():
-                lowering.bind(var, value)
+            for block in main.body.blocks:
+                for binding in block.bindings:
+                    with part(described(binding)):
+                        lowering.bind(binding.var, binding.value)
             result = state.builder.emit_output(with_operands(main.body.body, lowering.plain))
         state.builder.emit_func_output(result)
     lowered = state.builder.get()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, RunError, stage
 
 from .interchange import Given, given, returned, shared
 from .requirements import Requirements
@@ -128,12 +128,13 @@ class Artifact:
         Raises:
             ConfigError: the number, dtype, shape or device of the inputs is not the compiled one.
             MachineError: this machine cannot run the code.
+            RunError: the code stopped on these inputs.
         """
         import tvm
 
         tensors = [given(x) for x in inputs]
         self._check(tensors)
-        with self._lock:
+        with self._lock, stage("running the compiled model", RunError):
             self._prepare()
             result = self._main(*(shared(x, tvm) for x in tensors))
         kind = tensors[0].kind
@@ -154,10 +155,10 @@ class Artifact:
                 problems.append(f"input {index} is {x.problem}")
             elif x.dtype != spec.dtype or not fits:
                 problems.append(f"input {index} is {x.dtype} {x.shape}, expected {spec.dtype} {spec.shape_text}")
-            elif x.shape[0] == 0:
+            elif 0 in x.shape[:1]:
                 problems.append(f"input {index} holds no images")
         if problems:
             raise ConfigError("; ".join(problems))
-        sizes = [x.shape[0] for x, spec in zip(tensors, specs, strict=True) if spec.shape[0] is None]
+        sizes = [x.shape[0] for x, spec in zip(tensors, specs, strict=True) if spec.shape[:1] == (None,)]
         if len(set(sizes)) > 1:
             raise ConfigError(f"the inputs hold batches of {' and '.join(map(str, sizes))} images, expected equal ones")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantvm.errors import CompileError, ConfigError, ModelFileError, missing_package_named
+from quantvm.errors import CompileError, ConfigError, ModelFileError, missing_package_named, stage
 from quantvm.progress import SILENT, Progress
 
 from .artifact import Artifact, CompileReport
@@ -89,12 +89,14 @@ def compile_model(
 
     if batch not in ("dynamic", "static"):
         raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads: got {threads}, expected at least 1")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ConfigError(f"threads: got {threads!r}, expected a whole number of at least 1")
+    if not isinstance(target, str):
+        raise ConfigError(f"target: got {target!r}, expected native or a TVM target like 'llvm -mcpu=cascadelake'")
     tvm_target = parse_target(target)
     threads = threads or torch.get_num_threads()
     store = default_cache() if cache else None
-    with progress.task("compiling", total=3) as task:
+    with progress.task("compiling", total=3) as task, stage("compiling the model", CompileError):
         start_s = time.perf_counter()
         module = import_model(model_or_path, example_inputs, engine=engine, batch=batch)
         import_s = time.perf_counter() - start_s

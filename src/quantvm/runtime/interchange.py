@@ -50,7 +50,10 @@ def given(x: Any) -> Given:
     if torch is not None and isinstance(x, torch.Tensor):
         return Given(x, "torch", _torch_problem(x, torch))
     if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack__"):
-        return Given(np.asarray(x), "numpy")
+        try:
+            return Given(np.asarray(x), "numpy")
+        except ValueError:
+            return Given(np.empty(0, np.float32), "numpy", f"a {type(x).__name__}, expected a tensor or an array")
     kind: Kind = "tvm" if type(x).__module__.split(".")[0] in ("tvm", "tvm_ffi") else "numpy"
     device = x.__dlpack_device__()
     if device[0] != _CPU:
