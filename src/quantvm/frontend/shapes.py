@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from quantvm.numerics import quantize_val
 
 from .builder import Expr, QdqBuilder, QTensor, shape_of
 from .registry import register_converter
+from .sizes import product, quotient
 
 _INT_MAX = 9223372036854775807
 
@@ -32,32 +32,24 @@ def flatten(b: QdqBuilder, x: Any, start_dim: int = 0, end_dim: int = -1) -> QTe
     """Returns x with dimensions start_dim..end_dim merged."""
     shape = shape_of(x)
     start, end = axis_of(start_dim, len(shape)), axis_of(end_dim, len(shape))
-    merged = math.prod(shape[start : end + 1]) if start else _product(shape[: end + 1])
-    return _reshaped(b, x, [*shape[:start], merged, *shape[end + 1 :]])
-
-
-def _product(dims: Sequence[Any]) -> Any:
-    total: Any = 1
-    for d in dims:
-        total = d * total if not isinstance(d, int) else total * d
-    return total
+    return _reshaped(b, x, [*shape[:start], product(shape[start : end + 1]), *shape[end + 1 :]])
 
 
 @register_converter("aten::view", "aten::reshape")
 def reshape(b: QdqBuilder, x: Any, shape: Sequence[Any]) -> QTensor | Expr:
     """Returns x in another shape; one size may be -1."""
     dims, old = list(shape), shape_of(x)
-    if any(isinstance(d, int) and d == -1 for d in dims):
-        at = next(i for i, d in enumerate(dims) if isinstance(d, int) and d == -1)
-        rest = [d for i, d in enumerate(dims) if i != at]
-        symbolic_new, symbolic_old = ([d for d in s if not isinstance(d, int)] for s in (rest, old))
-        static = math.prod(d for d in old if isinstance(d, int)) // math.prod(d for d in rest if isinstance(d, int))
-        if len(symbolic_new) == len(symbolic_old):
-            dims[at] = static
-        elif len(symbolic_old) == 1 and not symbolic_new:
-            dims[at] = symbolic_old[0] * static
-        else:
-            raise ModelImportError(f"reshape at {b.where} from {old} to {list(shape)}: the size of -1 is not clear")
+    unknown = [at for at, d in enumerate(dims) if isinstance(d, int) and d == -1]
+    if len(unknown) > 1:
+        raise ModelImportError(f"reshape at {b.where} to {list(shape)}: more than one size is -1")
+    if unknown:
+        size = quotient(old, [d for at, d in enumerate(dims) if at != unknown[0]])
+        if size is None:
+            raise ModelImportError(
+                f"reshape at {b.where} from {old} to {list(shape)}: the size of -1 does not follow from the dynamic "
+                "sizes (with batch='static' it does)"
+            )
+        dims[unknown[0]] = size
     return _reshaped(b, x, dims)
 
 
@@ -103,7 +95,7 @@ def slice_(b: QdqBuilder, x: Any, dim: int = 0, start: int | None = None, end: i
     if start == 0 and end == _INT_MAX and step == 1:
         return x
     if not isinstance(size, int):
-        raise ModelImportError(f"slice at {b.where} cuts the dynamic dimension {dim}")
+        raise ModelImportError(f"slice at {b.where} cuts the dynamic dimension {dim}; batch='static' can")
     bounds = [min(max(v + size if v < 0 else v, 0), size) for v in (start, end)]
     return b.moved(x, lambda e: relax.op.strided_slice(e, [dim], [bounds[0]], [bounds[1]], [step]))
 
@@ -138,6 +130,8 @@ def pad(b: QdqBuilder, x: Any, pad: Sequence[int], mode: str = "constant", value
 def chunk(b: QdqBuilder, x: Any, chunks: int, dim: int = 0) -> list[Any]:
     """Returns the list of `chunks` slices along `dim`, the last one perhaps smaller."""
     size = shape_of(x)[dim]
+    if not isinstance(size, int):
+        raise ModelImportError(f"chunk at {b.where} cuts the dynamic dimension {dim}; batch='static' can")
     step = -(-size // chunks)
     return [slice_(b, x, dim, at, min(at + step, size)) for at in range(0, size, step)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,8 +19,9 @@ from quantvm.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separat
 
 from .composite import Composite, constant_value, is_call
 from .deferred import Deferred
+from .float_ops import rows_of_one_image
 from .legalize import Legalization, legalizes
-from .tensors import Tensor, in_layout, without_border
+from .tensors import Tensor, in_layout, product, without_border
 
 
 @dataclass(frozen=True)
@@ -222,12 +222,9 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
         x_dtype=input_q.dtype, isa=state.isa, weight_zero_points=operand.zero_points, cut=cut,
     )  # fmt: skip
     leading = list(x.shape[:-1])
-    rows_per_image = math.prod(int(d) for d in leading[1:])
-    kernel = replace(kernel, macs=kernel.macs * rows_per_image)
-    rows = leading[0]
-    for d in leading[1:]:
-        rows = rows * d
-    if len(leading) > 1:
+    kernel = replace(kernel, macs=kernel.macs * rows_of_one_image(leading))
+    rows = product(leading)
+    if len(leading) != 1:
         flat = state.builder.emit(relax.op.reshape(x.expr, relax.ShapeExpr([rows, in_features])))
         x = Tensor(flat, (rows, in_features), "flat")
     y = state.run(kernel, [x], Tensor(None, (rows, out_features), "flat"), composite.output.dtype, name)

@@ -22,7 +22,7 @@ from .tensors import Tensor, have_one_order, in_layout, repeated
 def lower_quantize(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """float32 -> integers; 4-d tensors go to NHWC on the way."""
     x, q = inputs[0], composite.output
-    if x.layout != "NCHW":
+    if x.layout != "NCHW" or not x.batch_first:
         return state.run(quantize.quantize(x.item_shape, q), [x], x, q.dtype, name)
     n, c, h, w = x.shape
     like = Tensor(None, (n, c, h, w), "NHWC", x.channels_last)
@@ -73,7 +73,7 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
 def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A * b (+ relu), either of which may be (n, C, 1, 1)."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.multiply"))
-    a, b = state.nhwc(inputs[index_a]), state.nhwc(inputs[index_b])
+    a, b = (state.rows(inputs[index]) for index in (index_a, index_b))
     broadcast = a.item_shape != b.item_shape
     if broadcast and a.item_shape[:2] == (1, 1):
         a, a_q, b, b_q = b, b_q, a, a_q  # the product is commutative, in every rounding

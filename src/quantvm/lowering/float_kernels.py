@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from quantvm.tvm_compat import dataflow
 from .bindings import definitions, with_operands
 from .composite import constant_value, is_call, static_shape
 from .float_regions import same_shape
+from .tensors import product
 
 
 def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:
@@ -101,16 +101,9 @@ def _call(builder: relax.BlockBuilder, kernel: Kernel, operands: list[Any], matm
 
     def dense(expr: Any) -> Any:
         dims = static_shape(expr)
-        return builder.emit(relax.op.reshape(expr, relax.ShapeExpr([_product(dims[:-kept]), *dims[-kept:]])))
+        return builder.emit(relax.op.reshape(expr, relax.ShapeExpr([product(dims[:-kept]), *dims[-kept:]])))
 
     arrays = [dense(operands[0])] if constants else [dense(operand) for operand in operands]
-    out = [_product(shape[:-kept]), *shape[-kept:]]
+    out = [product(shape[:-kept]), *shape[-kept:]]
     call = relax.call_tir(target, [*arrays, *constants], relax.TensorType(out, "float32"))
     return builder.emit(relax.op.reshape(builder.emit(call), relax.ShapeExpr(shape)), name)
-
-
-def _product(dims: list[Any]) -> Any:
-    known = math.prod(d for d in dims if isinstance(d, int))
-    for dim in dims:
-        known = known if isinstance(dim, int) else dim * known
-    return known

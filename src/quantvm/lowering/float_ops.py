@@ -38,12 +38,22 @@ _MOVEMENT = frozenset(
 def _float_macs(call: Any) -> int:
     """Returns the multiply-adds of a contraction for one image."""
     batch, *rest = call.ty.shape
-    out = math.prod(_for_one_image(d) for d in rest) * (1 if hasattr(batch, "value") else _for_one_image(batch))
-    weight = [_for_one_image(d) for d in call.args[1].ty.shape]
+    out = math.prod(for_one_image(d) for d in rest) * (1 if hasattr(batch, "value") else for_one_image(batch))
+    weight = [for_one_image(d) for d in call.args[1].ty.shape]
     return out * (weight[-2] if call.op.name == "relax.matmul" else math.prod(weight[1:]))
 
 
-def _for_one_image(dimension: Any) -> int:
+def rows_of_one_image(leading: list[Any]) -> int:
+    """Returns the rows that one image has, of a tensor with these sizes in front of the last one.
+
+    Without a dynamic size the first one is taken for the batch.
+    """
+    if all(isinstance(size, int) for size in leading):
+        return math.prod(leading[1:])
+    return math.prod(size if isinstance(size, int) else for_one_image(size) for size in leading)
+
+
+def for_one_image(dimension: Any) -> int:
     """Returns a size with 1 in place of the batch."""
     analyzer = Analyzer()
     for variable in _variables(dimension):

@@ -300,7 +300,9 @@ def same_shape(a: list[Any], b: list[Any]) -> bool:
 
 
 def _is_gate(shape: list[Any], of: list[Any]) -> bool:
-    return len(shape) == len(of) == 4 and same_shape(shape, [*of[:2], 1, 1]) and not same_shape(shape, of)
+    if len(shape) != 4 or len(of) != 4 or not all(isinstance(d, int) for d in of[1:]):
+        return False
+    return same_shape(shape, [*of[:2], 1, 1]) and not same_shape(shape, of)
 
 
 def _axis_of(constant: tuple[int, ...], shape: list[Any]) -> str | None:

@@ -20,7 +20,7 @@ from .tensors import Tensor, in_layout, repeated
 def lower_quantize(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """float32 -> integers; 4-d tensors go to NHWC on the way."""
     x, q = inputs[0], composite.output
-    if x.layout != "NCHW":
+    if x.layout != "NCHW" or not x.batch_first:
         return state.run(integer_only.integer_quantize(x.item_shape, q, to_nhwc=False), [x], x, q.dtype, name)
     like = replace(x, expr=None, layout="NHWC")
     return state.run(integer_only.integer_quantize(x.item_shape, q, to_nhwc=True), [x], like, q.dtype, name)
@@ -51,7 +51,7 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
 def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A * b (+ relu), either of which may be (n, C, 1, 1)."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.multiply"))
-    a, b = state.nhwc(inputs[index_a]), state.nhwc(inputs[index_b])
+    a, b = (state.rows(inputs[index]) for index in (index_a, index_b))
     broadcast = a.item_shape != b.item_shape
     if broadcast and a.item_shape[:2] == (1, 1):
         a, a_q, b, b_q = b, b_q, a, a_q
@@ -72,7 +72,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     tensors, params = [inputs[i] for i, _ in operands], [q for _, q in operands]
     output, axis, rank = composite.output, int(call.attrs.axis), len(inputs[0].shape)
     tables = [integer_numerics.requantize_table(q, output, state.rounding) for q in params]
-    if rank == 4 and axis % rank == 1:
+    if rank == 4 and axis % rank == 1 and all(t.batch_first for t in tensors):
         tensors = [state.nhwc(t) for t in tensors]
         n, _, h, w = tensors[0].shape
         channels = [t.shape[1] for t in tensors]

@@ -29,7 +29,7 @@ from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
 from .deferred import Deferred, fuse
 from .formats import formatted, permuted
-from .tensors import Tensor, bordered, call_kernel, in_layout
+from .tensors import Tensor, as_rows, bordered, call_kernel, expect_batch_first, in_layout, rows_and_item
 
 
 @dataclass
@@ -61,6 +61,8 @@ class Legalization:
     ) -> Tensor:  # fmt: skip
         """Emits `kernel`; the result has the layout, shape and memory format of `like`.
 
+        The kernel takes and returns (n, *item): what has its batch elsewhere is viewed so, see `as_rows`.
+
         Args:
             kernel: what is called.
             inputs: its activations.
@@ -69,9 +71,12 @@ class Legalization:
             name: of the variable that holds the result.
             of: (layer, operator) that profiles name; by default `name` and the composite under way.
         """
-        batch, *rest = like.shape
-        item = [rest[1], rest[2], rest[0]] if like.layout == "NHWC" else rest
-        expr = call_kernel(self.builder, kernel, [x.expr for x in inputs], [batch, *item], dtype, name)
+        physical = list(like.physical)
+        rows, item = rows_and_item(physical)
+        arguments = [as_rows(self.builder, x.expr) for x in inputs]
+        expr = call_kernel(self.builder, kernel, arguments, [rows, *item], dtype, name)
+        if len(physical) != 1 + len(item) or tuple(physical[1:]) != item:
+            expr = self.builder.emit(relax.op.reshape(expr, relax.ShapeExpr(physical)))
         self.kernels[kernel.name] += 1
         self.int8_macs += kernel.macs
         layer, op = of or (name, self.op)
@@ -87,6 +92,10 @@ class Legalization:
         """Returns x in NHWC."""
         return in_layout(self.builder, x, "NHWC")
 
+    def rows(self, x: Tensor) -> Tensor:
+        """Returns x in NHWC where its batch comes first, else in logical order, where its rows are longest."""
+        return self.nhwc(x) if x.batch_first else self.logical(x)
+
     def logical(self, x: Tensor) -> Tensor:
         """Returns x in PyTorch's logical order."""
         return in_layout(self.builder, x, "NCHW")
@@ -96,6 +105,7 @@ class Legalization:
         return self.nhwc(x) if x.behaves_channels_last else self.logical(x)
 
 
+_OF_IMAGES = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "quantize_affine"})
 CHANNELS_LAST_ATTR = "quantvm.channels_last"
 
 Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
@@ -196,6 +206,8 @@ def _binding(
         if not inputs:  # a parameter of the model, as a class token, is all that is quantized or dequantized
             inputs = [_tensor(composite.call(f"relax.{composite.name}").args[0])]
         state.op = composite.name
+        if composite.name in _OF_IMAGES:
+            expect_batch_first(composite.name, name, *inputs)
         rule = _RULES.get((state.numerics, composite.name)) or _RULES["torch", composite.name]
         result = rule(state, composite, inputs, name)
         return replace(result, layer=name, op=composite.name) if isinstance(result, Deferred) else result

@@ -206,7 +206,13 @@ def _equal_shapes_or_row(context: Any) -> bool:
     Of four dimensions these depend on the memory format, too.
     """
     a, b = _operand_shapes(context)
-    return _same(a, b) or (len(a) == len(b) != 4 and b[0] == 1 and _same(a[1:], b[1:]) and math.prod(b) > 1)
+    return _same(a, b) or (
+        len(a) == len(b) != 4
+        and b[0] == 1
+        and _same(a[1:], b[1:])
+        and all(isinstance(d, int) for d in b)
+        and math.prod(b) > 1
+    )
 
 
 def _equal_shapes_or_gate(context: Any) -> bool:

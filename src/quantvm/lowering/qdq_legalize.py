@@ -7,7 +7,6 @@ everywhere; those of int8 are stored with 128 added, which changes no bit of wha
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,11 +26,21 @@ from quantvm.tvm_compat import dataflow
 from .bindings import count_uses, definitions, described, with_operands
 from .composite import constant_value, is_call, quant_params, static_shape
 from .contraction_rules import conv_shape
+from .float_ops import rows_of_one_image
 from .float_programs import ProgramBuilder, limits_of, unsigned
 from .float_regions import MOVES, Contraction, Region, contraction_of, dequantized_params, find_regions
 from .legalize import Legalization
 from .pool_rules import pool_shape
-from .tensors import Layout, Tensor, bordered, in_layout, without_border
+from .tensors import (
+    Layout,
+    Tensor,
+    bordered,
+    expect_batch_first,
+    in_layout,
+    product,
+    rows_and_item,
+    without_border,
+)
 
 
 @dataclass(frozen=True)
@@ -177,6 +186,7 @@ class _Lowering:
     def _moved(self, call: Any, x: Tensor, name: str) -> Tensor:
         """Applies a movement or a max pool to integers."""
         if is_call(call, "relax.nn.max_pool2d"):
+            expect_batch_first("max_pool2d", name, x)
             x = self.state.nhwc(x)
             shape = pool_shape(call, x)
             like = replace(x, expr=None, shape=(*x.shape[:2], shape.out_height, shape.out_width))
@@ -247,7 +257,9 @@ class _Lowering:
         """An average pool or a spatial mean, of integers or of floats."""
         value = self._settled(call.args[0])
         q, x = (value.q, value.tensor) if isinstance(value, Dequantized) else (None, value)
-        x, op = self.state.nhwc(x), str(call.op.name).rsplit(".", 1)[-1]
+        op = str(call.op.name).rsplit(".", 1)[-1]
+        expect_batch_first(op, name, x)
+        x = self.state.nhwc(x)
         dtype = "float32" if output is None else "uint8"
         self.state.op = op
         if op == "avg_pool2d":
@@ -292,13 +304,12 @@ class _Lowering:
         self.state.op = "elementwise"
         if program.output is not None and not program.steps and len(tensors) == 1 and tensors[0].layout == "NCHW":
             (x,) = tensors
-            if isinstance(next(iter(operands.values())), Tensor):
+            if isinstance(next(iter(operands.values())), Tensor) and x.batch_first:
                 return self._quantized_image(x, program.output, name)
         layout: Layout = self._layout(region, tensors, len(shape))
         placed = [in_layout(self.state.builder, t, layout) for t in tensors]
         like = Tensor(None, tuple(shape), layout)
-        item = [int(d) for d in ([*shape[2:], shape[1]] if layout == "NHWC" else shape[1:])]
-        kernel = float_region.float_region(item or [1], program, self.state.isa)
+        kernel = float_region.float_region(rows_and_item(like.physical)[1], program, self.state.isa)
         return self.state.run(kernel, placed, like, program.out_dtype, name)
 
     def _quantized_image(self, x: Tensor, output: Quantization, name: str) -> Tensor:
@@ -335,6 +346,7 @@ class _Lowering:
     ) -> Tensor:  # fmt: skip
         state, q = self.state, value.q
         x, border = value.tensor, (0, 0, 0, 0)
+        expect_batch_first("conv2d", name, x)
         if any(x.border) and x.border_value == q.zero_point:
             border, x = x.border, without_border(x)
         x = state.nhwc(x)
@@ -364,9 +376,8 @@ class _Lowering:
         dot, w = weight.for_dot(state.dot, weight.integers)
         kernel = conv2d.linear(in_features, w, value.q.zero_point, program, dot, threads=state.threads, isa=state.isa)
         shape = (*static_shape(contraction.call),)
-        per_image = math.prod(int(d) for d in shape[1:-1])
-        kernel = replace(kernel, macs=kernel.macs * per_image)
-        rows = math.prod(shape[:-1]) if all(isinstance(d, int) for d in shape) else shape[0] * per_image
+        kernel = replace(kernel, macs=kernel.macs * rows_of_one_image(list(shape[:-1])))
+        rows = product(shape[:-1])
 
         def as_rows(x: Tensor, features: int) -> Tensor:
             x = in_layout(state.builder, x, "NCHW" if x.layout != "flat" else "flat")

@@ -6,12 +6,15 @@ rules. The physical layout may differ: the quantized input is contiguous in PyTo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from tvm import relax, tirx
 
+from quantvm.errors import CompileError
 from quantvm.kernels import Kernel
 
 Layout = Literal["NCHW", "NHWC", "flat"]
@@ -38,9 +41,22 @@ class Tensor:
     border_value: int = 0
 
     @property
+    def physical(self) -> tuple[Any, ...]:
+        """The shape in the physical layout."""
+        if self.layout != "NHWC":
+            return self.shape
+        n, c, h, w = self.shape
+        return n, h, w, c
+
+    @property
     def item_shape(self) -> tuple[int, ...]:
-        """Physical shape of one image's part."""
-        return tuple(int(d) for d in static_dims(self.expr)[1:])
+        """Physical shape of one row: what a kernel takes n of, see `as_rows`."""
+        return rows_and_item(static_dims(self.expr))[1]
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether all sizes but the first are known."""
+        return all(isinstance(d, int) for d in self.shape[1:])
 
     @property
     def behaves_channels_last(self) -> bool:
@@ -69,6 +85,43 @@ def have_one_order(a: Tensor, b: Tensor) -> bool:
 def static_dims(expr: Any) -> list[Any]:
     """Returns a value's physical shape."""
     return [int(d) if hasattr(d, "value") else d for d in expr.ty.shape]
+
+
+def expect_batch_first(op: str, where: str, *tensors: Tensor) -> None:
+    """Raises CompileError where an operator of images takes tensors of which more than the first size is dynamic."""
+    for x in tensors:
+        if not x.batch_first:
+            raise CompileError(
+                f"{op} at {where} takes a tensor of shape ({', '.join(map(str, x.shape))}), expected known sizes "
+                "but for the first: use batch='static', which compiles for the sizes of the example inputs"
+            )
+
+
+def product(dims: Sequence[Any]) -> Any:
+    """Returns the product of sizes: an int, or a symbolic expression."""
+    known = math.prod(d for d in dims if isinstance(d, int))
+    for dim in dims:
+        known = known if isinstance(dim, int) else dim * known
+    return known
+
+
+def rows_and_item(dims: Sequence[Any]) -> tuple[Any, tuple[int, ...]]:
+    """Returns how many rows a dense tensor is cut into, and the shape of a row, whose sizes are all known.
+
+    The first dimension counts rows, and so do all up to the last one that is dynamic, wherever the batch lies. A tensor
+    of one known dimension, or of none, is one row.
+    """
+    last = max((i for i, d in enumerate(dims) if not isinstance(d, int)), default=0 if len(dims) > 1 else -1)
+    return product(dims[: last + 1]), tuple(dims[last + 1 :]) or (1,)
+
+
+def as_rows(builder: relax.BlockBuilder, expr: Any) -> Any:
+    """Returns a dense tensor as (n, *item), the view of it that kernels take."""
+    dims = static_dims(expr)
+    rows, item = rows_and_item(dims)
+    if len(dims) == 1 + len(item) and tuple(dims[1:]) == item:
+        return expr
+    return builder.emit(relax.op.reshape(expr, relax.ShapeExpr([rows, *item])))
 
 
 def in_layout(builder: relax.BlockBuilder, x: Tensor, layout: Layout) -> Tensor:
