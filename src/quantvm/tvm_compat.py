@@ -166,11 +166,17 @@ _ALL_CORES = -3
 
 
 @contextmanager
-def dataflow(block_builder: Any) -> Iterator[None]:
-    """A dataflow block of a Relax builder; one that an error leaves is closed, or TVM would warn of it on stderr."""
+def closed_on_error(block_builder: Any) -> Iterator[None]:
+    """Closes the block of a Relax builder that an error leaves open, or TVM would warn of it on stderr."""
     try:
-        with block_builder.dataflow():
-            yield
+        yield
     except BaseException:
         block_builder._end_block()  # TVM opens one more behind a dataflow block
         raise
+
+
+@contextmanager
+def dataflow(block_builder: Any) -> Iterator[None]:
+    """A dataflow block of a Relax builder, closed whatever happens."""
+    with closed_on_error(block_builder), block_builder.dataflow():
+        yield

@@ -86,7 +86,8 @@ def _input(param: Any, index: int, count: int) -> Any:
     dynamic = [at for at, size in enumerate(shape) if at and not isinstance(size, int)]
     if dynamic:
         raise ModelImportError(
-            f"dimension {dynamic[0]} of input {index} ({param.name}) is dynamic: {shape}; only dimension 0 may be"
+            f"dimension {dynamic[0]} of input {index} ({param.name}) is dynamic: {shape}; only dimension 0 may be. "
+            "Give example_inputs, whose size it then has, or fix it in the file"
         )
     return relax.Var("input" if count == 1 else f"input_{index}", relax.TensorType(shape, "float32"))
 

@@ -1,13 +1,14 @@
-"""ONNX files in QDQ form -> Relax in QDQ form, through TVM's own importer; knows no torch."""
+"""ONNX files in QDQ form -> Relax in QDQ form; knows no torch.
+
+Constants are folded and sizes written out in the ONNX graph, then TVM's importer reads it, with converters of ours for
+what it makes functions of its own of.
+"""
 
 from __future__ import annotations
 
-import io
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ import tvm
 from quantvm.errors import ModelImportError, UnsupportedOpError
 
 from .normalize import normalize_with_tensors
+from .onnx_folding import fold_constants
+from .onnx_graph import Constants, subgraphs
+from .onnx_importer import import_graph
+from .onnx_shapes import Dims, fix_inputs, inferred, make_explicit
 from .program_inputs import ENGINE_ATTR, bind_batch
 
 ENGINE = "onnx"
@@ -44,12 +49,65 @@ def from_onnx(
 def from_onnx_with_tensors(
     model: Any, example_inputs: Sequence[Any] | None, batch: str
 ) -> tuple[tvm.IRModule, dict[str, str]]:
-    """Returns what `from_onnx` does, and of each variable that a quantize made the tensor's name in the file."""
+    """Returns what `from_onnx` does, and of each variable that a quantize made the tensor's name in the file.
+
+    There are no names where one of these tensors is not in the file's main graph.
+    """
     _check_operators(model.graph)
-    _check_parameters(model.graph)
-    quantized = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    module, tensors = normalize_with_tensors(_with_tvm(model), _contraction_names(model.graph), quantized)
+    prepared, shapes = _prepared(model, example_inputs, batch)
+    _check_parameters(prepared.graph)
+    quantized = [node.output[0] for node in prepared.graph.node if node.op_type == "QuantizeLinear"]
+    if not set(quantized) <= {name for node in model.graph.node for name in node.output}:
+        quantized = []
+    imported = import_graph(prepared, shapes)
+    module, tensors = normalize_with_tensors(imported, _contraction_names(prepared.graph), quantized)
     return bind_batch(module, example_inputs, batch).with_attr(ENGINE_ATTR, ENGINE), tensors
+
+
+def _prepared(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> tuple[Any, dict[str, Dims]]:
+    """Returns the model with constants folded, sizes written out and names for all nodes, and its values' shapes."""
+    import onnx
+
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(model)
+    for graph in subgraphs(prepared.graph):
+        for node in graph.node:
+            if node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                node.domain = ""  # the same operators, as ONNX Runtime's quantizer writes them for old opsets
+    fix_inputs(prepared, example_inputs, batch)
+    try:
+        prepared = fold_constants(prepared)
+        _, shapes = inferred(prepared)
+        while make_explicit(prepared.graph, shapes):
+            prepared = fold_constants(prepared)
+            _, shapes = inferred(prepared)
+    except Exception as error:  # onnx-ir, onnxscript, onnx and NumPy have no base in common
+        raise ModelImportError(f"the model's constants cannot be computed: {_innermost(error)}") from error
+    _name_nodes(prepared.graph)
+    return prepared, shapes
+
+
+def _innermost(error: BaseException) -> str:
+    """Returns what an error and the errors that caused it say, each in one line."""
+    lines = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines.append((str(cause).strip().splitlines() or [type(cause).__name__])[0])
+        cause = cause.__cause__
+    return ": ".join(dict.fromkeys(lines))
+
+
+def _name_nodes(graph: Any) -> None:
+    """Gives each node a name of its own."""
+    taken: set[str] = set()
+    for node in graph.node:
+        name = node.name or next((out for out in node.output if out), node.op_type)
+        count = 1
+        unique = name
+        while unique in taken:
+            unique, count = f"{name}_{count}", count + 1
+        node.name = unique
+        taken.add(unique)
 
 
 def load_onnx(model_or_path: Any) -> Any:
@@ -60,8 +118,11 @@ def load_onnx(model_or_path: Any) -> Any:
     """
     try:
         import onnx
+        import onnxscript  # noqa: F401 (folds constants)
     except ImportError as error:
-        raise ModelImportError("ONNX models need the package onnx: pip install 'quantvm[onnx]'") from error
+        raise ModelImportError(
+            "ONNX models need the packages onnx and onnxscript: pip install 'quantvm[onnx]'"
+        ) from error
     if isinstance(model_or_path, onnx.ModelProto):
         return model_or_path
     if not isinstance(model_or_path, (str, Path)):
@@ -98,19 +159,9 @@ def _check_operators(graph: Any) -> None:
         )
 
 
-def _constants(graph: Any) -> dict[str, np.ndarray]:
-    from onnx import numpy_helper
-
-    found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
-    return {name: numpy_helper.to_array(tensor) for name, tensor in found.items() if np.prod(tensor.dims) < 1 << 20}
-
-
 def _check_parameters(graph: Any) -> None:
     """Raises one error for all scales and zero points that make no sense."""
-    constants = _constants(graph)
+    constants = Constants(graph)
     problems = []
     for node in graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -129,29 +180,6 @@ def _check_parameters(graph: Any) -> None:
     if problems:
         shown = "; ".join(problems[:8]) + (f"; {len(problems)} in all" if len(problems) > 8 else "")
         raise ModelImportError(f"bad quantization parameters: {shown}")
-
-
-def _with_tvm(model: Any) -> tvm.IRModule:
-    from tvm.relax.frontend.onnx import from_onnx as tvm_from_onnx
-
-    try:
-        # TVM prints the inputs of a node that it cannot convert, and stdout is for results
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that TVM changes, and of what onnx's checker finds
-            return tvm_from_onnx(model, keep_params_in_input=False)
-    except tvm.error.OpNotImplemented as error:
-        names = str(error).split(":")[-1].strip()
-        known = {op: _first(model.graph, op) for op in re.split(r",\s*", names)}
-        rows = "; ".join(f"{op} x{count} (first: {first})" for op, (count, first) in sorted(known.items()))
-        raise UnsupportedOpError(f"{len(known)} operators that TVM's ONNX importer lacks: {rows}") from error
-    except Exception as error:  # its converters raise whatever Python raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ModelImportError(f"TVM's ONNX importer cannot read the model: {reason}") from error
-
-
-def _first(graph: Any, op: str) -> tuple[int, str]:
-    nodes = [node for node in graph.node if node.op_type == op]
-    return len(nodes), (nodes[0].name or nodes[0].output[0]) if nodes else "not in the main graph"
 
 
 def _contraction_names(graph: Any) -> list[str]:

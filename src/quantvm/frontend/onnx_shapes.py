@@ -1,0 +1,194 @@
+"""Shapes of an ONNX graph: sizes of its inputs, inferred shapes, and what follows from them as explicit attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .onnx_graph import Constants, attribute, set_attribute
+from .onnx_shape_values import fold_known_sizes, known_sizes
+
+Dims = list["int | str | None"]
+"""Sizes of a tensor: a number, the name of a dynamic one, or None where nothing is known."""
+
+
+def fix_inputs(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> None:
+    """Gives inputs the sizes of the examples in every dimension that is dynamic in the file, but a dynamic batch.
+
+    Args:
+        model: an `onnx.ModelProto`, which is changed. Initializers are no inputs of it any more.
+        example_inputs: one for each input, or None. Where their shapes do not fit, they are ignored here.
+        batch: dynamic: dimension 0, and what has its name, stays dynamic.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    if example_inputs is None or len(example_inputs) != len(inputs):
+        return
+    kept = set() if batch == "static" else {_dims(i.type)[0] for i in inputs if _dims(i.type)}
+    for value, example in zip(model.graph.input, example_inputs, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        given = [int(d) for d in example.shape]
+        if len(dims) != len(given):
+            continue
+        for at, (dim, size) in enumerate(zip(dims, given, strict=True)):
+            named = dim.HasField("dim_param") and dim.dim_param in kept
+            if not dim.HasField("dim_value") and not (batch != "static" and (at == 0 or named)):
+                dim.dim_value = size
+
+
+def _dims(kind: Any) -> Dims:
+    if not kind.tensor_type.HasField("shape"):
+        return []
+    return [int(d.dim_value) if d.HasField("dim_value") else (d.dim_param or None) for d in kind.tensor_type.shape.dim]
+
+
+def inferred(model: Any) -> tuple[Any, dict[str, Dims]]:
+    """Returns the model with inferred shapes, and the shape of each value whose rank is known.
+
+    What a file says of its inner values and outputs is left aside: it may be wrong, and ONNX Runtime ignores it.
+    """
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    for output in bare.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    try:
+        found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    except Exception:  # noqa: BLE001 (onnx's own, of a model that its operators do not take; the importer will name it)
+        found = bare
+    values = [*found.graph.value_info, *found.graph.output, *found.graph.input]
+    shapes = {v.name: _dims(v.type) for v in values if v.type.tensor_type.HasField("shape")}
+    shapes |= {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
+    return found, shapes
+
+
+def make_explicit(graph: Any, shapes: dict[str, Dims]) -> bool:
+    """Writes what follows from shapes into the graph; says whether there was any.
+
+    `auto_pad` and `output_shape` become pads; the target of a Reshape or Resize that is computed from dynamic sizes
+    becomes a constant where one size at most is dynamic.
+    """
+    changed = fold_known_sizes(graph, shapes)
+    constants = Constants(graph)
+    sizes = known_sizes(graph, shapes, constants)
+    for node in graph.node:
+        if node.op_type in ("Conv", "MaxPool", "AveragePool", "LpPool"):
+            changed |= _explicit_pads(node, shapes)
+        elif node.op_type == "ConvTranspose":
+            changed |= _explicit_transposed_pads(node, shapes)
+        elif node.op_type == "Reshape":
+            changed |= _constant_target(node, shapes, sizes, constants)
+        elif node.op_type == "Resize":
+            changed |= _constant_sizes(node, shapes, constants)
+    return changed
+
+
+def _window(node: Any, shapes: dict[str, Dims]) -> tuple[list[int], list[int], list[int]] | None:
+    """Returns kernel, strides and dilations, if the kernel is known."""
+    kernel = attribute(node, "kernel_shape", None) or shapes.get(node.input[1], [])[2:] if len(node.input) > 1 else (
+        attribute(node, "kernel_shape", None))  # fmt: skip
+    if not kernel or not all(isinstance(k, int) for k in kernel):
+        return None
+    ones = [1] * len(kernel)
+    return list(kernel), list(attribute(node, "strides", ones)), list(attribute(node, "dilations", ones))
+
+
+def _split(total: int, mode: str) -> tuple[int, int]:
+    small = total // 2
+    return (small, total - small) if mode == "SAME_UPPER" else (total - small, small)
+
+
+def _set_pads(node: Any, pairs: list[tuple[int, int]]) -> bool:
+    set_attribute(node, "auto_pad", None)
+    set_attribute(node, "pads", [begin for begin, _ in pairs] + [end for _, end in pairs])
+    return True
+
+
+def _explicit_pads(node: Any, shapes: dict[str, Dims]) -> bool:
+    mode = attribute(node, "auto_pad", "NOTSET")
+    window = _window(node, shapes)
+    if mode not in ("SAME_UPPER", "SAME_LOWER", "VALID") or window is None:
+        return False
+    if mode == "VALID":
+        return _set_pads(node, [(0, 0)] * len(window[0]))
+    sizes = shapes.get(node.input[0], [])[2:]
+    pairs = []
+    for size, kernel, stride, dilation in zip(sizes, *window, strict=False):
+        reach = dilation * (kernel - 1) + 1
+        if stride == 1:
+            total = reach - 1
+        elif isinstance(size, int):
+            total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        else:
+            return False
+        pairs.append(_split(total, mode))
+    return len(pairs) == len(window[0]) and _set_pads(node, pairs)
+
+
+def _explicit_transposed_pads(node: Any, shapes: dict[str, Dims]) -> bool:
+    mode = attribute(node, "auto_pad", "NOTSET")
+    wanted = attribute(node, "output_shape", None)
+    window = _window(node, shapes)
+    if window is None or (mode not in ("SAME_UPPER", "SAME_LOWER", "VALID") and not wanted):
+        return False
+    if mode == "VALID" and not wanted:
+        return _set_pads(node, [(0, 0)] * len(window[0]))
+    sizes = shapes.get(node.input[0], [])[2:]
+    extra = attribute(node, "output_padding", [0] * len(window[0]))
+    targets = list(wanted)[-len(window[0]) :] if wanted else [None] * len(window[0])
+    pairs = []
+    for size, target, added, kernel, stride, dilation in zip(sizes, targets, extra, *window, strict=False):
+        reach = dilation * (kernel - 1) + 1
+        if target is None:
+            total = max(reach + added - stride, 0)
+        elif isinstance(size, int):
+            total = max(stride * (size - 1) + added + reach - target, 0)
+        else:
+            return False
+        pairs.append(_split(total, mode))
+    if len(pairs) != len(window[0]):
+        return False
+    set_attribute(node, "output_shape", None)
+    return _set_pads(node, pairs)
+
+
+def _constant_target(
+    node: Any, shapes: dict[str, Dims], sizes: dict[str, np.ndarray], constants: Constants
+) -> bool:  # fmt: skip
+    """Gives a Reshape whose shape is computed from dynamic sizes a constant one, with -1 for the dynamic size."""
+    if len(node.input) < 2 or constants.get(node.input[1]) is not None:
+        return False
+    given = sizes.get(node.input[1])
+    found = shapes.get(node.output[0]) if given is None else list(given)
+    if found is None or sum(not isinstance(d, int) or d < 0 for d in found) > 1:
+        return False
+    if 0 in found and (given is None or attribute(node, "allowzero", 0)):
+        return False
+    target = np.array([d if isinstance(d, int) else -1 for d in found], np.int64)
+    node.input[1] = constants.add_new(f"{node.output[0]}_shape", target)
+    return True
+
+
+def _constant_sizes(node: Any, shapes: dict[str, Dims], constants: Constants) -> bool:
+    """Gives a Resize to computed sizes constant ones of all dimensions but the batch."""
+    if len(node.input) < 4 or not node.input[3] or constants.get(node.input[3]) is not None:
+        return False
+    found, given = shapes.get(node.output[0]), shapes.get(node.input[0])
+    if attribute(node, "axes", None) is not None or not found or not given or len(found) != len(given):
+        return False
+    axes = [axis for axis, (old, new) in enumerate(zip(given, found, strict=True)) if axis or isinstance(new, int)]
+    if not axes or any(not isinstance(found[axis], int) for axis in axes):
+        return False
+    node.input[3] = constants.add_new(f"{node.output[0]}_sizes", np.array([found[axis] for axis in axes], np.int64))
+    set_attribute(node, "axes", axes)
+    return True
+
+
+__all__ = ["Dims", "fix_inputs", "inferred", "make_explicit"]
