@@ -28,13 +28,14 @@ class FileTensor:
 
 @dataclass
 class FileOperator:
-    """An operator: its builtin code, the names of its tensors, and a function that writes its options."""
+    """An operator: its builtin code, the names of its tensors, its options, and the version that interpreters ask for."""
 
     code: int
     inputs: Sequence[str]
     outputs: Sequence[str]
     options_kind: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    version: int = 3
 
 
 def _vector(b: Any, start: Any, values: Sequence[Any], prepend: Any) -> int:
@@ -96,13 +97,13 @@ def model_bytes(
         if quantization is not None:
             tflite.TensorAddQuantization(b, quantization)
         written.append(tflite.TensorEnd(b))
-    codes = sorted({operator.code for operator in operators})
+    codes = sorted({(operator.code, operator.version) for operator in operators})
     code_tables = []
-    for code in codes:
+    for code, version in codes:
         tflite.OperatorCodeStart(b)
         tflite.OperatorCodeAddBuiltinCode(b, code)
         tflite.OperatorCodeAddDeprecatedBuiltinCode(b, min(code, 127))
-        tflite.OperatorCodeAddVersion(b, 3)
+        tflite.OperatorCodeAddVersion(b, version)
         code_tables.append(tflite.OperatorCodeEnd(b))
     made = []
     for operator in operators:
@@ -114,7 +115,7 @@ def model_bytes(
         ]
         options = _options(b, operator) if operator.options_kind else None
         tflite.OperatorStart(b)
-        tflite.OperatorAddOpcodeIndex(b, codes.index(operator.code))
+        tflite.OperatorAddOpcodeIndex(b, codes.index((operator.code, operator.version)))
         tflite.OperatorAddInputs(b, ends[0])
         tflite.OperatorAddOutputs(b, ends[1])
         if options is not None:

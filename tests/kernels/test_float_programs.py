@@ -197,7 +197,7 @@ def test_region_equals_its_program(name, isa):
 @pytest.mark.parametrize("q", [None, X_Q], ids=["of floats", "of integers"])
 def test_average_pools(q, output):
     rng = np.random.default_rng(6)
-    shape = PoolShape(9, 8, 24, (3, 3), (2, 2), (1, 1))
+    shape = PoolShape(9, 8, 24, (3, 3), (2, 2), (1, 1, 1, 1))
     x = rng.integers(0, 256, (2, 9, 8, 24)).astype(np.uint8)
     real_f32 = (x.astype(np.float32) - 121) * np.float32(0.0213)
     given = x if q is not None else real_f32

@@ -93,9 +93,9 @@ def test_concat(rounding, target):
 @pytest.mark.parametrize(
     "shape",
     [
-        PoolShape(9, 8, 21, (3, 3), (1, 1), (1, 1)),
-        PoolShape(11, 9, 21, (2, 3), (2, 2), (0, 1)),
-        PoolShape(11, 9, 21, (5, 5), (3, 3), (2, 2), ceil_mode=True),
+        PoolShape(9, 8, 21, (3, 3), (1, 1), (1, 1, 1, 1)),
+        PoolShape(11, 9, 21, (2, 3), (2, 2), (0, 1, 0, 1)),
+        PoolShape(11, 9, 21, (5, 5), (3, 3), (2, 2, 2, 2), ceil_mode=True),
     ],
 )
 def test_avg_pool2d(shape, include, target):
@@ -106,13 +106,13 @@ def test_avg_pool2d(shape, include, target):
 
 
 def _windows(shape, x, include):
-    (top, left), (height, width) = shape.padding, (shape.in_height, shape.in_width)
+    (top, left, bottom, right), (height, width) = shape.padding, (shape.in_height, shape.in_width)
     out = np.empty((x.shape[0], shape.out_height, shape.out_width, shape.channels), np.uint8)
     for i in range(shape.out_height):
         for j in range(shape.out_width):
             rows = [i * shape.stride[0] - top + k for k in range(shape.kernel[0])]
             columns = [j * shape.stride[1] - left + k for k in range(shape.kernel[1])]
-            rows, columns = [r for r in rows if r < height + top], [c for c in columns if c < width + left]
+            rows, columns = [r for r in rows if r < height + bottom], [c for c in columns if c < width + right]
             inside = [r for r in rows if 0 <= r < height], [c for c in columns if 0 <= c < width]
             n_inside = len(inside[0]) * len(inside[1])
             size = len(rows) * len(columns) if include else n_inside

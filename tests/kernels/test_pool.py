@@ -33,7 +33,7 @@ def codes(shape):
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_max_pool2d_equals_torch(kernel, stride, padding, ceil_mode, channels, target):
     x = codes((2, 11, 9, channels))
-    shape = pool.PoolShape(11, 9, channels, kernel, stride, padding, (1, 1), ceil_mode)
+    shape = pool.PoolShape(11, 9, channels, kernel, stride, (*padding, *padding), (1, 1), ceil_mode)
     expected = nhwc(F.max_pool2d(quantized(x, 0.1, 9), kernel, stride, padding, 1, ceil_mode))
     np.testing.assert_array_equal(run(pool.max_pool2d(shape), target, x, out_shape=expected.shape), expected)
 
@@ -42,7 +42,7 @@ def test_max_pool2d_equals_torch(kernel, stride, padding, ceil_mode, channels, t
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [((2, 2), (1, 1), (0, 1)), ((3, 3), (2, 1), (1, 1))])
 def test_max_pool2d_of_qnnpack_reads_the_border_in_place_of_padding(kernel, stride, padding, dilation, target):
     x = codes((2, 11, 9, 5))
-    shape = pool.PoolShape(11, 9, 5, kernel, stride, padding, (dilation, dilation))
+    shape = pool.PoolShape(11, 9, 5, kernel, stride, (*padding, *padding), (dilation, dilation))
     with quantization_engine("qnnpack"):
         expected = nhwc(F.max_pool2d(quantized(x, 0.1, 9), kernel, stride, padding, dilation))
     got = run(pool.max_pool2d(shape, repeats_border=True), target, x, out_shape=expected.shape)
@@ -58,7 +58,7 @@ def test_max_pool2d_of_qnnpack_reads_the_border_in_place_of_padding(kernel, stri
 def test_avg_pool2d_equals_torch(kernel, stride, padding, ceil_mode, channels, zero_point, count_include_pad, target):
     x = codes((1, 11, 9, channels))
     q = QuantParams(0.125, zero_point)
-    shape = pool.PoolShape(11, 9, channels, kernel, stride, padding, (1, 1), ceil_mode)
+    shape = pool.PoolShape(11, 9, channels, kernel, stride, (*padding, *padding), (1, 1), ceil_mode)
     expected = nhwc(
         F.avg_pool2d(quantized(x, 0.125, zero_point), kernel, stride, padding, ceil_mode, count_include_pad)
     )
@@ -82,7 +82,7 @@ WORDS = [  # in_size, channels, kernel, stride, padding, count_include_pad
 def test_avg_pool2d_in_words_equals_torch(size, channels, kernel, stride, padding, include, zero_point):
     target = native_target()
     q = QuantParams(0.125, zero_point)
-    shape = pool.PoolShape(*size, channels, kernel, stride, padding)
+    shape = pool.PoolShape(*size, channels, kernel, stride, (*padding, *padding))
     factor = word_factor(shape, q, count_include_pad=include)
     assert factor is not None
     if not select_isa(target).packs:
@@ -97,16 +97,16 @@ def test_avg_pool2d_in_words_equals_torch(size, channels, kernel, stride, paddin
     ("changes", "dtype", "include"),
     [
         ({"kernel": (2, 2)}, "uint8", True),  # averages half-way between integers
-        ({"kernel": (13, 13), "padding": (6, 6)}, "uint8", True),  # sums beyond int16
-        ({"kernel": (5, 5), "padding": (2, 2)}, "uint8", True),  # no factor is exact for every sum
+        ({"kernel": (13, 13), "padding": (6, 6, 6, 6)}, "uint8", True),  # sums beyond int16
+        ({"kernel": (5, 5), "padding": (2, 2, 2, 2)}, "uint8", True),  # no factor is exact for every sum
         ({}, "uint8", False),  # windows at the border have fewer elements
         ({"channels": 24}, "uint8", True),
         ({}, "int8", True),
-        ({"in_height": 14, "stride": (2, 2), "padding": (0, 0), "ceil_mode": True}, "uint8", False),
+        ({"in_height": 14, "stride": (2, 2), "padding": (0, 0, 0, 0), "ceil_mode": True}, "uint8", False),
     ],
 )
 def test_windows_that_need_the_float_formula(changes, dtype, include):
-    shape = pool.PoolShape(15, 15, 64, (3, 3), (1, 1), (1, 1))
+    shape = pool.PoolShape(15, 15, 64, (3, 3), (1, 1), (1, 1, 1, 1))
     assert word_factor(shape, QuantParams(0.1, 3), count_include_pad=True) is not None
     assert word_factor(replace(shape, **changes), QuantParams(0.1, 3, dtype), count_include_pad=include) is None
 
@@ -135,7 +135,7 @@ def test_pools_of_contiguous_tensors_round_differently(zero_point, target):
     x = codes((2, 9, 8, 24))
     q = QuantParams(0.125, zero_point)
     qx = quantized(x, 0.125, zero_point, channels_last=False)
-    window = pool.PoolShape(9, 8, 24, (3, 3), (2, 2), (1, 1))
+    window = pool.PoolShape(9, 8, 24, (3, 3), (2, 2), (1, 1, 1, 1))
     cases = [
         (F.avg_pool2d(qx, 3, 2, 1), pool.avg_pool2d(window, q, count_include_pad=True, channels_last=False)),
         (F.adaptive_avg_pool2d(qx, (3, 2)), pool.adaptive_avg_pool2d((9, 8), 24, (3, 2), q, channels_last=False)),
@@ -153,7 +153,7 @@ def test_qnnpack_pools_equal_torch(channels, target):
     x = codes((2, 9, 8, channels))
     scale = float(np.float32(0.0371))
     q, qx = QuantParams(scale, 101), quantized(x, scale, 101)
-    window = pool.PoolShape(9, 8, channels, (3, 3), (2, 2), (1, 1))
+    window = pool.PoolShape(9, 8, channels, (3, 3), (2, 2), (1, 1, 1, 1))
     expected = nhwc(F.avg_pool2d(qx, 3, 2, 1))
     np.testing.assert_array_equal(
         run(pool.avg_pool2d_qnnpack(window, q), target, x, out_shape=expected.shape), expected

@@ -83,7 +83,7 @@ def test_concat_ref(shape, params, out_q, seed):
 def test_pool_refs(channels, zero_point, seed, k):
     x = codes(seed, (2, 7, 6, channels))
     qx = quantized(x, 0.125, zero_point)
-    shape = pool.PoolShape(7, 6, channels, (k, k), (2, 1), (k // 2, k // 2))
+    shape = pool.PoolShape(7, 6, channels, (k, k), (2, 1), (k // 2,) * 4)
     expected = nhwc(F.max_pool2d(qx, k, (2, 1), k // 2))
     np.testing.assert_array_equal(reference.max_pool2d_u8_ref(shape, x), expected)
     expected = nhwc(F.adaptive_avg_pool2d(qx, (k, 2)))

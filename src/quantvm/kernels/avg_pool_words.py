@@ -30,10 +30,12 @@ _SHIFT = 15
 def word_factor(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> int | None:
     """Returns f so that (acc*f + 2^14) >> 15 = rne(fl(acc * fl(1/size))) for every acc of a window, or None.
 
-    There is none either where windows differ in size, or where channels do not fill vectors.
+    There is none either where windows differ in size or are dilated, or where channels do not fill vectors.
     """
     size = shape.kernel[0] * shape.kernel[1]
-    if q.dtype != "uint8" or shape.channels % _BLOCKS[-1] or not _equal_windows(shape, count_include_pad):
+    if q.dtype != "uint8" or shape.channels % _BLOCKS[-1] or shape.dilation != (1, 1):
+        return None
+    if not _equal_windows(shape, count_include_pad):
         return None
     if size * 255 > np.iinfo(np.int16).max:
         return None
@@ -50,10 +52,9 @@ def word_factor(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) ->
 
 def _equal_windows(shape: PoolShape, count_include_pad: bool) -> bool:
     """Whether every window counts all its elements."""
-    for axis, (size, out) in enumerate(((shape.in_height, shape.out_height), (shape.in_width, shape.out_width))):
-        pad = shape.padding[axis]
-        reach = (out - 1) * shape.stride[axis] - pad + shape.kernel[axis]
-        if reach > size + (pad if count_include_pad else 0) or (pad and not count_include_pad):
+    for axis in (shape.axis(0), shape.axis(1)):
+        counted = axis.counted if count_include_pad else (lambda out, axis=axis: axis.inside(out).count)
+        if any(counted(out) != axis.kernel for out in range(axis.out_size)):
             return False
     return True
 
@@ -75,8 +76,9 @@ def avg_pool2d_words(shape: PoolShape, zero_point: int, factor: int) -> Kernel:
         y_flat = flat(y, n * (shape.out_height * out_row_size))
         with T.parallel(0, n * shape.out_height) as task:
             image, out_row = task // shape.out_height, task % shape.out_height
-            top = out_row * shape.stride[0] - shape.padding[0]
-            scratch = T.alloc_buffer(((shape.in_width + 2 * shape.padding[1]) * _BLOCKS[0],), "int16")
+            top = shape.axis(0).start(out_row)
+            padded_width = shape.in_width + shape.padding[1] + shape.padding[3]
+            scratch = T.alloc_buffer((padded_width * _BLOCKS[0],), "int16")
             source, target = image * (shape.in_height * row), task * out_row_size
 
             def block(channel: Expr, width: int) -> None:
@@ -100,17 +102,18 @@ def _sum_rows(
 ) -> None:
     """Fills scratch with the sums over the window's rows, each less the zero point; padding adds nothing."""
     lanes, half = width // 4, width // 2
-    height, kernel, pad = shape.in_height, shape.kernel[0], shape.padding[1]
+    height, kernel = shape.in_height, shape.kernel[0]
+    before, after = shape.padding[1], shape.padding[3]
 
     def words(row: Expr, column: Expr, high: bool) -> Expr:
         at = source + (row * shape.in_width + column) * shape.channels
         return x86.widen(x[ramp(at, 4 * lanes)], width, high)
 
     def store(column: Expr, high: bool, value: Expr) -> None:
-        T.buffer_store(scratch, value, [ramp((column + pad) * width + high * half, half)])
+        T.buffer_store(scratch, value, [ramp((column + before) * width + high * half, half)])
 
-    for edge in (0, shape.in_width + pad):
-        with T.serial(0, pad) as column:
+    for edge, count in ((0, before), (shape.in_width + before, after)):
+        with T.serial(0, count) as column:
             T.buffer_store(scratch, splat(0, width, "int16"), [ramp((edge + column) * width, width)])
     with T.serial(0, shape.in_width) as column, T.If(tirx.all(top >= 0, top + kernel <= height)):
         with T.Then():

@@ -8,14 +8,15 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 
 from quantvm.numerics import QuantParams
+from quantvm.pool_geometry import Taps, adaptive_taps
 from quantvm.qdq_numerics import Quantization
 
 from .builder import Buffer, Expr, Kernel, argument, cast, for_vectors, local, prim_func, ramp, splat, symbolic_batch
 from .float_program import quantize
-from .pool import PoolShape, clipped, window_sums
+from .pool import PoolShape, averaged, window_sums
 
-Window = tuple[tuple[Expr, Expr], tuple[Expr, Expr]]
-"""Rows and columns, each from the first to behind the last."""
+Window = tuple[Taps, Taps]
+"""Rows and columns."""
 
 
 def float_avg_pool2d(
@@ -36,10 +37,7 @@ def float_avg_pool2d(
     def emit(x: Buffer, y: Buffer, n: Expr) -> None:
         with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as column:
             image, row = task // shape.out_height, task % shape.out_height
-            rows, row_span = clipped(row, shape, 0)
-            columns, column_span = clipped(column, shape, 1)
-            inside = (rows[1] - rows[0]) * (columns[1] - columns[0])
-            size = row_span * column_span if count_include_pad else inside
+            rows, columns, inside, size = averaged(shape, row, column, count_include_pad=count_include_pad)
             _average(x, y, image, (row, column), (rows, columns), (inside, size), q, output, shape.channels)
 
     return _kernel(
@@ -59,9 +57,8 @@ def float_adaptive_avg_pool2d(
         with T.parallel(0, n) as image:
             for i in range(out_height):
                 for j in range(out_width):
-                    rows = (i * height // out_height, -(-(i + 1) * height // out_height))
-                    columns = (j * width // out_width, -(-(j + 1) * width // out_width))
-                    size = tirx.const((rows[1] - rows[0]) * (columns[1] - columns[0]), "int32")
+                    rows, columns = adaptive_taps(i, height, out_height), adaptive_taps(j, width, out_width)
+                    size = tirx.const(rows.count * columns.count, "int32")
                     _average(x, y, image, (i, j), (rows, columns), (size, size), q, output, channels)
 
     return _kernel("adaptive_avg_pool2d", in_size, out_size, channels, q, output, emit)
@@ -102,10 +99,11 @@ def _average(
 
 def _float_sums(x: Buffer, image: Expr, window: Window, channel: Expr, lanes: int) -> Buffer:
     """Emits the float32 sum over a window, pixel after pixel, and returns the buffer that holds it."""
-    (first_row, end_row), (first_column, end_column) = window
+    rows, columns = window
     total = local(lanes, "float32")
     T.buffer_store(total, splat(0.0, lanes, "float32"), [ramp(0, lanes)])
-    with T.serial(0, end_row - first_row) as row, T.serial(0, end_column - first_column) as column:
-        value = x[image, first_row + row, first_column + column, ramp(channel, lanes)]
+    with T.serial(0, rows.count) as row, T.serial(0, columns.count) as column:
+        at_row, at_column = rows.first + row * rows.step, columns.first + column * columns.step
+        value = x[image, at_row, at_column, ramp(channel, lanes)]
         T.buffer_store(total, total[ramp(0, lanes)] + value, [ramp(0, lanes)])
     return total

@@ -15,6 +15,7 @@ from tvm import tirx
 from quantvm.fixed_point import Rounding, fixed_point
 from quantvm.integer_numerics import product_factor, scale_factor
 from quantvm.numerics import QuantParams
+from quantvm.pool_geometry import Taps, adaptive_taps
 
 from .builder import (
     Buffer,
@@ -34,7 +35,7 @@ from .builder import (
 )
 from .elementwise import over_elements, over_products
 from .fixed import fixed_multiply_by
-from .pool import PoolShape, clipped, window_sums
+from .pool import PoolShape, averaged, window_sums
 from .quantize import nchw_to_nhwc
 
 
@@ -117,7 +118,7 @@ def integer_multiply(
 def integer_avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> Kernel:
     """Returns the average of the integers in each window: (n, H, W, C) -> (n, OH, OW, C).
 
-    Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode); padding holds the
+    Computes: size = window elements (with padding if count_include_pad, cut at its end in ceil mode); padding holds the
         zero point; `integer_numerics.average` of the sum and the size.
     """
     with prim_func() as builder:
@@ -127,11 +128,8 @@ def integer_avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: b
         y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
         with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
             image, out_row = task // shape.out_height, task % shape.out_height
-            rows, row_span = clipped(out_row, shape, 0)
-            columns, column_span = clipped(out_column, shape, 1)
-            inside = (rows[1] - rows[0]) * (columns[1] - columns[0])
-            size = cast(row_span * column_span if count_include_pad else inside, "int32", 1)
-            padding = (size - cast(inside, "int32", 1)) * q.zero_point
+            rows, columns, inside, size = averaged(shape, out_row, out_column, count_include_pad=count_include_pad)
+            padding = (size - inside) * q.zero_point
 
             def emit(channel: Expr, lanes: int) -> None:
                 sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)] + splat(padding, lanes)
@@ -159,17 +157,15 @@ def integer_adaptive_avg_pool2d(
         with T.parallel(0, n) as image:
             for i in range(out_height):
                 for j in range(out_width):
-                    rows = (i * height // out_height, -(-(i + 1) * height // out_height))
-                    columns = (j * width // out_width, -(-(j + 1) * width // out_width))
+                    rows, columns = adaptive_taps(i, height, out_height), adaptive_taps(j, width, out_width)
                     _average_window(x, y, image, (i, j), rows, columns, channels, q)
     return Kernel("adaptive_avg_pool2d_integer_u8", builder.get())
 
 
 def _average_window(
-    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int],
-    channels: int, q: QuantParams,
+    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: Taps, columns: Taps, channels: int, q: QuantParams
 ) -> None:  # fmt: skip
-    size = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    size = rows.count * columns.count
 
     def emit(channel: Expr, lanes: int) -> None:
         sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)]
@@ -194,7 +190,7 @@ def integer_spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams
         with T.parallel(0, n) as image:
 
             def emit(channel: Expr, lanes: int) -> None:
-                sums = window_sums(x, image, (0, in_size[0]), (0, in_size[1]), channel, lanes)[ramp(0, lanes)]
+                sums = window_sums(x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)[ramp(0, lanes)]
                 mean = fixed_multiply_by(sums - splat(size * q.zero_point, lanes, "int32"), factor, lanes)
                 value = _saturated(mean + splat(q.zero_point, lanes, "int32"), q, False, lanes)
                 T.buffer_store(y, value, [image, ramp(channel, lanes)])

@@ -9,6 +9,7 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 
 from quantvm.numerics import QuantParams, f32, qnnpack_pool_multiplier, reciprocal_f32
+from quantvm.pool_geometry import PoolAxis, Taps, adaptive_taps
 
 from .arithmetic import dequantize_val, quantize_arr
 from .avg_pool_words import avg_pool2d_words, word_factor
@@ -34,36 +35,33 @@ from .isa import PLAIN, Isa
 
 @dataclass(frozen=True)
 class PoolShape:
-    """Geometry of a 2-d pooling window; `padding` is (top, left) and the same at the far sides."""
+    """Geometry of a 2-d pooling window; `padding` is (top, left, bottom, right)."""
 
     in_height: int
     in_width: int
     channels: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
-    padding: tuple[int, int] = (0, 0)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     ceil_mode: bool = False
 
-    def _extent(self, axis: int) -> int:
-        size = (self.in_height, self.in_width)[axis]
-        span = (self.kernel[axis] - 1) * self.dilation[axis] + 1
-        reach = size + 2 * self.padding[axis] - span
-        count = (-(-reach // self.stride[axis]) if self.ceil_mode else reach // self.stride[axis]) + 1
-        # the last window must start inside the image or its near padding
-        if self.ceil_mode and (count - 1) * self.stride[axis] >= size + self.padding[axis]:
-            count -= 1
-        return count
+    def axis(self, index: int) -> PoolAxis:
+        """Returns the rows (0) or the columns (1)."""
+        return PoolAxis(
+            (self.in_height, self.in_width)[index], self.kernel[index], self.stride[index], self.padding[index],
+            self.padding[index + 2], self.dilation[index], self.ceil_mode,
+        )  # fmt: skip
 
     @property
     def out_height(self) -> int:
         """Rows of the output."""
-        return self._extent(0)
+        return self.axis(0).out_size
 
     @property
     def out_width(self) -> int:
         """Columns of the output."""
-        return self._extent(1)
+        return self.axis(1).out_size
 
 
 def max_pool2d(shape: PoolShape, dtype: str = "uint8", *, repeats_border: bool = False) -> Kernel:
@@ -83,8 +81,7 @@ def max_pool2d(shape: PoolShape, dtype: str = "uint8", *, repeats_border: bool =
         y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), dtype)
         with T.parallel(0, n * shape.out_height) as row, T.serial(0, shape.out_width) as column:
             image, out_row = row // shape.out_height, row % shape.out_height
-            top = out_row * shape.stride[0] - shape.padding[0]
-            left = column * shape.stride[1] - shape.padding[1]
+            top, left = shape.axis(0).start(out_row), shape.axis(1).start(column)
 
             def emit(channel: Expr, lanes: int) -> None:
                 best = local(lanes, dtype)
@@ -115,14 +112,13 @@ def _for_byte_vectors(channels: int, emit: object) -> None:
     for_vectors(channels - wide, lambda at, lanes: emit(at + wide, lanes))  # type: ignore[operator]
 
 
-def window_sums(
-    x: Buffer, image: Expr, rows: tuple[Expr, Expr], columns: tuple[Expr, Expr], channel: Expr, lanes: int
-) -> Buffer:
-    """Emits the int32 sums over rows[0]:rows[1] x columns[0]:columns[1] for `lanes` channels."""
+def window_sums(x: Buffer, image: Expr, rows: Taps, columns: Taps, channel: Expr, lanes: int) -> Buffer:
+    """Emits the int32 sums over some rows and columns for `lanes` channels."""
     acc = local(lanes, "int32")
     T.buffer_store(acc, splat(0, lanes, "int32"), [ramp(0, lanes)])
-    with T.serial(rows[0], rows[1]) as row, T.serial(columns[0], columns[1]) as column:
-        value = cast(x[image, row, column, ramp(channel, lanes)], "int32", lanes)
+    with T.serial(0, rows.count) as row, T.serial(0, columns.count) as column:
+        at_row, at_column = rows.first + row * rows.step, columns.first + column * columns.step
+        value = cast(x[image, at_row, at_column, ramp(channel, lanes)], "int32", lanes)
         T.buffer_store(acc, acc[ramp(0, lanes)] + value, [ramp(0, lanes)])
     return acc
 
@@ -146,7 +142,7 @@ def avg_pool2d(
 ) -> Kernel:  # fmt: skip
     """Returns `F.avg_pool2d` of a quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
 
-    Computes: size = window elements (with padding if count_include_pad, cut at H+pad in ceil mode);
+    Computes: size = window elements (with padding if count_include_pad, cut at its end in ceil mode);
         acc = sum(q) - zero_point*(elements inside); m = fl(1/size). The first C//vec_channels*vec_channels channels:
         rne(fl(acc*m)) + z; the others: rne(fl(fl(acc * fl(1/fl(1/m))) + z)). A tensor that PyTorch holds contiguous
         (`channels_last` false): rne(fl(fl(acc*m) + z)) everywhere.
@@ -163,17 +159,14 @@ def avg_pool2d(
         y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
         with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
             image, out_row = task // shape.out_height, task % shape.out_height
-            rows, row_span = clipped(out_row, shape, 0)
-            columns, column_span = clipped(out_column, shape, 1)
-            inside = (rows[1] - rows[0]) * (columns[1] - columns[0])
-            size = row_span * column_span if count_include_pad else inside
+            rows, columns, inside, size = averaged(shape, out_row, out_column, count_include_pad=count_include_pad)
             m = _divide(tirx.const(1.0, "float32"), cast(size, "float32", 1))
             one = tirx.const(1.0, "float32")
             tail_m = _divide(one, _divide(one, m)) if channels_last else m
 
             def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
                 sums = window_sums(x, image, rows, columns, channel, lanes)
-                centred = sums[ramp(0, lanes)] - splat(cast(inside, "int32", 1) * q.zero_point, lanes)
+                centred = sums[ramp(0, lanes)] - splat(inside * q.zero_point, lanes)
                 factor = splat(tail_m if is_tail else m, lanes)
                 value = _scaled(cast(centred, "float32", lanes), factor, q, lanes, is_tail)
                 T.buffer_store(y, value, [image, out_row, out_column, ramp(channel, lanes)])
@@ -183,12 +176,17 @@ def avg_pool2d(
     return Kernel("avg_pool2d_u8", builder.get())
 
 
-def clipped(out: Expr, shape: PoolShape, axis: int) -> tuple[tuple[Expr, Expr], Expr]:
-    """Returns the window's range inside the image, and its span with padding."""
-    size, pad = (shape.in_height, shape.in_width)[axis], shape.padding[axis]
-    start = cast(out, "int32", 1) * shape.stride[axis] - pad
-    stop = tirx.min(start + shape.kernel[axis], size + pad)
-    return (tirx.max(start, 0), tirx.min(stop, size)), stop - start
+def averaged(
+    shape: PoolShape, out_row: Expr, out_column: Expr, *, count_include_pad: bool
+) -> tuple[Taps, Taps, Expr, Expr]:
+    """Returns the rows and columns that a window reads, their product, and the number to divide by, never 0."""
+    out = [(shape.axis(i), cast(at, "int32", 1)) for i, at in enumerate((out_row, out_column))]
+    rows, columns = (axis.inside(at, T.min, T.max) for axis, at in out)
+    inside = rows.count * columns.count
+    if not count_include_pad:
+        return rows, columns, inside, T.max(inside, 1)
+    heights, widths = (axis.counted(at, T.min) for axis, at in out)
+    return rows, columns, inside, heights * widths
 
 
 def avg_pool2d_qnnpack(shape: PoolShape, q: QuantParams) -> Kernel:
@@ -206,9 +204,7 @@ def avg_pool2d_qnnpack(shape: PoolShape, q: QuantParams) -> Kernel:
         y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
         with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
             image, out_row = task // shape.out_height, task % shape.out_height
-            rows, _ = clipped(out_row, shape, 0)
-            columns, _ = clipped(out_column, shape, 1)
-            inside = cast((rows[1] - rows[0]) * (columns[1] - columns[0]), "int32", 1)
+            rows, columns, inside, _ = averaged(shape, out_row, out_column, count_include_pad=False)
 
             def emit(channel: Expr, lanes: int) -> None:
                 sums = window_sums(x, image, rows, columns, channel, lanes)
@@ -240,8 +236,7 @@ def adaptive_avg_pool2d(
         with T.parallel(0, n) as image:
             for i in range(out_height):
                 for j in range(out_width):
-                    rows = (i * height // out_height, -(-(i + 1) * height // out_height))
-                    columns = (j * width // out_width, -(-(j + 1) * width // out_width))
+                    rows, columns = adaptive_taps(i, height, out_height), adaptive_taps(j, width, out_width)
                     if channels_last:
                         _pool_window(x, y, image, (i, j), rows, columns, cut, channels, q)
                     else:
@@ -250,10 +245,10 @@ def adaptive_avg_pool2d(
 
 
 def _pool_window(
-    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], cut: int,
-    channels: int, q: QuantParams,
+    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: Taps, columns: Taps, cut: int, channels: int,
+    q: QuantParams,
 ) -> None:  # fmt: skip
-    size = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    size = rows.count * columns.count
     scale = QuantParams(float(reciprocal_f32(np.divide(f32(1), f32(size), dtype=f32))), q.zero_point, q.dtype)
 
     def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
@@ -270,10 +265,9 @@ def _pool_window(
 
 
 def _pool_window_contiguous(
-    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int],
-    channels: int, q: QuantParams,
+    x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: Taps, columns: Taps, channels: int, q: QuantParams
 ) -> None:  # fmt: skip
-    height, width = f32(rows[1] - rows[0]), f32(columns[1] - columns[0])
+    height, width = f32(rows.count), f32(columns.count)
     factor = np.divide(np.divide(f32(1), height, dtype=f32), width, dtype=f32)
 
     def emit(channel: Expr, lanes: int) -> None:
@@ -341,7 +335,7 @@ def _mean_contiguous(in_size: tuple[int, int], channels: int, q: QuantParams) ->
         with T.parallel(0, n) as image:
 
             def emit(channel: Expr, lanes: int) -> None:
-                sums = window_sums(x, image, (0, in_size[0]), (0, in_size[1]), channel, lanes)[ramp(0, lanes)]
+                sums = window_sums(x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)[ramp(0, lanes)]
                 mean = _divide(cast(sums, "float32", lanes), splat(float(in_size[0] * in_size[1]), lanes, "float32"))
                 value = cast(cast(round_even(mean), "int32", lanes), q.dtype, lanes)
                 T.buffer_store(y, value, [image, ramp(channel, lanes)])

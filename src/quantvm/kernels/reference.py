@@ -173,14 +173,16 @@ def max_pool2d_u8_ref(shape: PoolShape, x: NDArray, *, repeats_border: bool = Fa
     out = np.empty((x.shape[0], shape.out_height, shape.out_width, shape.channels), np.int64)
     for i in range(shape.out_height):
         for j in range(shape.out_width):
-            rows = [i * shape.stride[0] - shape.padding[0] + k * shape.dilation[0] for k in range(shape.kernel[0])]
-            columns = [j * shape.stride[1] - shape.padding[1] + k * shape.dilation[1] for k in range(shape.kernel[1])]
+            rows, columns = (
+                [axis.start(at) + k * axis.dilation for k in range(axis.kernel)]
+                for axis, at in ((shape.axis(0), i), (shape.axis(1), j))
+            )
             if repeats_border:
                 rows = [min(max(r, 0), shape.in_height - 1) for r in rows]
                 columns = [min(max(c, 0), shape.in_width - 1) for c in columns]
             rows = [r for r in rows if 0 <= r < shape.in_height]
             columns = [c for c in columns if 0 <= c < shape.in_width]
-            out[:, i, j] = x[:, rows][:, :, columns].max((1, 2))
+            out[:, i, j] = x[:, rows][:, :, columns].max((1, 2), initial=np.iinfo(x.dtype).min)
     return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantvm.numerics import QuantParams
+from quantvm.pool_geometry import PoolAxis
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Window:
     groups: int = 1
     ceil_mode: bool = False
     count_include_pad: bool = True
+
+    def axis(self, index: int, size: int) -> PoolAxis:
+        """Returns the rows (0) or the columns (1) of a pool of so many."""
+        return PoolAxis(
+            size, self.kernel[index], self.stride[index], self.padding[index], self.padding[index + 2],
+            self.dilation[index], self.ceil_mode,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from quantvm import fixed_point, integer_numerics
 from quantvm.numerics import F32, dequantize_val, f32, i64, qnnpack_pool_multiplier, quantize_arr, reciprocal_f32
+from quantvm.pool_geometry import Taps, adaptive_taps
 
 from .facts import Facts
 from .family import Family, register_family
-from .operator import Environment, Operator, Window
+from .operator import Environment, Operator
 from .rounding import integers_of, rounded, scaled
 
 OPTIONS = {
@@ -63,35 +64,30 @@ def _cells(operator: Operator, x: NDArray) -> Iterator[list[Cell]]:
     if operator.kind == "mean" or operator.kind == "adaptive_avg_pool2d":
         out_height, out_width = (1, 1) if operator.kind == "mean" else operator.out_size
         for i in range(out_height):
-            rows = slice(i * height // out_height, -(-(i + 1) * height // out_height))
+            rows = adaptive_taps(i, height, out_height)
             row = []
             for j in range(out_width):
-                columns = slice(j * width // out_width, -(-(j + 1) * width // out_width))
-                n = (rows.stop - rows.start) * (columns.stop - columns.start)
-                row.append((rows, columns, n, n, n))
+                columns = adaptive_taps(j, width, out_width)
+                n = rows.count * columns.count
+                row.append((_slice(rows), _slice(columns), n, n, n))
             yield row
         return
     window = operator.window
     assert window is not None
-    for rows, row_span in _spans(window, height, 0):
+    vertical, horizontal = window.axis(0, height), window.axis(1, width)
+    for i in range(vertical.out_size):
+        rows = vertical.inside(i)
         row = []
-        for columns, column_span in _spans(window, width, 1):
-            inside = (rows.stop - rows.start) * (columns.stop - columns.start)
-            count = row_span * column_span if window.count_include_pad else inside
-            row.append((rows, columns, inside, count, window.kernel[0] * window.kernel[1]))
+        for j in range(horizontal.out_size):
+            columns = horizontal.inside(j)
+            inside = rows.count * columns.count
+            count = vertical.counted(i) * horizontal.counted(j) if window.count_include_pad else max(inside, 1)
+            row.append((_slice(rows), _slice(columns), inside, count, window.kernel[0] * window.kernel[1]))
         yield row
 
 
-def _spans(window: Window, size: int, axis: int) -> Iterator[tuple[slice, int]]:
-    pad, kernel, stride = window.padding[axis], window.kernel[axis], window.stride[axis]
-    reach = size + 2 * pad - kernel
-    count = (-(-reach // stride) if window.ceil_mode else reach // stride) + 1
-    if window.ceil_mode and (count - 1) * stride >= size + pad:
-        count -= 1
-    for out in range(count):
-        start = out * stride - pad
-        stop = min(start + kernel, size + pad)
-        yield slice(max(start, 0), min(stop, size)), stop - start
+def _slice(taps: Taps) -> slice:
+    return slice(taps.first, taps.first + taps.count * taps.step, taps.step)
 
 
 def _average(operator: Operator, x: NDArray, cell: Cell, facts: Facts, environment: Environment) -> NDArray:
@@ -128,7 +124,7 @@ def _divided(operator: Operator, total: NDArray, centred: NDArray, cell: Cell, f
     if divisor == "twice":
         factor = reciprocal_f32(reciprocal_f32(factor))
     elif divisor == "sides":
-        height, width = f32(rows.stop - rows.start), f32(columns.stop - columns.start)
+        height, width = (f32(len(range(taps.start, taps.stop, taps.step))) for taps in (rows, columns))
         factor = np.divide(np.divide(f32(1), height, dtype=f32), width, dtype=f32)
     elif divisor == "qnnpack":
         factor = qnnpack_pool_multiplier(q.scale, kernel)
@@ -199,21 +195,19 @@ def evaluate_maximum(
     assert window is not None
     outputs = []
     for axis in (0, 1):
-        size, pad = x.shape[2 + axis], window.padding[axis]
-        span = (window.kernel[axis] - 1) * window.dilation[axis] + 1
-        reach, stride = size + 2 * pad - span, window.stride[axis]
-        count = (-(-reach // stride) if window.ceil_mode else reach // stride) + 1
-        if window.ceil_mode and (count - 1) * stride >= size + pad:
-            count -= 1
+        size = x.shape[2 + axis]
+        geometry = window.axis(axis, size)
         taps = [
-            [o * stride - pad + k * window.dilation[axis] for k in range(window.kernel[axis])] for o in range(count)
+            [geometry.start(o) + k * geometry.dilation for k in range(geometry.kernel)]
+            for o in range(geometry.out_size)
         ]
         if facts["pool_padding"] == "border":
             outputs.append([[min(max(t, 0), size - 1) for t in row] for row in taps])
         else:
             outputs.append([[t for t in row if 0 <= t < size] for row in taps])
-    columns = np.stack([x[..., taps].max(-1) for taps in outputs[1]], -1)
-    y = np.stack([columns[:, :, taps].max(2) for taps in outputs[0]], 2).astype(i64)
+    lowest = operator.output.quant_min  # of windows that lie in the padding as a whole
+    columns = np.stack([x[..., taps].max(-1, initial=lowest) for taps in outputs[1]], -1)
+    y = np.stack([columns[:, :, taps].max(2, initial=lowest) for taps in outputs[0]], 2).astype(i64)
     return y if select is None else y.reshape(-1)[select]
 
 

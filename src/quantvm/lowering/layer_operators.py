@@ -20,6 +20,7 @@ from .channel_affine import merge_channel_affines
 from .composite import Composite, constant_value, is_call, quant_params, static_shape
 from .fuse_qdq import fuse_qdq
 from .legalize import channels_last_inputs
+from .pool_rules import pool_window
 
 Arrays = Sequence[NDArray]
 
@@ -191,12 +192,7 @@ def _details(composite: Composite, call: Any) -> dict[str, Any]:
     if kind == "concat":
         return {"axis": int(attrs.axis)}
     if kind in ("max_pool2d", "avg_pool2d"):
-        include = bool(attrs.count_include_pad) if kind == "avg_pool2d" else True
-        window = Window(
-            _pair(attrs.pool_size), _pair(attrs.strides), _four(attrs.padding), _pair(attrs.dilation),
-            ceil_mode=bool(attrs.ceil_mode), count_include_pad=include,
-        )  # fmt: skip
-        return {"window": window}
+        return {"window": pool_window(call)}
     if kind == "adaptive_avg_pool2d":
         out_size = _pair(attrs.output_size)
         tile = qnnpack_window(_pair(static_shape(call.args[0])[2:]), out_size)

@@ -29,7 +29,16 @@ from .calls import KernelCall
 from .composite import Composite, is_call, static_shape
 from .deferred import Deferred, fuse
 from .formats import formatted, permuted
-from .tensors import Tensor, as_rows, bordered, call_kernel, expect_batch_first, in_layout, rows_and_item
+from .tensors import (
+    Tensor,
+    as_rows,
+    bordered,
+    call_kernel,
+    check_result,
+    expect_batch_first,
+    in_layout,
+    rows_and_item,
+)
 
 
 @dataclass
@@ -158,7 +167,9 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
             for block in main.body.blocks:
                 for binding in block.bindings:
                     with part(lambda: _described(module, binding)):  # noqa: B023 - called in the loop
-                        values[binding.var] = _binding(module, state, binding, values, uses)
+                        value = _binding(module, state, binding, values, uses)
+                        _check_made(value, binding.var)
+                    values[binding.var] = value
             result = builder.emit_output(_plain(state, main.body.body, values))
         builder.emit_func_output(result)
     lowered = builder.get()
@@ -180,6 +191,14 @@ def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:
     return (
         frozenset(int(i) for i in attrs[CHANNELS_LAST_ATTR]) if attrs and CHANNELS_LAST_ATTR in attrs else frozenset()
     )
+
+
+def _check_made(value: Any, var: Any) -> None:
+    """Checks that what a variable became has the shape that Relax deduced."""
+    if isinstance(value, Deferred):
+        check_result(replace(value.like, expr=None), var.ty, value.layer or var.name)
+    elif isinstance(value, Tensor):
+        check_result(value, var.ty, var.name)
 
 
 def _tensor(expr: Any) -> Tensor:

@@ -8,19 +8,30 @@ from typing import Any
 from quantvm.dispatch import qnnpack_window
 from quantvm.kernels import pool
 from quantvm.kernels.pool import PoolShape
+from quantvm.layer_rules import Window
 
-from .composite import Composite
+from .composite import Composite, is_call
 from .legalize import Legalization, legalizes
 from .tensors import Tensor
 
 
 def pool_shape(call: Any, x: Tensor) -> PoolShape:
     """Returns the geometry of a max_pool2d or avg_pool2d call."""
-    attrs = call.attrs
-    top, left, *_ = (int(v) for v in attrs.padding)
+    window = pool_window(call)
     return PoolShape(
-        x.shape[2], x.shape[3], x.shape[1], kernel=_pair(attrs.pool_size), stride=_pair(attrs.strides),
-        padding=(top, left), dilation=_pair(attrs.dilation), ceil_mode=bool(attrs.ceil_mode),
+        x.shape[2], x.shape[3], x.shape[1], kernel=window.kernel, stride=window.stride, padding=window.padding,
+        dilation=window.dilation, ceil_mode=window.ceil_mode,
+    )  # fmt: skip
+
+
+def pool_window(call: Any) -> Window:
+    """Returns the window of a max_pool2d or avg_pool2d call."""
+    attrs = call.attrs
+    top, left, bottom, right = (int(v) for v in attrs.padding)
+    include = True if is_call(call, "relax.nn.max_pool2d") else bool(attrs.count_include_pad)
+    return Window(
+        _pair(attrs.pool_size), _pair(attrs.strides), (top, left, bottom, right), _pair(attrs.dilation),
+        ceil_mode=bool(attrs.ceil_mode), count_include_pad=include,
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from .tensors import (
     Layout,
     Tensor,
     bordered,
+    check_result,
     expect_batch_first,
     in_layout,
     product,
@@ -77,6 +78,7 @@ def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) ->
                 for binding in block.bindings:
                     with part(described(binding)):
                         lowering.bind(binding.var, binding.value)
+                        lowering.check(binding.var)
             result = state.builder.emit_output(with_operands(main.body.body, lowering.plain))
         state.builder.emit_func_output(result)
     lowered = state.builder.get()
@@ -132,7 +134,15 @@ class _Lowering:
         """Returns what a variable became; a pool waits no longer for a quantization."""
         if isinstance(self.values[var], _WaitingPool):
             self.values[var] = self._pooled(self.values[var].call, None, var.name)
+            self.check(var)
         return self.values[var]
+
+    def check(self, var: Any) -> None:
+        """Checks that what a variable became has the shape that Relax deduced."""
+        value = self.values.get(var)
+        tensor = value.tensor if isinstance(value, Dequantized) else value
+        if isinstance(tensor, Tensor):
+            check_result(tensor, var.ty, var.name)
 
     def real(self, value: Dequantized | Tensor, name: str) -> Tensor:
         """Returns floats."""

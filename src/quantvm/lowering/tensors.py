@@ -139,6 +139,42 @@ def in_layout(builder: relax.BlockBuilder, x: Tensor, layout: Layout) -> Tensor:
     return replace(x, expr=builder.emit(expr), layout=layout)
 
 
+def check_result(x: Tensor, ty: Any, layer: str) -> None:
+    """Checks what a value became against what Relax deduced of it: no layer may compute another shape.
+
+    Args:
+        x: what the lowering made; without an expression where that is not emitted yet.
+        ty: type of the variable in the program; its dtype is not compared, for int8 may be stored as uint8.
+        layer: that the error names.
+
+    Raises:
+        CompileError: a static dimension differs; a fault of ours.
+    """
+    _check("the result", layer, ty, list(x.shape), None)
+    if x.expr is None:
+        return
+    dims = list(without_border(x).shape) if any(x.border) else list(x.shape)
+    dims = [dims[0], *dims[2:], dims[1]] if x.layout == "NHWC" else dims
+    _check(f"what is stored ({x.layout})", layer, x.expr.ty, dims, None)
+
+
+def _check(what: str, layer: str, ty: Any, shape: list[Any], dtype: str | None) -> None:
+    expected = [_static(d) for d in ty.shape]
+    found = [_static(d) for d in shape]
+    same = len(expected) == len(found) and all(
+        a == b for a, b in zip(expected, found, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
+    if not same or (dtype is not None and dtype != str(ty.dtype)):
+        raise CompileError(
+            f"internal error in layer {layer}: {what} is {dtype or ''}{tuple(found)}, expected "
+            f"{ty.dtype if dtype else ''}{tuple(expected)}; please report this model. As it is, no code is made of it"
+        )
+
+
+def _static(dim: Any) -> Any:
+    return int(dim) if isinstance(dim, int) or hasattr(dim, "value") else dim
+
+
 def repeated(builder: relax.BlockBuilder, x: Tensor, like: Tensor) -> Tensor:
     """Returns x for as many images as `like` has."""
     if x.shape[0] != 1 or like.shape[0] == 1:
@@ -173,7 +209,17 @@ def _with_border(builder: relax.BlockBuilder, x: Tensor) -> Tensor:
 def call_kernel(
     builder: relax.BlockBuilder, kernel: Kernel, inputs: list[Any], shape: list[Any], dtype: str, name: str
 ) -> Any:
-    """Emits the call of a kernel's PrimFunc and returns the variable that holds its result."""
+    """Emits the call of a kernel's PrimFunc and returns the variable that holds its result.
+
+    Raises:
+        CompileError: the kernel takes or makes tensors of other shapes or dtypes; a fault of ours.
+    """
+    buffers = list(kernel.func.params)
+    types = [*(x.ty for x in inputs), *(None for _ in kernel.constants), relax.TensorType(shape, dtype)]
+    for what, (buffer, ty) in enumerate(zip(buffers, types, strict=True)):
+        if ty is not None:
+            place = "result" if what == len(types) - 1 else f"input {what}"
+            _check(f"the {place} of kernel {kernel.name}", name, ty, [*buffer.shape], str(buffer.dtype))
     function = kernel.func.with_attr("global_symbol", kernel.name).with_attr("quantvm.kernel", kernel.name)
     function = function.with_attr("op_pattern", tirx.const(8, "int32"))  # opaque: TVM must not fuse into it
     constants = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]

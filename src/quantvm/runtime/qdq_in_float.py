@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
+from quantvm.lowering.pool_rules import pool_window
+from quantvm.pool_geometry import PoolAxis
+
 
 def unknown_ops(module: tvm.IRModule) -> list[str]:
     """Returns the operators of `main` that `QdqInFloat` does not know, sorted."""
@@ -131,19 +134,42 @@ def _conv2d(call: Any, x: Tensor, weight: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _pool_arguments(call: Any) -> dict[str, Any]:
-    top, left, *_ = _ints(call.attrs.padding)
-    return {"stride": _ints(call.attrs.strides), "padding": (top, left), "ceil_mode": bool(call.attrs.ceil_mode)}
+def _axes_of_pool(call: Any, x: Tensor) -> list[PoolAxis]:
+    window = pool_window(call)
+    return [window.axis(axis, x.shape[2 + axis]) for axis in (0, 1)]
 
 
 def _max_pool2d(call: Any, x: Tensor) -> Tensor:
-    size, dilation = _ints(call.attrs.pool_size), _ints(call.attrs.dilation)
-    return functional.max_pool2d(x, size, dilation=dilation, **_pool_arguments(call))
+    axes = _axes_of_pool(call, x)
+    stride, dilation = [axis.stride for axis in axes], [axis.dilation for axis in axes]
+    return functional.max_pool2d(_reached(x, axes, -torch.inf), [a.kernel for a in axes], stride, 0, dilation)
 
 
 def _avg_pool2d(call: Any, x: Tensor) -> Tensor:
-    include = bool(call.attrs.count_include_pad)
-    return functional.avg_pool2d(x, _ints(call.attrs.pool_size), count_include_pad=include, **_pool_arguments(call))
+    window, (rows, columns) = pool_window(call), _axes_of_pool(call, x)
+    size, stride, padding = list(window.kernel), list(window.stride), list(window.padding[:2])
+    fits = window.padding[:2] == window.padding[2:] and window.dilation == (1, 1)
+    if fits and all(2 * pad <= k for pad, k in zip(padding, size, strict=True)):
+        return functional.avg_pool2d(x, size, stride, padding, window.ceil_mode, window.count_include_pad)
+    maps = _reached(x, [rows, columns], 0.0)
+    ones = torch.ones(1, 1, *size, dtype=x.dtype)
+    sums = functional.conv2d(maps.reshape(-1, 1, *maps.shape[2:]), ones, stride=stride, dilation=window.dilation)
+    include = window.count_include_pad
+    heights, widths = (
+        torch.tensor([axis.counted(i) if include else axis.inside(i).count for i in range(axis.out_size)])
+        for axis in (rows, columns)
+    )
+    divisors = torch.outer(heights, widths).clamp(min=1).to(x.dtype)
+    return sums.reshape(*x.shape[:2], *divisors.shape) / divisors
+
+
+def _reached(x: Tensor, axes: Sequence[PoolAxis], value: float) -> Tensor:
+    """Returns x with a border as far as windows of a pool reach, which is beyond the padding in ceil mode."""
+    widths = [0, 0, 0, 0]
+    for axis in axes:
+        end = (axis.out_size - 1) * axis.stride + axis.span
+        widths += [axis.before, max(end - axis.before - axis.size, 0)]
+    return _padded(x, widths, value)
 
 
 def _sliced(call: Any, x: Tensor, *bounds: Any) -> Tensor:

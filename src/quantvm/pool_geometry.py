@@ -1,0 +1,88 @@
+"""Which elements the windows of a pool read: one place for kernels, for rules in NumPy and for the lowering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Index = Any
+"""A Python integer, or an expression of TVM: the formulas hold for both."""
+
+
+class Taps(NamedTuple):
+    """Elements along one axis: first, first + step, ... (`count` of them)."""
+
+    first: Index
+    count: Index
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class PoolAxis:
+    """One axis of a pool.
+
+    Attributes:
+        size: elements of the input.
+        kernel, stride, dilation: of the window.
+        before, after: padding on either side.
+        ceil_mode: whether a window that ends behind the padding counts, if it begins in the input or in front of it.
+    """
+
+    size: int
+    kernel: int
+    stride: int = 1
+    before: int = 0
+    after: int = 0
+    dilation: int = 1
+    ceil_mode: bool = False
+
+    @property
+    def span(self) -> int:
+        """From the first element of a window to behind its last."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def out_size(self) -> int:
+        """Number of windows, as PyTorch, ONNX Runtime and Relax count them."""
+        reach = self.size + self.before + self.after - self.span
+        count = (-(-reach // self.stride) if self.ceil_mode else reach // self.stride) + 1
+        if self.ceil_mode and (count - 1) * self.stride >= self.size + self.before:
+            count -= 1
+        return count
+
+    def start(self, out: Index) -> Index:
+        """Returns where a window begins; negative in the padding."""
+        return out * self.stride - self.before
+
+    def inside(self, out: Index, minimum: Callable[..., Any] = min, maximum: Callable[..., Any] = max) -> Taps:
+        """Returns what a window reads of the input, which is nothing where all of it lies in the padding.
+
+        Args:
+            out: number of the window.
+            minimum: of two indices; Python's, or TVM's for its expressions.
+            maximum: likewise.
+        """
+        start = self.start(out)
+        if self.dilation == 1:
+            first = maximum(start, 0)
+            return Taps(first, maximum(minimum(start + self.kernel, self.size) - first, 0))
+        skipped = maximum(-(start // self.dilation), 0)
+        end = minimum(-((start - self.size) // self.dilation), self.kernel)
+        return Taps(start + skipped * self.dilation, maximum(end - skipped, 0), self.dilation)
+
+    def counted(self, out: Index, minimum: Callable[..., Any] = min) -> Index:
+        """Returns how many elements of a window lie in the input or in its padding, and not behind.
+
+        Args:
+            out: number of the window.
+            minimum: as of `inside`.
+        """
+        stop = self.size + self.after - self.start(out)
+        return minimum(stop if self.dilation == 1 else -(-stop // self.dilation), self.kernel)
+
+
+def adaptive_taps(out: int, size: int, out_size: int) -> Taps:
+    """Returns what window `out` of `out_size` reads of `size` elements in an adaptive pool."""
+    first = out * size // out_size
+    return Taps(first, -(-(out + 1) * size // out_size) - first)
