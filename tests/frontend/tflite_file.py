@@ -28,7 +28,7 @@ class FileTensor:
 
 @dataclass
 class FileOperator:
-    """An operator: its builtin code, the names of its tensors, its options, and the version that interpreters ask for."""
+    """An operator: its builtin code, the names of its tensors, its options, and its version."""
 
     code: int
     inputs: Sequence[str]
