@@ -118,6 +118,8 @@ def test_what_is_left_in_float_is_printed_with_its_reason(cli, half_float):
         (["PROGRAM", "-o", "."], "expected the name of a file"),
         (["PROGRAM", "--target", "llvm -mcpu=z80"], "knows no CPU 'z80'"),
         (["PROGRAM", "--threads", "0"], "threads: got 0"),
+        (["PROGRAM", "--batch", "3"], "option: --batch: got '3', expected dynamic or static"),
+        (["resnet18", "--batch", "static"], "option: --batch: static is of a quantized program of your own"),
         (["garbage.pt"], "garbage.pt is none of the formats known here; expected TorchScript"),
     ],
 )
@@ -127,6 +129,15 @@ def test_wrong_usage_is_exit_2(cli, program, tmp_path, arguments, message):
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+def test_a_static_batch_is_that_of_the_input_shape(cli, program, network):
+    three = ",".join(map(str, (3, *SHAPE)))
+    result = cli("compile", program, "-o", "three.qvm", "--input-shape", three, "--batch", "static", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["inputs"][0]["shape"] == [3, *SHAPE]
+    x = image(3, *SHAPE)
+    assert torch.equal(quantvm.load("three.qvm")(x), network(x))
 
 
 def test_a_registered_model_is_quantized_as_in_the_main_job(cli, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from quantvm.cli import app
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, RunError
 from quantvm.evaluate.diff import DiffConfig, diff
 from quantvm.evaluate.layer_parity import DifferenceCount
 from quantvm.frontend import capture, import_layers
@@ -48,6 +48,24 @@ def compare(program, **options):
 
 def causes(row):
     return {layer["name"]: layer["cause"] for layer in row["layers"] if layer["cause"] is not None}
+
+
+def test_a_layer_of_another_shape_is_named_with_both_shapes(program, monkeypatch):
+    kept = TvmLayerRun.chained
+    monkeypatch.setattr(TvmLayerRun, "chained", lambda self, x: [y[:, 1:] if y.ndim == 4 else y for y in kept(self, x)])
+    message = r"layer quantize_per_tensor \(\S+\) has shape \(1, 2, .*\) by tvm, and \(1, 3, .*\) by torch"
+    with pytest.raises(RunError, match=message):
+        compare(program)
+
+
+def test_outputs_of_other_numbers_and_shapes_are_told(program, monkeypatch):
+    kept = TvmLayerRun.fused_outputs
+    monkeypatch.setattr(TvmLayerRun, "fused_outputs", lambda self, x: [y[:, 1:] for y in kept(self, x)])
+    with pytest.raises(RunError, match=r"output 0 has shape \(1, \d+\) by tvm, fused, and \(1, \d+\) by tvm, every"):
+        compare(program)
+    monkeypatch.setattr(TvmLayerRun, "fused_outputs", lambda self, x: kept(self, x) * 2)
+    with pytest.raises(RunError, match=r"tvm, fused gives 2 tensors, tvm, every layer kept 1, expected 1 of each"):
+        compare(program)
 
 
 def test_a_live_module_names_its_layers_and_pytorch_gives_all_of_them():

@@ -89,6 +89,14 @@ def compile(  # noqa: A001 - the command's name
         str,
         typer.Option(metavar="TARGET", help="See: quantvm list targets.", rich_help_panel=QUANTIZATION),
     ] = "native",
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="dynamic|static",
+            help="Of a program of your own: code for any number of images, or for that of --input-shape only.",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = "dynamic",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -140,6 +148,7 @@ def compile(  # noqa: A001 - the command's name
             engine=engine,  # type: ignore[arg-type]  # likewise
             numerics=numerics,
             target=target,
+            batch=batch,
             threads=threads,
             audit=audit,
             min_int8_macs=min_int8_macs,

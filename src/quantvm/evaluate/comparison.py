@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, RunError
 from quantvm.evaluate.causes import Explainer
 from quantvm.evaluate.diff_config import DiffConfig
 from quantvm.evaluate.layer_parity import LayerCount
@@ -84,6 +84,9 @@ class Comparison:
         expected = self.run(self.reference).chained(x_f32)
         actual_run = self.run(self.actual)
         actual = actual_run.chained(x_f32)
+        sides = (self.actual, self.reference)
+        names = [f"layer {layer.name} ({layer.op})" for layer in self._program.layers]
+        check_shapes(names, sides, actual, expected)
         for count, a, e in zip(self.counts, actual, expected, strict=True):
             count.add(a, e)
         for side, integers in ((self.reference, actual), (self.actual, expected)):
@@ -97,7 +100,10 @@ class Comparison:
             for count, a, e in zip(self.counts, own, expected, strict=True):
                 count.add_own(a, e)
         for side, fused in self._fused.items():
-            fused.add(self.run(side).fused_outputs(x_f32), self.run(side).outputs(x_f32))
+            outputs = self.run(side).fused_outputs(x_f32), self.run(side).outputs(x_f32)
+            names = [f"output {i}" for i in range(len(outputs[1]))]
+            check_shapes(names, (f"{side}, fused", f"{side}, every layer kept"), *outputs)
+            fused.add(*outputs)
 
     def fusion_rows(self) -> list[FusionRow]:
         """Returns of each side of TVM whether fused code gives the same outputs."""
@@ -233,6 +239,27 @@ class Comparison:
         )  # fmt: skip
 
 
+def check_shapes(
+    names: Sequence[str], sides: tuple[str, str], actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> None:
+    """Checks that two runs can be compared element by element.
+
+    Raises:
+        RunError: they have other numbers of tensors, or a tensor of other shapes; names the first of these.
+    """
+    if len(actual) != len(expected):
+        raise RunError(
+            f"{sides[0]} gives {len(actual)} tensors, {sides[1]} {len(expected)}, expected {len(names)} of each. "
+            "Please report it with the model"
+        )
+    for name, a, e in zip(names, actual, expected, strict=True):
+        if a.shape != e.shape:
+            raise RunError(
+                f"{name} has shape {a.shape} by {sides[0]}, and {e.shape} by {sides[1]}: the two do not compute the "
+                "same program, and nothing behind this can be compared. Please report it with the model"
+            )
+
+
 class _FusionCount:
     """Raw outputs of fused code against those of code that returns every layer."""
 
@@ -241,11 +268,12 @@ class _FusionCount:
 
     def add(self, fused: Sequence[np.ndarray], chained: Sequence[np.ndarray]) -> None:
         for f, c in zip(fused, chained, strict=True):
-            same = f.view(np.int32) == c.view(np.int32)
+            is_float = f.dtype == c.dtype == np.float32
+            same = f.view(np.int32) == c.view(np.int32) if is_float else np.asarray(f == c)
             self._n += same.size
             self._equal += int(same.sum())
             if not same.all():
-                self._max = max(self._max, float(np.abs(f[~same] - c[~same]).max()))
+                self._max = max(self._max, float(np.abs(f[~same].astype(np.float64) - c[~same]).max()))
 
     def row(self) -> FusionRow:
         return {"side": self._side, "n": self._n, "equal": self._equal, "max_abs_diff": self._max}

@@ -30,6 +30,8 @@ class CompileConfig:
         numerics: `torch`, the same bits as that engine, and of a .pt2, .onnx or .tflite the results of its own
             runtime; `integer`, no float between quantize and dequantize.
         target: what TVM compiles for; `native` is this machine.
+        batch: of a quantized program of the user's own. `dynamic`: any number of images, unless the program fixes it.
+            `static`: as many as `input_shapes` says, or one; it takes programs that cannot have any number.
         threads: PyTorch's thread count that is reproduced; None for TVM_NUM_THREADS, or else the physical cores.
         audit: whether the dot-product instructions of every kernel are counted; it is then compiled anew.
         min_int8_macs: None, or the least share of multiply-adds in int8 kernels, 0..1, for the check to be met.
@@ -48,6 +50,7 @@ class CompileConfig:
     engine: Engine = "fbgemm"
     numerics: str = "torch"
     target: str = "native"
+    batch: str = "dynamic"
     threads: int | None = None
     audit: bool = False
     min_int8_macs: float | None = None
@@ -90,6 +93,10 @@ class CompileConfig:
             kind_of(self.model)
         except ConfigError as error:
             yield f"model: {error}"
+        if self.batch not in ("dynamic", "static"):
+            yield f"batch: got {self.batch!r}, expected dynamic or static"
+        elif self.batch == "static" and self.is_registered:
+            yield "batch: static is of a quantized program of your own; a registered model takes any number of images"
         for shape in self.input_shapes or ():
             if len(shape) < 2 or min(shape) < 1:
                 yield f"input_shape: got {','.join(map(str, shape))}, expected sizes of at least 1, as 1,3,224,224"

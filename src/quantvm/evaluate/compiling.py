@@ -100,6 +100,8 @@ def _own(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
     threads = resolve_threads(config.threads, stages.physical_cores())
     found = load_model(config.model, input_shapes=config.input_shapes, engine=config.engine)
     if not isinstance(found, UserProgram):
+        if config.batch == "static":
+            raise ConfigError(f"batch: {config.model} is a float model, which is compiled for any number of images")
         return _quantized_here(config, progress, stages)
     found.check(as_classifier=False)
     with stages.torch_engine(with_engine(run_config, found.engine)):
@@ -107,6 +109,7 @@ def _own(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
             numerics=None if config.numerics == "torch" else config.numerics,
             engine=config.engine,
             target=config.target,
+            batch=config.batch,
             threads=threads,
             cache=not config.audit,  # assembly is only at hand where code is generated
             progress=progress,

@@ -140,7 +140,8 @@ def _with_shapes(config: DiffConfig, found: UserProgram, progress: Progress, sta
     stages.use_threads(threads)
     if len(found.shapes) != 1 or found.fixed_batch not in (None, 1):
         raise ConfigError(
-            f"{config.model} takes {found.shapes_text}, expected one input, and one image a call or any number"
+            f"{config.model} takes {found.shapes_text}, and diff runs one input of one image; export it so, or, with "
+            "dynamic_shapes, for any number of images"
         )
     shape = tuple(d or 1 for d in found.image_shape or found.shapes[0][1:])
     images = _images_of_shape(config, shape, progress, stages)

@@ -86,7 +86,8 @@ class QdqBuilder:
             operands = ", ".join(str(shape_of(x)) for x in expr.args if getattr(x.ty, "shape", None) is not None)
             raise ModelImportError(
                 f"{expr.op.name.removeprefix('relax.')} at {self.where}: the shape of its result does not follow from "
-                f"{operands}; a dynamic batch cannot be broadcast against another dimension (batch='static' can)"
+                f"{operands}; a dynamic batch cannot be broadcast against another dimension (batch='static', "
+                "--batch static, can)"
             )
         return var
 

@@ -178,7 +178,8 @@ class _Import:
             else:
                 raise ModelImportError(
                     f"dimension {at} of input {index} ({node.name}) is dynamic: {tuple(map(str, value.shape))}; only "
-                    "dimension 0 may be. Export with dynamic_shapes={0: torch.export.Dim('n')}, or use batch='static'"
+                    "dimension 0 may be. Export with dynamic_shapes=({0: torch.export.Dim('n')},), or compile with "
+                    "batch='static' (--batch static)"
                 )
         return shape
 
@@ -188,7 +189,9 @@ class _Import:
             return sizes
         examples = torch.utils._pytree.tree_leaves(self._program.example_inputs or ())
         if index >= len(examples):
-            raise ModelImportError("batch='static' of a program without example inputs; export it with static shapes")
+            raise ModelImportError(
+                "batch='static' of a program without example inputs; export it without dynamic_shapes"
+            )
         return list(examples[index].shape)
 
     def _results(self, builder: ExportedBuilder) -> list[Any]:

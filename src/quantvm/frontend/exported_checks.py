@@ -71,7 +71,8 @@ def check_operators(nodes: Iterable[Any], is_known: Callable[[Any], bool]) -> No
         rows = [f"{name} x{len(found)} (first: {described(found[0])})" for name, found in sorted(missing.items())]
         raise UnsupportedOpError(
             f"{len(missing)} unsupported ops: {'; '.join(rows)}. Neither quantvm ({len(exported_ops())} ops of "
-            "exported programs) nor TVM's importer has them. To add one: quantvm.frontend.exported_registry"
+            "exported programs) nor TVM's importer has them. Pass program.run_decompositions(), which writes most of "
+            "them by other operators, or save that with torch.export.save; what is left needs another form in the model"
         )
 
 

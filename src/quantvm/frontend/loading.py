@@ -133,8 +133,10 @@ def check_converters(block: Any, outside: Iterable[str] = ()) -> None:
             for kind, found in missing.items()
         ]
         raise UnsupportedOpError(
-            f"{len(missing)} unsupported ops: {'; '.join(rows)}. Supported: `quantvm list ops` "
-            f"({len(supported_ops())} ops). To add one: quantvm.frontend.registry"
+            f"{len(missing)} unsupported ops: {'; '.join(rows)}. Of TorchScript, {len(supported_ops())} are supported "
+            "(`quantvm list ops`). A file cannot be changed for that, but its float model can be quantized by PT2E "
+            "instead (quantvm.quantize with flow='pt2e', or torchao's prepare_pt2e and convert_pt2e), where more "
+            "operators are; to add one in code: quantvm.register_converter"
         )
 
 

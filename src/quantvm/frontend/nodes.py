@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,9 @@ def weight_owner(node: Any, paths: dict[str, str]) -> str:
 
 
 def source_line(node: Any) -> str:
-    """Returns the Python file and line that a node was recorded at: the innermost that is not PyTorch's own, if any."""
+    """Returns the Python file and line that a node was recorded at: the innermost of the model's own code, if any."""
     lines = [line.strip() for line in node.sourceRange().splitlines() if ".py" in line]
-    own = [line for line in lines if not _OF_TORCH.search(line)]
-    return (own or lines or ["no source line"])[0].split("/")[-1].rstrip(":")
+    inside = list(itertools.takewhile(lambda line: "/torch/jit/_trace.py" not in line, lines))
+    own = [line for line in inside if not _OF_TORCH.search(line)]
+    of_a_module = [line for line in inside if not line.split("(")[0].endswith("/torch/_ops.py")]
+    return (own or of_a_module or lines or ["no source line"])[0].split("/")[-1].rstrip(":")

@@ -196,7 +196,10 @@ class _Conversion:
             if is_computable(kind) and is_known(arguments):
                 return compute(node, arguments)
             if converter is None:
-                raise ModelImportError(f"{kind} at {builder.where} needs inputs that are known at import")
+                raise ModelImportError(
+                    f"{kind} at {builder.where} needs sizes or numbers that are known at import; what depends on the "
+                    "batch is known with batch='static' (--batch static)"
+                )
             if not (kind in TAKES_KNOWN or kind.startswith("prim::")):
                 arguments = as_arguments(arguments)
             return converter(builder, *arguments)

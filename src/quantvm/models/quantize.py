@@ -150,7 +150,8 @@ def _check_float(model: nn.Module, *, needs_stubs: bool) -> None:
         raise ConfigError(
             f"{type(model).__name__} is not quantizable: it has no QuantStub, so nothing in it would meet quantized "
             "input. Take the model from torchvision.models.quantization, or wrap it in "
-            "torch.ao.quantization.QuantWrapper if it neither adds, multiplies nor concatenates tensors itself"
+            "torch.ao.quantization.QuantWrapper if it neither adds, multiplies nor concatenates tensors itself, or "
+            "quantize it by flow='fx' or 'pt2e', which need no stubs"
         )
     damaged = [
         name
