@@ -88,6 +88,11 @@ def is_call(expr: Expr, op: str) -> bool:
     return getattr(getattr(expr, "op", None), "name", None) == op
 
 
+def is_per_tensor(call: Expr) -> bool:
+    """Returns whether a quantize or dequantize has one scale, which is known."""
+    return all(isinstance(argument, GenericConst) and not constant_value(argument).ndim for argument in call.args[1:3])
+
+
 def quant_params(call: Expr) -> QuantParams:
     """Returns the per-tensor parameters of a quantize or dequantize call."""
     dtype = call.attrs.out_dtype if is_call(call, "relax.quantize") else call.args[0].ty.dtype

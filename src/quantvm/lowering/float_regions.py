@@ -18,7 +18,7 @@ from tvm_ffi import structural_equal
 from quantvm.numerics import QuantParams
 
 from .bindings import definitions, variables
-from .composite import constant_value, is_call, quant_params, static_shape
+from .composite import constant_value, is_call, is_per_tensor, quant_params, static_shape
 
 UNARY = {
     "relax.nn.relu": "relu",
@@ -123,8 +123,9 @@ class _Finder:
         """Returns what part in a region an operator can play."""
         name = getattr(getattr(value, "op", None), "name", "")
         if name == "relax.quantize":
-            return "quantize" if not constant_value(value.args[1]).ndim and _is_float(value.args[0]) else None
-        if name == "relax.clip" and str(value.ty.dtype) in ("uint8", "int8"):
+            per_tensor = is_integer(value) and is_per_tensor(value)
+            return "quantize" if per_tensor and _is_float(value.args[0]) else None
+        if name == "relax.clip" and is_integer(value):
             source: Any = self._definitions.get(value.args[0])
             alone = len(self._consumers[value.args[0]]) == 1
             return "limit" if is_call(source, "relax.quantize") and alone and self._kind(source) else None
@@ -141,15 +142,15 @@ class _Finder:
         return None
 
     def _rounds_only(self, dequantize: Any) -> bool:
-        """Whether what is dequantized was quantized just for that."""
+        """Whether what is dequantized was quantized just for that, under the same parameters."""
         source: Any = self._definitions.get(dequantize.args[0])
         if is_call(source, "relax.clip"):
             source = self._definitions.get(source.args[0])
-        return (
-            is_call(source, "relax.quantize")
-            and not constant_value(source.args[1]).ndim
-            and len(self._consumers[dequantize.args[0]]) == 1
-        )
+        if not is_call(source, "relax.quantize") or self._kind(source) != "quantize":
+            return False
+        if not is_per_tensor(dequantize) or quant_params(source) != quant_params(dequantize):
+            return False
+        return len(self._consumers[dequantize.args[0]]) == 1
 
     def _fits(self, call: Any) -> bool:
         """Whether every operand has the result's shape, is a constant for each channel or a scalar, or a gate."""
@@ -260,7 +261,9 @@ def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
         if len(weight.ty.shape) != 2 or (axes is not None and [int(a) for a in axes] != [1, 0]):
             return None
         weight, transposed = bound.get(weight.args[0], weight.args[0]), True
-    if not is_call(weight, "relax.dequantize") or not isinstance(weight.args[0], GenericConst):
+    if not is_call(weight, "relax.dequantize") or not all(isinstance(part, GenericConst) for part in weight.args):
+        return None
+    if not is_integer(weight.args[0]):
         return None
     if kind == "conv2d" and str(value.attrs.data_layout) != "NCHW":
         return None
@@ -276,8 +279,8 @@ def dequantized_params(expr: Any, bound: dict[Any, Any]) -> QuantParams | None:
     """Returns the parameters of dequantized integers, perhaps moved, or concatenated with the like; or None."""
     value: Any = bound.get(expr)
     if is_call(value, "relax.dequantize"):
-        stored = constant_value(value.args[1]).ndim or isinstance(value.args[0], GenericConst)
-        return None if stored else quant_params(value)
+        per_tensor = is_integer(value.args[0]) and is_per_tensor(value)
+        return quant_params(value) if per_tensor and not isinstance(value.args[0], GenericConst) else None
     if is_call(value, "relax.concat"):
         parts = getattr(bound.get(value.args[0], value.args[0]), "fields", ())
         params = {dequantized_params(part, bound) for part in parts}
@@ -285,6 +288,11 @@ def dequantized_params(expr: Any, bound: dict[Any, Any]) -> QuantParams | None:
     if getattr(getattr(value, "op", None), "name", "") in MOVES:
         return dequantized_params(value.args[0], bound)
     return None
+
+
+def is_integer(expr: Any) -> bool:
+    """Whether a value is a tensor of int8 or uint8."""
+    return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) in ("uint8", "int8")
 
 
 def _is_float(expr: Any) -> bool:

@@ -14,7 +14,7 @@ from tvm import relax
 from quantvm.tvm_compat import dataflow
 
 from .bindings import count_uses, definitions, with_operands
-from .composite import constant_value, is_call
+from .composite import is_call, is_per_tensor
 
 _COMMUTES = frozenset(
     f"relax.{name}"
@@ -53,7 +53,7 @@ class _Hoister:
         return self.values.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def bind(self, var: Any, value: Any) -> Any:
-        if is_call(value, "relax.quantize") and not constant_value(value.args[1]).ndim:
+        if is_call(value, "relax.quantize") and is_per_tensor(value):
             return self._quantized(value.args[0], value, var.name)
         if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype:
             return self.value(value.args[0])  # says of a float island that PyTorch computes it in float, as all here is

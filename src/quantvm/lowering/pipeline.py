@@ -30,7 +30,7 @@ from . import (  # noqa: F401  (registers the rules)
 from .bindings import definitions
 from .calls import KernelCall, kernel_calls
 from .channel_affine import merge_channel_affines
-from .composite import constant_value, is_call, quant_params
+from .composite import is_call, is_per_tensor, quant_params
 from .float_kernels import call_float_kernels
 from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
@@ -170,7 +170,7 @@ def _output_scale(module: tvm.IRModule) -> float | None:
     values, expr = definitions(main), main.body.body
     while expr in values:
         expr = values[expr]
-    if not is_call(expr, "relax.dequantize") or constant_value(expr.args[1]).ndim:
+    if not is_call(expr, "relax.dequantize") or not is_per_tensor(expr):
         return None
     return quant_params(expr).scale
 

@@ -1,8 +1,10 @@
 """Lowers under numerics=qdq: every region of float operators becomes one kernel, pools and moves take integers.
 
 Where `legalize` has a rule for each of PyTorch's quantized operators, nothing here is about operators but
-contractions, pools and what is element-wise: the QDQ form says by itself what has to come out. Activations are uint8
-everywhere; those of int8 are stored with 128 added, which changes no bit of what they stand for.
+contractions, pools and what is element-wise: the QDQ form says by itself what has to come out. Kernels take and make
+uint8; what the program calls int8 is stored with 128 added there, which changes no bit of what it stands for. TVM's own
+operators make int8 as it is. So the dtype of an expression says how it is stored, the dtype of the program's variable
+what it is, and every reader asks for the form that it needs: `integers` or `plain`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from quantvm.numerics import QuantParams
 from quantvm.qdq_numerics import FloatProgram, Quantization
 from quantvm.tvm_compat import dataflow
 
+from .axis_quantize import has_known_axis, quantized_along_axis
 from .bindings import count_uses, definitions, described, with_operands
 from .composite import constant_value, is_call, quant_params, static_shape
 from .contraction_rules import conv_shape
 from .float_ops import rows_of_one_image
 from .float_programs import ProgramBuilder, limits_of, unsigned
-from .float_regions import MOVES, Contraction, Region, contraction_of, dequantized_params, find_regions
+from .float_regions import MOVES, Contraction, Region, contraction_of, dequantized_params, find_regions, is_integer
 from .legalize import Legalization
 from .pool_rules import pool_shape
 from .tensors import (
@@ -73,7 +76,7 @@ def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) ->
     with state.builder.function("main", params):
         with dataflow(state.builder):
             for old, new in zip(main.params, params, strict=True):
-                lowering.values[old] = lowering.stored(_tensor(new))
+                lowering.values[old] = _tensor(new)
             for block in main.body.blocks:
                 for binding in block.bindings:
                     with part(described(binding)):
@@ -92,22 +95,29 @@ def _tensor(expr: Any) -> Tensor:
 
 
 class _Lowering:
-    """One walk over `main`; `values` holds what each variable became: a Tensor, Dequantized, or another expression."""
+    """One walk over `main`; `values` holds what each variable became: a Tensor, Dequantized, or another expression.
+
+    A Tensor of an int8 variable is either uint8, with 128 added, or int8.
+    """
 
     def __init__(self, main: Any, state: Legalization, divides: bool) -> None:
         self.state, self.divides = state, divides
         self.values: dict[Any, Any] = {}
         self._reals: dict[Any, Tensor] = {}
+        self._integers: dict[Any, Tensor] = {}
         self._definitions, self._uses = definitions(main), count_uses(main)
         self._regions = find_regions(main)
 
     # ---- values
 
-    def stored(self, x: Tensor) -> Tensor:
-        """Returns integers as they are stored: those of int8 with 128 added."""
-        if str(x.expr.ty.dtype) != "int8":
+    def integers(self, expr: Any) -> Tensor:
+        """Returns int8 or uint8 of the program as kernels take it: uint8, what is int8 with 128 added."""
+        x = self._settled(expr) if isinstance(expr, relax.Var) else _tensor(expr)
+        if str(x.expr.ty.dtype) == "uint8":
             return x
-        return replace(x, expr=self._shifted(x.expr, 128, "uint8"))
+        if expr not in self._integers:
+            self._integers[expr] = replace(x, expr=self._shifted(x.expr, 128, "uint8"))
+        return self._integers[expr]
 
     def _shifted(self, expr: Any, by: int, dtype: str) -> Any:
         wide = relax.op.add(relax.op.astype(expr, "int16"), relax.const(by, "int16"))
@@ -126,9 +136,10 @@ class _Lowering:
             value = self._reals[expr]
         if not isinstance(value, Tensor):
             return value
-        dtype = str(expr.ty.dtype)
         plain = self.state.logical(value).expr
-        return self._shifted(plain, -128, "int8") if dtype == "int8" else plain
+        if str(expr.ty.dtype) == "int8" and str(plain.ty.dtype) == "uint8":
+            return self._shifted(plain, -128, "int8")
+        return plain
 
     def _settled(self, var: Any) -> Any:
         """Returns what a variable became; a pool waits no longer for a quantization."""
@@ -165,14 +176,14 @@ class _Lowering:
             return
         name = getattr(getattr(value, "op", None), "name", "")
         if is_call(value, "relax.dequantize") and dequantized_params(var, self._definitions) is not None:
-            self.values[var] = Dequantized(self.values[value.args[0]], unsigned(quant_params(value)))
+            self.values[var] = Dequantized(self.integers(value.args[0]), unsigned(quant_params(value)))
         elif name in MOVES and isinstance(self.values.get(value.args[0]), Dequantized):
             source = self.values[value.args[0]]
             self.values[var] = replace(source, tensor=self._moved(value, source.tensor, var.name))
-        elif name in MOVES and self._is_integer(value.args[0]):
-            self.values[var] = self._moved(value, self.values[value.args[0]], var.name)
-        elif name == "relax.concat" and self._is_integer(var):
-            self.values[var] = self._concatenated(value, [self.values[part] for part in self._parts(value)], var.name)
+        elif name in MOVES and is_integer(var):
+            self.values[var] = self._moved(value, self.integers(value.args[0]), var.name)
+        elif name == "relax.concat" and is_integer(var):
+            self.values[var] = self._concatenated(value, [self.integers(p) for p in self._parts(value)], var.name)
         elif name == "relax.concat" and (q := self._common_params(value)) is not None:
             tensors = [self.values[part].tensor for part in self._parts(value)]
             self.values[var] = Dequantized(self._concatenated(value, tensors, var.name), q)
@@ -180,7 +191,10 @@ class _Lowering:
             pass
         elif _is_pool(value):
             self.values[var] = _WaitingPool(value)
-        elif is_call(value, "relax.clip") and self._is_integer(var):
+        elif is_call(value, "relax.quantize") and has_known_axis(value):
+            x, builder = self.plain(value.args[0]), self.state.builder
+            self.values[var] = _tensor(quantized_along_axis(builder, x, value, divides=self.divides, name=var.name))
+        elif is_call(value, "relax.clip") and is_integer(var):
             self.values[var] = self._limited(value, var.name)
         elif isinstance(value, relax.Var):
             self.values[var] = self.values[value]
@@ -189,9 +203,6 @@ class _Lowering:
         else:
             emitted = self.state.builder.emit(with_operands(value, self.plain), var.name)
             self.values[var] = _tensor(emitted) if isinstance(emitted.ty, relax.TensorType) else emitted
-
-    def _is_integer(self, expr: Any) -> bool:
-        return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) in ("uint8", "int8")
 
     def _moved(self, call: Any, x: Tensor, name: str) -> Tensor:
         """Applies a movement or a max pool to integers."""
@@ -255,7 +266,7 @@ class _Lowering:
         return fits
 
     def _limited(self, call: Any, name: str) -> Tensor:
-        x = self.values[call.args[0]]
+        x = self.integers(call.args[0])
         x = in_layout(self.state.builder, x, x.layout)
         low, high = limits_of(call)
         kernel = elementwise.clamp_integers(x.item_shape, low, high, "uint8", "clip")
