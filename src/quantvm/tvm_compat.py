@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,6 +94,21 @@ def start_vm(module: Any) -> Any:
 
     with stage("starting the compiled code", CompileError):
         return VirtualMachine(module, tvm.cpu())
+
+
+def copied(executable: Any) -> Any:
+    """Returns a module for `start_vm`, of the same code and constants as an executable of `build_executable`.
+
+    A virtual machine writes into what it starts: an empty memory scope for each constant. Saved after that, an
+    executable has other bytes, and TVM warns of every scope, when it is saved and whenever it is loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="quantvm-") as folder:
+        path = str(Path(folder, "executable"))
+        executable.mod.write_to_file(path, "")
+        copy = tvm.get_global_func("relax.ExecutableLoadFromFile")(path)
+    for library in executable.mod.imports:
+        copy.import_module(library)
+    return copy
 
 
 def load_library(path: Path) -> Any:

@@ -134,6 +134,18 @@ def test_what_is_saved_twice_has_the_same_manifest_but_for_nothing(compiled, sav
     assert model_file.read_manifest(again).signature == model_file.read_manifest(saved).signature
 
 
+def test_a_model_that_has_run_is_saved_as_the_same_file_and_in_silence(tmp_path, capfd):
+    module = Quantized(SmallNetwork().stem)
+    model = quantvm.compile(module, image(1, *SHAPE), engine="fbgemm", threads=1, cache=False)
+    before = model.save(tmp_path / "before.qvm")
+    x = image(2, *SHAPE)
+    assert torch.equal(model(x), module(x))
+    after = model.save(tmp_path / "after.qvm")
+    assert after.read_bytes() == before.read_bytes()
+    assert torch.equal(quantvm.load(after)(x), module(x))
+    assert capfd.readouterr().err == ""
+
+
 def test_saving_replaces_a_file_at_once_and_leaves_nothing_behind(compiled, tmp_path):
     path = tmp_path / "model.qvm"
     path.write_text("old")

@@ -32,9 +32,9 @@ class BuiltLibrary:
 
     def start(self) -> Any:
         """Returns the model's main function."""
-        from quantvm.tvm_compat import start_vm
+        from quantvm.tvm_compat import copied, start_vm
 
-        self._vm = start_vm(self.executable)
+        self._vm = start_vm(copied(self.executable))
         return self._vm["main"]
 
     def write(self, path: Path) -> None:
