@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from quantvm.models.weights import build_float_model, resolve_weights
     from quantvm.report.bench_schema import BenchResult
     from quantvm.report.schema import RunResult
-    from quantvm.runtime import Artifact, CompileReport, TorchRunner, TvmRunner, audit, compile, load  # noqa: A004
+    from quantvm.runtime import Artifact, CompileReport, TorchRunner, TvmRunner, audit, load
+    from quantvm.verification import compile  # noqa: A004
 
 __all__ = [
     "Artifact",
@@ -79,7 +80,7 @@ _HOME = {
     "audit": "quantvm.runtime",
     "bench": "quantvm.evaluate.bench",
     "build_float_model": "quantvm.models.weights",
-    "compile": "quantvm.runtime",
+    "compile": "quantvm.verification",
     "compile_to_file": "quantvm.evaluate.compiling",
     "get_model": "quantvm.models",
     "list_models": "quantvm.models",

@@ -87,6 +87,10 @@ class RunError(QuantvmError, RuntimeError):
     """Compiled code that stopped on its inputs."""
 
 
+class VerificationError(QuantvmError, RuntimeError):
+    """Compiled code whose outputs are not those of the model's reference; the message names the first difference."""
+
+
 class MissingPackageError(QuantvmError, ImportError):
     """A package that is not installed where models are only run, and that all else needs."""
 

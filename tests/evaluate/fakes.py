@@ -94,7 +94,7 @@ class FakeStages(Stages):
             name=name, quantvm_engine=config.engine, quantvm_scheme=config.scheme, quantvm_n_calibration=5
         )
 
-    def compile(self, quantized, spec, config, threads, progress, *, numerics, cache=True):
+    def compile(self, quantized, spec, config, threads, progress, *, numerics, cache=True, verify=False):
         report = SimpleNamespace(
             engine=config.engine,
             numerics=numerics,

@@ -331,7 +331,7 @@ def put(value, *names):
     ("change", "message"),
     [
         (put("zip of something", "format"), "not that of a quantvm model"),
-        (put(1, "schema_version"), "has schema version 1, and this quantvm reads 2"),
+        (put(1, "schema_version"), "has schema version 1, and this quantvm reads 3"),
         (put("0.26.0", "versions", "tvm"), "compiled with TVM 0.26.0"),
         (remove("inputs"), "inputs is nothing"),
         (put([], "inputs"), r"inputs is \[\], expected at least one"),
@@ -343,6 +343,9 @@ def put(value, *names):
         (put([1], "report", "float_ops"), r"report\.float_ops is \[1\], expected a list of str"),
         (put({"a": "b"}, "report", "kernels"), r"report\.kernels"),
         (remove("report", "output_scale"), r"report\.output_scale is nothing"),
+        (remove("report", "verification"), r"report\.verification is nothing"),
+        (put("right", "report", "verification", "verdict"), r"report\.verification\.verdict is 'right'"),
+        (put(-1, "report", "verification", "n_different"), r"report\.verification\.n_different is -1"),
         (put("avx2", "requirements", "cpu_features"), r"requirements\.cpu_features is 'avx2'"),
         (put("ab", "library", "sha256"), r"library\.sha256 is 'ab'"),
         (put(10**400, "report", "compile_s"), "damaged"),
@@ -351,6 +354,20 @@ def put(value, *names):
 def test_manifests_that_make_no_sense(rewritten, change, message):
     with pytest.raises(ModelFileError, match=message):
         quantvm.load(rewritten(change=change))
+
+
+def test_the_file_says_how_its_outputs_compare_with_the_reference_s(saved, rewritten):
+    found = quantvm.load(saved).verification
+    assert (found.verdict, found.batch_sizes, found.n_different) == ("exact", (1, 2), 0)
+    assert found.reference == f"PyTorch (fbgemm) {torch.__version__}"
+    assert f"verified: {found.text}>" in repr(quantvm.load(saved))
+
+    def without(manifest):
+        manifest["schema_version"] = 2
+        del manifest["report"]["verification"]
+
+    earlier = quantvm.load(rewritten(change=without))
+    assert earlier.verification.text == "not run: the file was written by an earlier version of quantvm"
 
 
 def leaves(value, path=()):
@@ -368,7 +385,9 @@ def tampered(value):
         return value + "0" if not value or set(value) - set("0123456789abcdef") else value[::-1]
     if isinstance(value, list):
         return [*value, *value[:1]] or ["softmax"]
-    return {bool: not value, int: lambda: value + 1, float: lambda: value * 1.5, type(None): lambda: 7}[type(value)]()
+    return {bool: not value, int: lambda: value + 1, float: lambda: value * 1.5 + 0.25, type(None): lambda: 7}[
+        type(value)
+    ]()
 
 
 def test_every_field_that_was_tampered_with_is_refused(saved, rewritten):

@@ -15,8 +15,8 @@ import typer
 from typer.models import ArgumentInfo
 
 from quantvm.download import cache_dir
-from quantvm.errors import ModelCodeError, QuantvmError, gist
-from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_USAGE
+from quantvm.errors import ModelCodeError, QuantvmError, VerificationError, gist
+from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_USAGE
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -46,7 +46,7 @@ def errors_to_exit_codes(command: Callable[..., None] | None = None) -> Iterator
         kept = _kept_stack(error) if error.is_unexpected else None
         where = f", which is in {kept}" if kept else ""
         typer.echo(f"quantvm: {_with_option_names(str(error), command)}{where}", err=True)
-        raise typer.Exit(EXIT_USAGE) from error
+        raise typer.Exit(EXIT_CHECK_FAILED if isinstance(error, VerificationError) else EXIT_USAGE) from error
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise
     except MemoryError as error:

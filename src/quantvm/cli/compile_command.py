@@ -113,6 +113,14 @@ def compile(  # noqa: A001 - the command's name
             rich_help_panel=_CHECKS,
         ),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the compiled code's outputs with those of the model's own framework, at two batch sizes.",
+            rich_help_panel=_CHECKS,
+        ),
+    ] = True,
     min_int8_macs: Annotated[
         float | None,
         typer.Option(
@@ -151,6 +159,7 @@ def compile(  # noqa: A001 - the command's name
             batch=batch,
             threads=threads,
             audit=audit,
+            verify=verify,
             min_int8_macs=min_int8_macs,
         )
         result = compile_to_file(config, progress=progress_for_stderr())

@@ -12,11 +12,11 @@ from quantvm.errors import ConfigError, RunError
 from quantvm.evaluate.causes import Explainer
 from quantvm.evaluate.diff_config import DiffConfig
 from quantvm.evaluate.layer_parity import LayerCount
-from quantvm.evaluate.ties import explain_ties
 from quantvm.layer_rules import Environment
 from quantvm.numerics import ENGINES
 from quantvm.progress import Progress
 from quantvm.report.diff_schema import FusionRow
+from quantvm.verification.ties import explain_ties
 
 if TYPE_CHECKING:
     from quantvm.frontend import LayeredProgram

@@ -34,6 +34,7 @@ class CompileConfig:
             `static`: as many as `input_shapes` says, or one; it takes programs that cannot have any number.
         threads: PyTorch's thread count that is reproduced; None for TVM_NUM_THREADS, or else the physical cores.
         audit: whether the dot-product instructions of every kernel are counted; it is then compiled anew.
+        verify: whether the outputs are compared with those of the model's own framework.
         min_int8_macs: None, or the least share of multiply-adds in int8 kernels, 0..1, for the check to be met.
     """
 
@@ -53,6 +54,7 @@ class CompileConfig:
     batch: str = "dynamic"
     threads: int | None = None
     audit: bool = False
+    verify: bool = True
     min_int8_macs: float | None = None
 
     @property

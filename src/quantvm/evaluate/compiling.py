@@ -52,8 +52,9 @@ def _quantized_here(config: CompileConfig, progress: Progress, stages: Stages) -
         spec, quantized = quantize_only_model(plan, run_config, stages, progress, flow=config.flow)
         titled = TitledProgress(progress, spec.title)
         return stages.compile(
-            quantized, spec, run_config, plan.threads, titled, numerics=config.numerics, cache=not config.audit
-        )
+            quantized, spec, run_config, plan.threads, titled, numerics=config.numerics, cache=not config.audit,
+            verify=config.verify,
+        )  # fmt: skip
 
 
 def quantize_only_model(
@@ -112,6 +113,7 @@ def _own(config: CompileConfig, progress: Progress, stages: Stages) -> Artifact:
             batch=config.batch,
             threads=threads,
             cache=not config.audit,  # assembly is only at hand where code is generated
+            verify=config.verify,
             progress=progress,
         )
 
@@ -146,6 +148,7 @@ def _row(config: CompileConfig, artifact: Artifact, file: Path | None) -> Compil
         "compile_s": report.compile_s,
         "cached": report.cached,
         "load_s": report.load_s,
+        "verification": report.verification.row(),  # type: ignore[typeddict-item]  # the fields of VerificationRow
         "audit": audited,  # type: ignore[typeddict-item]  # the fields of KernelAudit
         "problem": int8_share_problem(report.int8_mac_share, config.min_int8_macs),
     }

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.evaluate.ties import TieCause
 from quantvm.layer_rules.facts import FACTS, in_words
 from quantvm.report.diff_schema import DifferenceRow, RuleRow
+from quantvm.verification.ties import TieCause
 
 if TYPE_CHECKING:
     from quantvm.frontend import Layer

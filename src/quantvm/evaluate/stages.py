@@ -196,22 +196,27 @@ class Stages:
         *,
         numerics: str,
         cache: bool = True,
+        verify: bool = False,
     ) -> Artifact:
         """Returns the quantized model compiled by TVM, maybe in an earlier run.
+
+        Its outputs are compared with the reference's if `verify` says so: the main job does that itself, on images.
 
         Numerics torch means of a user's own program: as its own runtime computes. The batch size is any, unless such a
         program fixes it.
         """
-        from quantvm import runtime
+        from quantvm import verification
         from quantvm.evaluate.user_models import UserProgram
 
-        options: dict[str, Any] = {"target": config.target, "threads": threads, "cache": cache, "progress": progress}
+        options: dict[str, Any] = {
+            "target": config.target, "threads": threads, "cache": cache, "verify": verify, "progress": progress,
+        }  # fmt: skip
         if isinstance(quantized, UserProgram):
             own: str | None = None if numerics == "torch" else numerics
             return quantized.compile(numerics=own, engine=config.engine, **options)
         crop = spec.preprocessing.crop
         example_f32 = np.zeros((1, 3, crop, crop), dtype=np.float32)
-        return runtime.compile(quantized, example_f32, numerics=numerics, engine=config.engine, **options)
+        return verification.compile(quantized, example_f32, numerics=numerics, engine=config.engine, **options)
 
     def torch_runner(self, module: nn.Module | UserProgram, threads: int) -> Runner | None:
         """Returns PyTorch as an engine that maps a batch to raw outputs; of a user's own program, its own runtime."""

@@ -120,20 +120,23 @@ class UserProgram:
         runner = ChannelsLastRunner(runner) if self.is_channels_last else runner
         return runner if self.fixed_batch is None else FixedBatchRunner(runner, self.fixed_batch)
 
-    def compile(self, *, numerics: str | None, engine: str | None, batch: str = "dynamic", **options: Any) -> Artifact:
+    def compile(
+        self, *, numerics: str | None, engine: str | None, batch: str = "dynamic", verify: bool = False, **options: Any
+    ) -> Artifact:
         """Returns the program compiled by TVM, for the batch sizes that it takes itself.
 
         Args:
             numerics: None: as its own runtime computes.
             engine: PyTorch engine that it is for, where it does not say that itself.
             batch: static: for the number of images in its shapes only, or for one.
+            verify: whether its outputs are compared with its own runtime's; who compares them anyway need not.
             **options: as for `quantvm.compile`.
         """
-        from quantvm import runtime
+        from quantvm import verification
 
         is_fixed = self.fixed_batch is not None
-        return runtime.compile(
-            self.value, self._zeros(1) if batch == "static" and not is_fixed else self.example_inputs,
+        return verification.compile(
+            self.value, self._zeros(1) if batch == "static" and not is_fixed else self.example_inputs, verify=verify,
             numerics=numerics, engine=self.engine or engine, batch="static" if is_fixed else batch, **options,
         )  # fmt: skip
 

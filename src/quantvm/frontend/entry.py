@@ -54,7 +54,7 @@ def _imported(model_or_path: Any, example_inputs: Any, engine: str | None, batch
         return _exported(model_or_path, examples, batch)
     if isinstance(model_or_path, torch.nn.Module) and needs_export(model_or_path):
         _check_converted(model_or_path)
-        return _exported(_export(model_or_path, examples, batch), examples, batch)
+        return _exported(export_module(model_or_path, examples, batch), examples, batch)
     return _torchscript(model_or_path, example_inputs, engine, batch)
 
 
@@ -171,7 +171,7 @@ def _check_converted(model: Any) -> None:
         raise ModelImportError(f"the model holds {len(observers)} observers ({observers[0]}, ...): {NOT_CONVERTED}")
 
 
-def _export(model: Any, examples: Sequence[Any] | None, batch: str) -> Any:
+def export_module(model: Any, examples: Sequence[Any] | None, batch: str) -> Any:
     """Returns the exported program of a live module, its batch symbolic if that is asked for."""
     import torch
 

@@ -29,6 +29,25 @@ def plain(program: LayeredProgram) -> tvm.IRModule:
     return _rebuilt(program.chained, lambda results: results[: program.n_outputs])
 
 
+def outputs_of_layers(program: LayeredProgram) -> tvm.IRModule:
+    """Returns Relax QDQ; (inputs, every layer's integers) -> the program's outputs, from the given layers."""
+    layers = _results(program.chained)[program.n_outputs :]
+    given = _given(program)
+    replaced = dict(zip(layers, given, strict=True))
+
+    def of_given(results: list[Any]) -> list[Any]:
+        return results[: program.n_outputs]
+
+    return _rebuilt(program.chained, of_given, given, replaced)
+
+
+def _given(program: LayeredProgram) -> list[Any]:
+    return [
+        relax.Var(f"layer_{i}", relax.TensorType(list(layer.shape), layer.q.dtype))
+        for i, layer in enumerate(program.layers)
+    ]
+
+
 def isolated(
     program: LayeredProgram, channels_last: Sequence[bool], wanted: Sequence[int] | None = None, *,
     unrounded: bool = False,
@@ -36,10 +55,7 @@ def isolated(
     """Returns what `LayeredProgram.isolated` says, or `unrounded`."""
     n_inputs = len(program.chained["main"].params)
     layers = _results(program.chained)[program.n_outputs :]
-    given = [
-        relax.Var(f"layer_{i}", relax.TensorType(list(layer.shape), layer.q.dtype))
-        for i, layer in enumerate(program.layers)
-    ]
+    given = _given(program)
     # a tensor that is two layers at once has one variable, and readers may read either
     replaced = dict(zip(layers, given, strict=True))
     numbers = range(len(given)) if wanted is None else wanted

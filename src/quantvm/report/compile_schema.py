@@ -24,6 +24,19 @@ class KernelAuditRow(TypedDict):
     dot_instructions: dict[str, int]  # in its code, loops counted once
 
 
+class VerificationRow(TypedDict):
+    """How the code's outputs compare with the reference's."""
+
+    verdict: str  # exact, ties, bound, degenerate, lowering only, not run
+    reason: str
+    reference: str | None  # with its version
+    batch_sizes: list[int]
+    n_compared: int
+    n_different: int
+    max_difference: float
+    text: str  # all that as a sentence
+
+
 class CompileRow(TypedDict):
     """What one compilation gave."""
 
@@ -47,6 +60,7 @@ class CompileRow(TypedDict):
     compile_s: float  # when it was compiled, which `cached` says was earlier
     cached: bool
     load_s: float | None
+    verification: VerificationRow
     audit: list[KernelAuditRow] | None  # None: not asked for
     problem: str | None  # why the check that was asked for is not met
 

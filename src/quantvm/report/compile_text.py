@@ -34,6 +34,7 @@ def _facts(row: CompileRow) -> Iterator[str]:
     yield f"Needs: {row['architecture']} {' '.join(row['cpu_features'])}".rstrip()
     earlier = f", taken from the cache in {row['load_s']:.2f} s" if row["cached"] and row["load_s"] is not None else ""
     yield f"Imported in {row['import_s']:.1f} s, compiled in {row['compile_s']:.1f} s{earlier}"
+    yield f"Verified: {row['verification']['text']}"
     if row["file"] is not None:
         size = "" if row["size_bytes"] is None else f" ({bytes_text(row['size_bytes'])}, sha256 {row['sha256']})"
         yield f"Written: {row['file']}{size}"

@@ -14,6 +14,7 @@ from .interchange import Given, given, returned, shared
 from .requirements import Requirements
 from .signature import Signature
 from .target import physical_cores
+from .verdict import NOT_ASKED, Verification
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class CompileReport:
         float_reasons: why each of `float_ops` stays float, in their order.
         cached: whether the code is of an earlier compilation.
         load_s: seconds of loading the code from a file; None if it was compiled in this process.
+        verification: how the code's outputs compare with the reference's.
     """
 
     import_s: float
@@ -49,6 +51,7 @@ class CompileReport:
     float_reasons: tuple[str, ...] = ()
     cached: bool = False
     load_s: float | None = None
+    verification: Verification = NOT_ASKED
 
 
 class Library(Protocol):
@@ -79,9 +82,25 @@ class Artifact:
         self, library: Library, signature: Signature, report: CompileReport, requirements: Requirements
     ) -> None:
         self.library, self.signature, self.report, self.requirements = library, signature, report, requirements
+        self.key: str | None = None  # under which the cache has the code, or would have it
         # A Relax VM keeps its registers from call to call: it must not be entered twice at once.
         self._lock = threading.Lock()
         self._main: Any = None
+
+    def __repr__(self) -> str:
+        inputs, outputs = (
+            ", ".join(f"{spec.name} {spec.dtype} {spec.shape_text}" for spec in specs)
+            for specs in (self.signature.inputs, self.signature.outputs)
+        )
+        return (
+            f"<quantvm.Artifact {inputs} -> {outputs}; numerics {self.report.numerics}, engine {self.report.engine}, "
+            f"{self.report.target}; verified: {self.report.verification.text}>"
+        )
+
+    @property
+    def verification(self) -> Verification:
+        """How its outputs compare with the reference's."""
+        return self.report.verification
 
     @property
     def input_shapes(self) -> tuple[tuple[int | None, ...], ...]:

@@ -57,7 +57,7 @@ def compile_model(
     cache: bool = True,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """Returns the quantized model compiled to int8 code.
+    """Returns the quantized model compiled to int8 code, not compared with anything: `quantvm.compile` does that.
 
     Args:
         model_or_path: an eager-quantized `nn.Module`, a traced module, an exported program, or the path of a saved one:
@@ -121,16 +121,21 @@ def _cached(
     key = cache_key(module, tvm_target, numerics=numerics, threads=threads)
     found = store.find(key)
     if found is not None:
+        found.key = key
         found.report = dataclasses.replace(found.report, cached=True, load_s=time.perf_counter() - start_s)
         return found
     artifact = _generate(module, tvm_target, numerics, threads)
+    artifact.key = key
     try:
         store.store(key, artifact)
     except (CompileError, ModelFileError) as error:
         progress.note(f"the compiled model is not kept for the next time: {error}")
         return artifact
     stored = store.find(key)  # loading it takes less time than TVM's in-memory code generation
-    return stored or artifact
+    if stored is None:
+        return artifact
+    stored.key = key
+    return stored
 
 
 def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Artifact:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 BYTES_VARIABLE = "QUANTVM_CACHE_BYTES"
 _DEFAULT_BYTES = 2 << 30
 _SUFFIX = ".qvm"
+VERDICT_SUFFIX = ".verdict.json"
+"""Of what `quantvm.verification` keeps beside the models: how their outputs compared with their references'."""
+
+_MAX_VERDICTS = 2000
 _ABANDONED_S = 3600.0
 """An unfinished file that old is of a process that ended."""
 
@@ -122,6 +126,7 @@ class CompileCache:
         for path, size_bytes, _ in self._files():
             path.unlink(missing_ok=True)
             count, total = count + 1, total + size_bytes
+        self._drop_verdicts(0)
         self._drop_abandoned(0.0)
         return count, total
 
@@ -153,12 +158,26 @@ class CompileCache:
                 break
             path.unlink(missing_ok=True)
             total -= size_bytes
+        self._drop_verdicts(_MAX_VERDICTS)
         self._drop_abandoned(_ABANDONED_S)
 
+    def _drop_verdicts(self, kept: int) -> None:
+        names = sorted(self.folder.glob(f"*{VERDICT_SUFFIX}"), key=_written_s)
+        for path in names[: max(0, len(names) - kept)]:
+            path.unlink(missing_ok=True)
+
     def _drop_abandoned(self, age_s: float) -> None:
-        for path in self.folder.glob(f"*{_SUFFIX}.tmp*"):
+        unfinished = [path for suffix in (_SUFFIX, VERDICT_SUFFIX) for path in self.folder.glob(f"*{suffix}.tmp*")]
+        for path in unfinished:
             try:
                 if time.time() - path.stat().st_mtime >= age_s:
                     path.unlink(missing_ok=True)
             except OSError:
                 continue
+
+
+def _written_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # another process has removed it
+        return 0.0

@@ -215,6 +215,11 @@ class TvmLayerRun:
         """Returns all layers of one image, each computed from the layers before it."""
         return self._both(x_f32)[self._program.n_outputs :]
 
+    def layers_of(self, inputs: Sequence[np.ndarray]) -> list[ArrayInt]:
+        """Returns all layers of one call with several inputs, each computed from the layers before it."""
+        self._compile_chained()
+        return _arrays(self._chained(*map(_tensor, inputs)))[self._program.n_outputs :]
+
     def _both(self, x_f32: np.ndarray) -> list[np.ndarray]:
         self._compile_chained()
         if self._last is None or self._last[0] is not x_f32:

@@ -15,8 +15,11 @@ from quantvm.numerics import QuantParams
 from .artifact import CompileReport
 from .requirements import Requirements
 from .signature import Signature, TensorSpec
+from .verdict import VERDICTS, Verification
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_WITHOUT_VERDICT = 2
+"""The schema version before this one, whose files are read: they do not say whether the code was compared."""
 FORMAT = "quantvm model"
 T = TypeVar("T")
 
@@ -87,7 +90,7 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelFileError(f"{where}: the manifest is not that of a quantvm model")
     version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, _WITHOUT_VERDICT) or isinstance(version, bool):
         raise ModelFileError(
             f"{where} has schema version {version!r}, and this quantvm reads {SCHEMA_VERSION}; compile the model again"
         )
@@ -99,7 +102,7 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
                 tuple(_tensor_spec(spec) for spec in _Fields(content, "").objects("inputs")),
                 tuple(_tensor_spec(spec) for spec in _Fields(content, "").objects("outputs")),
             ),
-            report=_report(_Fields(content, "").object("report")),
+            report=_report(_Fields(content, "").object("report"), version),
             library=_member(_Fields(content, "").object("library")),
         )
         written = _Fields(content, "").value("sha256", str, _is_digest)
@@ -202,7 +205,7 @@ def _member(fields: _Fields) -> Member:
     )
 
 
-def _report(fields: _Fields) -> CompileReport:
+def _report(fields: _Fields, schema_version: int) -> CompileReport:
     return CompileReport(
         import_s=fields.value("import_s", float),
         compile_s=fields.value("compile_s", float),
@@ -215,4 +218,21 @@ def _report(fields: _Fields) -> CompileReport:
         threads=fields.value("threads", int, lambda threads: threads > 0),
         output_scale=fields.optional("output_scale", float),
         float_reasons=fields.items("float_reasons", str),
+        verification=(
+            Verification("not run", "the file was written by an earlier version of quantvm")
+            if schema_version == _WITHOUT_VERDICT
+            else _verification(fields.object("verification"))
+        ),
+    )
+
+
+def _verification(fields: _Fields) -> Verification:
+    return Verification(
+        verdict=fields.value("verdict", str, lambda verdict: verdict in VERDICTS),  # type: ignore[arg-type]  # checked
+        reason=fields.value("reason", str),
+        reference=fields.optional("reference", str),
+        batch_sizes=fields.items("batch_sizes", int),
+        n_compared=fields.value("n_compared", int, lambda n: n >= 0),
+        n_different=fields.value("n_different", int, lambda n: n >= 0),
+        max_difference=fields.value("max_difference", float),
     )

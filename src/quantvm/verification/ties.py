@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from quantvm.progress import Progress
-
-if TYPE_CHECKING:
-    from quantvm.evaluate.layer_parity import LayerCount
 
 NEAR = 1e-3
 """Steps from the middle between two integers within which a float32 sum may decide either way."""
@@ -47,8 +44,19 @@ class TieCause:
         return f"{what} within {self.farthest:.1g} steps of a tie, where the order of a float sum decides"
 
 
+class Counted(Protocol):
+    """A layer's differences, as `evaluate.layer_parity.LayerCount` has them."""
+
+    ties: TieCause | None
+
+    @property
+    def has_own(self) -> bool:
+        """Whether there are differences from equal inputs."""
+        ...
+
+
 def explain_ties(
-    counts: Sequence[LayerCount],
+    counts: Sequence[Counted],
     steps_of: Callable[[np.ndarray, Sequence[Any], Sequence[int]], Sequence[np.ndarray]],
     images: Sequence[np.ndarray],
     runs: Callable[[np.ndarray], tuple[list[Any], list[Any]]],

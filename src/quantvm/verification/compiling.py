@@ -1,0 +1,65 @@
+"""`quantvm.compile`: a quantized program compiled, and compared with what its own framework computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from quantvm.errors import missing_package_named
+from quantvm.progress import SILENT, Progress
+from quantvm.runtime import Artifact
+from quantvm.runtime import compile as build
+from quantvm.runtime.verdict import Verification
+
+
+@missing_package_named()
+def compile_model(
+    model_or_path: Any,
+    example_inputs: Any = None,
+    *,
+    verify: bool = True,
+    target: str = "native",
+    cache: bool = True,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Artifact:
+    """Returns the quantized model compiled to int8 code, whose outputs were compared with those of its own framework.
+
+    The reference is PyTorch, ONNX Runtime (unfused) or LiteRT; it runs the example inputs, or seeded ones, at two batch
+    sizes where the batch is free. `artifact.verification` says what that showed: one of the verdicts of
+    `quantvm.runtime.verdict.MEANING`.
+
+    Args:
+        model_or_path: as for `quantvm.runtime.compile`, which compiles without comparing.
+        example_inputs: likewise.
+        verify: whether the outputs are compared; without it the verdict is `not run`.
+        target: as for `quantvm.runtime.compile`.
+        cache: whether code and verdicts of earlier compilations are found, and kept for later ones.
+        progress: where a long compilation reports to.
+        **options: numerics, engine, batch and threads, as for `quantvm.runtime.compile`.
+
+    Raises:
+        ConfigError: a wrong option.
+        ModelImportError, UnsupportedOpError: the model cannot be imported.
+        CompileError: the target or the numerics cannot be served.
+        VerificationError: the compiled code does not compute what the reference does.
+    """
+    artifact = build(model_or_path, example_inputs, target=target, cache=cache, progress=progress, **options)
+    if not verify:
+        found = Verification("not run", "verify=False")
+    else:
+        found = _verified(artifact, model_or_path, example_inputs, target, cache, progress)
+    artifact.report = dataclasses.replace(artifact.report, verification=found)
+    return artifact
+
+
+def _verified(
+    artifact: Artifact, model_or_path: Any, example_inputs: Any, target: str, cache: bool, progress: Progress
+) -> Verification:
+    from quantvm.runtime.cache import default_cache
+
+    from .checking import Subject, verify
+
+    store = default_cache() if cache else None
+    store = None if store is None or store.limit_bytes == 0 else store
+    return verify(Subject(artifact, model_or_path, example_inputs, target), store=store, progress=progress)

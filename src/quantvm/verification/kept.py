@@ -1,0 +1,155 @@
+"""Verdicts of earlier compilations: a second compilation of the same model compares nothing.
+
+A verdict is found again only if all that decided it is the same: the compiled code, the model itself (not only what was
+imported of it, for the import may be what is wrong), the reference and its version, the inputs, and the CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from quantvm.runtime.cache import VERDICT_SUFFIX, CompileCache
+from quantvm.runtime.target import cpu_model
+from quantvm.runtime.verdict import VERDICTS, Verification
+
+_ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+
+
+def verdict_key(code: str | None, model: Any, reference: str, runs: Iterable[Iterable[np.ndarray]]) -> str | None:
+    """Returns 64 hexadecimal digits, equal for comparisons that must end alike; None where a part has no digest.
+
+    Args:
+        code: key of the compiled code, which holds engine, threads, numerics and target.
+        model: what was compiled.
+        reference: name and version.
+        runs: inputs of every run.
+    """
+    source = digest_of_model(model)
+    if code is None or source is None:
+        return None
+    inputs = hashlib.sha256()
+    for array in (array for run in runs for array in run):
+        _add_array(inputs, array)
+    parts = {
+        "code": code,
+        "source": source,
+        "reference": reference,
+        "inputs": inputs.hexdigest(),
+        "cpu": cpu_model(),
+        "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+        "sources": _digest_of_sources(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def find(store: CompileCache, key: str) -> Verification | None:
+    """Returns the verdict of that key; None if there is none, or its file is damaged."""
+    path = store.folder / f"{key}{VERDICT_SUFFIX}"
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        found = Verification(**{**row, "batch_sizes": tuple(row["batch_sizes"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if found.verdict in VERDICTS else None
+
+
+def keep(store: CompileCache, key: str, found: Verification) -> None:
+    """Keeps a verdict; where the folder cannot be written, it is found anew the next time."""
+    path = store.folder / f"{key}{VERDICT_SUFFIX}"
+    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}-{uuid4().hex[:8]}")
+    try:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+
+
+def digest_of_model(model: Any) -> str | None:
+    """Returns the SHA-256 of what was compiled, with every bit of its weights; None where it holds unknown things."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    try:
+        if isinstance(model, (str, Path)):
+            with Path(model).open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        elif isinstance(model, torch.export.ExportedProgram):
+            digest.update(str(model.graph).encode())
+            _add(digest, dict(model.state_dict))
+            _add(digest, dict(model.constants))
+        elif isinstance(model, torch.jit.ScriptModule):
+            buffer = io.BytesIO()
+            torch.jit.save(model, buffer)
+            digest.update(buffer.getvalue())
+        elif isinstance(model, torch.nn.Module):
+            digest.update(repr(model).encode())
+            digest.update(getattr(model, "code", "").encode())  # of modules of torch.fx
+            _add(digest, dict(model.state_dict()))
+        else:
+            digest.update(model.SerializeToString(deterministic=True))  # of ONNX
+    except (AttributeError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError):
+        return None
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Adds a value of a state dict.
+
+    Raises:
+        TypeError: it is of an unknown kind.
+    """
+    if isinstance(value, dict):
+        for name, item in value.items():
+            digest.update(f"{name}\n".encode())
+            _add(digest, item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _add(digest, item)
+    elif hasattr(value, "__tensor_flatten__"):  # torchao's
+        names, context = value.__tensor_flatten__()
+        digest.update(repr(context).encode())
+        _add(digest, [getattr(value, name) for name in names])
+    elif isinstance(value, torch.Tensor):
+        tensor = value.detach()
+        if tensor.is_quantized:
+            is_channel = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+            rest = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()) if is_channel else (
+                tensor.q_scale(), tensor.q_zero_point()
+            )  # fmt: skip
+            _add(digest, [tensor.int_repr(), *rest])
+        else:
+            digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+        digest.update(repr(value).encode())
+    else:
+        raise TypeError(type(value).__name__)
+
+
+def _add_array(digest: Any, array: np.ndarray) -> None:
+    digest.update(f"{array.dtype} {array.shape}\n".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+
+
+@lru_cache(maxsize=1)
+def _digest_of_sources() -> str:
+    """Returns the SHA-256 of what compares and of what imports for it."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for folder in ("verification", "frontend"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

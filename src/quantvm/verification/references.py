@@ -1,0 +1,201 @@
+"""What computes the right outputs of a model: the framework that it came from, in that framework's own way."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from quantvm.numerics import ENGINES
+from quantvm.torch_compat import quantization_engine
+
+Arrays = list[np.ndarray]
+Running = Callable[[Sequence[np.ndarray]], Arrays]
+"""The inputs of one call, in order -> the outputs, nested ones flattened."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A framework's run of a model.
+
+    Attributes:
+        name: of the framework, with the engine if it has several.
+        version: of the framework.
+        run: computes the outputs.
+    """
+
+    name: str
+    version: str
+    run: Running
+
+    @property
+    def text(self) -> str:
+        """Name and version."""
+        return f"{self.name} {self.version}"
+
+
+class NoReferenceError(Exception):
+    """There is nobody here who computes what is right; the message says why."""
+
+
+def reference_name(model_or_path: Any, engine: str) -> tuple[str, str]:
+    """Returns name and version of who computes what is right of a model, without loading it there."""
+    held = type(model_or_path).__name__
+    if isinstance(model_or_path, (str, Path)):
+        from quantvm.frontend.entry import format_of
+
+        held = format_of(Path(model_or_path))
+    if held == "tflite":
+        return "LiteRT, reference kernels,", _version("ai-edge-litert")
+    if held in ("onnx", "ModelProto"):
+        return "ONNX Runtime, unfused,", _version("onnxruntime")
+    return (f"PyTorch ({engine})" if engine in ENGINES else "PyTorch"), torch.__version__
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def reference_of(model_or_path: Any, example_inputs: Any, *, engine: str, threads: int) -> Reference:
+    """Returns the framework's own run of what `quantvm.compile` takes.
+
+    Args:
+        model_or_path: as for `quantvm.compile`.
+        example_inputs: likewise; their nesting is that of the calls.
+        engine: of PyTorch, where the program is for one.
+        threads: inside of one operator.
+
+    Raises:
+        NoReferenceError: its runtime is not installed, or cannot take the model.
+    """
+    return Reference(*reference_name(model_or_path, engine), _run_of(model_or_path, example_inputs, engine, threads))
+
+
+def _run_of(model_or_path: Any, example_inputs: Any, engine: str, threads: int) -> Running:
+    if isinstance(model_or_path, (str, Path)):
+        from quantvm.frontend.entry import format_of
+
+        held = format_of(Path(model_or_path))
+        if held == "tflite":
+            return _litert(str(model_or_path), threads)
+        if held == "onnx":
+            return _onnxruntime(str(model_or_path), threads)
+        return _torch(_loaded(Path(model_or_path), held), example_inputs, engine, threads)
+    if type(model_or_path).__name__ == "ModelProto":
+        return _onnxruntime(model_or_path.SerializeToString(), threads)
+    return _torch(model_or_path, example_inputs, engine, threads)
+
+
+def _loaded(path: Path, held: str) -> Any:
+    if held == "exported":
+        from quantvm.frontend.exported import load_program
+
+        return load_program(path)
+    from quantvm.frontend.loading import load_script
+
+    return load_script(path)
+
+
+# ------------------------------------------------------------------ PyTorch
+
+
+def _torch(model: Any, example_inputs: Any, engine: str, threads: int) -> Running:
+    is_program = isinstance(model, torch.export.ExportedProgram)
+    call = model.module() if is_program else model
+    nesting = model.call_spec.in_spec if is_program and example_inputs is None else None
+    if example_inputs is not None:
+        nesting = pytree.tree_flatten(_as_arguments(example_inputs))[1]
+
+    def run(inputs: Sequence[np.ndarray]) -> Arrays:
+        tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
+        arguments, keywords = (tensors, {}) if nesting is None else _arguments(pytree.tree_unflatten(tensors, nesting))
+        with torch_state(engine, threads), torch.inference_mode():
+            result = call(*arguments, **keywords)
+        return [y.detach().contiguous().numpy() for y in pytree.tree_leaves(result) if isinstance(y, torch.Tensor)]
+
+    return run
+
+
+def _as_arguments(example_inputs: Any) -> tuple[Any, ...]:
+    return tuple(example_inputs) if isinstance(example_inputs, (list, tuple)) else (example_inputs,)
+
+
+def _arguments(nested: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns what a call is given: exported programs say (positional, by name), examples the positional alone."""
+    if len(nested) == 2 and isinstance(nested[0], tuple) and isinstance(nested[1], dict):
+        return nested
+    return nested, {}
+
+
+@contextmanager
+def torch_state(engine: str, threads: int) -> Iterator[None]:
+    """PyTorch with an engine and a thread count, and afterwards as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with quantization_engine(engine) if engine in ENGINES else nullcontext():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------ other runtimes
+
+
+def _onnxruntime(model: str | bytes, threads: int) -> Running:
+    from quantvm.frontend.onnx_layers import has_onnxruntime, unfused_session
+
+    if not has_onnxruntime():
+        raise NoReferenceError("ONNX Runtime is not installed (pip install onnxruntime)")
+    try:
+        session = unfused_session(model, threads=threads)
+    except Exception as error:  # its errors have no common base but that
+        raise NoReferenceError(f"ONNX Runtime cannot load the model: {_gist(error)}") from error
+    names = [given.name for given in session.get_inputs()]
+
+    def run(inputs: Sequence[np.ndarray]) -> Arrays:
+        return [np.asarray(y) for y in session.run(None, dict(zip(names, inputs, strict=True)))]
+
+    return run
+
+
+def _litert(path: str, threads: int) -> Running:
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise NoReferenceError("LiteRT is not installed (pip install ai-edge-litert)")
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    try:
+        # the optimized kernels round otherwise than TFLite's definition of its operators
+        interpreter = Interpreter(
+            path, num_threads=threads, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+        )  # fmt: skip
+        interpreter.allocate_tensors()
+    except Exception as error:  # Python's own kinds, of whatever is wrong
+        raise NoReferenceError(f"LiteRT cannot load the model: {_gist(error)}") from error
+
+    def run(inputs: Sequence[np.ndarray]) -> Arrays:
+        for place, x in zip(interpreter.get_input_details(), inputs, strict=True):
+            if tuple(place["shape"]) != x.shape:
+                interpreter.resize_tensor_input(place["index"], x.shape)
+        interpreter.allocate_tensors()
+        for place, x in zip(interpreter.get_input_details(), inputs, strict=True):
+            interpreter.set_tensor(place["index"], np.ascontiguousarray(x))
+        interpreter.invoke()
+        return [interpreter.get_tensor(place["index"]) for place in interpreter.get_output_details()]
+
+    return run
+
+
+def _gist(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
