@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import quantvm
+import quantvm.runtime
 from quantvm.errors import ConfigError
 from quantvm.frontend import from_torch
 from quantvm.runtime import cache_key as cache_key_module
@@ -55,7 +55,7 @@ def small(seed=0, **options):
 
 def compiled(module=None, shape=(1, 3, 6, 6), **options):
     options = {"engine": "fbgemm", "threads": 1, "cache": True, **options}
-    return quantvm.compile(module or small(), image(*shape), **options)
+    return quantvm.runtime.compile(module or small(), image(*shape), **options)
 
 
 # ------------------------------------------------------------------ hits and misses
@@ -304,7 +304,7 @@ def test_entries_say_what_they_are_and_damaged_ones_are_listed(folder):
 _PROGRAM = """
 import json, sys, time
 import numpy as np, torch
-import quantvm
+import quantvm.runtime
 from tests.quantized_modules import Quantized, conv2d, image
 torch.backends.quantized.engine = "fbgemm"
 while time.time() < float(sys.argv[1]):
@@ -312,7 +312,7 @@ while time.time() < float(sys.argv[1]):
 found = []
 for seed in (0, 1, 0, 1):
     module = Quantized(conv2d(3, 8, seed=seed))
-    artifact = quantvm.compile(module, image(1, 3, 6, 6), engine="fbgemm", threads=1, cache=True)
+    artifact = quantvm.runtime.compile(module, image(1, 3, 6, 6), engine="fbgemm", threads=1, cache=True)
     x = image(2, 3, 6, 6, seed=seed)
     assert torch.equal(artifact(x), module(x))
     found.append(artifact.report.cached)
