@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
+from quantvm.lowering.pool_rules import pool_window
 from quantvm.numerics import reciprocal_f64
 
-from .qdq_in_float import _OPS, QdqInFloat, _along, _around, _axes, _ints, _name, _pool_arguments
+from .qdq_in_float import _OPS, QdqInFloat, _along, _around, _avg_pool2d, _axes, _axes_of_pool, _ints, _name
 
 _ROUNDED_ALONE = frozenset(
     f"relax.{name}"
@@ -163,12 +164,14 @@ class ExactQdq(_Freeing):
     def _nn_avg_pool2d(self, call: Any, x: Any) -> Tensor | None:
         if not isinstance(x, _Dequantized) or x.scale.ndim:
             return None
-        size, options = _ints(call.attrs.pool_size), _pool_arguments(call)
-        ones = torch.ones(1, 1, *x.real.shape[2:], dtype=torch.float64)
-        pixels = functional.avg_pool2d(ones, size, divisor_override=1, **options)
-        share = functional.avg_pool2d(ones, size, count_include_pad=bool(call.attrs.count_include_pad), **options)
-        total = functional.avg_pool2d(x.centred_f64, size, divisor_override=1, **options)
-        return total.float() * x.scale / torch.round(pixels / share).float()
+        include = pool_window(call).count_include_pad
+        rows, columns = (
+            torch.tensor([axis.counted(i) if include else axis.inside(i).count for i in range(axis.out_size)])
+            for axis in _axes_of_pool(call, x.real)
+        )
+        counts = torch.outer(rows, columns).clamp(min=1).double()
+        total = torch.round(_avg_pool2d(call, x.centred_f64) * counts)
+        return total.float() * x.scale / counts.float()
 
 
 def _window_sizes(size: int, windows: int) -> Tensor:
