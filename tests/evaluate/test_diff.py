@@ -154,6 +154,7 @@ def test_the_integer_path_differs_where_floats_round_otherwise(program):
     assert found
     assert all(cause == "inherited" or cause.startswith("rule ") for cause in found.values()), found
     named = [layer["rule"] for layer in row["layers"] if layer["rule"] is not None]
+    assert named
     assert all((rule["reference"], rule["actual"]) == ("fbgemm", "integer") for rule in named), named
 
 

@@ -99,8 +99,10 @@ def test_ties_are_told_by_their_distance(program, monkeypatch):
 
 def test_the_command_takes_programs(program):
     result = CliRunner().invoke(app, ["diff", program, "--num-samples", "1", "--json"])
-    assert json.loads(result.stdout)["engine"] == "pt2e"
-    assert result.exit_code in (0, 1)
+    row = json.loads(result.stdout)
+    assert row["engine"] == "pt2e"
+    assert [layer["op"] for layer in row["layers"]][:2] == ["input", "aten::relu"]
+    assert result.exit_code == (1 if row["n_differing"] else 0)
 
 
 def test_fixed_point_is_told_from_a_bug(program):

@@ -222,7 +222,9 @@ def test_shapes_that_do_not_fit_are_named_all_at_once(tiny_spec, tiny_model, tmp
 def test_batch_norm_counters_may_be_missing(tiny_spec, tiny_model, tmp_path):
     state_dict = dict(tiny_model.state_dict())
     del state_dict["norm.num_batches_tracked"]
-    _load(tiny_spec, state_dict, tmp_path)
+    loaded = _load(tiny_spec, state_dict, tmp_path).state_dict()
+    assert loaded["norm.num_batches_tracked"] == 0
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state_dict.items())
 
 
 def test_damaged_file(tiny_spec, content, tmp_path):
