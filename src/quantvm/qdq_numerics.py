@@ -27,23 +27,25 @@ class Quantization:
 
     Computes: clip(rne(fl(x * (float)(1/scale))) + zero_point, low, high), or rne(fl(x / scale)) if `divides`.
     Exactness: `quantized_decomposed.quantize_per_tensor` (torch/ao/quantization/fx/_decomposed.py), bit for bit; if
-        `divides`, QuantizeLinear of ONNX.
+        `divides`, QuantizeLinear of ONNX; if `ties_away` besides, QUANTIZE of float32 in TFLite's reference kernels.
 
     Attributes:
         q: parameters.
         low, high: range, inside of the dtype's.
         divides: whether x is divided by the scale, not multiplied by its reciprocal.
+        ties_away: whether halves round away from zero, not to even.
     """
 
     q: QuantParams
     low: int
     high: int
     divides: bool = False
+    ties_away: bool = False
 
     @classmethod
-    def full_range(cls, q: QuantParams, *, divides: bool) -> Quantization:
+    def full_range(cls, q: QuantParams, *, divides: bool, ties_away: bool = False) -> Quantization:
         """Returns the quantization whose range is that of the dtype."""
-        return cls(q, q.quant_min, q.quant_max, divides)
+        return cls(q, q.quant_min, q.quant_max, divides, ties_away)
 
     def limited(self, low: int, high: int) -> Quantization:
         """Returns the quantization with its integers limited to [low, high] besides."""
@@ -58,7 +60,9 @@ def quantize(x_f32: Values, quantization: Quantization) -> NDArray[np.int64]:
         steps = np.divide(x_f32, q.scale_f32, dtype=f32)
     else:
         steps = np.multiply(x_f32, reciprocal_f64(q.scale), dtype=f32)
-    return np.clip(np.rint(steps.astype(f64)) + q.zero_point, quantization.low, quantization.high).astype(i64)
+    steps = steps.astype(f64)
+    rounded = np.trunc(steps + np.copysign(0.5, steps)) if quantization.ties_away else np.rint(steps)
+    return np.clip(rounded + q.zero_point, quantization.low, quantization.high).astype(i64)
 
 
 def multiplier(input_q: QuantParams, weight_scales: NDArray[np.float64], channels: int) -> F32:

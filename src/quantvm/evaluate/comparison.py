@@ -182,7 +182,7 @@ class Comparison:
         if rest.startswith("integer"):
             return "integer" if rest == "integer:upward" else rest
         if rest == "qdq" or self._program.engine not in ENGINES:
-            return "qdq" if self._program.engine == "onnx" else "pt2e"
+            return "pt2e" if self._program.engine == "pt2e" else "qdq"
         return self._program.engine if rest in ("", "torch") else rest
 
     def run(self, side: str) -> Any:

@@ -72,7 +72,7 @@ class UserProgram:
     @property
     def quantvm_engine(self) -> str:
         """The engine, as modules that quantvm quantized have it."""
-        return {"exported": "pt2e", "onnx": "onnx", "tflite": "onnx"}.get(self.kind, self.engine or "fbgemm")
+        return {"exported": "pt2e", "onnx": "onnx", "tflite": "tflite"}.get(self.kind, self.engine or "fbgemm")
 
     @property
     def example_inputs(self) -> list[np.ndarray] | None:

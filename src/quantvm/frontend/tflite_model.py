@@ -1,7 +1,8 @@
 """TFLite files -> Relax in QDQ form, through TVM's own importer; knows no torch.
 
-The form is dequantize, operate in float, quantize. TFLite's own kernels requantize in fixed point instead, so that
-single integers may differ by one from what its interpreter computes.
+The form is dequantize, operate in float, quantize. The engine `tflite` says that averages, means and changes of
+parameters round as TFLite's kernels; its other kernels requantize in fixed point, so that single integers may differ by
+one from what its interpreter computes (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .channels_first import channels_first
 from .normalize import normalize
 from .program_inputs import ENGINE_ATTR, bind_batch
 
-ENGINE = "onnx"
+ENGINE = "tflite"
 _MAGIC = b"TFL3"
 
 

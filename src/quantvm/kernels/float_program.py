@@ -16,16 +16,26 @@ from .builder import LANES, Expr, cast, clamp, fma, local, ramp, round_even, rou
 
 _BEYOND_BYTES = 65536.0
 """No byte is left of what exceeds this many steps; it is cut off, as converting it might not fit."""
+_BEHIND_A_TIE = 1 + 2.0**-9
+"""Moves halves of up to 256 steps away from zero, and not as far as to the next integer."""
 
 
 def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
-    """Returns the float32 number of steps of the scale, before rounding, not above `_BEYOND_BYTES`."""
+    """Returns the float32 number of steps of the scale, before rounding, not above `_BEYOND_BYTES`.
+
+    Where halves round away from zero they are moved off the middle, so that all ways to round give that.
+    """
     q = quantization.q
     if quantization.divides:
         steps = tirx.div(x_f32, splat(q.scale_f32, lanes, "float32"))
     else:
         steps = x_f32 * splat(reciprocal_f64(q.scale), lanes, "float32")
-    return T.min(steps, splat(_BEYOND_BYTES, lanes, "float32"))
+    steps = T.min(steps, splat(_BEYOND_BYTES, lanes, "float32"))
+    if not quantization.ties_away:
+        return steps
+    off = steps - round_even(steps)  # exact
+    half = off * off == splat(0.25, lanes, "float32")
+    return tirx.Select(half, steps * splat(_BEHIND_A_TIE, lanes, "float32"), steps)
 
 
 def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:

@@ -46,13 +46,14 @@ class ProgramBuilder:
         region: the region.
         bound: what each variable of the function is bound to.
         divides: whether quantization divides by the scale.
+        ties_away: whether it rounds halves away from zero.
 
     Attributes:
         operands: variables from outside, in the order of the program's tensors.
     """
 
-    def __init__(self, region: Region, bound: dict[Any, Any], divides: bool) -> None:
-        self._region, self._bound, self._divides = region, bound, divides
+    def __init__(self, region: Region, bound: dict[Any, Any], divides: bool, ties_away: bool = False) -> None:
+        self._region, self._bound, self._divides, self._ties_away = region, bound, divides, ties_away
         self._leaves: list[Any] = []
         self._steps: list[tuple[str, tuple[Any, ...], tuple[float, ...], Quantization | None]] = []
         self._known: dict[Any, Any] = {}
@@ -101,7 +102,8 @@ class ProgramBuilder:
         if is_call(value, "relax.clip"):
             limits = limits_of(value)
             value = self._bound[value.args[0]]
-        quantization = Quantization.full_range(unsigned(quant_params(value)), divides=self._divides)
+        q = unsigned(quant_params(value))
+        quantization = Quantization.full_range(q, divides=self._divides, ties_away=self._ties_away)
         return quantization if limits is None else quantization.limited(*limits), value.args[0]
 
     def _register(self, expr: Any) -> tuple[str, int]:

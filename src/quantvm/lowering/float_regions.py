@@ -85,13 +85,19 @@ class Contraction:
     transposed: bool = True
 
 
-def find_regions(main: Any) -> dict[Any, Region]:
-    """Returns the region of every variable that belongs to one."""
-    return _Finder(main).find()
+def find_regions(main: Any, *, requantizes_apart: bool = False) -> dict[Any, Region]:
+    """Returns the region of every variable that belongs to one.
+
+    Args:
+        main: the function.
+        requantizes_apart: whether a quantize of what was only just dequantized is a region of its own.
+    """
+    return _Finder(main, requantizes_apart).find()
 
 
 class _Finder:
-    def __init__(self, main: Any) -> None:
+    def __init__(self, main: Any, requantizes_apart: bool) -> None:
+        self._requantizes_apart = requantizes_apart
         self._definitions = definitions(main)
         self._consumers: dict[Any, list[Any]] = collections.defaultdict(list)
         for var, value in self._definitions.items():
@@ -189,6 +195,8 @@ class _Finder:
             return None
         (region,) = found.values()
         if region is None or None in consumers:
+            return None
+        if kind == "requantize" and self._requantizes_apart and any(self._kinds[c] == "quantize" for c in consumers):
             return None
         shape = static_shape(self._definitions[var])
         if any(not same_shape(static_shape(self._definitions[c]), shape) for c in consumers):

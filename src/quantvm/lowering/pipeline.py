@@ -102,7 +102,7 @@ class LoweringReport:
 
 
 def default_numerics(module: tvm.IRModule) -> str:
-    """Returns torch for a module of a PyTorch engine, and qdq for one whose engine is pt2e or onnx."""
+    """Returns torch for a module of a PyTorch engine, and qdq for one whose engine is pt2e, onnx or tflite."""
     engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
     return "torch" if engine in ENGINES else "qdq"
 
@@ -149,7 +149,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     if followed == "qdq":
         module = hoist_quantize(module)
         dump(module, "hoist_quantize")
-        module = legalize_qdq(module, state, divides=engine == "onnx")
+        module = legalize_qdq(module, state, divides=engine in ("onnx", "tflite"))
     else:
         module = fuse_qdq(module, ends_only=options.in_float)
         dump(module, "fuse_qdq")

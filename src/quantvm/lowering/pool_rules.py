@@ -35,6 +35,13 @@ def pool_window(call: Any) -> Window:
     )  # fmt: skip
 
 
+def is_spatial_mean(call: Any) -> bool:
+    """Returns whether an expression is a mean over height and width."""
+    if not is_call(call, "relax.mean") or len(call.args[0].ty.shape) != 4 or call.attrs.axis is None:
+        return False
+    return sorted(int(a) % 4 for a in call.attrs.axis) == [2, 3]
+
+
 def _pair(values: Any) -> tuple[int, int]:
     first, second = (int(v) for v in values)
     return first, second

@@ -18,7 +18,17 @@ from tvm import relax
 
 from quantvm import qdq_numerics
 from quantvm.errors import part
-from quantvm.kernels import concat, conv2d, depthwise, elementwise, float_pool, float_region, pool, quantize
+from quantvm.kernels import (
+    concat,
+    conv2d,
+    depthwise,
+    elementwise,
+    float_pool,
+    float_region,
+    pool,
+    quantize,
+    tflite,
+)
 from quantvm.kernels.dot import PORTABLE
 from quantvm.kernels.split_weights import split_product
 from quantvm.numerics import QuantParams
@@ -33,7 +43,7 @@ from .float_ops import rows_of_one_image
 from .float_programs import ProgramBuilder, limits_of, unsigned
 from .float_regions import MOVES, Contraction, Region, contraction_of, dequantized_params, find_regions, is_integer
 from .legalize import Legalization
-from .pool_rules import pool_shape
+from .pool_rules import is_spatial_mean, pool_shape
 from .tensors import (
     Layout,
     Tensor,
@@ -106,7 +116,8 @@ class _Lowering:
         self._reals: dict[Any, Tensor] = {}
         self._integers: dict[Any, Tensor] = {}
         self._definitions, self._uses = definitions(main), count_uses(main)
-        self._regions = find_regions(main)
+        self._is_tflite = state.engine == "tflite"
+        self._regions = find_regions(main, requantizes_apart=self._is_tflite)
 
     # ---- values
 
@@ -274,7 +285,7 @@ class _Lowering:
 
     # ---- pools
 
-    def _pooled(self, call: Any, output: Quantization | None, name: str) -> Tensor:
+    def _pooled(self, call: Any, output: Quantization | None, name: str, dtype_in_file: str = "float32") -> Tensor:
         """An average pool or a spatial mean, of integers or of floats."""
         value = self._settled(call.args[0])
         q, x = (value.q, value.tensor) if isinstance(value, Dequantized) else (None, value)
@@ -288,12 +299,16 @@ class _Lowering:
             like = replace(x, expr=None, shape=(*x.shape[:2], shape.out_height, shape.out_width))
             include = bool(call.attrs.count_include_pad)
             kernel = float_pool.float_avg_pool2d(shape, q, output, count_include_pad=include)
+            if self._is_tflite and output is not None and q == output.q and not include:
+                kernel = tflite.tflite_avg_pool2d(shape, output, 128 if dtype_in_file == "int8" else 0)
             return self.state.run(kernel, [x], like, dtype, name)
         height, width = (1, 1) if op == "mean" else (int(d) for d in call.attrs.output_size)
         like = replace(x, expr=None, shape=(*x.shape[:2], height, width))
         kernel = float_pool.float_adaptive_avg_pool2d(
             (int(x.shape[2]), int(x.shape[3])), int(x.shape[1]), (height, width), q, output
         )
+        if self._is_tflite and op == "mean" and output is not None and q is not None:
+            kernel = tflite.tflite_spatial_mean((int(x.shape[2]), int(x.shape[3])), int(x.shape[1]), q, output)
         y = self.state.run(kernel, [x], like, dtype, name)
         if op != "mean" or call.attrs.keepdims:
             return y
@@ -304,7 +319,7 @@ class _Lowering:
 
     def _region(self, region: Region) -> Any:
         """Emits the kernel of a region and returns its result."""
-        builder = ProgramBuilder(region, self._definitions, self.divides)
+        builder = ProgramBuilder(region, self._definitions, self.divides, self._is_tflite)
         root = self._definitions[region.root]
         name = region.root.name
         if region.host is not None:
@@ -317,8 +332,8 @@ class _Lowering:
         program = builder.program({var: getattr(self.values[var], "q", None) for var in builder.operands})
         if program.output is not None and not program.steps:
             pool_call = self.values[builder.operands[0]]
-            if isinstance(pool_call, _WaitingPool) and self._uses[builder.operands[0]] == 1:
-                return self._pooled(pool_call.call, program.output, name)
+            if isinstance(pool_call, _WaitingPool) and (self._is_tflite or self._uses[builder.operands[0]] == 1):
+                return self._pooled(pool_call.call, program.output, name, str(root.ty.dtype))
         operands = {var: self._settled(var) for var in builder.operands}
         tensors = [v.tensor if isinstance(v, Dequantized) else v for v in operands.values()]
         shape = static_shape(root)
@@ -330,7 +345,10 @@ class _Lowering:
         layout: Layout = self._layout(region, tensors, len(shape))
         placed = [in_layout(self.state.builder, t, layout) for t in tensors]
         like = Tensor(None, tuple(shape), layout)
-        kernel = float_region.float_region(rows_and_item(like.physical)[1], program, self.state.isa)
+        item = rows_and_item(like.physical)[1]
+        kernel = float_region.float_region(item, program, self.state.isa)
+        if self._is_tflite and program.output is not None and not program.steps and program.tensors[0].q is not None:
+            kernel = tflite.tflite_requantize(item, program.tensors[0].q, program.output, self.state.threads)
         return self.state.run(kernel, placed, like, program.out_dtype, name)
 
     def _quantized_image(self, x: Tensor, output: Quantization, name: str) -> Tensor:
@@ -417,10 +435,7 @@ class _Lowering:
 
 def _is_pool(call: Any) -> bool:
     name = getattr(getattr(call, "op", None), "name", "")
-    if name == "relax.mean":
-        axes = call.attrs.axis
-        return len(call.args[0].ty.shape) == 4 and axes is not None and sorted(int(a) % 4 for a in axes) == [2, 3]
-    return name in ("relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
+    return is_spatial_mean(call) or name in ("relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
 
 
 @dataclass(frozen=True)

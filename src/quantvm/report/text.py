@@ -254,7 +254,7 @@ def _quantizations(run: RunRow) -> dict[str, list[str]]:
 
 def _quantization(model: ModelRow) -> str:
     scheme = "the model's own" if model["scheme"] == "its-own" else model["scheme"]
-    return scheme if model["engine"] in ("onnx", "pt2e") else f"{scheme}, engine {model['engine']}"
+    return scheme if model["engine"] in ("onnx", "pt2e", "tflite") else f"{scheme}, engine {model['engine']}"
 
 
 def _targets(run: RunRow) -> str:

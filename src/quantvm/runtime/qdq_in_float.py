@@ -6,6 +6,7 @@ Code that TVM generates for the same program is a hundred times slower, for noth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
-from quantvm.lowering.pool_rules import pool_window
+from quantvm import tflite_numerics
+from quantvm.lowering.bindings import definitions
+from quantvm.lowering.composite import constant_value, is_call, quant_params
+from quantvm.lowering.pool_rules import is_spatial_mean, pool_window
+from quantvm.numerics import QuantParams
 from quantvm.pool_geometry import PoolAxis
 
 
@@ -34,11 +39,16 @@ class QdqInFloat:
         double: whether all between dequantize and quantize is in float64; dequantized values are float32 ones even so.
 
     Computes: dequantize: fl(scale * (q - zero_point)); quantize: clip(rne(fl(x / scale)) + zero_point), as Relax
-        defines them; everything between in float32, convolutions and sums in the order of PyTorch's kernels.
+        defines them; everything between in float32, convolutions and sums in the order of PyTorch's kernels. Of a
+        TFLite model halves are rounded away from zero, and average pools, means over height and width and changes of
+        parameters are those of `tflite_numerics`.
     """
 
     def __init__(self, module: tvm.IRModule, *, double: bool = False) -> None:
         self._main, self._double = module["main"], double
+        engine = str(module.attrs["quantvm.engine"]) if module.attrs and "quantvm.engine" in module.attrs else ""
+        self._ties_away = engine == "tflite"
+        self._tflite = _rounded_by_tflite(self._main) if engine == "tflite" else {}
         self._constants: dict[Any, Tensor] = {}
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -51,6 +61,9 @@ class QdqInFloat:
             for block in self._main.body.blocks:
                 for binding in block.bindings:
                     known = self._constants.get(binding.var)
+                    if binding.var in self._tflite:
+                        values[binding.var] = self._tflite[binding.var](values)
+                        continue
                     values[binding.var] = self._evaluated(binding.value, values) if known is None else known
                     if known is None and _is_constant(binding.value, self._constants):
                         self._constants[binding.var] = values[binding.var]
@@ -67,6 +80,8 @@ class QdqInFloat:
             return self._evaluated(expr.tuple_value, values)[expr.index]
         if isinstance(expr, tvm.ir.Call):
             arguments = [self._evaluated(argument, values) for argument in expr.args]
+            if self._ties_away and is_call(expr, "relax.quantize"):
+                return _quantize(expr, *arguments, ties_away=True)
             return self._real(_OPS[_name(expr)](expr, *arguments))
         if hasattr(expr, "value") and hasattr(expr.value, "numpy"):
             return self._real(torch.from_numpy(expr.value.numpy().copy()))
@@ -76,6 +91,44 @@ class QdqInFloat:
         if self._double and isinstance(value, Tensor) and value.is_floating_point():
             return value.double()
         return value
+
+
+def _rounded_by_tflite(main: Any) -> dict[Any, Callable[[dict[Any, Any]], Tensor]]:
+    """Returns of the quantizes that TFLite rounds in its own way how they are computed from integers."""
+    bound = definitions(main)
+    found: dict[Any, Callable[[dict[Any, Any]], Tensor]] = {}
+    for var, value in bound.items():
+        if not is_call(value, "relax.quantize") or constant_value(value.args[1]).ndim:
+            continue
+        inner: Any = bound.get(value.args[0])
+        is_average = is_call(inner, "relax.nn.avg_pool2d") or is_spatial_mean(inner)
+        source: Any = bound.get(inner.args[0]) if is_average else inner
+        if is_call(source, "relax.dequantize") and source.args[0] in bound:
+            operator = inner if is_average else None
+            found[var] = partial(_tflite, source.args[0], operator, quant_params(source), quant_params(value))
+    return found
+
+
+def _tflite(source: Any, operator: Any, q: QuantParams, out_q: QuantParams, values: dict[Any, Any]) -> Tensor:
+    """Returns an average pool (of equal parameters), a mean, or with no operator the integers requantized."""
+    x = values[source]
+    if operator is None:
+        y = tflite_numerics.requantize(x.numpy(), q, out_q)
+    elif _name(operator) == "relax.mean":
+        total = x.to(torch.int64).sum((2, 3), keepdim=bool(operator.attrs.keepdims)).numpy()
+        count = x.shape[2] * x.shape[3]
+        y = tflite_numerics.mean(total - count * q.zero_point, count, q, out_q)
+    else:
+        rows, columns = _axes_of_pool(operator, x)
+        ones = torch.ones(1, 1, rows.kernel, columns.kernel, dtype=torch.float64)
+        maps = _reached(x.to(torch.float64), [rows, columns], 0.0)
+        stride = [rows.stride, columns.stride]
+        sums = functional.conv2d(maps.reshape(-1, 1, *maps.shape[2:]), ones, stride=stride)
+        heights, widths = ([axis.inside(i).count for i in range(axis.out_size)] for axis in (rows, columns))
+        counts = np.outer(heights, widths)
+        total = sums.reshape(*x.shape[:2], *counts.shape).numpy()
+        y = np.clip(tflite_numerics.average(total, np.maximum(counts, 1)), out_q.quant_min, out_q.quant_max)
+    return torch.from_numpy(y.astype(out_q.dtype))
 
 
 def _name(call: Any) -> str:
@@ -103,10 +156,14 @@ def _along(vector: Tensor, call: Any, rank: int) -> Tensor:
     return vector.reshape(shape)
 
 
-def _quantize(call: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def _quantize(call: Any, x: Tensor, scale: Tensor, zero_point: Tensor, *, ties_away: bool = False) -> Tensor:
     dtype = getattr(torch, str(call.attrs.out_dtype))
     limits = torch.iinfo(dtype)
-    steps = torch.round(x / _along(scale, call, x.ndim)) + _along(zero_point, call, x.ndim).to(torch.float32)
+    steps = x / _along(scale, call, x.ndim)
+    if ties_away:
+        wide = steps.double()
+        steps = torch.trunc(wide + torch.copysign(torch.full_like(wide, 0.5), wide)).to(steps.dtype)
+    steps = torch.round(steps) + _along(zero_point, call, x.ndim).to(torch.float32)
     return steps.clamp(limits.min, limits.max).to(dtype)
 
 

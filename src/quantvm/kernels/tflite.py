@@ -1,0 +1,97 @@
+"""Averages and changes of parameters that round as TFLite's reference kernels; NHWC, integers stored as uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tvm.tirx.script.builder as T
+from tvm import tirx
+
+from quantvm.numerics import QuantParams
+from quantvm.pool_geometry import Taps
+from quantvm.qdq_numerics import Quantization
+from quantvm.tflite_numerics import TfliteFactor, mean_factor, requantize
+
+from .builder import Expr, Kernel, argument, cast, for_vectors, prim_func, ramp, splat, symbolic_batch
+from .elementwise import table
+from .pool import PoolShape, averaged, window_sums
+
+
+def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Kernel:
+    """Returns AVERAGE_POOL_2D: (n, H, W, C) -> (n, OH, OW, C), uint8 under the same parameters.
+
+    Computes: `tflite_numerics.average` of the integers inside of a window, limited to the output's range.
+
+    Args:
+        shape: geometry; padding never counts.
+        output: range of the result, as stored.
+        offset: what was added to the integers that TFLite has: 128 where they are int8.
+    """
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), "uint8")
+        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), "uint8")
+        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as column:
+            image, row = task // shape.out_height, task % shape.out_height
+            rows, columns, inside, size = averaged(shape, row, column, count_include_pad=False)
+
+            def emit(channel: Expr, lanes: int) -> None:
+                sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)]
+                total = sums - splat(inside * offset, lanes)
+                sign = total >> splat(31, lanes, "int32")  # 0, or -1 of negative ones
+                nudged = total + ((splat(size // 2, lanes) ^ sign) - sign)
+                mean = tirx.truncdiv(nudged, splat(size, lanes)) + splat(offset, lanes, "int32")
+                T.buffer_store(y, _stored(mean, output, lanes), [image, row, column, ramp(channel, lanes)])
+
+            for_vectors(shape.channels, emit)
+    return Kernel("avg_pool2d_tflite_u8", builder.get())
+
+
+def tflite_spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, output: Quantization) -> Kernel:
+    """Returns MEAN over height and width: (n, H, W, C) -> (n, 1, 1, C), `tflite_numerics.mean`."""
+    count = in_size[0] * in_size[1]
+    factor = mean_factor(q, output.q, count)
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, *in_size, channels), "uint8")
+        y = argument("y", (n, 1, 1, channels), "uint8")
+        with T.parallel(0, n) as image:
+
+            def emit(channel: Expr, lanes: int) -> None:
+                sums = window_sums(x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)
+                total = sums[ramp(0, lanes)] - splat(count * q.zero_point, lanes, "int32")
+                mean = _multiplied(total, factor, lanes) + splat(output.q.zero_point, lanes, "int32")
+                T.buffer_store(y, _stored(mean, output, lanes), [image, 0, 0, ramp(channel, lanes)])
+
+            for_vectors(channels, emit)
+    return Kernel("spatial_mean_tflite_u8", builder.get())
+
+
+def tflite_requantize(item_shape: Sequence[int], q: QuantParams, output: Quantization, threads: int) -> Kernel:
+    """Returns QUANTIZE of integers, (n, *item_shape): a table of `tflite_numerics.requantize`."""
+    values = np.clip(requantize(np.arange(256), q, output.q), output.low, output.high).astype(np.uint8)
+    return table(item_shape, values, values, in_dtype="uint8", threads=threads, name="requantize")
+
+
+def _stored(value_i32: Expr, output: Quantization, lanes: int) -> Expr:
+    low, high = (splat(limit, lanes, "int32") for limit in (output.low, output.high))
+    return cast(T.max(T.min(value_i32, high), low), output.q.dtype, lanes)
+
+
+def _multiplied(x_i32: Expr, factor: TfliteFactor, lanes: int) -> Expr:
+    """TIR form of `tflite_numerics.multiply`."""
+
+    def constant(value: int) -> Expr:
+        return splat(value, lanes, "int64")
+
+    sign_bits = constant(63)
+    product = cast(x_i32, "int64", lanes) * constant(factor.multiplier << max(factor.shift, 0))
+    nudged = product + constant(1 << 30) + (product >> sign_bits) * constant((1 << 31) - 1)
+    high = (nudged + ((nudged >> sign_bits) & constant((1 << 31) - 1))) >> constant(31)
+    right = max(-factor.shift, 0)
+    mask = (1 << right) - 1
+    above = constant(mask >> 1) - (high >> sign_bits) - (high & constant(mask))  # negative where it is rounded up
+    return cast((high >> constant(right)) - (above >> sign_bits), "int32", lanes)

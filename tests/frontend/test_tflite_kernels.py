@@ -1,0 +1,181 @@
+"""Single TFLite operators, compiled by quantvm, against the reference kernels of LiteRT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import quantvm
+from quantvm import tflite_numerics
+from quantvm.frontend import from_tflite
+from quantvm.numerics import QuantParams
+from quantvm.runtime.qdq_in_float import QdqInFloat
+
+tflite = pytest.importorskip("tflite")
+litert = pytest.importorskip("ai_edge_litert.interpreter")
+
+from .tflite_file import FileOperator, FileTensor, model_bytes  # noqa: E402  (needs tflite)
+
+OP, KIND, ACT, PADDING = tflite.BuiltinOperator, tflite.BuiltinOptions, tflite.ActivationFunctionType, tflite.Padding
+IMAGE = [1, 10, 9, 8]
+SCALE, ZERO = 0.043, -7
+RNG = np.random.default_rng(0)
+
+
+class Model:
+    """A file of one input, quantized, and of an output for every operator on it."""
+
+    def __init__(self, dtype: str = "int8") -> None:
+        self.dtype, zero = dtype, ZERO if dtype == "int8" else ZERO + 128
+        self.zero = zero
+        self.tensors = [FileTensor("x", IMAGE, "float32"), FileTensor("q", IMAGE, dtype, SCALE, zero)]
+        self.operators = [FileOperator(OP.QUANTIZE, ["x"], ["q"], KIND.QuantizeOptions)]
+        self.outputs: list[str] = []
+
+    def add(
+        self, name: str, code: int, kind: int, options: dict[str, Any], shape: list[int], scale: float = SCALE,
+        zero: int | None = None, constants: tuple[FileTensor, ...] = (), operands: tuple[str, ...] = ("q",),
+        version: int = 3,
+    ) -> None:  # fmt: skip
+        """Adds an operator, and its output as floats."""
+        zero = self.zero if zero is None else zero
+        self.tensors += [*constants, FileTensor(f"{name}_q", shape, self.dtype, scale, zero)]
+        self.tensors.append(FileTensor(name, shape, "float32"))
+        inputs = [*operands, *(constant.name for constant in constants)]
+        self.operators.append(FileOperator(code, inputs, [f"{name}_q"], kind, options, version))
+        self.operators.append(FileOperator(OP.DEQUANTIZE, [f"{name}_q"], [name], KIND.DequantizeOptions))
+        self.outputs.append(name)
+
+    def pool(
+        self, name: str, code: int, padding: int, window: tuple[int, int], stride: int, activation: int = 0
+    ) -> None:
+        """Adds a pool."""
+        options = {
+            "Padding": padding, "StrideH": stride, "StrideW": stride, "FilterHeight": window[0],
+            "FilterWidth": window[1], "FusedActivationFunction": activation,
+        }  # fmt: skip
+        same = padding == PADDING.SAME
+        out = [-(-s // stride) if same else (s - k) // stride + 1 for s, k in zip(IMAGE[1:3], window, strict=True)]
+        self.add(name, code, KIND.Pool2DOptions, options, [1, *out, 8])
+
+    def mean(self, name: str, keep: bool, scale: float, zero: int | None = None) -> None:
+        """Adds a mean over height and width."""
+        axes = FileTensor(f"{name}_axes", [2], "int32", value=np.array([1, 2], np.int32))
+        shape = [1, 1, 1, 8] if keep else [1, 8]
+        self.add(name, OP.MEAN, KIND.ReducerOptions, {"KeepDims": keep}, shape, scale, zero, (axes,))
+
+    def averages(self) -> None:
+        """Adds what rounds in a way of TFLite's own."""
+        self.pool("avg_valid", OP.AVERAGE_POOL_2D, PADDING.VALID, (2, 2), 2)
+        self.pool("avg_same", OP.AVERAGE_POOL_2D, PADDING.SAME, (2, 2), 2)
+        self.pool("avg_same_odd", OP.AVERAGE_POOL_2D, PADDING.SAME, (3, 2), 3)
+        self.pool("avg_relu6", OP.AVERAGE_POOL_2D, PADDING.SAME, (4, 3), 2, ACT.RELU6)
+        self.mean("mean", True, SCALE)
+        self.mean("mean_flat", False, SCALE)
+        self.mean("mean_scaled", True, 0.0021)
+        self.add("half", OP.QUANTIZE, KIND.QuantizeOptions, {}, IMAGE, 2 * SCALE)
+        self.add("finer", OP.QUANTIZE, KIND.QuantizeOptions, {}, IMAGE, 0.03)
+
+    @property
+    def data(self) -> bytes:
+        """The file."""
+        return model_bytes(self.tensors, self.operators, ["x"], self.outputs)
+
+
+def reference(data: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the outputs of LiteRT's reference kernels."""
+    kind = litert.OpResolverType.BUILTIN_REF
+    interpreter = litert.Interpreter(model_content=data, num_threads=1, experimental_op_resolver_type=kind)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    return {d["name"]: interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()}
+
+
+def compiled(tmp_path, data: bytes, names: list[str], x: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the outputs of compiled code."""
+    (tmp_path / "model.tflite").write_bytes(data)
+    outputs = quantvm.compile(tmp_path / "model.tflite", cache=False)(x)
+    return dict(zip(names, outputs, strict=True))
+
+
+def image(spread: float = 3.0) -> np.ndarray:
+    """Returns an input whose first pixels lie half-way between two integers, but for what float32 cannot hold."""
+    x = (RNG.standard_normal(IMAGE) * spread).astype(np.float32)
+    x[0, 0] = (np.arange(72).reshape(9, 8) - 35.5) * np.float32(SCALE)
+    return x
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_averages_round_as_tflite(tmp_path, dtype):
+    model = Model(dtype)
+    model.averages()
+    x = image()
+    halves = np.abs(x[0, 0] / np.float32(SCALE)) % 1 == 0.5
+    assert halves.sum() > 20
+    expected = reference(model.data, x)
+    got = compiled(tmp_path, model.data, model.outputs, x)
+    plain = dict(zip(model.outputs, QdqInFloat(from_tflite(model.data))(x), strict=True))
+    for name in model.outputs:
+        assert len(np.unique(expected[name])) > 4, name
+        np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+        np.testing.assert_array_equal(plain[name], expected[name], err_msg=f"{name} in float")
+
+
+def weight(name: str, shape: list[int], axis: int) -> tuple[FileTensor, FileTensor]:
+    """Returns a weight per channel and a bias."""
+    scales = RNG.uniform(0.002, 0.02, shape[axis]).astype(np.float32)
+    values = RNG.integers(-127, 128, shape).astype(np.int8)
+    bias = RNG.integers(-2000, 2000, len(scales)).astype(np.int32)
+    return (
+        FileTensor(name, shape, "int8", scales, 0, axis, values),
+        FileTensor(f"{name}_bias", [len(scales)], "int32", scales * np.float32(SCALE), 0, 0, bias),
+    )
+
+
+def test_other_operators_are_equal_or_a_step_away(tmp_path):
+    """The second list holds the greatest share of elements that may differ, by one step: docs/numerics.md."""
+    model = Model()
+    conv = {"Padding": PADDING.SAME, "StrideH": 1, "StrideW": 1, "DilationHFactor": 1, "DilationWFactor": 1}
+    for name, code in (("relu", OP.RELU), ("maximum", OP.MAXIMUM)):
+        model.add(name, code, 0, {}, IMAGE, operands=("q", "q") if name == "maximum" else ("q",))
+    model.add("logistic", OP.LOGISTIC, 0, {}, IMAGE, 1 / 256, -128)
+    model.add("tanh", OP.TANH, 0, {}, IMAGE, 1 / 128, 0)
+    model.pool("max_same", OP.MAX_POOL_2D, PADDING.SAME, (2, 2), 2)
+    model.pool("max_same_odd", OP.MAX_POOL_2D, PADDING.SAME, (3, 2), 3, ACT.RELU)
+    both = [*IMAGE[:3], 2 * IMAGE[3]]
+    model.add("concat", OP.CONCATENATION, KIND.ConcatenationOptions, {"Axis": 3}, both, operands=("q", "max_q"))
+    model.tensors.append(FileTensor("max_q", IMAGE, "int8", SCALE, ZERO))
+    model.operators.insert(1, FileOperator(OP.MAXIMUM, ["q", "q"], ["max_q"]))
+    shares = dict.fromkeys(model.outputs, 0.0)
+    model.add("conv", OP.CONV_2D, KIND.Conv2DOptions, conv, [1, 10, 9, 12], 0.3, 5, weight("w", [12, 3, 3, 8], 0))
+    model.add(
+        "depthwise", OP.DEPTHWISE_CONV_2D, KIND.DepthwiseConv2DOptions, {**conv, "DepthMultiplier": 1}, IMAGE, 0.1, 5,
+        weight("wd", [1, 3, 3, 8], 3),
+    )  # fmt: skip
+    model.add("other", OP.QUANTIZE, KIND.QuantizeOptions, {}, IMAGE, 0.021, 11)
+    for name, code, kind in (
+        ("add", OP.ADD, KIND.AddOptions), ("sub", OP.SUB, KIND.SubOptions), ("mul", OP.MUL, KIND.MulOptions),
+    ):  # fmt: skip
+        model.add(name, code, kind, {}, IMAGE, 0.06, -3, operands=("q", "other_q"))
+    model.add("hardswish", OP.HARD_SWISH, KIND.HardSwishOptions, {}, IMAGE, 0.03, -110, version=1)
+    shares.update(other=0.0, conv=0.01, depthwise=0.01, add=0.01, sub=0.01, mul=0.01, hardswish=0.02)
+    x = image(1.5)
+    expected, got = reference(model.data, x), compiled(tmp_path, model.data, model.outputs, x)
+    steps = {tensor.name: tensor.scale for tensor in model.tensors}
+    for name in model.outputs:
+        apart = np.abs(got[name] - expected[name]) / np.float32(steps[f"{name}_q"])
+        assert len(np.unique(expected[name])) > 20, name
+        assert apart.max() < 1.01, name
+        assert (apart > 0.5).mean() <= shares[name], (name, (apart > 0.5).mean())
+
+
+def test_formulas():
+    """Numbers that were taken from the reference kernels: a mean rounds twice, so that 3/8 becomes 1."""
+    q = QuantParams(0.5, 0, "int8")
+    assert tflite_numerics.average([-5, -4, -3, 3, 4, 5], 2).tolist() == [-3, -2, -2, 2, 2, 3]
+    assert tflite_numerics.mean(np.array([2, 3, 4, -4, -5]), 8, q, q).tolist() == [0, 1, 1, -1, -1]
+    twice = QuantParams(1.0, 3, "int8")
+    assert tflite_numerics.requantize([-3, -1, 1, 3, 127], q, twice).tolist() == [2, 3, 4, 5, 67]
