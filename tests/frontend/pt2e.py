@@ -98,6 +98,18 @@ def quantize(model: nn.Module, x: torch.Tensor, name: str, *, qat: bool = False,
         return torch.export.export(converted, (x,), dynamic_shapes=shapes)
 
 
+def quantize_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
+    """Returns the model quantized for XNNPACK and exported, for arguments of any structure."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes).module()
+        prepared = prepare_pt2e(exported, quantizer("xnnpack"))
+        prepared(*args, **kwargs)
+        return torch.export.export(convert_pt2e(prepared), args, kwargs, dynamic_shapes=shapes)
+
+
 def evaluate(module: tvm.IRModule, *inputs: torch.Tensor) -> list[np.ndarray]:
     """Returns what the module computes in float: TVM's own lowering of every operator, quantize among them."""
     executable = relax.build(module, "llvm")

@@ -87,7 +87,7 @@ def test_a_loaded_model_says_what_the_compiled_one_says(compiled, saved):
 
 def test_signature(compiled):
     (given,), (returned,) = compiled.signature.inputs, compiled.signature.outputs
-    assert given == TensorSpec("input", (None, *SHAPE), "float32", QuantParams(float(np.float32(0.0417)), 100, "uint8"))
+    assert given == TensorSpec("x", (None, *SHAPE), "float32", QuantParams(float(np.float32(0.0417)), 100, "uint8"))
     assert returned == TensorSpec("output", (None, 10), "float32", QuantParams(float(np.float32(0.8)), 128, "uint8"))
     assert given.shape_text == "(n, 3, 19, 17)"
 
@@ -104,7 +104,7 @@ def test_an_input_that_is_not_only_quantized_in_one_way_has_no_steps(other):
             return tuple(y.dequantize() if y.is_quantized else y for y in both)
 
     spec = signature_of(from_torch(Module().eval(), image(1, 3, 4, 4))).inputs[0]
-    assert spec == TensorSpec("input", (None, 3, 4, 4))
+    assert spec == TensorSpec("x", (None, 3, 4, 4))
 
 
 def test_signature_of_several_inputs_and_outputs(tmp_path):
@@ -331,7 +331,7 @@ def put(value, *names):
     ("change", "message"),
     [
         (put("zip of something", "format"), "not that of a quantvm model"),
-        (put(1, "schema_version"), "has schema version 1, and this quantvm reads 3"),
+        (put(1, "schema_version"), "has schema version 1, and this quantvm reads 2 and 3"),
         (put("0.26.0", "versions", "tvm"), "compiled with TVM 0.26.0"),
         (remove("inputs"), "inputs is nothing"),
         (put([], "inputs"), r"inputs is \[\], expected at least one"),
@@ -349,6 +349,10 @@ def put(value, *names):
         (put("avx2", "requirements", "cpu_features"), r"requirements\.cpu_features is 'avx2'"),
         (put("ab", "library", "sha256"), r"library\.sha256 is 'ab'"),
         (put(10**400, "report", "compile_s"), "damaged"),
+        (put(["n"], "inputs", 0, "symbols"), r"inputs\[0\]\.symbols is \['n'\], expected names of dimensions"),
+        (put([1, 2, 3, 4], "inputs", 0, "symbols"), r"inputs\[0\]\.symbols"),
+        (put({"tensor": 1}, "structure"), "structure holds 'tensor', which makes no sense"),
+        (put({"tuple": []}, "structure"), "structure has 0 tensors, expected 1"),
     ],
 )  # fmt: skip
 def test_manifests_that_make_no_sense(rewritten, change, message):
@@ -368,6 +372,16 @@ def test_the_file_says_how_its_outputs_compare_with_the_reference_s(saved, rewri
 
     earlier = quantvm.load(rewritten(change=without))
     assert earlier.verification.text == "not run: the file was written by an earlier version of quantvm"
+
+
+def test_files_of_schema_version_2_are_read(rewritten, compiled):
+    def as_version_2(manifest):
+        manifest["schema_version"] = 2
+        del manifest["structure"], manifest["report"]["verification"]
+        for spec in manifest["inputs"] + manifest["outputs"]:
+            del spec["symbols"]
+
+    assert quantvm.load(rewritten(change=as_version_2)).signature == compiled.signature
 
 
 def leaves(value, path=()):

@@ -27,7 +27,8 @@ def import_model(
     Args:
         model_or_path: an `nn.Module` or ScriptModule, an `ExportedProgram`, an `onnx.ModelProto`, or the path of a
             TorchScript, `.pt2`, `.onnx` or `.tflite` file; what a file holds decides, not its name.
-        example_inputs: one float32 tensor or a sequence of them; needed for modules and TorchScript. Where the program
+        example_inputs: one float32 tensor, a sequence of arguments (tensors, or dicts, lists and tuples of them), or a
+            dict of them by name; needed for modules and TorchScript. Where the program
             knows its shapes they are checked against these.
         engine: PyTorch engine that an eager module or TorchScript was quantized for, see `from_torch`.
         batch: dynamic: dimension 0 of every input is symbolic, of an exported, ONNX or TFLite program where it says so;
@@ -54,11 +55,12 @@ def _imported(model_or_path: Any, example_inputs: Any, engine: str | None, batch
         return _exported(model_or_path, examples, batch)
     if isinstance(model_or_path, torch.nn.Module) and needs_export(model_or_path):
         _check_converted(model_or_path)
-        return _exported(export_module(model_or_path, examples, batch), examples, batch)
+        return _exported(export_module(model_or_path, example_inputs, batch), examples, batch)
     return _torchscript(model_or_path, example_inputs, engine, batch)
 
 
 def _as_sequence(example_inputs: Any) -> Sequence[Any] | None:
+    """Returns the arguments of a call: one tensor or dict stands for itself."""
     if example_inputs is None:
         return None
     return list(example_inputs) if isinstance(example_inputs, (list, tuple)) else [example_inputs]
@@ -171,19 +173,19 @@ def _check_converted(model: Any) -> None:
         raise ModelImportError(f"the model holds {len(observers)} observers ({observers[0]}, ...): {NOT_CONVERTED}")
 
 
-def export_module(model: Any, examples: Sequence[Any] | None, batch: str) -> Any:
+def export_module(model: Any, examples: Any, batch: str) -> Any:
     """Returns the exported program of a live module, its batch symbolic if that is asked for."""
     import torch
 
     from .exported import register_operators
-    from .loading import as_tensors
+    from .interface import arguments_of, dynamic_shapes, parameters_of
 
     if examples is None:
         raise ModelImportError(f"a {type(model).__name__} does not say the shapes of its inputs; pass example_inputs")
     register_operators()
-    inputs = as_tensors(examples)
-    n = torch.export.Dim("n")
-    shapes = tuple({0: n} for _ in inputs) if batch == "dynamic" else None
+    arguments = arguments_of(examples, *parameters_of(model.forward))
+    inputs = tuple(arguments.filled(arguments.tensors))
+    shapes = dynamic_shapes(arguments) if batch == "dynamic" else None
     try:
         with torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)

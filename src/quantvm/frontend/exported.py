@@ -20,10 +20,11 @@ from . import contractions, elementwise, exported_aten, exported_quantize, expor
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
+from .exported_interface import Result, exported_names, exported_outputs
 from .exported_nodes import described, layer, op_name, stale_reads
 from .exported_registry import find_exported
 from .exported_values import ExportedBuilder
-from .program_inputs import ENGINE_ATTR
+from .program_inputs import ENGINE_ATTR, with_interface
 
 ENGINE = "pt2e"
 _COMPARISONS = (operator.ge, operator.le, operator.gt, operator.lt, operator.eq, operator.ne, operator.and_)
@@ -41,7 +42,9 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
         UnsupportedOpError: operators that neither quantvm nor TVM can import, all of them in one message.
         ModelImportError: not a program, not quantized, not converted, or bad parameters; names the node and its line.
     """
-    return _Import(_checked(program_or_path), batch).go().with_attr(ENGINE_ATTR, ENGINE)
+    importing = _Import(_checked(program_or_path), batch)
+    module = importing.go().with_attr(ENGINE_ATTR, ENGINE)
+    return with_interface(module, importing.input_names, importing.outputs)
 
 
 def import_with_quantized(program: Any) -> tuple[tvm.IRModule, list[tuple[Any, str, float, int]]]:
@@ -105,6 +108,8 @@ class _Import:
         self._values: dict[Any, Any] = {}
         self._importer = ExportedProgramImporter()
         self._params: list[Any] = []
+        self.input_names: list[str] = []
+        self.outputs: Any = None
         self.quantized: list[tuple[Any, str, float, int, Any]] = []
         self._constants = constant_calls(program)
         check_operators(program.graph.nodes, self._is_known)
@@ -143,15 +148,21 @@ class _Import:
         kinds = torch.export.graph_signature.InputKind
         state = {**self._program.state_dict, **self._program.constants}
         placeholders = {node.name: node for node in self._program.graph.nodes if node.op == "placeholder"}
-        inputs = []
+        inputs, leaves = [], []
         for spec in self._program.graph_signature.input_specs:
             node = placeholders[spec.arg.name]
             if spec.kind == kinds.USER_INPUT:
-                inputs.append(node)
+                constant = isinstance(spec.arg, torch.export.graph_signature.ConstantArgument)
+                leaves.append(None if constant else node)
+                if constant:
+                    self._values[node] = spec.arg.value
+                else:
+                    inputs.append(node)
             elif spec.target in state and isinstance(state[spec.target], torch.Tensor):
                 self._values[node] = state[spec.target].detach()
             else:
                 raise ModelImportError(f"{described(node)} is a {spec.kind.name.lower()}, expected a tensor")
+        self.input_names = exported_names(self._program, leaves)
         symbols: dict[str, Any] = {}
         for index, node in enumerate(inputs):
             shape = self._input_shape(node, index, symbols)
@@ -171,16 +182,15 @@ class _Import:
         for at, size in enumerate(value.shape):
             if isinstance(size, int):
                 shape.append(size)
-            elif at == 0:
+            elif not str(size).isidentifier():
+                raise ModelImportError(
+                    f"dimension {at} of input {index} ({node.name}) is computed: {tuple(map(str, value.shape))}; "
+                    "export with dynamic_shapes={0: torch.export.Dim('n')}, or use batch='static'"
+                )
+            else:
                 name = str(size)
                 symbols.setdefault(name, tirx.Var("n" if not symbols else f"n_{len(symbols)}", "int64"))
                 shape.append(symbols[name])
-            else:
-                raise ModelImportError(
-                    f"dimension {at} of input {index} ({node.name}) is dynamic: {tuple(map(str, value.shape))}; only "
-                    "dimension 0 may be. Export with dynamic_shapes=({0: torch.export.Dim('n')},), or compile with "
-                    "batch='static' (--batch static)"
-                )
         return shape
 
     def _example_shape(self, node: Any, index: int) -> list[int]:
@@ -199,17 +209,21 @@ class _Import:
         specs = self._program.graph_signature.output_specs
         (output,) = (node for node in self._program.graph.nodes if node.op == "output")
         kinds = torch.export.graph_signature.OutputKind
-        results: list[Any] = []
+        leaves: list[Any] = []
         for spec, argument in zip(specs, output.args[0], strict=True):
             if spec.kind != kinds.USER_OUTPUT:
                 continue
+            if not isinstance(argument, torch.fx.Node):
+                leaves.append(argument)
+                continue
             value = builder.relax_of(self._values.get(argument))
             if not isinstance(getattr(value, "ty", None), relax.TensorType):
-                raise ModelImportError(f"output {len(results)} of the program is {argument}, expected a tensor")
-            results.append(value)
-        if not results:
+                raise ModelImportError(f"output {len(leaves)} of the program is {argument}, expected a tensor")
+            leaves.append(Result(value))
+        self.outputs, found = exported_outputs(self._program, leaves)
+        if not found:
             raise ModelImportError("the program returns no tensor")
-        return results
+        return [result.value for result in found]
 
     # ------------------------------------------------------------------ operators
 

@@ -16,12 +16,14 @@ from .builder import constant
 TAKES_KNOWN = frozenset({
     "aten::Int", "aten::Float", "aten::Bool", "aten::IntImplicit", "aten::ScalarImplicit", "aten::len", "aten::size",
     "aten::dim", "aten::__getitem__", "aten::__is__", "aten::__isnot__",
+    "aten::__contains__", "aten::keys", "aten::values", "aten::items",
 })  # fmt: skip
 """Converters besides those of `prim::` that take values as they are; the others get Relax constants and numbers."""
 
 _MAKES_KNOWN = TAKES_KNOWN | {"aten::new_zeros", "aten::new_ones", "aten::new_full", "prim::NumToTensor"}
 _STRUCTURAL = frozenset({
-    "prim::ListConstruct", "prim::TupleConstruct", "prim::ListUnpack", "prim::TupleUnpack", "prim::unchecked_cast",
+    "prim::ListConstruct", "prim::TupleConstruct", "prim::DictConstruct", "prim::ListUnpack", "prim::TupleUnpack",
+    "prim::unchecked_cast",
 })  # fmt: skip
 _NEVER_COMPUTED = ("aten::quantize_per", "aten::dequantize", "aten::dropout", "aten::rand", "aten::bernoulli")
 
@@ -61,7 +63,7 @@ def as_arguments(values: Iterable[Any]) -> list[Any]:
 
 
 def _as_argument(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_as_argument(item) for item in value]
     if not isinstance(value, torch.Tensor) or value.is_quantized:
         return value

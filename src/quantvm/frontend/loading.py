@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +13,43 @@ import torch
 
 from quantvm.errors import ModelImportError, UnsupportedOpError, gist
 from quantvm.numerics import ENGINES
+from quantvm.structure import Structure
 from quantvm.torch_compat import hear_native_warnings, quiet
 
 from .aliases import stale_reads
+from .interface import Arguments, arguments_of, flattened, parameters_of_model
 from .known import known_values, without_converter
 from .nodes import module_path, source_line
 from .registry import find_converter, supported_ops
 
 
-def load_program(
-    model: Any, example_inputs: Any, engine: str | None
-) -> tuple[torch.jit.ScriptModule, tuple[torch.Tensor, ...], str]:
-    """Returns the program as TorchScript, whose operators can all be imported, its inputs, and its engine."""
-    inputs = as_tensors(example_inputs)
+@dataclass(frozen=True)
+class Program:
+    """A TorchScript program whose operators can all be imported.
+
+    Attributes:
+        script: the program.
+        arguments: what it was called with; of a recorded one its structure is the caller's, and `script` takes tensors.
+        engine: whose arithmetic it has.
+        is_recorded: whether it was recorded here from a live module.
+        outputs: their structure, of a recorded one; the others' follows from their graph.
+    """
+
+    script: torch.jit.ScriptModule
+    arguments: Arguments
+    engine: str
+    is_recorded: bool
+    outputs: Structure | None = None
+
+
+def load_program(model: Any, example_inputs: Any, engine: str | None) -> Program:
+    """Returns the program as TorchScript, whose operators can all be imported."""
     engine = engine or getattr(model, "quantvm_engine", None) or torch.backends.quantized.engine
     if engine not in ENGINES:
         raise ModelImportError(f"unknown quantization engine {engine!r}, expected one of {', '.join(ENGINES)}")
-    script = _script_module(model, inputs)
-    _check_ops(script.inlined_graph)
-    return script, inputs, engine
-
-
-def as_tensors(example_inputs: Any) -> tuple[torch.Tensor, ...]:
-    """Returns example inputs as tensors.
-
-    Raises:
-        ModelImportError: one is no tensor or array.
-    """
-    tensors = []
-    for index, x in enumerate(example_inputs if isinstance(example_inputs, (list, tuple)) else [example_inputs]):
-        try:
-            tensors.append(torch.as_tensor(x))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelImportError(
-                f"example input {index} is a {type(x).__name__}, expected a float32 tensor of torch or NumPy"
-            ) from error
-    return tuple(tensors)
+    program = _program(model, example_inputs, engine)
+    _check_ops(program.script.inlined_graph)
+    return program
 
 
 def load_script(path: Path) -> torch.jit.ScriptModule:
@@ -67,12 +69,12 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
         raise ModelImportError(f"{path} is not a TorchScript file that this PyTorch can load: {reason}") from error
 
 
-def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
+def _program(model: Any, example_inputs: Any, engine: str) -> Program:
     with quiet():
         if isinstance(model, (str, Path)):
-            return load_script(Path(model))
+            model = load_script(Path(model))
         if isinstance(model, torch.jit.ScriptModule):
-            return model
+            return Program(model, arguments_of(example_inputs, *parameters_of_model(model)), engine, is_recorded=False)
         if not isinstance(model, torch.nn.Module):
             raise ModelImportError(f"expected an nn.Module, a traced module or a path, got {type(model).__name__}")
         if model.training:
@@ -80,10 +82,15 @@ def _script_module(model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.jit.Sc
         # PyTorch's own quantized modules read their scale as a number, which is meant to be a constant
         scale_readers = r"torch\.(ao\.nn\.quantized|_ops)"
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=scale_readers)
+        arguments = arguments_of(example_inputs, *parameters_of_model(model))
+        inputs = arguments.tensors
+        if not inputs:
+            raise ModelImportError("the example inputs hold no tensor")
         try:
-            with torch.no_grad():
-                return torch.jit.trace(model, inputs, check_trace=False)
-        except MemoryError:
+            with torch.no_grad(), flattened(model, arguments) as outputs:
+                script = torch.jit.trace(model, inputs, check_trace=False)
+            return Program(script, arguments, engine, is_recorded=True, outputs=outputs[-1])
+        except (MemoryError, ModelImportError):
             raise
         except Exception as error:  # the model's own code runs here
             given = " and ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in inputs)

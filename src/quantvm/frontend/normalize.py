@@ -68,8 +68,8 @@ def normalize_with_tensors(
         tensor_names: of what quantizes make, likewise.
 
     Raises:
-        ModelImportError: control flow, an input that is not float32, a dynamic dimension other than the first, or
-            quantization parameters that are computed at run time.
+        ModelImportError: control flow, an input that is not float32, or quantization parameters that are computed at
+            run time.
     """
     main = module["main"]
     inputs = [_input(param, index, len(main.params)) for index, param in enumerate(main.params)]
@@ -83,12 +83,6 @@ def _input(param: Any, index: int, count: int) -> Any:
     if str(param.ty.dtype) != "float32":
         raise ModelImportError(f"input {index} ({param.name}) has dtype {param.ty.dtype}, expected float32")
     shape = shape_of(param)
-    dynamic = [at for at, size in enumerate(shape) if at and not isinstance(size, int)]
-    if dynamic:
-        raise ModelImportError(
-            f"dimension {dynamic[0]} of input {index} ({param.name}) is dynamic: {shape}; only dimension 0 may be. "
-            "Give example_inputs, whose size it then has, or fix it in the file"
-        )
     return relax.Var("input" if count == 1 else f"input_{index}", relax.TensorType(shape, "float32"))
 
 

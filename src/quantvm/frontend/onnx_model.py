@@ -22,7 +22,7 @@ from .onnx_folding import fold_constants
 from .onnx_graph import Constants, subgraphs
 from .onnx_importer import import_graph
 from .onnx_shapes import Dims, fix_inputs, inferred, make_explicit
-from .program_inputs import ENGINE_ATTR, bind_batch
+from .program_inputs import ENGINE_ATTR, bind_batch, examples_in_order, with_interface
 
 ENGINE = "onnx"
 _OPERATOR_FORMAT = ("QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm", "QEmbed")
@@ -54,6 +54,9 @@ def from_onnx_with_tensors(
     There are no names where one of these tensors is not in the file's main graph.
     """
     _check_operators(model.graph)
+    names = _input_names(model.graph)
+    if example_inputs is not None:
+        example_inputs = examples_in_order(names, example_inputs)
     prepared, shapes = _prepared(model, example_inputs, batch)
     _check_parameters(prepared.graph)
     quantized = [node.output[0] for node in prepared.graph.node if node.op_type == "QuantizeLinear"]
@@ -61,7 +64,13 @@ def from_onnx_with_tensors(
         quantized = []
     imported = import_graph(prepared, shapes)
     module, tensors = normalize_with_tensors(imported, _contraction_names(prepared.graph), quantized)
+    module = with_interface(module, names, None)
     return bind_batch(module, example_inputs, batch).with_attr(ENGINE_ATTR, ENGINE), tensors
+
+
+def _input_names(graph: Any) -> list[str]:
+    stored = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name not in stored]
 
 
 def _prepared(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> tuple[Any, dict[str, Dims]]:

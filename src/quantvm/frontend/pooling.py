@@ -65,8 +65,9 @@ def adaptive_avg_pool2d(b: QdqBuilder, x: Any, output_size: Any) -> QTensor | Ex
 
 @register_converter("aten::mean")
 def mean(b: QdqBuilder, x: Any, dim: Any, keepdim: bool = False, dtype: Any = None) -> QTensor | Expr:
-    """Returns the mean over the dimensions, under the input's parameters."""
-    dims = [dim] if isinstance(dim, int) else list(dim)
+    """Returns the mean over the dimensions, or over all of them, under the input's parameters."""
+    is_over_all = dim is None or isinstance(dim, int) or not dim  # a number is the dtype of mean(x, dtype)
+    dims = list(range(len(shape_of(x)))) if is_over_all else list(dim)
     return b.quantized_like(x, b.emit(relax.op.mean(b.real(x), dims, bool(keepdim)), "mean"))
 
 

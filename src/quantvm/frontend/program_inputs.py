@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ import tvm
 from tvm import relax, tirx
 
 from quantvm.errors import STATIC_MAY_HELP, ModelImportError, stage
+from quantvm.structure import INTERFACE_ATTR, Structure, in_order, is_flat
 
 ENGINE_ATTR = "quantvm.engine"
 """Module attribute: the engine whose arithmetic the quantized operators have."""
@@ -23,18 +25,45 @@ def importing(program_or_path: Any, batch: str = "static") -> AbstractContextMan
     return stage(f"importing {name}", ModelImportError, STATIC_MAY_HELP if batch == "dynamic" else "")
 
 
+def with_interface(module: tvm.IRModule, inputs: Sequence[str], outputs: Structure | None) -> tvm.IRModule:
+    """Returns the module with an attribute that names its inputs and says how its outputs are nested."""
+    described = None if outputs is None or is_flat(outputs) or _is_alone(outputs) else outputs
+    try:
+        text = json.dumps({"inputs": list(inputs), "outputs": described})
+    except (TypeError, ValueError) as error:
+        raise ModelImportError(f"the structure of the outputs cannot be stored: {error}") from error
+    return module.with_attr(INTERFACE_ATTR, text)
+
+
+def _is_alone(outputs: Structure) -> bool:
+    """Whether a tuple or list holds one tensor only, which is returned without it."""
+    ((kind, content),) = outputs.items()
+    return kind in ("tuple", "list") and len(content) == 1 and "tensor" in content[0]
+
+
 def input_shapes(module: tvm.IRModule) -> list[list[Any]]:
     """Returns the shape of each input: Python ints, and a variable where a dimension is dynamic."""
     return [[int(d) if hasattr(d, "value") else d for d in param.ty.shape] for param in module["main"].params]
 
 
-def check_examples(module: tvm.IRModule, example_inputs: Sequence[Any] | None) -> None:
+def examples_in_order(names: Sequence[str], example_inputs: Sequence[Any]) -> list[Any]:
+    """Returns the tensors of example inputs, which may be dicts by name, in the order of the program's inputs."""
+    try:
+        return in_order(names, example_inputs, {})
+    except ValueError as error:
+        raise ModelImportError(f"example inputs: {error}") from error
+
+
+def input_names(module: tvm.IRModule) -> list[str]:
+    """Returns the names of the program's inputs: the framework's, or else those of the function's parameters."""
+    attrs = module.attrs
+    known = json.loads(str(attrs[INTERFACE_ATTR]))["inputs"] if attrs and INTERFACE_ATTR in attrs else None
+    return known or [str(param.name) for param in module["main"].params]
+
+
+def check_examples(module: tvm.IRModule, example_inputs: Sequence[Any]) -> None:
     """Raises ModelImportError where example inputs are of other shapes than the program takes."""
-    if example_inputs is None:
-        return
     shapes = input_shapes(module)
-    if len(example_inputs) != len(shapes):
-        raise ModelImportError(f"the program takes {len(shapes)} inputs, got {len(example_inputs)} example inputs")
     problems = []
     for index, (shape, example) in enumerate(zip(shapes, example_inputs, strict=True)):
         given = list(example.shape)
@@ -53,17 +82,20 @@ def bind_batch(module: tvm.IRModule, example_inputs: Sequence[Any] | None, batch
     Raises:
         ModelImportError: example inputs of other shapes, or none for a static batch of a dynamic program.
     """
-    check_examples(module, example_inputs)
+    if example_inputs is not None:
+        example_inputs = examples_in_order(input_names(module), example_inputs)
+        check_examples(module, example_inputs)
     sizes: dict[Any, Any] = {}
     for index, shape in enumerate(input_shapes(module)):
-        if not shape or isinstance(shape[0], int) or any(shape[0].same_as(known) for known in sizes):
-            continue
-        if batch == "dynamic":
-            sizes[shape[0]] = tirx.Var("n" if not sizes else f"n_{len(sizes)}", "int64")
-        elif example_inputs is None:
-            raise ModelImportError("batch='static' of a program with a dynamic batch needs example inputs")
-        else:
-            sizes[shape[0]] = tirx.IntImm("int64", int(example_inputs[index].shape[0]))
+        for at, size in enumerate(shape):
+            if not isinstance(size, tirx.Var) or any(size.same_as(known) for known in sizes):
+                continue
+            if batch == "dynamic":
+                sizes[size] = tirx.Var("n" if not sizes else f"n_{len(sizes)}", "int64")
+            elif example_inputs is None:
+                raise ModelImportError("batch='static' of a program with a dynamic batch needs example inputs")
+            else:
+                sizes[size] = tirx.IntImm("int64", int(example_inputs[index].shape[at]))
     if sizes:
         module["main"] = module["main"].bind_symbolic_vars(sizes)
     return relax.transform.Normalize()(module)

@@ -94,10 +94,46 @@ def remainder(b: QdqBuilder, x: Any, y: Any) -> Any:
     return simplified(x % y)
 
 
-@register_converter("prim::ListConstruct", "prim::TupleConstruct")
+@register_converter("prim::ListConstruct")
 def list_construct(b: QdqBuilder, *items: Any) -> list[Any]:
     """Returns the items."""
     return list(items)
+
+
+@register_converter("prim::TupleConstruct")
+def tuple_construct(b: QdqBuilder, *items: Any) -> tuple[Any, ...]:
+    """Returns the items."""
+    return items
+
+
+@register_converter("prim::DictConstruct")
+def dict_construct(b: QdqBuilder, *items: Any) -> dict[Any, Any]:
+    """Returns the dict of keys and values that alternate."""
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
+@register_converter("aten::__contains__")
+def contains(b: QdqBuilder, items: Any, item: Any) -> bool:
+    """Returns whether a dict has a key, or a list an item."""
+    return item in items
+
+
+@register_converter("aten::keys")
+def keys(b: QdqBuilder, items: dict[Any, Any]) -> list[Any]:
+    """Returns the keys of a dict."""
+    return list(items)
+
+
+@register_converter("aten::values")
+def values(b: QdqBuilder, items: dict[Any, Any]) -> list[Any]:
+    """Returns the values of a dict."""
+    return list(items.values())
+
+
+@register_converter("aten::items")
+def items(b: QdqBuilder, items: dict[Any, Any]) -> list[Any]:
+    """Returns the pairs of a dict."""
+    return list(items.items())
 
 
 @register_converter("prim::ListUnpack", "prim::TupleUnpack")

@@ -14,6 +14,7 @@ import tvm
 from tvm import relax, tirx
 
 from quantvm.errors import ModelImportError, UnsupportedOpError, gist, part
+from quantvm.structure import put_together, take_apart
 from quantvm.torch_compat import has_vnni, onednn_uses_amx
 from quantvm.tvm_compat import dataflow
 
@@ -29,13 +30,13 @@ from . import (  # noqa: F401  (registers the converters)
     scalars,
     shapes,
 )
-from .builder import QdqBuilder, QTensor, shape_of
+from .builder import QdqBuilder, QTensor, constant, shape_of
 from .known import TAKES_KNOWN, as_arguments, compute, is_computable, is_known
 from .layer_graphs import CHANNELS_LAST_ATTR
 from .layers import Layer, LayeredProgram, is_channels_last
-from .loading import check_converters, load_program
+from .loading import Program, check_converters, load_program
 from .nodes import module_path, source_line, weight_owner
-from .program_inputs import ENGINE_ATTR, importing
+from .program_inputs import ENGINE_ATTR, importing, with_interface
 from .registry import find_converter
 from .torch_tables import with_torch_tables
 from .torchscript_layers import TorchScriptSource
@@ -61,10 +62,10 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
         UnsupportedOpError: operators without a converter, all of them in one message.
         ModelImportError: no quantized operator, quantization-aware training not converted, or bad parameters.
     """
-    script, inputs, engine = load_program(model, example_inputs, engine)
-    graph = script.inlined_graph
-    conversion = _Conversion(script, graph, inputs, batch)
-    return _following(engine, inputs, conversion.go(lambda results: results))
+    program = load_program(model, example_inputs, engine)
+    conversion = _Conversion(program, batch)
+    module = _following(program, conversion.go(lambda results: results))
+    return with_interface(module, program.arguments.input_names(), conversion.outputs)
 
 
 def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None) -> LayeredProgram:
@@ -77,8 +78,8 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
 
 
 def _layers_of(model: Any, example_inputs: Any, engine: str | None) -> LayeredProgram:
-    script, inputs, engine = load_program(model, example_inputs, engine)
-    conversion = _Conversion(script, script.inlined_graph, inputs, "static")
+    program = load_program(model, example_inputs, engine)
+    conversion = _Conversion(program, "static")
     n_outputs = 0
 
     def with_layers(results: list[Any]) -> list[Any]:
@@ -86,13 +87,15 @@ def _layers_of(model: Any, example_inputs: Any, engine: str | None) -> LayeredPr
         n_outputs = len(results)
         return [*results, *(tensor.expr for _, tensor in conversion.layers)]
 
-    chained = _following(engine, inputs, conversion.go(with_layers))
+    chained = _following(program, conversion.go(with_layers))
     layers = tuple(layer for layer, _ in conversion.layers)
-    return LayeredProgram(TorchScriptSource(script), layers, chained, n_outputs, engine, inputs)
+    inputs = program.arguments.tensors
+    return LayeredProgram(TorchScriptSource(program.script), layers, chained, n_outputs, program.engine, inputs)
 
 
-def _following(engine: str, inputs: tuple[torch.Tensor, ...], module: tvm.IRModule) -> tvm.IRModule:
+def _following(program: Program, module: tvm.IRModule) -> tvm.IRModule:
     """Returns the module with attributes that say whose bits it stands for: this PyTorch's, for such inputs."""
+    engine, inputs = program.engine, program.arguments.tensors
     attrs: dict[str, Any] = {ENGINE_ATTR: engine, AMX_ATTR: int(onednn_uses_amx()), VNNI_ATTR: int(has_vnni())}
     channels_last = [i for i, x in enumerate(inputs) if is_channels_last(x)]
     attrs |= {CHANNELS_LAST_ATTR: channels_last} if channels_last else {}
@@ -103,34 +106,37 @@ class _Conversion:
     """One walk over a graph.
 
     Args:
-        script: whose graph it is.
-        graph: inlined.
-        inputs: examples.
+        program: the program.
         batch: dynamic or static.
+
+    Attributes:
+        layers: what is quantized.
+        outputs: the structure of the results, after `go`.
     """
 
-    def __init__(
-        self, script: torch.jit.ScriptModule, graph: Any, inputs: tuple[torch.Tensor, ...], batch: str
-    ) -> None:
-        self._graph = graph
+    def __init__(self, program: Program, batch: str) -> None:
+        script, inputs = program.script, program.arguments.tensors
+        self._graph = graph = script.inlined_graph
         self._values: dict[str, Any] = {}
         self._tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._paths: dict[str, str] = {}
         self._names: collections.Counter[str] = collections.Counter()
         self.layers: list[tuple[Layer, QTensor]] = []
-        n = tirx.Var("n", "int64")
-        names = [v.debugName() for v in graph.inputs()]
-        self._values[names[0]] = script
-        if len(names) - 1 != len(inputs):
-            raise ModelImportError(f"the model takes {len(names) - 1} inputs, got {len(inputs)} example inputs")
+        self.outputs = program.outputs
         self._params = []
-        for index, x in enumerate(inputs):
+        for index, (x, shape) in enumerate(zip(inputs, _shapes(inputs, batch), strict=True)):
             if x.dtype != torch.float32:
                 raise ModelImportError(f"example input {index} has dtype {x.dtype}, expected float32")
-            shape = [n, *x.shape[1:]] if batch == "dynamic" else list(x.shape)
             var = relax.Var(f"input_{index}" if len(inputs) > 1 else "input", relax.TensorType(shape, "float32"))
             self._params.append(var)
-            self._values[names[index + 1]] = var
+        owner, *names = (v.debugName() for v in graph.inputs())
+        self._values[owner] = script
+        given = self._params if program.is_recorded else program.arguments.filled(self._params)
+        if not program.is_recorded:
+            given += [argument.default_value for argument in script.forward.schema.arguments[1 + len(given) :]]
+        if len(names) != len(given):
+            raise ModelImportError(f"the model takes {len(names)} inputs, got {len(given)} example inputs")
+        self._values.update(zip(names, given, strict=True))
 
     def go(self, results_of: Callable[[list[Any]], list[Any]]) -> tvm.IRModule:
         """Returns the module; `results_of` maps the program's outputs to the function's."""
@@ -140,11 +146,27 @@ class _Conversion:
                 builder = QdqBuilder(block_builder)
                 self._convert_block(builder, self._graph)
                 with part("the outputs"):
-                    flat = [o for v in self._graph.outputs() for o in _outputs(builder, self._values[v.debugName()])]
-                flat = results_of(flat)
+                    flat = results_of(self._results(builder))
                 result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
             block_builder.emit_func_output(result)
         return block_builder.get()
+
+    def _results(self, builder: QdqBuilder) -> list[Any]:
+        """Returns the tensors of the graph's result; its structure becomes `outputs` if it is not known yet."""
+        (value,) = (self._values[v.debugName()] for v in self._graph.outputs())
+        builder.where = "output"
+        if self.outputs is not None:  # the recorded graph returns a tuple, or one tensor
+            value = put_together(self.outputs, value if isinstance(value, tuple) else [value])
+        try:
+            self.outputs, tensors = take_apart(value, _is_result)
+        except TypeError as error:
+            raise ModelImportError(
+                f"the model's output cannot be compiled: {error}. A size of a dynamic batch is none: leave it out, or "
+                "use batch='static'"
+            ) from error
+        if not tensors:
+            raise ModelImportError("the model returns no tensor")
+        return [_result(builder, tensor) for tensor in tensors]
 
     def _convert_block(self, builder: QdqBuilder, block: Any) -> None:
         """Converts the nodes of the graph, or of the branch that is taken."""
@@ -233,18 +255,35 @@ class _Conversion:
         self.layers.append((Layer(name, node.kind(), value, shape, made.q), made))
 
 
-def _outputs(builder: QdqBuilder, value: Any) -> list[Any]:
-    """Returns the float tensors of a result, nested lists and tuples flattened."""
-    builder.where = "output"
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _outputs(builder, item)]
-    return [builder.real(value) if isinstance(value, QTensor) else value]
+def _shapes(inputs: Sequence[torch.Tensor], batch: str) -> list[list[Any]]:
+    """Returns the shape of every input: of a dynamic batch, dimension 0 is n.
+
+    Inputs of other sizes there have a batch of their own, n_1 and so on; one of size 1 among larger ones has none.
+    """
+    sizes = [x.shape[0] for x in inputs if x.ndim]
+    symbols: dict[int, Any] = {}
+    for size in sizes:
+        if batch == "dynamic" and size not in symbols and (size != 1 or set(sizes) == {1}):
+            symbols[size] = tirx.Var("n" if not symbols else f"n_{len(symbols)}", "int64")
+    return [[symbols.get(x.shape[0], x.shape[0]), *x.shape[1:]] if x.ndim else [] for x in inputs]
+
+
+def _is_result(value: Any) -> bool:
+    return isinstance(value, (QTensor, torch.Tensor)) or isinstance(getattr(value, "ty", None), relax.TensorType)
+
+
+def _result(builder: QdqBuilder, value: Any) -> Any:
+    """Returns a tensor of the result in float, or a constant one."""
+    if isinstance(value, torch.Tensor):
+        array = value.dequantize().numpy() if value.is_quantized else value.detach().numpy()
+        return constant(array, str(array.dtype))
+    return builder.real(value) if isinstance(value, QTensor) else value
 
 
 def _results(node: Any, result: Any) -> tuple[Any, ...]:
     """Returns the values of a node's outputs."""
     if len(list(node.outputs())) == 1:
-        return (result[0] if isinstance(result, tuple) and len(result) == 1 else result,)
+        return (result[0] if node.kind().endswith("Unpack") else result,)
     return tuple(result)
 
 

@@ -232,7 +232,8 @@ def _same(a: list[Any], b: list[Any]) -> bool:
 def _is_per_tensor(context: Any) -> bool:
     """Whether an activation with a batch is quantized per tensor: only weights may be per channel."""
     call = context.matched_expr
-    return constant_value(call.args[1]).ndim == 0 and len(call.ty.shape) > 0
+    is_known = hasattr(call.args[0], "value")
+    return constant_value(call.args[1]).ndim == 0 and not (is_known and len(call.ty.shape) == 0)
 
 
 def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:

@@ -93,7 +93,7 @@ def expect_batch_first(op: str, where: str, *tensors: Tensor) -> None:
         if not x.batch_first:
             raise CompileError(
                 f"{op} at {where} takes a tensor of shape ({', '.join(map(str, x.shape))}), expected known sizes "
-                "but for the first: use batch='static', which compiles for the sizes of the example inputs"
+                "but for the first: use batch='static' (--batch static), which compiles for the example's sizes"
             )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quantvm.errors import ConfigError, RunError, stage
+from quantvm.structure import in_order, put_together
 
 from .interchange import Given, given, returned, shared
 from .requirements import Requirements
@@ -137,8 +138,10 @@ class Artifact:
 
         return write_model_file(self, Path(path))
 
-    def __call__(self, *inputs: Any) -> Any:
-        """Returns the output, or a tuple of several, as tensors of the same library as the first input.
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Returns the output, or several nested as the model nests them, as tensors of the first input's library.
+
+        Inputs are given in order, by name, or in dicts and lists as the model takes them; `signature` has their names.
 
         NumPy, PyTorch, TVM, and whatever else has `__dlpack__` (for which arrays of NumPy are returned) are taken by
         DLPack. An input is copied only where its memory is not 64-byte aligned, not in C order, or read-only; an output
@@ -151,20 +154,24 @@ class Artifact:
         """
         import tvm
 
-        tensors = [given(x) for x in inputs]
+        try:
+            tensors = [given(x) for x in in_order([spec.name for spec in self.signature.inputs], inputs, named)]
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self._check(tensors)
         with self._lock, stage("running the compiled model", RunError):
             self._prepare()
             result = self._main(*(shared(x, tvm) for x in tensors))
         kind = tensors[0].kind
         if hasattr(result, "numpy"):
-            return returned(result, kind)
-        return tuple(returned(r, kind) for r in result)
+            if self.signature.structure is None:
+                return returned(result, kind)
+            result = [result]
+        outputs = tuple(returned(r, kind) for r in result)
+        return outputs if self.signature.structure is None else put_together(self.signature.structure, outputs)
 
     def _check(self, tensors: list[Given]) -> None:
         specs = self.signature.inputs
-        if len(tensors) != len(specs):
-            raise ConfigError(f"the model takes {len(specs)} inputs, got {len(tensors)}")
         problems = []
         for index, (x, spec) in enumerate(zip(tensors, specs, strict=True)):
             fits = len(x.shape) == len(spec.shape) and all(
@@ -178,6 +185,14 @@ class Artifact:
                 problems.append(f"input {index} holds no images")
         if problems:
             raise ConfigError("; ".join(problems))
-        sizes = [x.shape[0] for x, spec in zip(tensors, specs, strict=True) if spec.shape[:1] == (None,)]
-        if len(set(sizes)) > 1:
-            raise ConfigError(f"the inputs hold batches of {' and '.join(map(str, sizes))} images, expected equal ones")
+        sizes: dict[str, set[int]] = {}
+        for x, spec in zip(tensors, specs, strict=True):
+            for size, symbol in zip(x.shape, spec.dimensions, strict=True):
+                if isinstance(symbol, str):
+                    sizes.setdefault(symbol, set()).add(size)
+        for symbol, found in sizes.items():
+            if len(found) > 1:
+                raise ConfigError(
+                    f"the inputs hold batches of {' and '.join(map(str, sorted(found)))} images, expected equal ones"
+                    + ("" if symbol == "n" else f" ({symbol})")
+                )

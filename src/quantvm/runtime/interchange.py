@@ -82,7 +82,7 @@ def shared(tensor: Given, tvm: Any) -> Any:
     x = tensor.value
     if tensor.kind == "torch":
         x = x.detach().resolve_neg().contiguous().numpy()
-    array = np.ascontiguousarray(x)
+    array = np.asarray(x, order="C")  # np.ascontiguousarray would add a dimension to a scalar
     if array.ctypes.data % ALIGNMENT_BYTES == 0 and array.flags.writeable:
         return tvm.runtime.from_dlpack(array)
     return tvm.runtime.tensor(array)

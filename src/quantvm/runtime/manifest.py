@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from quantvm.errors import ModelFileError
 from quantvm.numerics import QuantParams
+from quantvm.structure import checked
 
 from .artifact import CompileReport
 from .requirements import Requirements
@@ -18,8 +19,8 @@ from .signature import Signature, TensorSpec
 from .verdict import VERDICTS, Verification
 
 SCHEMA_VERSION = 3
-_WITHOUT_VERDICT = 2
-"""The schema version before this one, whose files are read: they do not say whether the code was compared."""
+READABLE_VERSIONS = (2, 3)
+"""Version 2 has no symbols of dimensions, no structure of outputs, and no verdict on the code."""
 FORMAT = "quantvm model"
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ class Manifest:
             "requirements": dataclasses.asdict(self.requirements),
             "inputs": [dataclasses.asdict(spec) for spec in self.signature.inputs],
             "outputs": [dataclasses.asdict(spec) for spec in self.signature.outputs],
+            "structure": self.signature.structure,
             "report": report,
             "library": dataclasses.asdict(self.library),
         }
@@ -90,18 +92,16 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ModelFileError(f"{where}: the manifest is not that of a quantvm model")
     version = content.get("schema_version")
-    if version not in (SCHEMA_VERSION, _WITHOUT_VERDICT) or isinstance(version, bool):
+    if version not in READABLE_VERSIONS or isinstance(version, bool):
+        readable = " and ".join(map(str, READABLE_VERSIONS))
         raise ModelFileError(
-            f"{where} has schema version {version!r}, and this quantvm reads {SCHEMA_VERSION}; compile the model again"
+            f"{where} has schema version {version!r}, and this quantvm reads {readable}; compile the model again"
         )
     try:
         manifest = Manifest(
             versions=_Fields(content, "").mapping("versions", str),
             requirements=_requirements(_Fields(content, "").object("requirements")),
-            signature=Signature(
-                tuple(_tensor_spec(spec) for spec in _Fields(content, "").objects("inputs")),
-                tuple(_tensor_spec(spec) for spec in _Fields(content, "").objects("outputs")),
-            ),
+            signature=_signature(content),
             report=_report(_Fields(content, "").object("report"), version),
             library=_member(_Fields(content, "").object("library")),
         )
@@ -174,12 +174,27 @@ class _Fields:
             raise self._fail(name, "at least one")
         return [_Fields(value, f"{self._path}{name}[{i}].") for i, value in enumerate(values)]
 
+    def symbols(self, name: str, rank: int) -> tuple[str | None, ...]:
+        """Returns the names of dimensions, null of a known one; an empty list, or no field, if they need none."""
+        values = self.value(name, list) if name in self._content else []
+        if len(values) not in (0, rank) or not all(v is None or isinstance(v, str) for v in values):
+            raise self._fail(name, "names of dimensions")
+        return tuple(values)
+
     def shape(self, name: str) -> tuple[int | None, ...]:
         """Returns a shape: dimensions of at least 1, null where one is dynamic."""
         values = self.value(name, list)
         if not all(v is None or (type(v) is int and v > 0) for v in values):
             raise self._fail(name, "a shape")
         return tuple(values)
+
+
+def _signature(content: dict[str, Any]) -> Signature:
+    fields = _Fields(content, "")
+    inputs = tuple(_tensor_spec(spec) for spec in fields.objects("inputs"))
+    outputs = tuple(_tensor_spec(spec) for spec in fields.objects("outputs"))
+    structure = content.get("structure")
+    return Signature(inputs, outputs, None if structure is None else checked(structure, len(outputs)))
 
 
 def _tensor_spec(fields: _Fields) -> TensorSpec:
@@ -191,7 +206,14 @@ def _tensor_spec(fields: _Fields) -> TensorSpec:
             params.value("zero_point", int),
             params.value("dtype", str),  # type: ignore[arg-type]  # it checks its fields
         )
-    return TensorSpec(fields.value("name", str), fields.shape("shape"), fields.value("dtype", str), quantization)
+    shape = fields.shape("shape")
+    return TensorSpec(
+        fields.value("name", str),
+        shape,
+        fields.value("dtype", str),
+        quantization,
+        fields.symbols("symbols", len(shape)),
+    )
 
 
 def _requirements(fields: _Fields) -> Requirements:
@@ -220,7 +242,7 @@ def _report(fields: _Fields, schema_version: int) -> CompileReport:
         float_reasons=fields.items("float_reasons", str),
         verification=(
             Verification("not run", "the file was written by an earlier version of quantvm")
-            if schema_version == _WITHOUT_VERDICT
+            if schema_version == READABLE_VERSIONS[0]
             else _verification(fields.object("verification"))
         ),
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from quantvm.numerics import QuantParams
+from quantvm.structure import INTERFACE_ATTR, Structure, output_names
 
 
 @dataclass(frozen=True)
@@ -18,43 +21,64 @@ class TensorSpec:
         dtype: of the elements.
         quantization: of an output that is just dequantized: each of its values is one of these steps. Of an input
             that is only ever quantized, and in one way: the steps that it is rounded to. None otherwise.
+        symbols: what the dynamic dimensions are called, None for known ones; empty where the only one is n. Inputs that
+            share a symbol have equal sizes there.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str = "float32"
     quantization: QuantParams | None = None
+    symbols: tuple[str | None, ...] = ()
+
+    @property
+    def dimensions(self) -> tuple[int | str, ...]:
+        """The shape with the symbol of each dynamic dimension."""
+        symbols = self.symbols or ("n",) * len(self.shape)
+        return tuple(symbol or "n" if d is None else d for d, symbol in zip(self.shape, symbols, strict=True))
 
     @property
     def shape_text(self) -> str:
         """The shape with n for a dynamic dimension, as `(n, 3, 224, 224)`."""
-        return "(" + ", ".join("n" if d is None else str(d) for d in self.shape) + ")"
+        return "(" + ", ".join(map(str, self.dimensions)) + ")"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """All inputs and outputs of a model, in order."""
+    """All inputs and outputs of a model, in order.
+
+    Attributes:
+        inputs: what it takes.
+        outputs: what it returns.
+        structure: how the outputs are nested, see `quantvm.structure`; None for a tensor, or a tuple of several.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    structure: Structure | None = None
 
 
 def signature_of(module: Any) -> Signature:
     """Returns the signature of the function `main` of a module in Relax QDQ form."""
     function = module["main"]
     values = {binding.var: binding.value for block in function.body.blocks for binding in block.bindings}
+    attrs = module.attrs
+    interface = json.loads(str(attrs[INTERFACE_ATTR])) if attrs and INTERFACE_ATTR in attrs else {}
+    input_names = interface.get("inputs") or [str(p.name) for p in function.params]
     inputs = tuple(
-        TensorSpec(str(p.name), _shape(p.ty), str(p.ty.dtype), _input_quantization(p, function, values))
-        for p in function.params
+        TensorSpec(name, _shape(p.ty), str(p.ty.dtype), _input_quantization(p, function, values), _symbols(p.ty))
+        for name, p in zip(input_names, function.params, strict=True)
     )
     result = _resolved(function.body.body, values)
     returned = list(result.fields) if hasattr(result, "fields") else [function.body.body]
+    structure = interface.get("outputs")
     names = ["output"] if len(returned) == 1 else [f"output_{i}" for i in range(len(returned))]
+    names = names if structure is None else output_names(structure)
     outputs = tuple(
-        TensorSpec(name, _shape(expr.ty), str(expr.ty.dtype), _quantization(_resolved(expr, values)))
+        TensorSpec(name, _shape(expr.ty), str(expr.ty.dtype), _quantization(_resolved(expr, values)), _symbols(expr.ty))
         for name, expr in zip(names, returned, strict=True)
     )
-    return Signature(inputs, outputs)
+    return Signature(inputs, outputs, structure)
 
 
 def _resolved(expr: Any, values: dict[Any, Any]) -> Any:
@@ -88,3 +112,13 @@ def _quantization(expr: Any) -> QuantParams | None:
 
 def _shape(tensor_type: Any) -> tuple[int | None, ...]:
     return tuple(int(d) if hasattr(d, "value") else None for d in tensor_type.shape)
+
+
+def _symbols(tensor_type: Any) -> tuple[str | None, ...]:
+    symbols = tuple(None if hasattr(d, "value") else _printed(d) for d in tensor_type.shape)
+    return () if {symbol for symbol in symbols if symbol is not None} <= {"n"} else symbols
+
+
+def _printed(size: Any) -> str:
+    """Returns a symbolic size as it is written: n*16."""
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size)).replace(" ", "")

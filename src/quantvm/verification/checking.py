@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from quantvm.errors import MachineError, QuantvmError, VerificationError
 from quantvm.progress import Progress
@@ -19,6 +18,7 @@ from quantvm.runtime.cache import CompileCache
 from quantvm.runtime.qdq_definition import ExactQdq, Unrounded
 from quantvm.runtime.qdq_in_float import unknown_ops
 from quantvm.runtime.verdict import Verdict, Verification
+from quantvm.structure import renesting, take_apart
 
 from .inputs import Run, runs_for
 from .kept import find, keep, verdict_key
@@ -59,22 +59,22 @@ class Subject:
 
     @cached_property
     def flat_examples(self) -> list[np.ndarray] | None:
-        """The example's arrays, nested ones flattened; None without an example."""
+        """The example's arrays in the order of the signature; None without an example."""
+        return None if self._renesting is None else [np.asarray(x) for x in self._renesting[0]]
+
+    @cached_property
+    def _renesting(self) -> tuple[list[Any], Callable[[Sequence[Any]], Any]] | None:
         if self.example_inputs is None:
             return None
-        return [np.asarray(x) for x in pytree.tree_leaves(self.example_inputs)]
+        return renesting(self.example_inputs, [spec.name for spec in self.artifact.signature.inputs])
 
     def nested(self, inputs: Sequence[Any]) -> Any:
         """Returns arrays in the nesting of the example; without one as they are."""
-        if self.example_inputs is None:
-            return list(inputs)
-        return pytree.tree_unflatten(list(inputs), pytree.tree_flatten(self.example_inputs)[1])
+        return list(inputs) if self._renesting is None else self._renesting[1](inputs)
 
     def compiled(self, inputs: Run) -> Arrays:
         """Returns the outputs of the compiled code, nested ones flattened."""
-        given = self.nested(inputs)
-        result = self.artifact(*given) if isinstance(given, (list, tuple)) else self.artifact(given)
-        return [np.asarray(y) for y in pytree.tree_leaves(result)]
+        return take_apart(self.artifact(*inputs), lambda y: isinstance(y, np.ndarray))[1]
 
     def imported(self, inputs: Run) -> Any:
         """Returns the program in Relax QDQ form, for a batch of that size."""
@@ -136,9 +136,8 @@ def _compared(subject: Subject, runs: list[Run], sizes: tuple[int, ...], progres
 def _reference(subject: Subject) -> tuple[Reference | None, str | None]:
     report = subject.artifact.report
     try:
-        found = reference_of(
-            subject.model, subject.example_inputs, engine=report.engine, threads=report.threads
-        )  # fmt: skip
+        nested = None if subject.example_inputs is None else subject.nested
+        found = reference_of(subject.model, nested, engine=report.engine, threads=report.threads)
     except (NoReferenceError, QuantvmError) as error:
         return None, str(error)
     return found, None
@@ -280,7 +279,7 @@ class _Check:
     def _reference_layers(self, run: int) -> ReferenceLayers | None:
         report, inputs = self._subject.artifact.report, self._runs[run]
         try:
-            program = layered_program(self._subject.model, self._subject.example_inputs, inputs, report.engine)
+            program = layered_program(self._subject.model, self._subject.nested, inputs, report.engine)
             if program.source is None or not program.layers:
                 return None
             return ReferenceLayers(program, inputs, engine=report.engine, threads=report.threads)

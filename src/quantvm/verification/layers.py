@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,14 @@ class LayerDifference:
         )
 
 
-def layered_program(model_or_path: Any, example_inputs: Any, inputs: Sequence[np.ndarray], engine: str) -> Any:
+def layered_program(
+    model_or_path: Any, nested: Callable[[Sequence[Any]], Any], inputs: Sequence[np.ndarray], engine: str
+) -> Any:
     """Returns the model with all quantized tensors in sight, for inputs of these sizes.
 
     Args:
         model_or_path: as for `quantvm.compile`.
-        example_inputs: as for `quantvm.compile`, with the arrays replaced by `inputs`.
+        nested: nests inputs as `quantvm.compile` was given them.
         inputs: flat.
         engine: of PyTorch, where it is for one.
 
@@ -81,8 +83,8 @@ def layered_program(model_or_path: Any, example_inputs: Any, inputs: Sequence[np
     elif isinstance(model_or_path, torch.export.ExportedProgram):
         return import_exported_layers(model_or_path, tensors)
     elif needs_export(model_or_path):
-        return import_exported_layers(export_module(model_or_path, tensors, "static"), tensors)
-    return import_layers(model_or_path, tuple(tensors), engine=engine)
+        return import_exported_layers(export_module(model_or_path, nested(tensors), "static"), tensors)
+    return import_layers(model_or_path, nested(tensors), engine=engine)
 
 
 class ReferenceLayers:

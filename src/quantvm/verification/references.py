@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
+from quantvm.frontend.exported_interface import exported_call
+from quantvm.frontend.interface import parameters_of_model, split_examples
 from quantvm.numerics import ENGINES
+from quantvm.structure import take_apart
 from quantvm.torch_compat import quantization_engine
 
 Arrays = list[np.ndarray]
 Running = Callable[[Sequence[np.ndarray]], Arrays]
 """The inputs of one call, in order -> the outputs, nested ones flattened."""
+Nesting = Callable[[Sequence[Any]], Any] | None
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,24 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def reference_of(model_or_path: Any, example_inputs: Any, *, engine: str, threads: int) -> Reference:
+def reference_of(
+    model_or_path: Any, nested: Callable[[Sequence[Any]], Any] | None, *, engine: str, threads: int
+) -> Reference:
     """Returns the framework's own run of what `quantvm.compile` takes.
 
     Args:
         model_or_path: as for `quantvm.compile`.
-        example_inputs: likewise; their nesting is that of the calls.
+        nested: nests the inputs of a call as the example was; None without an example.
         engine: of PyTorch, where the program is for one.
         threads: inside of one operator.
 
     Raises:
         NoReferenceError: its runtime is not installed, or cannot take the model.
     """
-    return Reference(*reference_name(model_or_path, engine), _run_of(model_or_path, example_inputs, engine, threads))
+    return Reference(*reference_name(model_or_path, engine), _run_of(model_or_path, nested, engine, threads))
 
 
-def _run_of(model_or_path: Any, example_inputs: Any, engine: str, threads: int) -> Running:
+def _run_of(model_or_path: Any, nested: Nesting, engine: str, threads: int) -> Running:
     if isinstance(model_or_path, (str, Path)):
         from quantvm.frontend.entry import format_of
 
@@ -91,10 +96,10 @@ def _run_of(model_or_path: Any, example_inputs: Any, engine: str, threads: int) 
             return _litert(str(model_or_path), threads)
         if held == "onnx":
             return _onnxruntime(str(model_or_path), threads)
-        return _torch(_loaded(Path(model_or_path), held), example_inputs, engine, threads)
+        return _torch(_loaded(Path(model_or_path), held), nested, engine, threads)
     if type(model_or_path).__name__ == "ModelProto":
         return _onnxruntime(model_or_path.SerializeToString(), threads)
-    return _torch(model_or_path, example_inputs, engine, threads)
+    return _torch(model_or_path, nested, engine, threads)
 
 
 def _loaded(path: Path, held: str) -> Any:
@@ -110,32 +115,24 @@ def _loaded(path: Path, held: str) -> Any:
 # ------------------------------------------------------------------ PyTorch
 
 
-def _torch(model: Any, example_inputs: Any, engine: str, threads: int) -> Running:
+def _torch(model: Any, nested: Nesting, engine: str, threads: int) -> Running:
     is_program = isinstance(model, torch.export.ExportedProgram)
     call = model.module() if is_program else model
-    nesting = model.call_spec.in_spec if is_program and example_inputs is None else None
-    if example_inputs is not None:
-        nesting = pytree.tree_flatten(_as_arguments(example_inputs))[1]
 
     def run(inputs: Sequence[np.ndarray]) -> Arrays:
-        tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
-        arguments, keywords = (tensors, {}) if nesting is None else _arguments(pytree.tree_unflatten(tensors, nesting))
+        tensors = [torch.from_numpy(np.array(x, order="C")) for x in inputs]
+        arguments: Sequence[Any] = tensors
+        keywords: dict[str, Any] = {}
+        if is_program:
+            arguments, keywords = exported_call(model, tensors)
+        elif nested is not None:
+            arguments, keywords = split_examples(nested(tensors), parameters_of_model(model)[0])
         with torch_state(engine, threads), torch.inference_mode():
             result = call(*arguments, **keywords)
-        return [y.detach().contiguous().numpy() for y in pytree.tree_leaves(result) if isinstance(y, torch.Tensor)]
+        found = take_apart(result, lambda y: isinstance(y, torch.Tensor))[1]
+        return [(y.dequantize() if y.is_quantized else y).detach().contiguous().numpy() for y in found]
 
     return run
-
-
-def _as_arguments(example_inputs: Any) -> tuple[Any, ...]:
-    return tuple(example_inputs) if isinstance(example_inputs, (list, tuple)) else (example_inputs,)
-
-
-def _arguments(nested: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns what a call is given: exported programs say (positional, by name), examples the positional alone."""
-    if len(nested) == 2 and isinstance(nested[0], tuple) and isinstance(nested[1], dict):
-        return nested
-    return nested, {}
 
 
 @contextmanager
