@@ -1,6 +1,6 @@
 """A model that ONNX Runtime quantized, in TVM: any ONNX file in QDQ form will do, whatever framework it came from.
 
-pip install 'quantvm[onnx]' onnxruntime onnxscript
+pip install 'quantvm[onnx]' onnxruntime
 python onnx_file.py
 """
 

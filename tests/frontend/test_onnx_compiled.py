@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import quantvm
+from quantvm.runtime import compile as compile_model
 
 from .onnx_graphs import Graph, onnx_runtime
 
@@ -28,7 +29,7 @@ def inputs(*shape: int, seed: int = 3) -> np.ndarray:
 def check(graph: Graph, *xs: np.ndarray, exact: bool = True, **options: Any) -> Any:
     """Compiles and compares: equal bits, or, of sums of floats, equal but for single steps."""
     model = graph.model()
-    artifact = quantvm.compile(model, cache=False, **options)
+    artifact = compile_model(model, cache=False, **options)
     for x in xs:
         found = artifact(x)
         found = list(found) if isinstance(found, (list, tuple)) else [found]
@@ -209,3 +210,100 @@ def test_gemm_with_factors():
         shape = (5, 12) if "transB" in options else (12, 5)
         g.output(g.qdq(g.op("Gemm", x, g.weight(integers(*shape), axis=shape.index(5)), c, **options), 0.2))
     assert check(g, inputs(3, 12), exact=False).report.int8_mac_share == 1.0
+
+
+def test_pools_of_any_padding():
+    g = Graph(["N", 4, 8, 6], 19)
+    x = g.qdq("x")
+    windows = [
+        {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]},
+        {"kernel_shape": [3, 3], "strides": [2, 1], "auto_pad": "SAME_UPPER"},
+        {"kernel_shape": [2, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+        {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1], "ceil_mode": 1},  # the last column is dropped
+        {"kernel_shape": [2, 2], "dilations": [2, 3]},
+    ]
+    for window in windows:
+        g.output(g.qdq(g.op("MaxPool", x, **window)), g.op("MaxPool", "x", **window))
+        for counted in (0, 1):
+            g.output(g.op("AveragePool", x, count_include_pad=counted, **window))
+    check(g, inputs(2, 4, 8, 6), exact=False)
+
+
+def test_operators_whose_form_is_changed_at_import():
+    g = Graph(["N", 5, 12], 18)
+    x = g.qdq("x", 0.05, 128)
+    vector = g.weight(integers(12), axis=None)
+    g.output(g.qdq(g.op("MatMul", x, vector), 0.3), g.qdq(g.op("MatMul", g.weight(integers(5), axis=None), x), 0.3))
+    g.output(g.qdq(g.op("Einsum", x, g.weight(integers(12, 7), axis=None), equation="nij, jk -> nik"), 0.3))
+    g.output(g.op("Celu", x, alpha=0.7))
+    peak = g.op("ReduceMax", x, g.constant([1], np.int64))
+    g.output(g.op("Expand", peak, g.constant([3, 1], np.int64)), g.op("Expand", peak, g.op("Shape", x)))
+    volume = g.op("Reshape", x, g.constant([-1, 1, 5, 4, 3], np.int64))
+    grown = g.op("Resize", volume, "", g.constant([1, 1, 2, 1.5, 2], np.float32), mode="linear")
+    image = g.op("Reshape", x, g.constant([-1, 5, 6, 2], np.int64))  # channels come last
+    g.output(
+        g.qdq(grown, 0.05, 128), grown, g.op("Resize", image, "", g.constant([1, 2, 2, 1], np.float32), mode="linear")
+    )
+    check(g, inputs(3, 5, 12), exact=False)
+
+
+def test_products_differ_from_onnx_runtime_at_ties_alone():
+    """Scales of few digits put many results half-way between two steps, where ONNX Runtime's float error decides."""
+    g = Graph(["N", 8])
+    weight, scales = integers(5, 8), np.array([0.01, 0.02, 0.03, 0.04, 0.05], np.float32)
+    turned = g.op("Transpose", g.weight(weight, scales=scales), perm=[1, 0])
+    g.output(g.qdq(g.op("MatMul", g.qdq("x", 0.05, 128), turned), 0.3, 128))
+    x = inputs(64, 8)
+    found, (expected,) = np.asarray(compile_model(g.model(), cache=False)(x)), onnx_runtime(g.model(), x)
+    steps = np.clip(np.rint(x / np.float32(0.05)), -128, 127)
+    exact = (
+        (steps @ weight.T) * (np.float64(np.float32(0.05)) * scales.astype(np.float64)) / np.float64(np.float32(0.3))
+    )
+    is_tie = np.abs(exact - np.floor(exact) - 0.5) < 1e-4
+    assert is_tie.mean() > 0.005
+    np.testing.assert_array_equal(found[~is_tie], expected[~is_tie])
+    assert np.abs(found - expected).max() < 0.31
+
+
+@pytest.mark.parametrize("opset", [11, 19, 23])
+def test_every_version_of_the_operators(opset: int):
+    """Zero points that are left out are uint8 0; biases are int32."""
+    g = Graph(["N", 3, 8, 8], opset)
+    scale = g.constant(0.03, np.float32)
+    q = g.op("QuantizeLinear", "x", scale)
+    x = g.op("DequantizeLinear", q, scale)
+    weight = g.weight(integers(8, 3, 3, 3), axis=None if opset < 13 else 0)
+    bias = g.op("DequantizeLinear", g.constant(np.arange(8) * 400, np.int32), g.constant(3e-4, np.float32))
+    y = g.op(
+        "Clip",
+        g.op("Conv", x, weight, bias, pads=[1, 1, 1, 1]),
+        g.constant(0.0, np.float32),
+        g.constant(6.0, np.float32),
+    )
+    z = g.qdq(y, 6 / 255, 0)
+    g.output(g.qdq(g.op("Softmax", g.op("GlobalAveragePool", z), axis=1), 1 / 256, 0), z)
+    check(g, inputs(2, 3, 8, 8), exact=False)
+
+
+def test_what_cannot_be_imported_names_the_node():
+    cases: list[tuple[Any, str]] = []
+    g = Graph(["N", 4, 6, 6])
+    g.output(g.op("Det", g.qdq("x")))
+    cases.append((g, r"Det x1 \(first: node_det2\)"))
+    g = Graph(["N", 4, 6, 6])
+    x = g.qdq("x")
+    g.output(g.op("Pad", x, g.op("Cast", g.op("ReduceMax", x, axes=[0, 2, 3], keepdims=0), to=onnx.TensorProto.INT64)))
+    cases.append((g, "Pad at node_pad4: its pads are computed at run time"))
+    g = Graph(["N", 4, 6, 6])
+    g.output(g.op("Reshape", g.qdq("x"), g.constant([5, 7], np.int64)))
+    cases.append((g, "Reshape at node_reshape2|cannot be"))
+    g = Graph(["N", 4, 6, 6], 18)
+    g.output(g.op("Resize", g.qdq("x"), "", g.constant([1, 1, 0.5, 0.5], np.float32), mode="linear", antialias=1))
+    cases.append((g, "Resize at node_resize2: antialias=1 is not supported"))
+    g = Graph(["N", 4, 6, 6])
+    g.nodes.append(onnx.helper.make_node("Conv", [g.qdq("x"), "missing"], ["y"], name="node_y"))
+    g.output("y")
+    cases.append((g, "Conv at node_y reads missing"))
+    for graph, message in cases:
+        with pytest.raises(quantvm.QuantvmError, match=message):
+            compile_model(graph.model(), cache=False)

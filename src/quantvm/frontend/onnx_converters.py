@@ -125,6 +125,17 @@ def _tile(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
     return x
 
 
+@_converts("Expand")
+def _expand(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    x = inputs[0]
+    target = _known(inputs, 1, "sizes")
+    assert target is not None
+    given, wanted = shape_of(x), [int(d) for d in target]
+    rank = max(len(given), len(wanted))
+    given, wanted = [1] * (rank - len(given)) + given, [1] * (rank - len(wanted)) + wanted
+    return relax.op.broadcast_to(x, [old if new == 1 else new for old, new in zip(given, wanted, strict=True)])
+
+
 @_converts("CumSum")
 def _cumsum(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     x = inputs[0]
@@ -168,6 +179,28 @@ def _gemm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
             relax.op.multiply(c, constant(factor, "float32"))
         )  # fmt: skip
     return relax.op.add(y, c)
+
+
+@_converts("MatMul")
+def _matmul(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """A vector is a matrix of one row on the left, of one column on the right."""
+    a, b = inputs
+    is_row, is_column = len(shape_of(a)) == 1, len(shape_of(b)) == 1
+    a = bb.normalize(relax.op.expand_dims(a, [0])) if is_row else a
+    b = bb.normalize(relax.op.expand_dims(b, [1])) if is_column else b
+    y = bb.normalize(relax.op.matmul(a, b))
+    rank = len(shape_of(y))
+    gone = [axis for axis, is_vector in ((rank - 2, is_row), (rank - 1, is_column)) if is_vector]
+    return relax.op.squeeze(y, gone) if gone else y
+
+
+@_converts("Celu")
+def _celu(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """Returns max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
+    x, alpha, zero = inputs[0], constant(attrs.get("alpha", 1.0), "float32"), constant(0, "float32")
+    grown = bb.normalize(relax.op.exp(bb.normalize(relax.op.divide(x, alpha))))
+    below = bb.normalize(relax.op.multiply(alpha, bb.normalize(relax.op.subtract(grown, constant(1, "float32")))))
+    return relax.op.add(bb.normalize(relax.op.nn.relu(x)), bb.normalize(relax.op.minimum(zero, below)))
 
 
 def is_function(expr: Any) -> bool:

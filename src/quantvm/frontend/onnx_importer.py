@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
+from collections import Counter
 from contextlib import redirect_stdout
 from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+from tvm.ir import GenericConst
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
 from quantvm.tvm_compat import closed_on_error
@@ -37,27 +38,16 @@ def import_graph(model: Any, shapes: dict[str, Dims]) -> tvm.IRModule:
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     importer = _Importer(model.graph, shapes)
     try:
-        importer._check_for_unsupported_ops(model.graph)
+        importer.check_operators(model.graph)
+        importer.check_values(model.graph)
         # TVM prints the inputs of a node that it cannot convert, and stdout is for results
         with closed_on_error(importer.bb), redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that TVM changes
             return importer.from_onnx(model.graph, opset)
     except QuantvmError:
         raise
-    except tvm.error.OpNotImplemented as error:
-        raise _lacking(model.graph, str(error)) from error
     except Exception as error:  # its converters raise whatever Python raises
         raise ModelImportError(f"{importer.where()}: TVM's ONNX importer cannot convert it: {gist(error)}") from error
-
-
-def _lacking(graph: Any, text: str) -> UnsupportedOpError:
-    names = re.split(r",\s*", text.split(":")[-1].strip())
-    rows = []
-    for op in sorted(names):
-        nodes = [node for node in graph.node if node.op_type == op]
-        first = (nodes[0].name or nodes[0].output[0]) if nodes else "not in the main graph"
-        rows.append(f"{op} x{len(nodes)} (first: {first})")
-    return UnsupportedOpError(f"{len(rows)} operators that TVM's ONNX importer lacks: {'; '.join(rows)}")
 
 
 class _Importer(ONNXGraphImporter):
@@ -66,6 +56,33 @@ class _Importer(ONNXGraphImporter):
         self._named = {node.name: node for node in graph.node}
         self._inferred = shapes
         self._node: Any = None
+
+    def check_operators(self, graph: Any) -> None:
+        """Raises one UnsupportedOpError for all operators that no converter takes."""
+        known = {*_get_convert_map(), *CONVERTERS, "If", "Constant"}
+        rows = []
+        for op, count in sorted(Counter(node.op_type for node in graph.node).items()):
+            if op not in known:
+                first = next(node for node in graph.node if node.op_type == op)
+                rows.append(f"{op} x{count} (first: {first.name})")
+        if rows:
+            raise UnsupportedOpError(f"{len(rows)} operators that TVM's ONNX importer lacks: {'; '.join(rows)}")
+
+    @staticmethod
+    def check_values(graph: Any) -> None:
+        """Raises ModelImportError where a node reads what neither the file nor a node before it holds."""
+        known = {""} | {value.name for value in (*graph.input, *graph.initializer)}
+        for node in graph.node:
+            missing = [name for name in node.input if name not in known]
+            if missing:
+                raise ModelImportError(
+                    f"{node.op_type} at {node.name} reads {', '.join(missing)}, which nothing before it makes; the "
+                    "file is damaged, or its nodes are not in order"
+                )
+            known.update(node.output)
+
+    def _check_for_unsupported_ops(self, graph: Any) -> None:
+        """Does nothing: `check_operators` knows of our converters, too."""
 
     def where(self) -> str:
         """Returns what errors call the node under way."""
@@ -77,7 +94,9 @@ class _Importer(ONNXGraphImporter):
         node = self._named.get(attrs["tvm_custom"]["name"])
         self._node = node if node is not None and node.op_type == op_name else self._node
         converter = CONVERTERS.get(op_name)
-        if op_name in ("Resize", "Upsample"):
+        if op_name == "Expand" and not isinstance(inputs[1], GenericConst):
+            converter = None  # TVM's takes sizes that are computed at run time
+        if op_name in ("Resize", "Upsample") and attrs.get("coordinate_transformation_mode") != b"tf_crop_and_resize":
             converter = convert_resize
         try:
             if converter is None:

@@ -1,12 +1,13 @@
 """Resize and Upsample of ONNX, with the arithmetic of ONNX Runtime's own kernels.
 
 Places and weights of all outputs are known at import, in float32 as ONNX Runtime computes them: nearest is `R.take`
-along each dimension; linear is the sum of four taken tensors times their weights, cubic four along each of two
-dimensions. Products and sums come in ONNX Runtime's order, each rounded alone.
+along each dimension; linear is the sum over the corners of a cell times their weights, cubic four along each of
+two dimensions. Products and sums come in ONNX Runtime's order, each rounded alone.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ def convert_resize(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[st
     """Returns the resized tensor.
 
     Raises:
-        UnsupportedOpError: antialiasing, cropping, sizes that are computed at run time, resizing of a dynamic size, or
-            linear and cubic interpolation along other dimensions than the last two.
+        UnsupportedOpError: antialiasing, sizes that are computed at run time, resizing of a dynamic size, or
+            interpolation along other dimensions than height and width (and depth).
     """
     x = inputs[0]
     mode = attrs.get("mode", b"nearest").decode()
@@ -37,8 +38,6 @@ def convert_resize(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[st
     scales, sizes = _scales(inputs, attrs, shape_of(x))
     if attrs.get("antialias", 0) and any(scale < 1 for scale in scales):
         raise UnsupportedOpError("antialias=1 is not supported; resize with antialias=0")
-    if coordinates == "tf_crop_and_resize":
-        raise UnsupportedOpError("tf_crop_and_resize is not supported; crop by Slice and resize with half_pixel")
     changed = [axis for axis, (old, new, scale) in enumerate(zip(shape_of(x), sizes, scales, strict=True))
                if old is not new and (old != new or scale != 1)]  # fmt: skip
     for axis in changed:
@@ -52,17 +51,24 @@ def convert_resize(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[st
             places = _nearest(_origins(old, sizes[axis], scales[axis], coordinates), rounding, bool(scales[axis] < 1))
             x = taken(bb, x, axis, np.clip(places, 0, old - 1))
         return x
-    rank = len(sizes)
-    if rank < 2 or any(axis < rank - 2 for axis in changed):
-        raise UnsupportedOpError(f"mode {mode} along the dimensions {changed}; only the last two can be interpolated")
+    axes = _interpolated(changed, len(sizes), mode)
     if not changed:
         return x
-    rows, columns = (
-        _origins(shape_of(x)[axis], sizes[axis], scales[axis], coordinates) for axis in (rank - 2, rank - 1)
-    )
+    origins = {axis: _origins(shape_of(x)[axis], sizes[axis], scales[axis], coordinates) for axis in axes}
     if mode == "linear":
-        return _linear(bb, x, rows, columns)
-    return _cubic(bb, x, rows, columns, _f32(attrs.get("cubic_coeff_a", -0.75)), bool(attrs.get("exclude_outside", 0)))
+        return _linear(bb, x, origins)
+    return _cubic(bb, x, origins, _f32(attrs.get("cubic_coeff_a", -0.75)), bool(attrs.get("exclude_outside", 0)))
+
+
+def _interpolated(changed: list[int], rank: int, mode: str) -> list[int]:
+    """Returns the dimensions that ONNX Runtime interpolates along, the unchanged among them."""
+    choices = [[rank - 2, rank - 1]] if rank > 1 else []
+    if mode == "linear":
+        choices += {4: [[1, 2]], 5: [[2, 3, 4]]}.get(rank, [])
+    for axes in choices:
+        if set(changed) <= set(axes) and (rank < 5 or mode != "linear" or len(axes) == 3):
+            return axes
+    raise UnsupportedOpError(f"mode {mode} along the dimensions {changed} of {rank}; resize height and width only")
 
 
 def _constant(inputs: Sequence[Any], index: int) -> np.ndarray | None:
@@ -157,31 +163,36 @@ def _neighbours(origins: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray,
     return first, second, far_first, far_second
 
 
-def _linear(bb: relax.BlockBuilder, x: Any, rows: np.ndarray, columns: np.ndarray) -> Any:
-    rank = len(shape_of(x))
-    up, down, from_up, from_down = _neighbours(rows, shape_of(x)[rank - 2])
-    left, right, from_left, from_right = _neighbours(columns, shape_of(x)[rank - 1])
+def _linear(bb: relax.BlockBuilder, x: Any, origins: dict[int, np.ndarray]) -> Any:
+    """Returns the sum over all corners, those of the last dimension next to each other."""
+    shape = shape_of(x)
+    ends = {}
+    for axis, found in origins.items():
+        first, second, from_first, from_second = _neighbours(found, shape[axis])
+        ends[axis] = ((first, from_second), (second, from_first))
     y = None
-    for row, column, tall, wide in (
-        (up, left, from_down, from_right), (up, right, from_down, from_left),
-        (down, left, from_up, from_right), (down, right, from_up, from_left),
-    ):  # fmt: skip
-        weight = wide[None, :] * tall[:, None]
-        corner = taken(bb, taken(bb, x, rank - 2, row), rank - 1, column)
-        factor = constant(weight.reshape(*[1] * (rank - 2), *weight.shape), "float32")
-        term = bb.normalize(relax.op.multiply(corner, factor))
+    for corner in itertools.product((0, 1), repeat=len(ends)):
+        at, weight = x, np.ones((), _f32)
+        for axis, end in reversed(list(zip(ends, corner, strict=True))):
+            places, factor = ends[axis][end]
+            at = taken(bb, at, axis, places)
+            along = [1] * len(shape)
+            along[axis] = -1
+            weight = weight * factor.reshape(along)
+        term = bb.normalize(relax.op.multiply(at, constant(weight, "float32")))
         y = term if y is None else bb.normalize(relax.op.add(y, term))
     return y
 
 
 def _cubic(
-    bb: relax.BlockBuilder, x: Any, rows: np.ndarray, columns: np.ndarray, a: np.float32, exclude_outside: bool
-) -> Any:
+    bb: relax.BlockBuilder, x: Any, origins: dict[int, np.ndarray], a: np.float32, exclude_outside: bool
+) -> Any:  # fmt: skip
+    """Returns the sums of four along the last dimension, then along the one before it."""
     rank = len(shape_of(x))
-    for axis, origins in ((rank - 1, columns), (rank - 2, rows)):
+    for axis, found in reversed(origins.items()):
         size = shape_of(x)[axis]
-        weights = _cubic_weights(origins - np.floor(origins).astype(_f32), a)
-        places = np.floor(origins).astype(np.int64)[:, None] + np.arange(-1, 3)
+        weights = _cubic_weights(found - np.floor(found).astype(_f32), a)
+        places = np.floor(found).astype(np.int64)[:, None] + np.arange(-1, 3)
         if exclude_outside:
             weights[(places < 0) | (places >= size)] = 0
             weights /= weights.sum(axis=1, dtype=_f32, keepdims=True)
@@ -189,10 +200,9 @@ def _cubic(
         for tap in range(4):
             along = [1] * rank
             along[axis] = -1
-            term = bb.normalize(relax.op.multiply(
-                taken(bb, x, axis, np.clip(places[:, tap], 0, size - 1)),
-                constant(weights[:, tap].reshape(along), "float32"),
-            ))  # fmt: skip
+            factor = constant(weights[:, tap].reshape(along), "float32")
+            piece = taken(bb, x, axis, np.clip(places[:, tap], 0, size - 1))
+            term = bb.normalize(relax.op.multiply(piece, factor))
             y = term if y is None else bb.normalize(relax.op.add(y, term))
         x = y
     return x

@@ -72,19 +72,21 @@ def inferred(model: Any) -> tuple[Any, dict[str, Dims]]:
 def make_explicit(graph: Any, shapes: dict[str, Dims]) -> bool:
     """Writes what follows from shapes into the graph; says whether there was any.
 
-    `auto_pad` and `output_shape` become pads; the target of a Reshape or Resize that is computed from dynamic sizes
-    becomes a constant where one size at most is dynamic.
+    `auto_pad` and `output_shape` become pads. The target of a Reshape, Expand or Resize that is computed from dynamic
+    sizes becomes a constant where one size at most is dynamic.
     """
     changed = fold_known_sizes(graph, shapes)
     constants = Constants(graph)
     sizes = known_sizes(graph, shapes, constants)
     for node in graph.node:
         if node.op_type in ("Conv", "MaxPool", "AveragePool", "LpPool"):
-            changed |= _explicit_pads(node, shapes)
+            changed |= _explicit_pads(node, shapes) or _without_dropped_windows(node, shapes)
         elif node.op_type == "ConvTranspose":
             changed |= _explicit_transposed_pads(node, shapes)
         elif node.op_type == "Reshape":
             changed |= _constant_target(node, shapes, sizes, constants)
+        elif node.op_type == "Expand":
+            changed |= _constant_expansion(node, shapes, sizes, constants)
         elif node.op_type == "Resize":
             changed |= _constant_sizes(node, shapes, constants)
     return changed
@@ -132,6 +134,28 @@ def _explicit_pads(node: Any, shapes: dict[str, Dims]) -> bool:
     return len(pairs) == len(window[0]) and _set_pads(node, pairs)
 
 
+def _without_dropped_windows(node: Any, shapes: dict[str, Dims]) -> bool:
+    """Takes off the padding that only a pool's last window in ceil_mode would begin in.
+
+    ONNX Runtime drops such a window, and onnx's inference counts it.
+    """
+    window, sizes = _window(node, shapes), shapes.get(node.input[0], [])[2:]
+    if not attribute(node, "ceil_mode", 0) or window is None or not all(isinstance(size, int) for size in sizes):
+        return False
+    count = len(window[0])
+    pads = list(attribute(node, "pads", [0] * (2 * count)))
+    kept = list(pads)
+    for axis, (size, kernel, stride, dilation) in enumerate(zip(sizes, *window, strict=True)):
+        begin, reach = pads[axis], dilation * (kernel - 1) + 1
+        last = -(-(size + begin + pads[count + axis] - reach) // stride)
+        if last * stride >= size + begin:
+            kept[count + axis] = max((last - 1) * stride + reach - size - begin, 0)
+    if kept == pads:
+        return False
+    set_attribute(node, "pads", kept)
+    return True
+
+
 def _explicit_transposed_pads(node: Any, shapes: dict[str, Dims]) -> bool:
     mode = attribute(node, "auto_pad", "NOTSET")
     wanted = attribute(node, "output_shape", None)
@@ -173,6 +197,26 @@ def _constant_target(
         return False
     target = np.array([d if isinstance(d, int) else -1 for d in found], np.int64)
     node.input[1] = constants.add_new(f"{node.output[0]}_shape", target)
+    return True
+
+
+def _constant_expansion(
+    node: Any, shapes: dict[str, Dims], sizes: dict[str, np.ndarray], constants: Constants
+) -> bool:  # fmt: skip
+    """Gives an Expand to computed sizes constant ones, with 1 where a dynamic size is the input's own."""
+    given, found = shapes.get(node.input[0]), shapes.get(node.output[0])
+    target = sizes.get(node.input[1])
+    if constants.get(node.input[1]) is not None or given is None or target is None or target.ndim != 1:
+        return False
+    before = [1] * (len(target) - len(given)) + list(given)
+    wanted = []
+    for old, new, out in zip(before[len(before) - len(target) :], target, (found or [])[-len(target) :], strict=False):
+        if new is None and (isinstance(old, int) or old is None or old != out):
+            return False
+        wanted.append(1 if new is None else int(new))
+    if len(wanted) != len(target):
+        return False
+    node.input[1] = constants.add_new(f"{node.output[0]}_shape", np.array(wanted, np.int64))
     return True
 
 
