@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import quantvm
@@ -138,6 +139,55 @@ def test_a_static_batch_is_that_of_the_input_shape(cli, program, network):
     assert json.loads(result.stdout)["inputs"][0]["shape"] == [3, *SHAPE]
     x = image(3, *SHAPE)
     assert torch.equal(quantvm.load("three.qvm")(x), network(x))
+
+
+def test_open_sizes_of_an_onnx_file_are_those_of_the_input_shape(cli, tmp_path):
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, save
+
+    nodes = []
+    for x, y in (("x", "a"), ("b", "y")):
+        nodes.append(helper.make_node("QuantizeLinear", [x, "s", "z"], [f"{y}_q"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{y}_q", "s", "z"], [y]))
+    nodes.insert(2, helper.make_node("Relu", ["a"], ["b"]))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, "H", "W"]) for name in "xy"]
+    constants = [helper.make_tensor("s", 1, [], [0.1]), helper.make_tensor("z", 2, [], [128])]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "open.onnx")
+    result = cli("compile", "open.onnx")
+    assert result.exit_code == 2
+    assert "open.onnx: dimension 2 of input 0" in result.stderr
+    assert "--input-shape" in result.stderr
+    result = cli("compile", "open.onnx", "--input-shape", "1,3,6,5", "-o", "open.qvm")
+    assert result.exit_code == 0, result.output
+    x = image(1, 3, 6, 5).numpy()
+    expected = (np.clip(np.rint(x / np.float32(0.1)), 0, 127) * np.float32(0.1)).astype(np.float32)
+    np.testing.assert_array_equal(quantvm.load("open.qvm")(x), expected)
+
+
+def test_open_sizes_of_an_exported_program_need_a_static_batch(cli, tmp_path):
+    import torch.ao.quantization.fx._decomposed
+
+    ops = torch.ops.quantized_decomposed
+    parameters = (0.1, 128, 0, 255, torch.uint8)
+
+    class Program(nn.Module):
+        def forward(self, x):
+            for _ in range(2):
+                x = ops.dequantize_per_tensor(ops.quantize_per_tensor(torch.relu(x), *parameters), *parameters)
+            return x
+
+    x = image(2, 3, 6, 8)
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4, max=64), 3: torch.export.Dim("w", min=4, max=64)}
+    program = torch.export.export(Program(), (x,), dynamic_shapes=(sizes,))
+    torch.export.save(program, "open.pt2")
+    result = cli("compile", "open.pt2")
+    assert result.exit_code == 2
+    assert "is dynamic" in result.stderr
+    assert "--batch static" in result.stderr
+    result = cli("compile", "open.pt2", "--batch", "static", "-o", "open.qvm")
+    assert result.exit_code == 0, result.output
+    assert torch.equal(quantvm.load("open.qvm")(x), program.module()(x))
 
 
 def test_a_registered_model_is_quantized_as_in_the_main_job(cli, tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 
 from quantvm.data.preprocess import ImageOptions
 from quantvm.download import sha256_of
-from quantvm.errors import ConfigError, gist
+from quantvm.errors import ConfigError, ModelImportError, gist
 from quantvm.evaluate.model_words import call_factory, kind_of
 from quantvm.evaluate.user_runners import ChannelsLastRunner, FixedBatchRunner, OnnxRuntimeRunner
 from quantvm.models.quantize import FLOWS
@@ -51,6 +51,7 @@ class UserProgram:
         shapes_are_given: whether they are the user's word or a guess, and not the program's own.
         engine: PyTorch engine that a TorchScript program or module is for.
         n_outputs: size of the output's last dimension, where the file says it.
+        sizes_are_given: whether `shapes` has sizes that the user gave for dimensions which a file leaves open.
     """
 
     word: str
@@ -62,6 +63,7 @@ class UserProgram:
     n_outputs: int | None = None
     quantvm_scheme: str = ITS_OWN
     quantvm_n_calibration: int = 0
+    sizes_are_given: bool = False
 
     @classmethod
     def exported_by_us(cls, name: str, program: Any) -> UserProgram:
@@ -77,12 +79,20 @@ class UserProgram:
     @property
     def example_inputs(self) -> list[np.ndarray] | None:
         """Zeros of the inputs' shapes, or None for a program that says them itself."""
-        return self._zeros(1) if self.shapes_are_given else None
+        return self._zeros(1) if self.shapes_are_given or self.sizes_are_given else None
 
     @property
     def fixed_batch(self) -> int | None:
         """How many images a call takes; None for any number."""
         return None if self.shapes_are_given else self.shapes[0][0]
+
+    def _static_inputs(self) -> list[np.ndarray]:
+        """Returns inputs of which every size is known: those that a program was exported with, or zeros."""
+        if self.kind != "exported" or not any(None in shape for shape in self.shapes):
+            return self._zeros(1)
+        from torch.utils._pytree import tree_leaves
+
+        return [x.detach().numpy() for x in tree_leaves(self.value.example_inputs or ())] or self._zeros(1)
 
     def _zeros(self, batch: int) -> list[np.ndarray]:
         return [np.zeros([batch if d is None else d for d in shape], np.float32) for shape in self.shapes]
@@ -135,9 +145,10 @@ class UserProgram:
         from quantvm import verification
 
         is_fixed = self.fixed_batch is not None
+        examples = self._static_inputs() if batch == "static" and not is_fixed else self.example_inputs
         return verification.compile(
-            self.value, self._zeros(1) if batch == "static" and not is_fixed else self.example_inputs, verify=verify,
-            numerics=numerics, engine=self.engine or engine, batch="static" if is_fixed else batch, **options,
+            self.value, examples, verify=verify, numerics=numerics, engine=self.engine or engine,
+            batch="static" if is_fixed else batch, **options,
         )  # fmt: skip
 
     def callable_module(self) -> Any:
@@ -169,10 +180,13 @@ class UserProgram:
 
         shapes = " ".join(",".join("1" if d is None else str(d) for d in shape) for shape in self.shapes)
         module = self.callable_module()
+        has_open_sizes = any(None in shape[1:] for shape in self.shapes)
         try:
             with torch.inference_mode():
-                y = module(*map(torch.from_numpy, self._zeros(1)))
-        except (RuntimeError, TypeError, ValueError) as error:  # PyTorch's, of whatever kind of mismatch
+                y = module(*map(torch.from_numpy, self._static_inputs() if has_open_sizes else self._zeros(1)))
+        except MemoryError:
+            raise
+        except Exception as error:  # PyTorch's, of whatever kind of mismatch, and what the model's own code raises
             reason = gist(error)
             if not _ABOUT_SHAPES.search(reason):
                 raise ConfigError(f"{self.word} cannot be run: {reason}") from error
@@ -267,6 +281,15 @@ def load_model(
         ModelCodeError: the factory raised.
         ModelImportError: the file is damaged.
     """
+    try:
+        return _loaded(word, input_shapes, engine)
+    except ModelImportError as error:
+        if word in str(error):
+            raise
+        raise ModelImportError(f"{word}: {error}") from error
+
+
+def _loaded(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> UserProgram | FloatModel:
     kind = kind_of(word)
     if kind == "registered":
         raise ConfigError(f"'{word}' is a registered model, expected a file or a factory as pkg.mod:name")
@@ -282,9 +305,10 @@ def load_model(
         from quantvm.frontend.exported import load_program
 
         return _exported(word, load_program(path))
-    signature = _signature_in_file(path)
+    signature, sizes_are_given = _signature_in_file(path, input_shapes)
     shapes = tuple(spec.shape for spec in signature.inputs)
-    return UserProgram(word, held, path, shapes, False, None, signature.outputs[0].shape[-1])
+    n_outputs = signature.outputs[0].shape[-1]
+    return UserProgram(word, held, path, shapes, False, None, n_outputs, sizes_are_given=sizes_are_given)
 
 
 def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> UserProgram | FloatModel:
@@ -365,12 +389,20 @@ def _exported(word: str, program: Any) -> UserProgram:
     return UserProgram(word, "exported", program, shapes, False, None)
 
 
-def _signature_in_file(path: Path) -> Signature:
-    """Returns what an ONNX or TFLite file takes and returns, as its importer understands it."""
+def _signature_in_file(path: Path, input_shapes: tuple[Shape, ...] | None) -> tuple[Signature, bool]:
+    """Returns what an ONNX or TFLite file takes and returns, and whether that needs the sizes of `input_shapes`."""
     from quantvm.frontend import import_model
     from quantvm.runtime.signature import signature_of
 
-    return signature_of(import_model(path))
+    try:
+        return signature_of(import_model(path)), False
+    except ModelImportError as error:
+        if " is dynamic: " not in str(error):
+            raise
+        try:
+            return signature_of(import_model(path, [np.zeros(s, np.float32) for s in input_shapes or ()])), True
+        except ModelImportError:
+            raise ModelImportError(f"{error}; on the command line, give its sizes with --input-shape") from error
 
 
 def load_user_spec(

@@ -136,7 +136,13 @@ def _exported(program_or_path: Any, examples: Sequence[Any] | None, batch: str) 
 
     if examples is None:
         return from_exported_program(program_or_path, batch=batch)
-    return bind_batch(from_exported_program(program_or_path), examples, batch)
+    try:
+        module = from_exported_program(program_or_path)
+    except ModelImportError:
+        if batch == "dynamic":
+            raise
+        module = from_exported_program(program_or_path, batch="static")  # other dimensions than the batch are dynamic
+    return bind_batch(module, examples, batch)
 
 
 def _torchscript(model_or_path: Any, example_inputs: Any, engine: str | None, batch: str) -> tvm.IRModule:

@@ -14,6 +14,7 @@ from tvm import relax, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from quantvm.errors import ModelImportError, QuantvmError, gist
+from quantvm.torch_compat import quiet_torchao
 from quantvm.tvm_compat import dataflow
 
 from . import contractions, elementwise, exported_aten, exported_quantize, exported_torchao, pooling, shapes  # noqa: F401
@@ -91,7 +92,8 @@ def load_program(path: Path) -> Any:
     if not zipfile.is_zipfile(path):
         raise ModelImportError(f"{path} is truncated or no .pt2 file: a .pt2 file is a ZIP archive")
     try:
-        return torch.export.load(str(path))
+        with quiet_torchao():
+            return torch.export.load(str(path))
     except Exception as error:  # torch raises anything for a foreign archive, KeyError among them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelImportError(
