@@ -160,6 +160,17 @@ CASES: dict[str, Callable[[Together, torch.Tensor], torch.Tensor]] = {
     "dropout": lambda m, x: aten.dropout.default(x, 0.5, False),
     "dropout_": lambda m, x: aten.dropout_.default(x, 0.5, False),
     "feature_dropout": lambda m, x: aten.feature_dropout.default(x, 0.5, False),
+    "max_dim": lambda m, x: aten.max.dim(x, 1)[1],
+    "min_dim": lambda m, x: aten.min.dim(x, 2, True)[0],
+    "amax": lambda m, x: aten.amax.default(x, [2, 3]),
+    "amin": lambda m, x: aten.amin.default(x, [1], True),
+    "sort": lambda m, x: aten.sort.default(x, 1)[0],
+    "sort_stable": lambda m, x: aten.sort.stable(x, stable=True, dim=2, descending=True)[1],
+    "argsort_stable": lambda m, x: aten.argsort.stable(x, stable=True, dim=1),
+    "topk": lambda m, x: aten.topk.default(x, 3, 1, False)[0],
+    "median": lambda m, x: aten.median.dim(x, 1)[0],
+    "cumsum": lambda m, x: aten.cumsum.default(x, 1),
+    "cumprod": lambda m, x: aten.cumprod.default(x, 2),
     "to": lambda m, x: aten.to.dtype(quantized(x), torch.float32),
 }
 FROM_TVM: dict[str, Callable[[Together, torch.Tensor], torch.Tensor]] = {

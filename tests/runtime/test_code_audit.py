@@ -158,3 +158,41 @@ def test_reason_of_an_activation_per_channel():
         return q.dequantized(x, np.full(8, 0.1, "float32"), np.zeros(8, "uint8"), axis=1)
 
     assert reasons_of(module_of(body, IMAGE)) == ("only weights may be quantized per channel",)
+
+
+@pytest.mark.parametrize("numerics", ["torch", "integer"])
+def test_reasons_go_on_behind_an_operator_that_is_not_found(numerics):
+    body, shapes, _ = LEFT["softmax"]
+    module = module_of(body, *shapes)
+    ops = ("power (nowhere)", "nn.softmax (of_another_name)", "power (nowhere)")
+    assert float_reasons(module, ops, numerics) == (
+        "no kernel takes it", "there is no int8 kernel for it", "no kernel takes it",
+    )  # fmt: skip
+
+
+def test_reasons_under_qdq():
+    """Each operator is found by its variable, whatever the lowering left out or wrote out in between."""
+    d = torch.ops.quantized_decomposed
+    scales, zeros = torch.tensor([0.02, 0.03, 0.025]), torch.tensor([0, 3, 7])
+    weight = torch.randn(4, 3, 3, 3)
+
+    class Mixed(torch.nn.Module):
+        def forward(self, x):
+            q = d.quantize_per_channel(x, scales, zeros, 1, -128, 127, torch.int8)
+            x = d.dequantize_per_channel(q, scales, zeros, 1, -128, 127, torch.int8)
+            y = torch.softmax(torch.nn.functional.conv2d(x, weight), 1)
+            return torch.erf(y) + y
+
+    program = torch.export.export(Mixed(), (image(2, 3, 8, 8),))
+    report = quantvm.compile(program, cache=False).report
+    reasons = dict(zip((op.split(" ")[0] for op in report.float_ops), report.float_reasons, strict=True))
+    assert reasons == {
+        "multiply": "only weights may be quantized per channel",
+        "round": "only weights may be quantized per channel",
+        "add": "only weights may be quantized per channel",
+        "clip": "only weights may be quantized per channel",
+        "dequantize": "only weights may be quantized per channel",
+        "nn.conv2d": "its weight is not quantized",
+        "nn.softmax": "there is no int8 kernel for it",
+        "erf": "there is no int8 kernel for it",
+    }

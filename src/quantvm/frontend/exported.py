@@ -17,10 +17,20 @@ from quantvm.errors import ModelImportError, QuantvmError, gist
 from quantvm.torch_compat import quiet_torchao
 from quantvm.tvm_compat import dataflow
 
-from . import contractions, elementwise, exported_aten, exported_quantize, exported_torchao, pooling, shapes  # noqa: F401
+from . import (  # noqa: F401  (registers the converters)
+    contractions,
+    elementwise,
+    exported_aten,
+    exported_order,
+    exported_quantize,
+    exported_torchao,
+    pooling,
+    shapes,
+)
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
+from .exported_decomposed import REWRITTEN, decomposed
 from .exported_interface import Result, exported_names, exported_outputs
 from .exported_nodes import described, layer, op_name, stale_reads
 from .exported_registry import find_exported
@@ -43,7 +53,7 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
         UnsupportedOpError: operators that neither quantvm nor TVM can import, all of them in one message.
         ModelImportError: not a program, not quantized, not converted, or bad parameters; names the node and its line.
     """
-    importing = _Import(_checked(program_or_path), batch)
+    importing = _Import(importable(program_or_path), batch)
     module = importing.go().with_attr(ENGINE_ATTR, ENGINE)
     return with_interface(module, importing.input_names, importing.outputs)
 
@@ -55,14 +65,17 @@ def import_with_quantized(program: Any) -> tuple[tvm.IRModule, list[tuple[Any, s
 
     Args and errors: as `from_exported_program`.
     """
-    importing = _Import(_checked(program), "dynamic")
+    importing = _Import(importable(program), "dynamic")
     module = importing.go(lambda results: [*results, *(expr for _, _, _, _, expr in importing.quantized)])
     found = [(node, name, scale, zero_point) for node, name, scale, zero_point, _ in importing.quantized]
     return module.with_attr(ENGINE_ATTR, ENGINE), found
 
 
-def _checked(program_or_path: Any) -> Any:
-    """Returns the exported program, whose operators may be imported and write nothing in place unseen."""
+def importable(program_or_path: Any) -> Any:
+    """Returns the exported program, in which nothing is written in place unseen, and each operator can be imported.
+
+    Args and errors: as `from_exported_program`.
+    """
     register_operators()
     program = program_or_path
     if isinstance(program, (str, Path)):
@@ -72,7 +85,35 @@ def _checked(program_or_path: Any) -> Any:
     check_program(program.graph.nodes)
     if next(stale_reads(program.graph, constant_calls(program)), None) is not None:
         program = program.run_decompositions({})  # makes writes in place explicit, and takes longer than the import
-    return program
+    rewritten = decomposed(program, _unknown)
+    check_operators(_as_written(_unknown(rewritten), program))
+    return rewritten
+
+
+def _as_written(unknown: list[Any], program: Any) -> list[Any]:
+    """Returns the calls of a program that unknown ones of its rewritten form come from, or these if none is known."""
+    traces = [node.meta.get("stack_trace") for node in unknown]
+    written = [node for node in _unknown(program) if node.meta.get("stack_trace") in traces] if unknown else []
+    return written or unknown
+
+
+def _unknown(program: Any) -> list[Any]:
+    """Returns the calls of a program that nothing imports."""
+    convert_map, constants = ExportedProgramImporter().convert_map, constant_calls(program)
+
+    def is_known(node: Any) -> bool:
+        name = op_name(node)
+        return (
+            find_exported(name) is not None
+            or shared_converter(name) is not None
+            or node.target in SIZES
+            or node.target in _COMPARISONS
+            or name in CHECKS
+            or (name.startswith("aten::") and name not in REWRITTEN and node.target.__name__ in convert_map)
+            or node in constants
+        )
+
+    return [node for node in program.graph.nodes if node.op == "call_function" and not is_known(node)]
 
 
 def register_operators() -> None:
@@ -114,19 +155,6 @@ class _Import:
         self.outputs: Any = None
         self.quantized: list[tuple[Any, str, float, int, Any]] = []
         self._constants = constant_calls(program)
-        check_operators(program.graph.nodes, self._is_known)
-
-    def _is_known(self, node: Any) -> bool:
-        name = op_name(node)
-        return (
-            find_exported(name) is not None
-            or shared_converter(name) is not None
-            or node.target in SIZES
-            or node.target in _COMPARISONS
-            or name in CHECKS
-            or (name.startswith("aten::") and node.target.__name__ in self._importer.convert_map)
-            or node in self._constants
-        )
 
     def go(self, results_of: Callable[[list[Any]], list[Any]] = list) -> tvm.IRModule:
         """Returns the module; `results_of` maps the program's outputs to the function's."""
@@ -265,7 +293,8 @@ class _Import:
 
     def _arguments(self, node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def value(argument: Any) -> Any:
-            return self._values[argument]
+            found = self._values[argument]
+            return found.expression() if isinstance(found, exported_order.Unordered) else found
 
         return (
             torch.fx.node.map_arg(node.args, value),

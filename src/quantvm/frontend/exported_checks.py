@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,18 +61,21 @@ def check_program(nodes: Iterable[Any]) -> None:
         raise ModelImportError(FLOAT_MODEL)
 
 
-def check_operators(nodes: Iterable[Any], is_known: Callable[[Any], bool]) -> None:
-    """Raises one error for all operators that cannot be imported."""
+def check_operators(unknown: Iterable[Any]) -> None:
+    """Raises one error for all calls that cannot be imported.
+
+    Args:
+        unknown: the calls that no importer knows.
+    """
     missing: dict[str, list[Any]] = collections.defaultdict(list)
-    for node in nodes:
-        if node.op == "call_function" and not is_known(node):
-            missing[op_name(node)].append(node)
+    for node in unknown:
+        missing[op_name(node)].append(node)
     if missing:
         rows = [f"{name} x{len(found)} (first: {described(found[0])})" for name, found in sorted(missing.items())]
         raise UnsupportedOpError(
             f"{len(missing)} unsupported ops: {'; '.join(rows)}. Neither quantvm ({len(exported_ops())} ops of "
-            "exported programs) nor TVM's importer has them. Pass program.run_decompositions(), which writes most of "
-            "them by other operators, or save that with torch.export.save; what is left needs another form in the model"
+            "exported programs) nor TVM's importer has them, and PyTorch has no decomposition of them into others. "
+            "Write them in the model by operators of `quantvm list ops`, or compute them outside of it"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from quantvm.errors import ConfigError
 from quantvm.numerics import QuantParams
 
-from .exported import ENGINE, import_with_quantized
+from .exported import ENGINE, import_with_quantized, importable
 from .exported_alone import exported_layer_alone
 from .layers import Layer, LayerAlone, LayeredProgram
 from .program_inputs import bind_batch, importing
@@ -33,6 +33,7 @@ def import_exported_layers(program: Any, example_inputs: Sequence[torch.Tensor])
 
 
 def _layers_of(program: Any, inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
+    program = importable(program)
     dynamic, found = import_with_quantized(program)
     chained = bind_batch(dynamic, inputs, "static")
     results = chained["main"].ret_ty.fields

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax, tirx, topi
 from tvm.s_tir import Schedule
 from tvm.sym.analyzer import Analyzer
+
+from quantvm.errors import CompileError
 
 _CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul", "relax.nn.conv1d", "relax.nn.conv3d", "relax.nn.conv2d_transpose")
 
@@ -71,17 +74,90 @@ def legalize_float_ops(module: tvm.IRModule) -> tvm.IRModule:
     """Returns the module with each remaining Relax operator as a PrimFunc of its own.
 
     They are not fused: LLVM contracts a*b + c inside of one function into an FMA, and PyTorch rounds the product.
+
+    Raises:
+        CompileError: operators that no code can be generated for, all of them in one message.
     """
+    _check_operators(module, lambda call: not _is_generated(call) and not _has_rule(call))
     # a reshape stays an operator, which the VM runs as a view
-    module = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(module)
+    module = relax.transform.LegalizeOps(_ORDERING, skip_ops=["relax.reshape"])(module)
+    _check_operators(module, lambda call: not _is_generated(call))
     for variable, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc) and not (function.attrs and "op_pattern" in function.attrs):
             module.update_func(variable, _in_parallel(function))
     return module
 
 
+_GENERATED = frozenset(
+    f"relax.{name}"
+    for name in ("call_tir", "reshape", "shape_of", "tensor_to_shape", "call_dps_packed", "call_pure_packed")
+)
+"""Operators that the VM's code has something for as they are."""
+
+
+def _is_generated(call: Any) -> bool:
+    return not isinstance(call.op, tvm.ir.Op) or str(call.op.name) in _GENERATED
+
+
+def _has_rule(call: Any) -> bool:
+    """Whether TVM, or `_ORDERING`, makes a PrimFunc of an operator."""
+    return str(call.op.name) in _ORDERING or call.op.get_attr("FLegalize") is not None
+
+
+def _check_operators(module: tvm.IRModule, fails: Callable[[Any], bool]) -> None:
+    """Raises one error for all calls that fail, and for those of functions that are not there."""
+    problems = []
+    functions = {variable.name_hint for variable in module.functions}
+    for function in module.functions.values():
+        if not isinstance(function, relax.Function):
+            continue
+        for block in function.body.blocks:
+            for binding in block.bindings:
+                call, layer = getattr(binding, "value", None), binding.var.name
+                if not isinstance(call, tvm.ir.Call):
+                    continue
+                missing = [v.name_hint for v in (call.op, *call.args)
+                           if isinstance(v, tvm.ir.GlobalVar) and v.name_hint not in functions]  # fmt: skip
+                problems += [f"{name} ({layer}), a function that is not there" for name in missing]
+                if isinstance(call.op, tvm.ir.Op) and fails(call):
+                    problems.append(f"{str(call.op.name).removeprefix('relax.')} ({layer})")
+    if problems:
+        raise CompileError(
+            f"there is no code for {len(problems)} operators: {', '.join(problems)}; in parentheses the layer. Write "
+            "them in the model by operators of `quantvm list ops`, or compute them outside of the compiled model"
+        )
+
+
+def _scanned(operator: Callable[..., Any]) -> Callable[[relax.BlockBuilder, Any], Any]:
+    def legalized(builder: relax.BlockBuilder, call: Any) -> Any:
+        axis = None if call.attrs.axis is None else int(call.attrs.axis)
+        return builder.call_te(operator, call.args[0], axis, str(call.ty.dtype), bool(call.attrs.exclusive))
+
+    return legalized
+
+
+def _sorted(builder: relax.BlockBuilder, call: Any) -> Any:
+    return builder.call_te(topi.sort, call.args[0], int(call.attrs.axis), not call.attrs.descending)
+
+
+def _argsorted(builder: relax.BlockBuilder, call: Any) -> Any:
+    ascending, dtype = not call.attrs.descending, str(call.ty.dtype)
+    return builder.call_te(topi.argsort, call.args[0], None, int(call.attrs.axis), ascending, dtype)
+
+
+_ORDERING = {
+    "relax.cumsum": _scanned(topi.cumsum),
+    "relax.cumprod": _scanned(topi.cumprod),
+    "relax.sort": _sorted,
+    "relax.argsort": _argsorted,
+}
+"""Operators that TVM has code for only in a pass of its own. Sorting is stable."""
+
+
 def _in_parallel(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Returns one of TVM's own functions with the outer loops of each of its steps shared by all threads."""
+    if function.body.block.name_hint != "root":
+        return function  # one step that TVM wrote by hand, as sorting
     schedule = Schedule(tvm.IRModule({"main": function}))
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         loops, kinds = schedule.get_loops(block), [v.iter_type for v in schedule.get(block).iter_vars]

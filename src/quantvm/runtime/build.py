@@ -165,7 +165,7 @@ def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Arti
             numerics=numerics,
             threads=threads,
             output_scale=report.output_scale,
-            float_reasons=float_reasons(module, report.float_ops),
+            float_reasons=float_reasons(module, report.float_ops, numerics),
         ),
         requirements_of(tvm_target),
     )

@@ -1,0 +1,34 @@
+"""Operators of exported programs that nothing imports, written by PyTorch itself in terms of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+REWRITTEN = frozenset(
+    f"aten::{name}" for name in ("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input", "pixel_shuffle.default")
+)
+"""Operators that TVM's importer claims to have, and of which it makes no code, or other results."""
+_ROUNDS = 4
+"""What one operator becomes may have to be rewritten, too."""
+
+
+def decomposed(program: Any, unknown: Callable[[Any], list[Any]]) -> Any:
+    """Returns the program without the operators that nothing imports, as far as PyTorch can rewrite them.
+
+    Nothing else of the program is rewritten.
+
+    Args:
+        program: a `torch.export.ExportedProgram`.
+        unknown: returns the calls of a program that nothing imports.
+    """
+    for _ in range(_ROUNDS):
+        missing = {node.target for node in unknown(program)}
+        rules = torch.export.default_decompositions() if missing else {}
+        table = {target: rules[target] for target in missing if target in rules}
+        if not table:
+            return program
+        program = program.run_decompositions(table)
+    return program
