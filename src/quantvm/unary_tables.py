@@ -62,8 +62,8 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
     A quantized unary operator is a pure function of the byte, so two tables reproduce it exactly.
 
     Args:
-        name: hardswish, hardsigmoid, leaky_relu, sigmoid or tanh; or silu, gelu or gelu_tanh, which are computed on
-            float tensors between dequantize and quantize.
+        name: hardswish, hardsigmoid, leaky_relu, sigmoid, tanh or an `elu_name`; or silu, gelu or gelu_tanh, which are
+            computed on float tensors between dequantize and quantize.
         q_in: parameters of the input.
         q_out: parameters of the output.
         slope: negative slope, for leaky_relu only.
@@ -85,6 +85,9 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
     elif name == "tanh":
         main_f32, tail_f32 = (np.tanh(v.astype(f64)).astype(f32) for v in (vec, val))
         inverse = reciprocal_f32(q_out.scale)
+    elif name.startswith("elu "):
+        main_f32, tail_f32 = (_elu_f32(v, name) for v in (vec, val))
+        inverse = reciprocal_f64(q_out.scale)
     elif name == "leaky_relu":
         main_f32, tail_f32 = (np.multiply(v, np.where(v > 0, f32(1), f32(slope)), dtype=f32) for v in (vec, val))
         inverse = reciprocal_f32(q_out.scale)
@@ -92,6 +95,41 @@ def unary_tables(name: str, q_in: QuantParams, q_out: QuantParams, slope: float 
         main_f32, tail_f32 = _UNARY_F32[name](vec), _UNARY_F32[name](val)
         inverse = reciprocal_f64(q_out.scale)
     return quantize_vec(main_f32, inverse, q_out).astype(dtype), quantize_val(tail_f32, q_out).astype(dtype)
+
+
+def elu_name(alpha: float, scale: float, input_scale: float) -> str:
+    """Returns the name of an elu with these factors, as `unary_tables` and `table_key` take it."""
+    return f"elu {alpha!r} {scale!r} {input_scale!r}"
+
+
+def elu_factors(name: str) -> tuple[float, float, float]:
+    """Returns (alpha, scale, input_scale) of an `elu_name`."""
+    alpha, scale, input_scale = (float(word) for word in name.split()[1:])
+    return alpha, scale, input_scale
+
+
+def _elu_f32(x: F32, name: str) -> F32:
+    alpha, scale, input_scale = (f32(factor) for factor in elu_factors(name))
+    curve = np.expm1(np.multiply(x, input_scale, dtype=f32).astype(f64)).astype(f32)
+    return np.multiply(np.where(x > 0, x, np.multiply(curve, alpha, dtype=f32)), scale, dtype=f32)
+
+
+def prelu_tables(q_in: QuantParams, weight: NDArray, q_weight: QuantParams, q_out: QuantParams) -> NDArray:
+    """Returns (len(weight), 256) outputs of a PReLU with quantized slopes, for every input integer.
+
+    Computes: 1 is quantized as a slope is, and saturates as one: acc = max(x - zi, 0) * (Q_VAL(1) - zw) +
+        min(x - zi, 0) * (w - zw); clip(rne(fl(acc * fl(fl(si*sw) * fl(1/so)))) + zo). Where the slopes' scale is too
+        small for 1, positive inputs come out smaller.
+    Exactness: `quantized::prelu` of torch 2.13, bit for bit. Reference: QuantizedOpKernels.cpp `qprelu_out_kernel`.
+    """
+    x = np.arange(256, dtype=i64) + q_in.quant_min - q_in.zero_point
+    one = int(quantize_val(f32(1), q_weight)) - q_weight.zero_point
+    slopes = weight.astype(i64).reshape(-1, 1) - q_weight.zero_point
+    acc = np.maximum(x, 0) * one + np.minimum(x, 0) * slopes
+    product = np.multiply(q_in.scale_f32, q_weight.scale_f32, dtype=f32)
+    factor = np.multiply(product, reciprocal_f32(q_out.scale), dtype=f32)
+    y = convert_to_int32(np.multiply(acc.astype(f32), factor, dtype=f32)) + q_out.zero_point
+    return np.clip(y, q_out.quant_min, q_out.quant_max).astype(q_out.dtype)
 
 
 def table_key(name: str, q_in: QuantParams, q_out: QuantParams) -> str:

@@ -192,9 +192,10 @@ CASES = [
     Case("aten::contiguous", lambda x: x.transpose(2, 3).contiguous(), f"permute_dims reshape {DQ}"),
     Case("aten::contiguous", _Contiguous(), f"{CONV} reshape {DQ} {DQ} concat {QDQ}"),
     Case(
-        "aten::contiguous", lambda x: x.contiguous(memory_format=torch.channels_last), f"permute_dims permute_dims {DQ}"
+        "aten::contiguous", lambda x: x.contiguous(memory_format=torch.channels_last),
+        f"permute_dims reshape permute_dims {DQ}"
     ),
-    Case("aten::clone", lambda x: x.clone(), DQ),
+    Case("aten::clone", lambda x: x.clone(), f"reshape {DQ}"),
     Case("aten::detach", lambda x: x.detach(), DQ),
     Case("aten::unsqueeze", lambda x: x.unsqueeze(-1), f"expand_dims {DQ}"),
     Case("aten::unsqueeze_", lambda x: x.dequantize().unsqueeze_(1), f"{DQ} expand_dims"),

@@ -174,10 +174,9 @@ FLOAT_CASES = [
     Case(
         "quantized::elu",
         lambda x: Q.elu(x, 0.05, 90, 1.5, 1.0, 1.0),
-        f"{DQ} minimum exp subtract maximum multiply add {QDQ}",
-        exact=False,
+        f"{DQ} minimum multiply exp subtract multiply maximum add multiply {QDQ}",
     ),
-    Case("quantized::prelu", _PReLU(), f"{DQ} nn.prelu {QDQ}", exact=False),
+    Case("quantized::prelu", _PReLU(), f"{DQ} {DQ} nn.prelu {QDQ}"),
     Case("aten::relu6", lambda x: F.relu6(x), f"{DQ} clip {QDQ}"),
     # ---- normalization
     Case("quantized::batch_norm2d", _BatchNorm(Q.batch_norm2d), f"{DQ} multiply add {QDQ}"),
@@ -289,9 +288,14 @@ FLOAT_CASES = [
     ),
     Case("aten::unflatten", lambda x: x.dequantize().unflatten(1, (2, -1)), f"{DQ} reshape"),
     Case("aten::index", lambda x: x.dequantize()[:, torch.tensor([[3, -1], [0, 0]])], f"{DQ} take reshape"),
-    Case("aten::index_select", lambda x: x.index_select(2, torch.tensor([5, 0, 0])), f"take {DQ}"),
+    Case("aten::index_select", lambda x: x.index_select(2, torch.tensor([5, 0, 0])), f"take reshape {DQ}"),
     Case("aten::upsample_nearest2d", lambda x: F.interpolate(x, (9, 4), mode="nearest"), f"take take {DQ}"),
     Case("aten::upsample_nearest2d", lambda x: F.interpolate(x.dequantize(), scale_factor=1.7), f"{DQ} take take"),
+    Case(
+        "aten::upsample_bilinear2d",
+        lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear", align_corners=True),
+        f"{DQ} image.resize2d {QDQ}",
+    ),
     Case(
         "aten::upsample_bilinear2d",
         lambda x: F.interpolate(x.dequantize(), (9, 13), mode="bilinear"),

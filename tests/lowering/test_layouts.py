@@ -104,11 +104,6 @@ def test_border_on_channels_is_moved_as_data():
 
 # ------------------------------------------------------------------ bits
 
-tails_of_slices = pytest.mark.xfail(
-    reason="PyTorch iterates over a slice or a transposition of a channels-last tensor in pieces of its inner "
-    "dimension, each with a scalar tail of its own; here there is one tail at the end"
-)
-
 
 def last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
@@ -168,19 +163,12 @@ CASES = {
         lambda x, a: Q.hardswish(torch.quantize_per_tensor(a(x).dequantize(), 0.25, 3, torch.quint8), 0.1, 4),
         pointwise(),
     ),
+    "hardswish of a chunk": Body(lambda x, a: Q.hardswish(a(x).chunk(2, 1)[1], 0.1, 4), pointwise()),
+    "hardswish of a slice": Body(lambda x, a: Q.hardswish(a(x)[..., 1:], 0.1, 4), pointwise()),
+    "hardswish of a transposition": Body(lambda x, a: Q.hardswish(a(x).transpose(2, 3), 0.1, 4), pointwise()),
+    "hardswish of flattened pixels": Body(lambda x, a: Q.hardswish(a(x).flatten(2), 0.1, 4), pointwise()),
+    "add of chunks": Body(lambda x, a: Q.add(*a(x).chunk(2, 1), 0.1, 4), pointwise()),
 }  # fmt: skip
-NOT_YET = {
-    "hardswish of a chunk": (Body(lambda x, a: Q.hardswish(a(x).chunk(2, 1)[1], 0.1, 4), pointwise()), tails_of_slices),
-    "hardswish of a slice": (Body(lambda x, a: Q.hardswish(a(x)[..., 1:], 0.1, 4), pointwise()), tails_of_slices),
-    "hardswish of a transposition": (
-        Body(lambda x, a: Q.hardswish(a(x).transpose(2, 3), 0.1, 4), pointwise()), tails_of_slices,
-    ),
-    "hardswish of flattened pixels": (
-        Body(lambda x, a: Q.hardswish(a(x).flatten(2), 0.1, 4), pointwise()), tails_of_slices,
-    ),
-    "add of chunks": (Body(lambda x, a: Q.add(*a(x).chunk(2, 1), 0.1, 4), pointwise()), tails_of_slices),
-}  # fmt: skip
-BODIES = CASES | {name: body for name, (body, _) in NOT_YET.items()}
 
 
 def test_formulas_follow_the_memory_format_of_the_example():
@@ -202,19 +190,19 @@ def test_formulas_follow_the_memory_format_of_the_example():
 def compiled():
     """Maps a case to its outputs for each batch; all are compiled together."""
     torch.backends.quantized.engine = "fbgemm"
-    modules = [Quantized(body) for body in BODIES.values()]
+    modules = [Quantized(body) for body in CASES.values()]
     artifact = compile_model(Together(modules), image(*IMAGE), threads=1)
     results = {batch: list(artifact(image(batch, *IMAGE[1:], seed=batch))) for batch in BATCHES}
     counts = [len(outputs_of(module(image(*IMAGE)))) for module in modules]
     return {
         name: {batch: [results[batch].pop(0) for _ in range(count)] for batch in BATCHES}
-        for name, count in zip(BODIES, counts, strict=True)
+        for name, count in zip(CASES, counts, strict=True)
     }
 
 
-@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=mark) for name, (_, mark) in NOT_YET.items())])
+@pytest.mark.parametrize("name", CASES)
 def test_bits_in_every_memory_format(name, compiled):
-    module = Quantized(BODIES[name])
+    module = Quantized(CASES[name])
     for batch in BATCHES:
         expected = outputs_of(module(image(batch, *IMAGE[1:], seed=batch)))
         for actual, wanted in zip(compiled[name][batch], expected, strict=True):

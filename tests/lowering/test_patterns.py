@@ -138,6 +138,22 @@ def silu(x, one=1.0):
     return op.divide(x, op.add(op.exp(op.negative(x)), relax.const(one)))
 
 
+def elu(q: Qdq, x: Any) -> Any:
+    real, zero = q.dequantized(x), relax.const(np.float32(0))
+
+    def times(y: Any, factor: float) -> Any:
+        return q.emit(op.multiply(y, relax.const(np.float32(factor))))
+
+    exp = q.emit(op.exp(times(q.emit(op.minimum(real, zero)), 0.7)))
+    curve = times(q.emit(op.subtract(exp, relax.const(np.float32(1)))), 1.3)
+    return times(q.emit(op.add(q.emit(op.maximum(real, zero)), curve)), 1.1)
+
+
+def prelu(q: Qdq, x: Any) -> Any:
+    slopes = q.emit(op.dequantize(relax.const(np.arange(8, dtype="uint8")), relax.const(0.1), relax.const(np.uint8(3))))
+    return q.quantized(q.emit(op.nn.prelu(q.dequantized(x), slopes, axis=1)), 0.1, 9)
+
+
 TAKEN = {
     "quantize": (lambda q, x: q.quantized(q.emit(op.nn.softmax(q.dequantized(x)))), [IMAGE], "dequantize quantize"),
     "dequantize": (lambda q, x: q.dequantized(x), [IMAGE], "dequantize"),
@@ -177,6 +193,14 @@ TAKEN = {
     "add_scalar": (unary(lambda x: op.add(x, relax.const(6.4)), 0.05 * 283 / 255, 0), [IMAGE], "add_scalar"),
     "mul_scalar": (unary(lambda x: op.multiply(x, relax.const(-2.0)), 0.1, 155), [IMAGE], "mul_scalar"),
     "mean": (unary(lambda x: op.mean(x, [2, 3])), [IMAGE], "mean"),
+    "mean over channels": (unary(lambda x: op.mean(x, [1])), [IMAGE], "mean_of_axes"),
+    "add of a gate": (binary(op.add), [(2, 8, 1, 1), IMAGE], "add"),
+    "mul of a row": (binary(op.multiply), [IMAGE, (2, 8, 1, 6)], "mul"),
+    "mul of another rank": (binary(op.multiply), [IMAGE, (6, 6)], "mul"),
+    "mean of a 3-d tensor": (unary(lambda x: op.mean(x, [1, 2])), [(2, 8, 6)], "mean_of_axes"),
+    "bilinear": (unary(lambda x: op.image.resize2d(x, (9, 4), layout="NCHW", method="linear")), [IMAGE], "bilinear"),
+    "elu": (lambda q, x: q.quantized(elu(q, x), 0.1, 9), [IMAGE], "elu"),
+    "prelu": (prelu, [IMAGE], "prelu"),
     "mean from the end": (unary(lambda x: op.mean(x, [-1, -2], keepdims=True)), [IMAGE], "mean"),
 }  # fmt: skip
 
@@ -198,18 +222,11 @@ def test_every_rule_has_a_case_above():
 
 LEFT = {
     "no silu": (unary(lambda x: silu(x, 2.0), 0.1, 3), [IMAGE], "negative exp add divide"),
-    "mean over channels": (unary(lambda x: op.mean(x, [1])), [IMAGE], "mean"),
-    "mean over rows": (unary(lambda x: op.mean(x, [2])), [IMAGE], "mean"),
-    "mean of a 3-d tensor": (unary(lambda x: op.mean(x, [1, 2])), [(2, 8, 6)], "mean"),
+    "mean over images": (unary(lambda x: op.mean(x, [0])), [IMAGE], "mean"),
     "mean to other parameters": (unary(lambda x: op.mean(x, [2, 3]), 0.1, 100), [IMAGE], "mean"),
     "relu to other parameters": (unary(op.nn.relu, 0.05, 99), [IMAGE], "nn.relu"),
     "relu to another dtype": (unary(op.nn.relu, 0.05, 100, "int8"), [IMAGE], "nn.relu"),
     "pool to other parameters": (unary(lambda x: op.nn.max_pool2d(x, [2, 2]), 0.1, 100), [IMAGE], "nn.max_pool2d"),
-    "add of a gate": (binary(op.add), [IMAGE, (2, 8, 1, 1)], "add"),
-    "add of a row": (binary(op.add), [IMAGE, (2, 8, 1, 6)], "add"),
-    "mul by one channel": (binary(op.multiply), [IMAGE, (2, 1, 6, 6)], "multiply"),
-    "mul by one image": (binary(op.multiply), [IMAGE, (1, 8, 1, 1)], "multiply"),
-    "mul of another rank": (binary(op.multiply), [IMAGE, (6, 6)], "multiply"),
     "subtract": (binary(op.subtract), [IMAGE, IMAGE], "subtract"),
     "another gate": (
         lambda q, x: q.quantized(hardsigmoid(q, x, shift=2.0, high=4.0), 1 / 256, 0), [IMAGE], "add clip divide",

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from quantvm.errors import ModelImportError
 from quantvm.numerics import QuantParams
 
 from .builder import Expr, QdqBuilder, QTensor, constant, constant_array, shape_of
-from .float_elementwise import elu_f32, float_operands
+from .float_elementwise import float_operands
 from .registry import register_converter
 
 
@@ -54,6 +55,7 @@ def quantized_leaky_relu(
 ) -> QTensor:
     """Returns quantize(x > 0 ? x : negative_slope * x)."""
     b.expect_quantized("quantized::leaky_relu", x)
+    x = b.without_gaps(x)
     y = b.emit(relax.op.nn.leakyrelu(b.real(x), negative_slope), "leaky_relu")
     return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
 
@@ -81,18 +83,31 @@ def quantized_elu(
 ) -> QTensor:  # fmt: skip
     """Returns quantize(scale * (x > 0 ? x : alpha * (exp(input_scale*x) - 1)))."""
     b.expect_quantized("quantized::elu", x)
-    return b.quantized(
-        elu_f32(b, b.real(x), alpha, scale, input_scale), b.params(output_scale, output_zero_point, x.q.dtype)
-    )
+    real, zero = b.real(x), constant(0.0, "float32")
+
+    def times(y: Expr, factor: float) -> Expr:  # by 1, too: this form is what the lowering knows
+        return b.emit(relax.op.multiply(y, constant(factor, "float32")), "mul")
+
+    exp = b.emit(relax.op.exp(times(b.emit(relax.op.minimum(real, zero), "below"), input_scale)), "exp")
+    curve = times(b.emit(relax.op.subtract(exp, constant(1.0, "float32")), "minus_1"), alpha)
+    y = times(b.emit(relax.op.add(b.emit(relax.op.maximum(real, zero), "above"), curve), "elu"), scale)
+    return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
 
 
 @register_converter("quantized::prelu")
 def quantized_prelu(b: QdqBuilder, x: Any, weight: Any, output_scale: float, output_zero_point: int) -> QTensor:
-    """Returns quantize(x > 0 ? x : w * x), with one w or one a channel."""
+    """Returns quantize(x > 0 ? x : w * x), with one w or one a channel, in PyTorch's integer arithmetic."""
     b.expect_quantized("quantized::prelu", x)
-    slopes = weight.dequantize().numpy().reshape(-1)
-    slopes = constant(np.broadcast_to(slopes, (shape_of(x)[1],)), "float32")
-    y = b.emit(relax.op.nn.prelu(b.real(x), slopes, axis=1), "prelu")
+    dtype = str(weight.int_repr().dtype).removeprefix("torch.")
+    if dtype != x.q.dtype:
+        raise ModelImportError(
+            f"quantized::prelu at {b.where}: slopes of dtype {dtype}, expected {x.q.dtype} as the input"
+        )
+    axis = 1 if len(shape_of(x)) > 1 else 0
+    slopes = np.broadcast_to(weight.int_repr().numpy().reshape(-1), (shape_of(x)[axis],))
+    q = b.params(weight.q_scale(), weight.q_zero_point(), dtype)
+    slope = b.real(QTensor(constant(slopes, dtype), q))
+    y = b.emit(relax.op.nn.prelu(b.real(x), slope, axis=axis), "prelu")
     return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
 
 
@@ -107,6 +122,7 @@ def prelu(b: QdqBuilder, x: Any, weight: Expr) -> Expr:
 @register_converter("aten::leaky_relu", "aten::leaky_relu_")
 def leaky_relu(b: QdqBuilder, x: Any, negative_slope: float = 0.01) -> QTensor | Expr:
     """Returns x > 0 ? x : negative_slope * x under the input's parameters."""
+    x = b.without_gaps(x)
     return b.quantized_like(x, b.emit(relax.op.nn.leakyrelu(b.real(x), negative_slope), "leaky_relu"))
 
 

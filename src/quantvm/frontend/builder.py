@@ -125,6 +125,12 @@ class QdqBuilder:
             return QTensor(self.emit(expr_of(x.expr)), x.q)
         return self.emit(expr_of(x))
 
+    def without_gaps(self, x: Any) -> Any:
+        """Returns x as PyTorch's `contiguous(x.suggest_memory_format())` holds it: an `astype` to its own dtype."""
+        if isinstance(x, QTensor) and x.expr not in self.quantizes:
+            return QTensor(self.emit(relax.op.astype(x.expr, x.q.dtype), "dense"), x.q)
+        return x
+
     def params(self, scale: float, zero_point: int, dtype: str = "uint8") -> QuantParams:
         """Returns checked quantization parameters.
 

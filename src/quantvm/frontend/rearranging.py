@@ -13,7 +13,7 @@ from quantvm.errors import ModelImportError
 
 from .builder import Expr, QdqBuilder, QTensor, constant, constant_array, shape_of
 from .registry import register_converter
-from .shapes import axis_of, slice_
+from .shapes import axis_of, in_default_order, slice_
 
 
 @register_converter("aten::expand")
@@ -93,7 +93,8 @@ def index(b: QdqBuilder, x: Any, indices: Sequence[Any]) -> QTensor | Expr:
     if len(given) != 1 or not isinstance(given[0][1], GenericConst) or str(given[0][1].ty.dtype) == "bool":
         raise ModelImportError(f"indexing at {b.where} is supported by one table of known integers only")
     axis, table = given[0]
-    return _taken(b, x, axis, constant_array(table))
+    y = _taken(b, x, axis, constant_array(table))
+    return in_default_order(b, y) if isinstance(y, QTensor) else y  # as PyTorch makes it
 
 
 @register_converter("aten::index_select")
@@ -148,15 +149,27 @@ def upsample_nearest2d(
     return x
 
 
+def _ratio(length: int, size: int, factor: float | None, align_corners: bool) -> float:
+    """Returns ATen's `area_pixel_compute_scale`."""
+    if align_corners:
+        return float(np.float32(length - 1) / np.float32(size - 1)) if size > 1 else 0.0
+    return float(np.float32(length) / np.float32(size) if factor is None else np.float32(1.0 / factor))
+
+
 @register_converter("aten::upsample_bilinear2d")
 def upsample_bilinear2d(
     b: QdqBuilder, x: Any, size: Sequence[int] | None, align_corners: bool, factors_h: Any = None, factors_w: Any = None
 ) -> QTensor | Expr:
-    """Returns the bilinear interpolation, under the input's parameters; in float."""
+    """Returns the bilinear interpolation, under the input's parameters.
+
+    The ratios that PyTorch computes with are the end of `roi`, which these modes do not read.
+    """
     factors = factors_h if isinstance(factors_h, (list, tuple)) or factors_h is None else [factors_h, factors_w]
-    sizes, _ = _sizes(b, x, size, factors)
+    sizes, given = _sizes(b, x, size, factors)
     mode = "align_corners" if align_corners else "half_pixel"
+    ratios = [_ratio(int(n), s, f, align_corners) for n, s, f in zip(shape_of(x)[2:], sizes, given, strict=True)]
     y = relax.op.image.resize2d(
-        b.real(x), relax.ShapeExpr(sizes), layout="NCHW", method="linear", coordinate_transformation_mode=mode
-    )
+        b.real(x), relax.ShapeExpr(sizes), roi=[0.0, 0.0, *ratios], layout="NCHW", method="linear",
+        coordinate_transformation_mode=mode,
+    )  # fmt: skip
     return b.quantized_like(x, b.emit(y, "bilinear"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm_ffi import structural_equal
 
 from quantvm.errors import ModelImportError
 from quantvm.numerics import quantize_val
@@ -24,7 +25,19 @@ def axis_of(dim: int, rank: int) -> int:
 
 
 def _reshaped(b: QdqBuilder, x: Any, shape: Sequence[Any]) -> QTensor | Expr:
+    """Returns x in another shape; x itself, with its memory order, where that is its own."""
+    if _is_own(x, shape):
+        return x
     return b.moved(x, lambda e: relax.op.reshape(e, relax.ShapeExpr(list(shape))))
+
+
+def _is_own(x: Any, shape: Sequence[Any]) -> bool:
+    own = shape_of(x)
+    return len(own) == len(shape) and all(
+        a == b if isinstance(a, int) and isinstance(b, int) else not isinstance(a, int) and not isinstance(b, int)
+        and structural_equal(a, b)
+        for a, b in zip(own, shape, strict=True)
+    )  # fmt: skip
 
 
 @register_converter("aten::flatten")
@@ -143,18 +156,31 @@ _CONTIGUOUS_FORMAT, _CHANNELS_LAST = 0, 2  # torch.contiguous_format, torch.chan
 def contiguous(b: QdqBuilder, x: Any, memory_format: int = _CONTIGUOUS_FORMAT) -> Any:
     """Returns x in a memory order, on which some of PyTorch's formulas depend.
 
-    The default one is a reshape to its own shape, channels-last a permutation to NHWC and back.
+    The default one is a reshape to its own shape; channels-last is that of a permutation to NHWC, which is turned back.
     """
     if memory_format == _CONTIGUOUS_FORMAT:
-        return _reshaped(b, x, shape_of(x))
+        return in_default_order(b, x)
     if memory_format != _CHANNELS_LAST:
         return x
-    turned = b.moved(x, lambda e: relax.op.permute_dims(e, [0, 2, 3, 1]))
+    turned = in_default_order(b, b.moved(x, lambda e: relax.op.permute_dims(e, [0, 2, 3, 1])))
     return b.moved(turned, lambda e: relax.op.permute_dims(e, [0, 3, 1, 2]))
 
 
-@register_converter("aten::clone", "aten::detach")
+def in_default_order(b: QdqBuilder, x: Any) -> Any:
+    """Returns x as PyTorch's `contiguous()` holds it: a reshape to its own shape."""
+    return b.moved(x, lambda e: relax.op.reshape(e, relax.ShapeExpr(shape_of(x))))
+
+
+@register_converter("aten::clone")
 def clone(b: QdqBuilder, x: Any, memory_format: int | None = None) -> Any:
+    """Returns x: nothing is written to in place. PyTorch makes the clone of a quantized tensor contiguous."""
+    if memory_format in (_CONTIGUOUS_FORMAT, _CHANNELS_LAST):
+        return contiguous(b, x, memory_format)
+    return in_default_order(b, x) if isinstance(x, QTensor) else x
+
+
+@register_converter("aten::detach")
+def detach(b: QdqBuilder, x: Any) -> Any:
     """Returns x: nothing is written to in place."""
     return x
 

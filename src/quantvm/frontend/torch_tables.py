@@ -15,10 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 import tvm
+from tvm.ir import GenericConst
 
 from quantvm.numerics import VEC_BLOCK, QuantParams
 from quantvm.torch_compat import quantization_engine
-from quantvm.unary_tables import table_key
+from quantvm.unary_tables import elu_factors, elu_name, table_key
 
 from .builder import constant_array, definitions, is_call, per_tensor_params
 
@@ -57,7 +58,7 @@ def torch_table(name: str, q_in: QuantParams, q_out: QuantParams, *, engine: str
     """Returns (2, 256) outputs of PyTorch's operator for every input integer: of its vector code, and of scalar tails.
 
     Args:
-        name: sigmoid or tanh; silu, gelu or gelu_tanh, of which scalar tails are not told apart.
+        name: sigmoid, tanh or an `elu_name`; silu, gelu or gelu_tanh, of which scalar tails are not told apart.
         q_in: parameters of the input.
         q_out: parameters of the output; None is returned where the operator has no such output.
         engine: of PyTorch.
@@ -89,6 +90,8 @@ def _float_table(name: str, q_in: QuantParams, q_out: QuantParams) -> np.ndarray
 
 def _apply(name: str, integers: torch.Tensor, q_in: QuantParams, q_out: QuantParams) -> torch.Tensor:
     x = torch._make_per_tensor_quantized_tensor(integers, q_in.scale, q_in.zero_point)
+    if name.startswith("elu "):
+        return torch.ops.quantized.elu(x, q_out.scale, q_out.zero_point, *elu_factors(name))
     return torch.tanh(x) if name == "tanh" else torch.ops.quantized.sigmoid(x, q_out.scale, q_out.zero_point)
 
 
@@ -106,6 +109,9 @@ def _unary(quantize: Any, values: Mapping[Any, Any]) -> tuple[str, QuantParams, 
     if not is_call(quantize, "relax.quantize"):
         return None
     inner: Any = values.get(quantize.args[0])
+    elu = _elu(inner, values)
+    if elu is not None:
+        return elu[0], per_tensor_params(elu[1]), per_tensor_params(quantize)
     for name, op in _OPERATORS.items():
         if is_call(inner, op):
             dequantize: Any = values.get(inner.args[0])
@@ -114,3 +120,20 @@ def _unary(quantize: Any, values: Mapping[Any, Any]) -> tuple[str, QuantParams, 
             if is_call(dequantize, "relax.dequantize") and not constant_array(dequantize.args[1]).ndim:
                 return name, per_tensor_params(dequantize), per_tensor_params(quantize)
     return None
+
+
+def _elu(product: Any, values: Mapping[Any, Any]) -> tuple[str, Any] | None:
+    """Returns the name of an elu that the frontend wrote, and the dequantize of its input."""
+    factors, expr = [], product
+    for op, argument in (("multiply", 0), ("add", 1), ("multiply", 0), ("subtract", 0), ("exp", 0), ("multiply", 0)):
+        if not is_call(expr, f"relax.{op}"):
+            return None
+        if op == "multiply":
+            if not isinstance(expr.args[1], GenericConst):
+                return None
+            factors.append(float(constant_array(expr.args[1])))
+        expr = values.get(expr.args[argument])
+    if not is_call(expr, "relax.minimum") or not is_call(values.get(expr.args[0]), "relax.dequantize"):
+        return None
+    scale, alpha, input_scale = factors
+    return elu_name(alpha, scale, input_scale), values[expr.args[0]]

@@ -38,6 +38,8 @@ Emit = Callable[[Expr, int, bool], None]
 """emit(index, lanes, is_tail): the operator on `lanes` elements from a flat index."""
 
 
+Row = Callable[[Expr, Expr], Expr]
+
 _ANY_THREADS = 64
 """Pieces at most, for operators whose result does not depend on how the buffer is cut."""
 
@@ -65,10 +67,10 @@ def _blocks_and_tail(start: Expr, count: Expr, emit: Emit) -> None:
         emit(start + count // VEC_BLOCK * VEC_BLOCK + rest, 1, True)
 
 
-def _over_rows(length: int, numel: Expr, threads: int, emit: Callable[[Expr, Expr, int, bool], None]) -> None:
-    """Emits an operator of which an operand is one row of `length` elements: emit(index, index in the row, ...).
+def _over_rows(length: Expr, numel: Expr, threads: int, emit: Callable[[Expr, Expr, int, bool], None]) -> None:
+    """Emits an operator over rows of `length` elements: emit(index, index in the row, ...).
 
-    PyTorch's loop over a piece then begins anew at each row, so that rows have tails of their own.
+    PyTorch's loop over a piece begins anew at each row, so that rows have tails of their own.
     """
     with _pieces(numel, threads) as (start, count):
         first = start // length
@@ -85,12 +87,12 @@ def over_elements(numel: Expr, emit: Callable[[Expr, int], None]) -> None:
 
 def add(
     item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int,
-    one_for_all: bool = False, vectorised: bool = True,
+    one_for_all: bool = False, row: Row | None = None, vectorised: bool = True,
 ) -> Kernel:  # fmt: skip
     """Returns quantized addition of two (n, *item_shape) tensors of one layout; b is (1, *item_shape) if `one_for_all`.
 
-    Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead. Without
-        `vectorised` every element is one of a tail.
+    Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead. Each run of
+        `row` elements, a function of n and of all elements, has a tail; without `vectorised` all elements are of tails.
     Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13 run with `threads` threads, bit for bit.
     """
     dtypes = (a_q.dtype, b_q.dtype)
@@ -109,10 +111,12 @@ def add(
 
         if one_for_all:
             _over_rows(math.prod(item_shape), f.numel, threads, emit)
-        elif vectorised:
-            _over_pieces(f.numel, threads, lambda at, lanes, is_tail: emit(at, at, lanes, is_tail))
-        else:
+        elif not vectorised:
             over_elements(f.numel, lambda at, lanes: emit(at, at, lanes, True))
+        elif row is not None:
+            _over_rows(row(f.n, f.numel), f.numel, threads, lambda at, _, lanes, is_tail: emit(at, at, lanes, is_tail))
+        else:
+            _over_pieces(f.numel, threads, lambda at, lanes, is_tail: emit(at, at, lanes, is_tail))
     return Kernel("add_relu_u8" if relu else "add_u8", f.builder.get())
 
 
@@ -213,8 +217,9 @@ def over_products(
 
 
 def table(
-    item_shape: Sequence[int], main: np.ndarray, tail: np.ndarray, *, in_dtype: str, threads: int, name: str
-) -> Kernel:
+    item_shape: Sequence[int], main: np.ndarray, tail: np.ndarray, *, in_dtype: str, threads: int, name: str,
+    row: Row | None = None, vectorised: bool = True,
+) -> Kernel:  # fmt: skip
     """Returns y[i] = main[x[i]], or tail[x[i]] for the elements that PyTorch does not vectorise.
 
     Args:
@@ -224,8 +229,11 @@ def table(
         in_dtype: uint8 or int8.
         threads: PyTorch's thread count, which places the tails.
         name: what the table computes.
+        row: (n, elements) -> elements after which PyTorch's vectorised loop begins anew; None: of all.
+        vectorised: whether PyTorch vectorises anything.
     """
     low = 0 if in_dtype == "uint8" else -128
+    main = main if vectorised else tail
     tables = (main,) if np.array_equal(main, tail) else (main, tail)
     with flat_function(item_shape, (in_dtype,), str(main.dtype), tables) as f:
         (x,) = f.inputs
@@ -235,8 +243,32 @@ def table(
             for lane in range(lanes):
                 T.buffer_store(f.output, entries[cast(x[at + lane], "int32", 1) - low], [at + lane])
 
-        _over_pieces(f.numel, threads, emit)
+        if row is None or len(tables) == 1:
+            _over_pieces(f.numel, threads, emit)
+        else:
+            _over_rows(row(f.n, f.numel), f.numel, threads, lambda at, _, lanes, is_tail: emit(at, lanes, is_tail))
     return Kernel(f"{name}_table", f.builder.get(), tables)
+
+
+def table_by_channel(item_shape: Sequence[int], tables: np.ndarray, inner: int, *, in_dtype: str, name: str) -> Kernel:
+    """Returns y[i] = tables[channel][x[i]] of (n, *item_shape), the channel being i // inner % channels.
+
+    Args:
+        item_shape: shape of one image's tensor, in memory order.
+        tables: (channels, 256) entries, indexed by x - min of its dtype.
+        inner: elements of one channel side by side.
+        in_dtype: uint8 or int8.
+        name: what the tables compute.
+    """
+    low, channels = (0 if in_dtype == "uint8" else -128), len(tables)
+    entries = np.ascontiguousarray(tables.reshape(-1))
+    with flat_function(item_shape, (in_dtype,), str(tables.dtype), (entries,)) as f:
+        (x,) = f.inputs
+        with T.parallel(0, f.n) as image, T.serial(0, math.prod(item_shape)) as at:
+            position = image * math.prod(item_shape) + at
+            index = at // inner % channels * 256 + cast(x[position], "int32", 1) - low
+            T.buffer_store(f.output, f.constants[0][index], [position])
+    return Kernel(f"{name}_by_channel", f.builder.get(), (entries,))
 
 
 def clamp_integers(item_shape: Sequence[int], low: int, high: int, dtype: str, name: str) -> Kernel:

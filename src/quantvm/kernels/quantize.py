@@ -140,6 +140,16 @@ def _store_pixels(y: Buffer, at: Expr, planes_i32: list[Expr], dtype: str) -> No
         T.buffer_store(y, x86.shuffle([packed], order[start : start + count]), [ramp(at + start, count)])
 
 
+def chosen_by_batch(item_shape: Sequence[int], dtype: str) -> Kernel:
+    """Returns the first of two (n, *item_shape) tensors where n is 1, else the second."""
+    with flat_function(item_shape, (dtype, dtype), dtype) as f:
+        one, several = f.inputs
+        with T.parallel(0, f.n) as image, T.serial(0, math.prod(item_shape)) as at:
+            index = image * math.prod(item_shape) + at
+            T.buffer_store(f.output, tirx.if_then_else(f.n == 1, one[index], several[index]), [index])
+    return Kernel("chosen_by_batch", f.builder.get())
+
+
 def _flat_map(
     name: str, item_shape: Sequence[int], in_dtype: str, out_dtype: str, value: Callable[[Expr, int], Expr]
 ) -> Kernel:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from quantvm.dispatch import conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
 from quantvm.fixed_point import ROUNDINGS
 from quantvm.numerics import ENGINES, Engine
+from quantvm.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
 
 from .contraction import pair_cut, pairs_can_cross_taps
 from .elementwise import UNARY_TORCH
@@ -51,7 +52,7 @@ def preset_of(operator: Operator, name: str, environment: Environment) -> Rule:
     """Returns how a preset computes an operator."""
     kind = operator.kind
     if kind in ("conv2d", "linear"):
-        facts = _contraction(operator, name, environment.vnni)
+        facts = _contraction(operator, name, environment)
     elif kind in ("avg_pool2d", "adaptive_avg_pool2d", "mean"):
         facts = _average(operator, name)
     elif kind == "max_pool2d":
@@ -74,7 +75,8 @@ def _window(operator: Operator) -> Window:
 _ROUNDING = {"integer": "upward", "integer:to_even": "even", "integer:away": "away"}
 
 
-def _contraction(operator: Operator, name: str, vnni: bool) -> dict[str, str]:
+def _contraction(operator: Operator, name: str, environment: Environment) -> dict[str, str]:
+    vnni = environment.vnni
     facts = {"saturation": "none", "input_zero_point": "subtracted", "padding": "zero_point", "rounding": "even"}
     if name in _ROUNDING:
         bias = "int32_away"
@@ -91,6 +93,8 @@ def _contraction(operator: Operator, name: str, vnni: bool) -> dict[str, str]:
         facts |= {"bias": "real", "zero_point": "before"}
         channels, outputs = operator.weight.shape[1], operator.weight.shape[0]
         plain = window is not None and onednn_avx2_refuses(channels * window.groups, outputs, window.groups)
+        if environment.onednn_amx:
+            return {**facts, "multiplier": "three" if _has_separate_scales(operator, environment) else "two"}
         if vnni or plain:
             return {**facts, "multiplier": "three"}
         exact = operator.inputs[0].dtype == "int8" or (window is not None and window.groups > 1 and channels == 1)
@@ -112,6 +116,27 @@ def _contraction(operator: Operator, name: str, vnni: bool) -> dict[str, str]:
         )  # fmt: skip
         facts["saturation"] = "pairs" if saturates else "none"
     return {**facts, "multiplier": "one", "bias": "fma" if per_tensor else "division", "zero_point": "after"}
+
+
+def _has_separate_scales(operator: Operator, environment: Environment) -> bool:
+    """Whether oneDNN on a CPU with AMX multiplies by one scale after the other; see onednn_amx.py."""
+    assert operator.weight is not None
+    outputs, group_in = operator.weight.shape[:2]
+    window = operator.window
+    if window is None:
+        return environment.images * operator.rows <= linear_separate_up_to(group_in, outputs)
+    height, width = (
+        (size + before + after - (k - 1) * d - 1) // s + 1
+        for size, before, after, k, d, s in zip(
+            operator.in_size, window.padding[:2], window.padding[2:], window.kernel, window.dilation, window.stride,
+            strict=True,
+        )
+    )  # fmt: skip
+    geometry = ConvGeometry(
+        operator.in_size, (height, width), group_in * window.groups, outputs, window.kernel, window.stride,
+        (window.padding[0], window.padding[1]), window.dilation, window.groups,
+    )  # fmt: skip
+    return environment.images <= conv_separate_up_to(geometry, environment.threads)
 
 
 def _average(operator: Operator, name: str) -> dict[str, str]:

@@ -53,6 +53,8 @@ class Operator:
         weight_scales: (O,) or (1,) float64; weight_zero_points: (O,) or (1,).
         bias_f32: (O,) or None.
         window: of a convolution or pool.
+        in_size: of a convolution's images, (H, W).
+        rows: of one image, that a linear layer multiplies.
         out_size: of an adaptive pool.
         keepdims: of a mean.
         axis: of a concatenation.
@@ -71,6 +73,8 @@ class Operator:
     weight_zero_points: NDArray[np.int64] | None = None
     bias_f32: NDArray[np.float32] | None = None
     window: Window | None = None
+    in_size: tuple[int, int] = (1, 1)
+    rows: int = 1
     out_size: tuple[int, int] = (1, 1)
     keepdims: bool = False
     axis: int = 1
@@ -87,8 +91,12 @@ class Environment:
         threads: PyTorch's, which place the scalar tails of element-wise loops.
         vec_channels: channels of an average pool's vector, 16 with AVX512 and 8 with AVX2.
         vnni: whether the CPU has AVX512-VNNI; FBGEMM and oneDNN have other kernels where it has not.
+        onednn_amx: whether oneDNN uses AMX, where it scales by the shape and the number of images.
+        images: of a batch.
     """
 
     threads: int = 1
     vec_channels: int = 16
     vnni: bool = True
+    onednn_amx: bool = False
+    images: int = 1

@@ -10,7 +10,7 @@ from quantvm import numerics
 from quantvm import unary_tables as tables
 from quantvm.numerics import Engine
 
-from .composite import Composite, quant_params
+from .composite import Composite, constant_value, quant_params
 
 
 def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -21,15 +21,22 @@ def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str])
         composite: hardswish, hardsigmoid, sigmoid, tanh, leaky_relu, silu, gelu or gelu_tanh.
         known: tables that PyTorch computed, by `table_key`, as hexadecimal digits.
     """
-    q = quant_params(composite.call("relax.dequantize"))
-    digits = known.get(tables.table_key(composite.name, q, composite.output))
+    q, name = quant_params(composite.call("relax.dequantize")), _table_name(composite)
+    digits = known.get(tables.table_key(name, q, composite.output))
     if digits is not None:
         main, tail = np.frombuffer(bytes.fromhex(digits), composite.output.dtype).reshape(2, 256)
         return main, tail
     if engine == "qnnpack" and composite.name in ("hardswish", "hardsigmoid", "sigmoid") and q.dtype == "uint8":
         entries = tables.qnnpack_table(composite.name, q, composite.output)
         return entries, entries
-    return tables.unary_tables(composite.name, q, composite.output, leaky_slope(composite))
+    return tables.unary_tables(name, q, composite.output, leaky_slope(composite))
+
+
+def _table_name(composite: Composite) -> str:
+    if composite.name != "elu":
+        return composite.name
+    input_scale, alpha, scale = (float(constant_value(call.args[1])) for call in composite.calls("relax.multiply"))
+    return tables.elu_name(alpha, scale, input_scale)
 
 
 def leaky_slope(composite: Composite) -> float:

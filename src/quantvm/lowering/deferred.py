@@ -16,6 +16,7 @@ from quantvm.numerics import VEC_BLOCK, QuantParams, vectorised_piece
 
 from .activation import clamp_limits, unary_tables
 from .composite import Composite, quant_params
+from .strides import equal
 from .tensors import Tensor, have_one_order
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _fuse_add(
         return None
     other = inputs[1 - mine]
     other = other.emit(state) if isinstance(other, Deferred) else other
-    if not have_one_order(host.like, other):
+    if len(other.shape) != 4 or not equal(host.like.shape, other.shape) or not have_one_order(host.like, other):
         return None
     return replace(host, post=replace(host.post, residual=add), residual=state.nhwc(other), name=name)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -10,12 +12,23 @@ from tvm import relax
 from quantvm import numerics
 from quantvm.kernels import concat, elementwise, quantize
 from quantvm.numerics import QuantParams
-from quantvm.unary_tables import add_scalar_table
+from quantvm.unary_tables import add_scalar_table, prelu_tables
 
+from . import strides as torch_strides
 from .activation import clamp_limits, unary_tables
 from .composite import Composite, constant_value, quant_params
 from .legalize import Legalization, legalizes
-from .tensors import Tensor, have_one_order, in_layout, repeated
+from .strides import Strides
+from .tensors import (
+    Tensor,
+    arranged,
+    broadcast,
+    broadcast_shape,
+    have_one_shape,
+    in_layout,
+    is_gate,
+    rearranged,
+)
 
 
 @legalizes("quantize")
@@ -49,38 +62,66 @@ def lower_dequantize(state: Legalization, composite: Composite, inputs: list[Ten
 
 @legalizes("add")
 def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A + b (+ relu), b of one image or of all; the scalar tails lie where PyTorch's memory order puts them."""
+    """A + b (+ relu), broadcast; the scalar tails lie where PyTorch's loop over both puts them."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
-    one_order = have_one_order(inputs[index_a], inputs[index_b])
-    a = state.memory_order(inputs[index_a])
-    b = in_layout(state.builder, inputs[index_b], a.layout)
-    one_for_all = b.shape[0] == 1 and a.shape[0] != 1
-    if state.engine == "qnnpack" and composite.output.dtype == "uint8":
+    a, b = inputs[index_a], inputs[index_b]
+    relu = composite.has("relax.nn.relu")
+    shape = broadcast_shape(a.shape, b.shape)
+    if state.engine == "qnnpack" and composite.output.dtype == "uint8" and have_one_shape(a.shape, b.shape):
         fixed = numerics.qnnpack_add(a_q, b_q, composite.output)
-        b = repeated(state.builder, b, a)
-        kernel = elementwise.add_fixed_point(
-            a.item_shape, a_q, b_q, composite.output, fixed, relu=composite.has("relax.nn.relu")
-        )
+        a = state.memory_order(a)
+        b = in_layout(state.builder, b, a.layout)
+        kernel = elementwise.add_fixed_point(a.item_shape, a_q, b_q, composite.output, fixed, relu=relu)
         return state.run(kernel, [a, b], a, composite.output.dtype, name)
+    keeps_shape = have_one_shape(a.shape, shape)
+    strides = [torch_strides.expanded(x.shape, x.torch_strides, shape) for x in (a, b)]
+    found = torch_strides.walk(shape, _suggested(a) if keeps_shape else None, strides)
+    one_for_all = keeps_shape and found.vectorised and _is_row_of(b, a, found)
+    a, b = (x if x is b and one_for_all else broadcast(state.builder, x, shape) for x in (a, b))
+    a, b = (arranged(state.builder, x, found.order) for x in (a, b))
     kernel = elementwise.add(
-        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), threads=state.threads,
-        one_for_all=one_for_all, vectorised=one_order,
+        a.item_shape, a_q, b_q, composite.output, relu=relu, threads=state.threads, one_for_all=one_for_all,
+        row=found.row, vectorised=found.vectorised,
     )  # fmt: skip
-    return state.run(kernel, [a, b], a, composite.output.dtype, name)
+    y = state.run(kernel, [a, b], a, composite.output.dtype, name)
+    return rearranged(state.builder, y, found.order, found.strides)
+
+
+def _suggested(x: Tensor) -> Strides:
+    """Returns the strides of what PyTorch allocates for the result of an operator on x."""
+    made = torch_strides.channels_last if x.channels_last else torch_strides.contiguous
+    return made(x.shape)
+
+
+def _is_row_of(b: Tensor, a: Tensor, found: torch_strides.Walk) -> bool:
+    """Whether b is one image's tensor, and PyTorch's rows are images."""
+    same = len(a.shape) == len(b.shape) and have_one_shape(a.shape[1:], b.shape[1:])
+    if not same or not _is_one(b.shape[0]) or isinstance(a.shape[0], int) or not a.batch_first or found.row is None:
+        return False
+    row = found.row(a.shape[0], None)
+    return isinstance(row, int) and row == math.prod(b.shape)
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 @legalizes("mul")
 def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A * b (+ relu), either of which may be (n, C, 1, 1)."""
+    """A * b (+ relu), broadcast; PyTorch suggests the first one's memory format for the result."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.multiply"))
-    a, b = (state.rows(inputs[index]) for index in (index_a, index_b))
-    broadcast = a.item_shape != b.item_shape
-    if broadcast and a.item_shape[:2] == (1, 1):
+    a, b = inputs[index_a], inputs[index_b]
+    shape, channels_last = broadcast_shape(a.shape, b.shape), a.channels_last
+    if is_gate(a, b):
         a, a_q, b, b_q = b, b_q, a, a_q  # the product is commutative, in every rounding
+    gated = is_gate(b, a)
+    a, b = (x if gated else broadcast(state.builder, x, shape) for x in (a, b))
+    a, b = state.rows(a), state.rows(b)
     kernel = elementwise.multiply(
-        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), broadcast=broadcast
+        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), broadcast=gated
     )
-    return state.run(kernel, [a, b], a, composite.output.dtype, name)
+    like = replace(a, channels_last=channels_last and len(shape) == 4)
+    return state.run(kernel, [a, b], like, composite.output.dtype, name)
 
 
 @legalizes("concat")
@@ -109,7 +150,9 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     expr = state.builder.emit(relax.op.concat(pieces, axis), name)
     shape = list(tensors[0].shape)
     shape[axis] = sum(t.shape[axis] for t in tensors)
-    return Tensor(expr, tuple(shape), "NCHW" if rank == 4 else "flat")
+    # of what is suggested for all inputs PyTorch concatenates the dequantized tensors
+    suggested = all(t.channels_last for t in tensors)
+    return Tensor(expr, tuple(shape), "NCHW" if rank == 4 else "flat", channels_last=suggested)
 
 
 @legalizes("add_scalar", "mul_scalar")
@@ -128,14 +171,40 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
     return state.run(kernel, [x], x, out.dtype, name)
 
 
-@legalizes("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "silu", "gelu", "gelu_tanh")
+@legalizes("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "silu", "gelu", "gelu_tanh", "elu")
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))
     main, tail = unary_tables(state.engine, composite, state.torch_tables)
+    x = inputs[0]
+    # PyTorch allocates elu's result without regard to the input's memory format
+    output = torch_strides.contiguous(x.shape) if composite.name == "elu" else _suggested(x)
+    found = torch_strides.walk(x.shape, output, [x.torch_strides])
+    arranged_x = arranged(state.builder, x, found.order)
+    kernel = elementwise.table(
+        arranged_x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name, row=found.row,
+        vectorised=found.vectorised,
+    )  # fmt: skip
+    y = state.run(kernel, [arranged_x], arranged_x, composite.output.dtype, name)
+    return rearranged(state.builder, y, found.order, found.strides)
+
+
+@legalizes("prelu")
+def lower_prelu(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
+    """A table over the 256 input values, for every channel one: PyTorch's integer arithmetic."""
+    prelu = composite.call("relax.nn.prelu")
+    slope = composite.resolve(prelu.args[1])
+    q, out = quant_params(composite.resolve(prelu.args[0])), composite.output
+    tables = prelu_tables(q, constant_value(slope.args[0]), quant_params(slope), out)
     x = state.memory_order(inputs[0])
-    kernel = elementwise.table(x.item_shape, main, tail, in_dtype=q.dtype, threads=state.threads, name=composite.name)
-    return state.run(kernel, [x], x, composite.output.dtype, name)
+    if (tables == tables[0]).all():
+        kernel = elementwise.table(
+            x.item_shape, tables[0], tables[0], in_dtype=q.dtype, threads=state.threads, name=composite.name
+        )
+    else:
+        inner = 1 if x.layout == "NHWC" else math.prod(int(size) for size in x.shape[2:])
+        kernel = elementwise.table_by_channel(x.item_shape, tables, inner, in_dtype=q.dtype, name=composite.name)
+    return state.run(kernel, [x], x, out.dtype, name)
 
 
 @legalizes("relu", "clip")

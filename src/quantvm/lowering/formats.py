@@ -1,17 +1,20 @@
-"""What operators without a kernel of ours do to the memory format that PyTorch would hold their result in."""
+"""The strides that PyTorch would hold the result of an operator without a kernel of ours in."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .tensors import Tensor
+from . import strides as torch_strides
+from .strides import Strides
+from .tensors import Tensor, with_strides
 
 _ELEMENTWISE = frozenset(
     f"relax.{name}"
     for name in (
         "add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where", "exp", "sqrt", "negative",
-        "sigmoid", "tanh", "clip", "nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.prelu", "concat",
+        "sigmoid", "tanh", "clip", "nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.prelu", "astype",
     )
 )  # fmt: skip
 _FOLLOW_INPUT = _ELEMENTWISE | frozenset(
@@ -29,17 +32,39 @@ _FOLLOW_INPUT = _ELEMENTWISE | frozenset(
 _TO_CHANNELS_LAST, _FROM_CHANNELS_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 
 
-def formatted(result: Any, op: str, arguments: list[Any]) -> Any:
-    """Returns the result of a float operator in the memory format of its first 4-d operand of more than one pixel."""
-    if not isinstance(result, Tensor) or len(result.shape) != 4 or op not in _FOLLOW_INPUT:
+def formatted(result: Any, call: Any, arguments: list[Any]) -> Any:
+    """Returns the result of an operator with PyTorch's strides.
+
+    Args:
+        result: without them.
+        call: of the operator.
+        arguments: its activations.
+    """
+    operands = [x for x in arguments if isinstance(x, Tensor)]
+    if not isinstance(result, Tensor) or not operands:
         return result
-    first = next((x for x in arguments if isinstance(x, Tensor) and len(x.shape) == 4), None)
-    return replace(result, channels_last=True) if first is not None and first.channels_last else result
+    name = call.op.name
+    if name in _VIEWS:
+        strides = _VIEWS[name](operands[0], call, result.shape)
+        return result if strides is None else with_strides(result, strides)
+    if name == "relax.concat":
+        return replace(result, channels_last=all(x.channels_last for x in operands))
+    if name not in _FOLLOW_INPUT:
+        return result
+    alike = next((x for x in operands if len(x.shape) == len(result.shape) and _equal(x.shape, result.shape)), None)
+    if name in _ELEMENTWISE and alike is not None:
+        return with_strides(result, torch_strides.preserved(alike.shape, alike.torch_strides))
+    first = next((x for x in operands if len(x.shape) == 4), None)
+    return replace(result, channels_last=len(result.shape) == 4 and first is not None and first.channels_last)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return torch_strides.equal(tuple(a), tuple(b))
 
 
 def permuted(x: Any, axes: list[int]) -> Tensor | None:
     """Returns a permutation between NCHW and NHWC as another view of the same memory, or None if it is none."""
-    if not isinstance(x, Tensor) or len(x.shape) != 4 or any(x.border):
+    if not isinstance(x, Tensor) or len(x.shape) != 4 or any(x.border) or x.is_view:
         return None
     shape = tuple(x.shape[axis] for axis in axes)
     if axes == _TO_CHANNELS_LAST and not x.channels_last and x.layout == "NCHW":
@@ -47,3 +72,61 @@ def permuted(x: Any, axes: list[int]) -> Tensor | None:
     if axes == _FROM_CHANNELS_LAST and x.channels_last and x.layout == "NHWC":
         return Tensor(x.expr, shape, "NCHW")
     return None
+
+
+# ------------------------------------------------------------------ views: (input, call, result's shape) -> strides
+
+
+def _reshaped(x: Tensor, call: Any, shape: Any) -> Strides | None:
+    """A reshape to the tensor's own shape is what `contiguous()` becomes at import."""
+    if len(shape) == len(x.shape) and _equal(shape, x.shape):
+        return None
+    return torch_strides.viewed(x.shape, x.torch_strides, shape)
+
+
+def _permuted(x: Tensor, call: Any, shape: Any) -> Strides:
+    rank = len(x.shape)
+    axes = [int(axis) % rank for axis in call.attrs.axes] if call.attrs.axes is not None else range(rank)[::-1]
+    return tuple(x.torch_strides[axis] for axis in axes)
+
+
+def _sliced(x: Tensor, call: Any, shape: Any) -> Strides:
+    axes, _, _, *steps = (
+        [int(getattr(v, "value", v)) for v in part] for part in call.args[1:] if hasattr(part, "__len__")
+    )
+    strides = list(x.torch_strides)
+    for i, axis in enumerate(axes):
+        strides[axis] = strides[axis] * (steps[0][i] if steps else 1)
+    return tuple(strides)
+
+
+def _unsqueezed(x: Tensor, call: Any, shape: Any) -> Strides:
+    strides, sizes = list(x.torch_strides), list(x.shape)
+    for axis in sorted(int(axis) % len(shape) for axis in call.attrs.axis):
+        strides.insert(axis, strides[axis] * sizes[axis] if axis < len(sizes) else 1)
+        sizes.insert(axis, 1)
+    return tuple(strides)
+
+
+def _squeezed(x: Tensor, call: Any, shape: Any) -> Strides:
+    axes = call.attrs.axis
+    removed = (
+        {i for i, size in enumerate(x.shape) if isinstance(size, int) and size == 1}
+        if axes is None
+        else {int(axis) % len(x.shape) for axis in axes}
+    )
+    return tuple(stride for i, stride in enumerate(x.torch_strides) if i not in removed)
+
+
+def _expanded(x: Tensor, call: Any, shape: Any) -> Strides:
+    return torch_strides.expanded(x.shape, x.torch_strides, shape)
+
+
+_VIEWS: dict[str, Callable[[Tensor, Any, Any], Strides | None]] = {
+    "relax.reshape": _reshaped,
+    "relax.permute_dims": _permuted,
+    "relax.strided_slice": _sliced,
+    "relax.expand_dims": _unsqueezed,
+    "relax.squeeze": _squeezed,
+    "relax.broadcast_to": _expanded,
+}

@@ -9,15 +9,22 @@ from .composite import is_call
 from .patterns import all_patterns
 
 _ENDS = ("quantvm.quantize", "quantvm.dequantize")
+_TORCH_ONLY = ("quantvm.mean_of_axes", "quantvm.bilinear", "quantvm.elu", "quantvm.prelu")
+"""Composites whose rules compute as PyTorch does; under other numerics the operators stay in float."""
 
 
-def fuse_qdq(module: tvm.IRModule, *, ends_only: bool = False) -> tvm.IRModule:
+def fuse_qdq(module: tvm.IRModule, *, ends_only: bool = False, torch_only: bool = True) -> tvm.IRModule:
     """Returns the module with each quantized operator in a function whose attribute Composite names it.
 
     Constants, weights among them, are inside of the functions; activations are their parameters. Operators that no
-    pattern takes are left as they are; with `ends_only` these are all but quantize and dequantize.
+    pattern takes are left as they are; with `ends_only` these are all but quantize and dequantize, without `torch_only`
+    also those of which only PyTorch's own arithmetic is known.
     """
     calls = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
     concats = {len(call.args[0].ty.fields) for call in calls if is_call(call, "relax.concat")}
-    patterns = [row for row in all_patterns(concats) if not ends_only or row[0] in _ENDS]
+    patterns = [
+        row
+        for row in all_patterns(concats)
+        if (row[0] in _ENDS or not ends_only) and (torch_only or row[0] not in _TORCH_ONLY)
+    ]
     return relax.transform.FuseOpsByPattern(patterns, bind_constants=True)(module)

@@ -13,7 +13,7 @@ from .activation import leaky_slope
 from .composite import Composite, constant_value, quant_params
 from .legalize import Legalization, legalizes
 from .pool_rules import pool_shape
-from .tensors import Tensor, in_layout, repeated
+from .tensors import Tensor, broadcast, broadcast_shape, in_layout, is_gate
 
 
 @legalizes("quantize", numerics="integer")
@@ -37,10 +37,12 @@ def lower_quantize_affine(state: Legalization, composite: Composite, inputs: lis
 
 @legalizes("add", numerics="integer")
 def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A + b (+ relu) of equal shapes, both requantized to the output's parameters."""
+    """A + b (+ relu), broadcast, both requantized to the output's parameters."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
-    a = in_layout(state.builder, inputs[index_a], inputs[index_a].layout)
-    b = repeated(state.builder, in_layout(state.builder, inputs[index_b], a.layout), a)
+    shape = broadcast_shape(inputs[index_a].shape, inputs[index_b].shape)
+    a, b = (broadcast(state.builder, inputs[index], shape) for index in (index_a, index_b))
+    a = in_layout(state.builder, a, a.layout)
+    b = in_layout(state.builder, b, a.layout)
     kernel = integer_only.integer_add(
         a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), rounding=state.rounding
     )
@@ -49,14 +51,17 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
 
 @legalizes("mul", numerics="integer")
 def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A * b (+ relu), either of which may be (n, C, 1, 1)."""
+    """A * b (+ relu), broadcast."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.multiply"))
-    a, b = (state.rows(inputs[index]) for index in (index_a, index_b))
-    broadcast = a.item_shape != b.item_shape
-    if broadcast and a.item_shape[:2] == (1, 1):
+    a, b = inputs[index_a], inputs[index_b]
+    shape = broadcast_shape(a.shape, b.shape)
+    if is_gate(a, b):
         a, a_q, b, b_q = b, b_q, a, a_q
+    gated = is_gate(b, a)
+    a, b = (x if gated else broadcast(state.builder, x, shape) for x in (a, b))
+    a, b = state.rows(a), state.rows(b)
     kernel = integer_only.integer_multiply(
-        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), broadcast=broadcast,
+        a.item_shape, a_q, b_q, composite.output, relu=composite.has("relax.nn.relu"), broadcast=gated,
         rounding=state.rounding,
     )  # fmt: skip
     return state.run(kernel, [a, b], a, composite.output.dtype, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +134,7 @@ _MOVES: dict[str, Callable[[NDArray, Any], NDArray]] = {
     "relax.expand_dims": _reshaped,
     "relax.squeeze": _reshaped,
     "relax.permute_dims": lambda x, call: x.transpose([int(a) for a in call.attrs.axes]),
+    "relax.astype": lambda x, call: x,
     "relax.nn.pad": _padded,
     "relax.strided_slice": _sliced,
 }
@@ -188,7 +190,10 @@ def _details(composite: Composite, call: Any) -> dict[str, Any]:
     """Returns what only operators of this kind have."""
     kind, attrs = composite.name, call.attrs
     if kind in ("conv2d", "linear"):
-        return {**_weight(composite), "window": _conv_window(composite, attrs) if kind == "conv2d" else None}
+        if kind == "linear":
+            return {**_weight(composite), "rows": math.prod(int(d) for d in static_shape(call.args[0])[1:-1])}
+        in_size = _pair(static_shape(call.args[0])[2:])
+        return {**_weight(composite), "window": _conv_window(composite, attrs), "in_size": in_size}
     if kind == "concat":
         return {"axis": int(attrs.axis)}
     if kind in ("max_pool2d", "avg_pool2d"):

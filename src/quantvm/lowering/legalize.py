@@ -16,7 +16,7 @@ from tvm import relax
 
 from quantvm.errors import part
 from quantvm.fixed_point import Rounding
-from quantvm.kernels import Kernel
+from quantvm.kernels import Kernel, quantize
 from quantvm.kernels.dot import PORTABLE_PAIRS, DotProduct
 from quantvm.kernels.isa import Isa
 from quantvm.kernels.schedule import Conv2dShape, Schedule
@@ -37,6 +37,7 @@ from .tensors import (
     check_result,
     expect_batch_first,
     in_layout,
+    of_one_image,
     rows_and_item,
 )
 
@@ -110,11 +111,14 @@ class Legalization:
         return in_layout(self.builder, x, "NCHW")
 
     def memory_order(self, x: Tensor) -> Tensor:
-        """Returns x with its elements in the order in which PyTorch stores them."""
-        return self.nhwc(x) if x.behaves_channels_last else self.logical(x)
+        """Returns x with its elements in the order in which PyTorch stores a dense tensor like it."""
+        return self.nhwc(x) if x.channels_last or x.behaves_channels_last else self.logical(x)
 
 
-_OF_IMAGES = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "quantize_affine"})
+_OF_IMAGES = frozenset(
+    {"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "mean_of_axes", "bilinear", "prelu"}
+    | {"quantize_affine"}
+)
 CHANNELS_LAST_ATTR = "quantvm.channels_last"
 
 Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
@@ -228,7 +232,7 @@ def _binding(
         if composite.name in _OF_IMAGES:
             expect_batch_first(composite.name, name, *inputs)
         rule = _RULES.get((state.numerics, composite.name)) or _RULES["torch", composite.name]
-        result = rule(state, composite, inputs, name)
+        result = _by_batch(state, rule, composite, inputs, name)
         return replace(result, layer=name, op=composite.name) if isinstance(result, Deferred) else result
     if isinstance(value, relax.Var):
         return values[value]
@@ -243,7 +247,9 @@ def _binding(
         if padded is not None:
             return padded
     if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype and value.args[0] in values:
-        return _emitted(state, values[value.args[0]])
+        same = _emitted(state, values[value.args[0]])
+        # of integers this stands for PyTorch's contiguous() in the memory format that is suggested
+        return replace(same, strides=None) if value.ty.dtype in ("uint8", "int8") else same
     if is_call(value, "relax.permute_dims"):
         turned = permuted(_emitted(state, values.get(value.args[0])), [int(axis) for axis in value.attrs.axes or ()])
         if turned is not None:
@@ -251,7 +257,29 @@ def _binding(
     arguments = [_plain(state, argument, values) for argument in value.args]
     call = tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args)
     operands = [_emitted(state, values[argument]) for argument in _operands(value) if argument in values]
-    return formatted(_wrap(state.builder.emit(call, binding.var.name)), value.op.name, operands)
+    return formatted(_wrap(state.builder.emit(call, binding.var.name)), value, operands)
+
+
+_FOLLOW_FORMAT = ("concat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "mean_of_axes", "bilinear")
+"""Composites for which PyTorch has one formula for contiguous tensors and another for channels-last ones."""
+
+
+def _by_batch(
+    state: Legalization, rule: Rule, composite: Composite, inputs: list[Tensor], name: str
+) -> Tensor | Deferred:
+    """Applies a rule; twice where one image of a view is dense in PyTorch's eyes, and several are not."""
+    result = rule(state, composite, inputs, name)
+    if state.numerics != "torch" or composite.name not in _FOLLOW_FORMAT:
+        return result
+    alone = [of_one_image(x) for x in inputs]
+    if all(a is x for a, x in zip(alone, inputs, strict=True)) or isinstance(result, Deferred):
+        return result
+    single = rule(state, composite, alone, name)
+    assert isinstance(single, Tensor)
+    several = state.logical(result)
+    kernel = quantize.chosen_by_batch(several.item_shape, composite.output.dtype)
+    chosen = state.run(kernel, [state.logical(single), several], several, composite.output.dtype, name)
+    return replace(chosen, strides=several.strides)
 
 
 def _operands(call: Any) -> list[Any]:

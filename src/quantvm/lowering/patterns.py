@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from itertools import product
 from typing import Any
@@ -46,14 +45,11 @@ def _contractions() -> Iterator[tuple[str, Pattern]]:
 
 
 def _binary() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
-    for name, op, check in (
-        ("add", "relax.add", _equal_shapes_or_row),
-        ("mul", "relax.multiply", _equal_shapes_or_gate),
-    ):
+    for name, op in (("add", "relax.add"), ("mul", "relax.multiply")):
         for has_relu in (True, False):
             a, b = _dequantize(), _dequantize()
             y = is_op(op)(a, b)
-            yield name, _quantize(_relu(y) if has_relu else y), {"a": a, "b": b}, check
+            yield name, _quantize(_relu(y) if has_relu else y), {"a": a, "b": b}, _can_be_broadcast
 
 
 def _concat(counts: Collection[int]) -> Iterator[tuple[str, Pattern]]:
@@ -139,18 +135,55 @@ def _is_channel_affine(context: Any) -> bool:
     return all(c.shape == expected and c.dtype == "float32" for c in constants) and _is_per_tensor(context)
 
 
-def _spatial_mean() -> tuple[str, Pattern, dict[str, Pattern], Check]:
-    x = _dequantize()
-    mean = is_op("relax.mean")(x)
-    pattern = _quantize(mean)
-    return "mean", pattern, {"quantize": pattern, "dequantize": x, "mean": mean}, _is_spatial_mean
+def _means() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
+    for name, check in (("mean", _is_spatial_mean), ("mean_of_axes", _is_mean_of_an_image)):
+        x = _dequantize()
+        mean = is_op("relax.mean")(x)
+        pattern = _quantize(mean)
+        yield name, pattern, {"quantize": pattern, "dequantize": x, "mean": mean}, check
 
 
 def _is_spatial_mean(context: Any) -> bool:
+    shape, axes = _averaged(context)
+    return len(shape) == 4 and axes == [2, 3] and _keeps_params(context)
+
+
+def _is_mean_of_an_image(context: Any) -> bool:
+    """Whether a mean is over dimensions of known sizes, and not over the first one."""
+    shape, axes = _averaged(context)
+    return 0 not in axes and all(isinstance(size, int) for size in shape[1:]) and _keeps_params(context)
+
+
+def _averaged(context: Any) -> tuple[list[Any], list[int]]:
     call = context.annotated_expr["mean"]
-    rank = len(call.args[0].ty.shape)
-    axes = range(rank) if call.attrs.axis is None else (int(axis) % rank for axis in call.attrs.axis)
-    return rank == 4 and sorted(axes) == [2, 3] and _keeps_params(context)
+    shape = static_shape(call.args[0])
+    given = range(len(shape)) if call.attrs.axis is None else call.attrs.axis
+    return shape, sorted(int(axis) % len(shape) for axis in given)
+
+
+def _elu() -> tuple[str, Pattern, dict[str, Pattern], Check]:
+    """As the frontend writes it: (max(x, 0) + (exp(min(x, 0) * input_scale) - 1) * alpha) * scale."""
+    x, zero, one = _dequantize(), is_const(), is_const()
+    exp = is_op("relax.exp")(is_op("relax.multiply")(is_op("relax.minimum")(x, zero), is_const()))
+    curve = is_op("relax.multiply")(is_op("relax.subtract")(exp, one), is_const())
+    both = is_op("relax.add")(is_op("relax.maximum")(x, is_const()), curve)
+    pattern = _quantize(is_op("relax.multiply")(both, is_const()))
+    return "elu", pattern, {"one": one, "zero": zero}, _is_elu
+
+
+def _is_elu(context: Any) -> bool:
+    zero = constant_value(context.annotated_expr["zero"])
+    return _adds_one(context) and zero.size == 1 and float(zero.reshape(-1)[0]) == 0.0
+
+
+def _prelu() -> tuple[str, Pattern]:
+    return "prelu", _quantize(is_op("relax.nn.prelu")(_dequantize(), _dequantize(is_const())))
+
+
+def _bilinear() -> tuple[str, Pattern, dict[str, Pattern], Check]:
+    x = _dequantize()
+    pattern = _quantize(is_op("relax.image.resize2d")(x, wildcard()))
+    return "bilinear", pattern, {"quantize": pattern, "dequantize": x}, _keeps_params
 
 
 def _with_numbers() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
@@ -200,26 +233,15 @@ def _operand_shapes(context: Any) -> list[list[Any]]:
     return [static_shape(context.annotated_expr[name]) for name in ("a", "b")]
 
 
-def _equal_shapes_or_row(context: Any) -> bool:
-    """Whether the shapes are equal, or the second is one image's, as a position embedding: PyTorch's tails are known.
-
-    Of four dimensions these depend on the memory format, too.
-    """
+def _can_be_broadcast(context: Any) -> bool:
+    """Whether the shapes are equal where neither has a 1."""
     a, b = _operand_shapes(context)
-    return _same(a, b) or (
-        len(a) == len(b) != 4
-        and b[0] == 1
-        and _same(a[1:], b[1:])
-        and all(isinstance(d, int) for d in b)
-        and math.prod(b) > 1
-    )
+    pairs = zip(a[::-1], b[::-1], strict=False)
+    return all(_is_one(x) or _is_one(y) or _same([x], [y]) for x, y in pairs) and len(a) > 0 < len(b)
 
 
-def _equal_shapes_or_gate(context: Any) -> bool:
-    """Whether the shapes are equal, or one is (n, C, 1, 1) of the other: squeeze-and-excite."""
-    a, b = _operand_shapes(context)
-    gates = [[*shape[:2], 1, 1] for shape in (a, b)]
-    return _same(a, b) or (len(a) == len(b) == 4 and (_same(gates[0], b) or _same(gates[1], a)))
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 def _same(a: list[Any], b: list[Any]) -> bool:
@@ -247,7 +269,7 @@ def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
         return True
 
     plain: list[tuple] = [
-        (name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(concats), *_unary())
+        (name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(concats), *_unary(), _prelu())
     ]
     kept = [
         (name, pattern, {"quantize": pattern, "dequantize": dequantize}, _keeps_params)
@@ -261,7 +283,9 @@ def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
             *_gated(),
             _silu(),
             *kept,
-            _spatial_mean(),
+            *_means(),
+            _elu(),
+            _bilinear(),
             *_with_numbers(),
             *_batch_norms(),
             _layer_norm(),

@@ -26,6 +26,7 @@ from . import (  # noqa: F401  (registers the rules)
     integer_rules,
     normalization_rules,
     pool_rules,
+    reduction_rules,
 )
 from .bindings import definitions
 from .calls import KernelCall, kernel_calls
@@ -151,7 +152,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
         dump(module, "hoist_quantize")
         module = legalize_qdq(module, state, divides=engine in ("onnx", "tflite"))
     else:
-        module = fuse_qdq(module, ends_only=options.in_float)
+        module = fuse_qdq(module, ends_only=options.in_float, torch_only=followed == "torch")
         dump(module, "fuse_qdq")
         module = legalize(module, state)
     dump(module, "legalize")

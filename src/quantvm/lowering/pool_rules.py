@@ -1,4 +1,4 @@
-"""Rules for pools and spatial means; PyTorch's rounding there depends on the memory format."""
+"""Rules for pools; PyTorch's rounding there depends on the memory format."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def _pair(values: Any) -> tuple[int, int]:
 
 
 def _resized(x: Tensor, height: int, width: int) -> Tensor:
-    return replace(x, shape=(x.shape[0], x.shape[1], height, width))
+    """What a pool returns is like: PyTorch keeps channels-last of a tensor without gaps only."""
+    channels_last = x.channels_last and x.behaves_channels_last
+    return replace(x, shape=(x.shape[0], x.shape[1], height, width), channels_last=channels_last, strides=None)
 
 
 @legalizes("max_pool2d")
@@ -58,7 +60,7 @@ def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     shape = pool_shape(composite.call("relax.nn.max_pool2d"), x)
     like = _resized(x, shape.out_height, shape.out_width)
     dtype = composite.output.dtype
-    repeats_border = _is_qnnpack(state, composite) and not shape.ceil_mode and shape.dilation != (1, 1)
+    repeats_border = is_qnnpack(state, composite) and not shape.ceil_mode and shape.dilation != (1, 1)
     return state.run(pool.max_pool2d(shape, dtype, repeats_border=repeats_border), [x], like, dtype, name)
 
 
@@ -69,7 +71,7 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     call = composite.call("relax.nn.avg_pool2d")
     shape = pool_shape(call, x)
     like = _resized(x, shape.out_height, shape.out_width)
-    if _is_qnnpack(state, composite) and not shape.ceil_mode:
+    if is_qnnpack(state, composite) and not shape.ceil_mode:
         return state.run(pool.avg_pool2d_qnnpack(shape, composite.output), [x], like, composite.output.dtype, name)
     kernel = pool.avg_pool2d(
         shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad),
@@ -78,11 +80,13 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     return state.run(kernel, [x], like, composite.output.dtype, name)
 
 
-def _is_qnnpack(state: Legalization, composite: Composite) -> bool:
+def is_qnnpack(state: Legalization, composite: Composite) -> bool:
+    """Returns whether QNNPACK may compute an operator."""
     return state.engine == "qnnpack" and composite.output.dtype == "uint8"
 
 
-def _whole_image(x: Tensor) -> PoolShape:
+def whole_image(x: Tensor) -> PoolShape:
+    """Returns the geometry of one window over the image."""
     size = (x.shape[2], x.shape[3])
     return PoolShape(*size, x.shape[1], kernel=size, stride=size)
 
@@ -93,7 +97,7 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
     x = state.nhwc(inputs[0])
     height, width = (int(v) for v in composite.call("relax.nn.adaptive_avg_pool2d").attrs.output_size)
     window = qnnpack_window((x.shape[2], x.shape[3]), (height, width))
-    if _is_qnnpack(state, composite) and window is not None:
+    if is_qnnpack(state, composite) and window is not None:
         shape = PoolShape(x.shape[2], x.shape[3], x.shape[1], kernel=window, stride=window)
         kernel = pool.avg_pool2d_qnnpack(shape, composite.output)
         return state.run(kernel, [x], _resized(x, height, width), composite.output.dtype, name)
@@ -101,25 +105,3 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
         (x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output, channels_last=x.behaves_channels_last
     )
     return state.run(kernel, [x], _resized(x, height, width), composite.output.dtype, name)
-
-
-@legalizes("mean")
-def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """The mean over height and width."""
-    from tvm import relax
-
-    x = state.nhwc(inputs[0])
-    n, c, h, w = x.shape
-    call = composite.call("relax.mean")
-    one_pixel = Tensor(None, (n, c, 1, 1), "NHWC", channels_last=x.channels_last)
-    if _is_qnnpack(state, composite):
-        kernel = pool.avg_pool2d_qnnpack(_whole_image(x), composite.output)
-        y = state.run(kernel, [x], one_pixel, composite.output.dtype, name)
-    else:
-        kernel = pool.spatial_mean((h, w), c, composite.output, channels_last=not x.behaves_contiguous)
-        y = state.run(kernel, [x], Tensor(None, (n, c), "flat"), composite.output.dtype, name)
-    if call.attrs.keepdims == (y.layout == "NHWC"):
-        return y
-    shape = [n, 1, 1, c] if call.attrs.keepdims else [n, c]
-    expr = state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(shape)))
-    return replace(one_pixel, expr=expr) if call.attrs.keepdims else Tensor(expr, (n, c), "flat")

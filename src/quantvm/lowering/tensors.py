@@ -17,6 +17,9 @@ from tvm import relax, tirx
 from quantvm.errors import CompileError
 from quantvm.kernels import Kernel
 
+from . import strides as torch_strides
+from .strides import Strides
+
 Layout = Literal["NCHW", "NHWC", "flat"]
 
 
@@ -28,7 +31,8 @@ class Tensor:
         expr: the Relax expression, in the physical layout.
         shape: logical (PyTorch) shape; ints, and symbolic expressions where dynamic.
         layout: physical; flat for ranks other than 4.
-        channels_last: whether PyTorch would hold it in channels-last order.
+        channels_last: whether PyTorch's `suggest_memory_format()` of it is channels-last.
+        strides: PyTorch's, of a view or of another order; None where it is dense in the order that is suggested.
         border: (top, left, bottom, right) that `shape` has and `expr` lacks; a convolution pads on its own.
         border_value: what the border holds.
     """
@@ -37,6 +41,7 @@ class Tensor:
     shape: tuple[Any, ...]
     layout: Layout
     channels_last: bool = False
+    strides: Strides | None = None
     border: tuple[int, int, int, int] = (0, 0, 0, 0)
     border_value: int = 0
 
@@ -59,25 +64,56 @@ class Tensor:
         return all(isinstance(d, int) for d in self.shape[1:])
 
     @property
+    def torch_strides(self) -> Strides:
+        """PyTorch's strides, in elements."""
+        if self.strides is not None:
+            return self.strides
+        made = torch_strides.channels_last if self.channels_last else torch_strides.contiguous
+        return made(self.shape)
+
+    @property
+    def is_view(self) -> bool:
+        """Whether PyTorch holds it with gaps, with repetitions, or in another order than the one that is suggested."""
+        return self.strides is not None
+
+    @property
     def behaves_channels_last(self) -> bool:
         """Whether PyTorch's is_contiguous(channels_last) holds: also for single channels and single pixels."""
-        if len(self.shape) != 4:
-            return False
-        return self.channels_last or self._has_one_order
+        if self.strides is not None:
+            return torch_strides.is_channels_last(self.shape, self.strides)
+        return len(self.shape) == 4 and (self.channels_last or self._has_one_order)
 
     @property
     def behaves_contiguous(self) -> bool:
         """Whether PyTorch's is_contiguous() holds."""
+        if self.strides is not None:
+            return torch_strides.is_contiguous(self.shape, self.strides)
         return not self.channels_last or self._has_one_order
 
     @property
     def _has_one_order(self) -> bool:
-        _, c, h, w = self.shape
-        return c == 1 or (h == 1 and w == 1)
+        _, c, *pixels = self.shape
+        return c == 1 or all(isinstance(size, int) and size == 1 for size in pixels)
+
+
+def with_strides(x: Tensor, strides: Strides) -> Tensor:
+    """Returns x as PyTorch holds it with these strides."""
+    suggested = torch_strides.suggests_channels_last(x.shape, strides)
+    dense = torch_strides.channels_last(x.shape) if suggested else torch_strides.contiguous(x.shape)
+    is_dense = torch_strides.equal(dense, strides)
+    return replace(x, channels_last=suggested, strides=None if is_dense else tuple(strides))
+
+
+def of_one_image(x: Tensor) -> Tensor:
+    """Returns x as PyTorch sees it in a batch of one image, where the stride from image to image counts for nothing."""
+    if not isinstance(x, Tensor) or x.strides is None or isinstance(x.shape[0], int):
+        return x
+    is_dense = torch_strides.is_channels_last if x.channels_last else torch_strides.is_contiguous
+    return replace(x, strides=None) if is_dense(x.shape, x.strides, 1) else x
 
 
 def have_one_order(a: Tensor, b: Tensor) -> bool:
-    """Returns whether PyTorch holds two tensors in one memory order; of others it vectorises no loop."""
+    """Returns whether PyTorch holds two tensors of one shape in one memory order, without gaps."""
     contiguous = a.behaves_contiguous and b.behaves_contiguous
     return contiguous or (a.behaves_channels_last and b.behaves_channels_last)
 
@@ -175,20 +211,65 @@ def _static(dim: Any) -> Any:
     return int(dim) if isinstance(dim, int) or hasattr(dim, "value") else dim
 
 
-def repeated(builder: relax.BlockBuilder, x: Tensor, like: Tensor) -> Tensor:
-    """Returns x for as many images as `like` has."""
-    if x.shape[0] != 1 or like.shape[0] == 1:
+def arranged(builder: relax.BlockBuilder, x: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Returns x with its dimensions stored in an order, the outermost first; `rearranged` turns a result back.
+
+    An order that is neither logical nor channels-last gives a flat tensor of permuted shape.
+    """
+    if order == tuple(range(len(order))):
+        return in_layout(builder, x, "NCHW")
+    if order == _PIXELS_OUTSIDE:
+        return in_layout(builder, x, "NHWC")
+    logical = in_layout(builder, x, "NCHW")
+    expr = builder.emit(relax.op.permute_dims(logical.expr, list(order)))
+    return Tensor(expr, tuple(x.shape[dim] for dim in order), "flat")
+
+
+_PIXELS_OUTSIDE = (0, 2, 3, 1)
+
+
+def rearranged(builder: relax.BlockBuilder, y: Tensor, order: tuple[int, ...], strides: Strides) -> Tensor:
+    """Returns a result of operands that were `arranged`, as PyTorch holds it with these strides."""
+    if order not in (tuple(range(len(order))), _PIXELS_OUTSIDE):
+        back = [order.index(dim) for dim in range(len(order))]
+        expr = builder.emit(relax.op.permute_dims(y.expr, back))
+        y = Tensor(expr, tuple(y.shape[axis] for axis in back), "NCHW" if len(order) == 4 else "flat")
+    return with_strides(y, strides)
+
+
+def broadcast_shape(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the shape of an operator on tensors of these shapes."""
+    rank = max(len(a), len(b))
+    first, second = ((1,) * (rank - len(shape)) + tuple(shape) for shape in (a, b))
+    return tuple(y if isinstance(x, int) and x == 1 else x for x, y in zip(first, second, strict=True))
+
+
+def have_one_shape(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Returns whether two shapes are equal, whatever the batch."""
+    return len(a) == len(b) and torch_strides.equal(a, b)
+
+
+def is_gate(gate: Tensor, x: Tensor) -> bool:
+    """Returns whether one tensor is (n, C, 1, 1) of the other: squeeze-and-excite."""
+    same = len(x.shape) == 4 and have_one_shape(gate.shape, (*x.shape[:2], 1, 1))
+    return same and not have_one_shape(gate.shape, x.shape)
+
+
+def broadcast(builder: relax.BlockBuilder, x: Tensor, shape: tuple[Any, ...]) -> Tensor:
+    """Returns x repeated to a shape, with PyTorch's strides; in logical order where anything is repeated."""
+    if have_one_shape(x.shape, shape):
         return x
-    dims = [like.expr.ty.shape[0], *static_dims(x.expr)[1:]]
-    expr = builder.emit(relax.op.broadcast_to(x.expr, relax.ShapeExpr(dims)))
-    return replace(x, expr=expr, shape=(like.shape[0], *x.shape[1:]))
+    strides = torch_strides.expanded(x.shape, x.torch_strides, shape)
+    expr = builder.emit(relax.op.broadcast_to(in_layout(builder, x, "NCHW").expr, relax.ShapeExpr(list(shape))))
+    return with_strides(Tensor(expr, tuple(shape), "NCHW" if len(shape) == 4 else "flat"), strides)
 
 
 def bordered(x: Tensor, border: tuple[int, int, int, int], value: int) -> Tensor:
     """Returns x with a border that is not filled in yet."""
     n, c, h, w = x.shape
     top, left, bottom, right = border
-    return replace(x, shape=(n, c, h + top + bottom, w + left + right), border=border, border_value=value)
+    shape = (n, c, h + top + bottom, w + left + right)
+    return replace(x, shape=shape, border=border, border_value=value, strides=None)
 
 
 def without_border(x: Tensor) -> Tensor:

@@ -1,0 +1,321 @@
+"""PyTorch's strides, in elements: what views do to them, which memory format they suggest, how loops walk over them.
+
+Sizes and strides are ints, and symbolic expressions where the batch is dynamic. What follows from them is computed for
+one number of images; it is the same for any greater than one.
+
+Reference: c10/core/MemoryFormat.h, c10/core/Contiguity.h, ATen/TensorUtils.cpp `computeStride`, ATen/TensorIterator.cpp
+of PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.sym.analyzer import Analyzer
+
+from quantvm.errors import CompileError
+
+Sizes = Sequence[Any]
+Strides = tuple[Any, ...]
+SEVERAL_IMAGES = 3
+"""A number of images that stands for all but one."""
+_PIXELS_FIRST = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
+"""The dimensions from the innermost to the outermost in channels-last order, by the rank."""
+
+
+def at_batch(size: Any, images: int) -> int:
+    """Returns a size with `images` in place of the dynamic batch."""
+    if isinstance(size, int):
+        return size
+    analyzer = Analyzer()
+    for variable in _variables(size):
+        analyzer.bind(variable, tirx.IntImm("int64", images))
+    return int(analyzer.simplify(size))
+
+
+def _variables(size: Any) -> set[Any]:
+    if isinstance(size, tirx.Var):
+        return {size}
+    return {variable for part in ("a", "b") if hasattr(size, part) for variable in _variables(getattr(size, part))}
+
+
+def _known(values: Sizes, images: int = SEVERAL_IMAGES) -> list[int]:
+    return [at_batch(value, images) for value in values]
+
+
+def dense(shape: Sizes, inner_first: Sequence[int]) -> Strides:
+    """Returns the strides of a tensor without gaps whose dimensions lie in this order, the innermost first."""
+    strides: list[Any] = [1] * len(shape)
+    step: Any = 1
+    for dim in inner_first:
+        strides[dim] = step
+        step = shape[dim] * step if not isinstance(shape[dim], int) else step * shape[dim]
+    return tuple(strides)
+
+
+def contiguous(shape: Sizes) -> Strides:
+    """Returns the strides of a contiguous tensor."""
+    return dense(shape, range(len(shape))[::-1])
+
+
+def channels_last(shape: Sizes) -> Strides:
+    """Returns the strides of a channels-last tensor of rank 4 or 5."""
+    return dense(shape, _PIXELS_FIRST[len(shape)])
+
+
+def is_dense(shape: Sizes, strides: Strides, inner_first: Sequence[int], images: int = SEVERAL_IMAGES) -> bool:
+    """Returns whether a tensor has no gaps and this order; dimensions of size 1 may have any stride."""
+    step = 1
+    for size, stride in ((_known([shape[d], strides[d]], images)) for d in inner_first):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def is_contiguous(shape: Sizes, strides: Strides, images: int = SEVERAL_IMAGES) -> bool:
+    """Returns what Tensor.is_contiguous() does."""
+    return is_dense(shape, strides, range(len(shape))[::-1], images)
+
+
+def is_channels_last(shape: Sizes, strides: Strides, images: int = SEVERAL_IMAGES) -> bool:
+    """Returns what Tensor.is_contiguous(memory_format=torch.channels_last) does, of rank 4."""
+    return len(shape) == 4 and is_dense(shape, strides, _PIXELS_FIRST[4], images)
+
+
+def suggests_channels_last(shape: Sizes, strides: Strides) -> bool:
+    """Returns whether Tensor.suggest_memory_format() is channels-last; of rank 5, channels-last in 3-d."""
+    order = _PIXELS_FIRST.get(len(shape))
+    sizes, steps = _known(shape), _known(strides)
+    if order is None or steps[1] == 0:
+        return False
+    least = 0
+    for dim in order:
+        if steps[dim] < least or (dim == 0 and least == steps[1]):
+            return False
+        least = steps[dim] * max(sizes[dim], 1)
+    return True
+
+
+def preserved(shape: Sizes, strides: Strides) -> Strides:
+    """Returns the strides of what a float element-wise operator makes of such a tensor: its order, without gaps."""
+    if is_contiguous(shape, strides):
+        return contiguous(shape)
+    if is_channels_last(shape, strides):
+        return channels_last(shape)
+    return dense(shape, _reordered(_known(shape), [_known(strides)]))
+
+
+def equal(a: Strides, b: Strides) -> bool:
+    """Returns whether two tensors of one shape have equal strides."""
+    return _known(a) == _known(b)
+
+
+# ------------------------------------------------------------------ views
+
+
+def viewed(shape: Sizes, strides: Strides, new_shape: Sizes) -> Strides | None:
+    """Returns the strides of a view in another shape; None where PyTorch copies the elements."""
+    old, steps, new = _known(shape), _known(strides), _known(new_shape)
+    found: list[Any] = [None] * len(new)
+    at = len(new) - 1
+    base: Any = strides[-1] if strides else 1
+    chunk = seen = 1
+    symbolic: Any = 1
+    for dim in reversed(range(len(old))):
+        chunk *= old[dim]
+        if dim and (old[dim - 1] == 1 or steps[dim - 1] == chunk * _known([base])[0]):
+            continue
+        while at >= 0 and (seen < chunk or new[at] == 1):
+            found[at] = base * symbolic if isinstance(base, int) else symbolic * base
+            seen *= new[at]
+            symbolic = new_shape[at] * symbolic if not isinstance(new_shape[at], int) else symbolic * new_shape[at]
+            at -= 1
+        if seen != chunk:
+            return None
+        if dim:
+            base, chunk, seen, symbolic = strides[dim - 1], 1, 1, 1
+    return tuple(found) if at == -1 else None
+
+
+def expanded(shape: Sizes, strides: Strides, new_shape: Sizes) -> Strides:
+    """Returns the strides of a tensor that is broadcast to another shape: 0 where it is repeated."""
+    new = len(new_shape) - len(shape)
+    repeats = [a == 1 and b != 1 for a, b in zip(_known(shape), _known(new_shape)[new:], strict=True)]
+    return (0,) * new + tuple(0 if repeat else stride for repeat, stride in zip(repeats, strides, strict=True))
+
+
+# ------------------------------------------------------------------ loops
+
+
+Row = Callable[[Any, Any], Any]
+"""(rows that a kernel's operands are cut into, elements) -> elements in a row of PyTorch's loop; expressions."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How PyTorch's loop over element-wise operands goes.
+
+    Attributes:
+        order: the dimensions from the outermost to the innermost.
+        row: gives the elements of the innermost dimensions that PyTorch merges, after which vectorisation begins anew;
+            None where that is all of them.
+        vectorised: whether rows are vectorised at all: operands that are dense there, one of them perhaps repeated.
+        strides: of the output.
+    """
+
+    order: tuple[int, ...]
+    row: Row | None
+    vectorised: bool
+    strides: Strides
+
+
+def walk(shape: Sizes, output: Strides | None, inputs: Sequence[Strides]) -> Walk:
+    """Returns how PyTorch walks over tensors of one shape, those that are repeated with strides of 0.
+
+    Args:
+        shape: of the result.
+        output: its strides; None for an output that PyTorch shapes anew, in the order of the inputs.
+        inputs: strides of the inputs.
+
+    Raises:
+        CompileError: the dynamic batch is a part of rows, and of what lies around them.
+    """
+    several = _loop(shape, output, inputs, SEVERAL_IMAGES)
+    order = _usual(_known(shape), several.inner_first[::-1])
+    if output is None:
+        output = dense(shape, several.inner_first)
+    if all(isinstance(size, int) for size in shape):
+        flat = several.is_flat or not several.vectorised
+        length = several.length
+        return Walk(order, None if flat else lambda rows, numel: length, several.vectorised, output)
+    one = _loop(shape, output, inputs, 1)
+    if not several.vectorised and not one.vectorised:
+        return Walk(order, None, False, output)
+    numel = math.prod(_known(shape, 1))
+    around = [shape[dim] for dim in several.inner_first[several.count :]]
+    holds_batch = not all(isinstance(shape[dim], int) for dim in several.inner_first[: several.count])
+    if several.vectorised and holds_batch and not all(isinstance(size, int) for size in around):
+        raise CompileError(
+            f"an element-wise operator on a view of shape {list(shape)}, of which several sizes are dynamic; "
+            "compile with batch='static' (--batch static)"
+        )
+    parts = math.prod(int(size) for size in around) if several.vectorised and holds_batch else 0
+    expected = numel // parts if parts else several.length
+    alone = min(one.length, numel)
+    if several.vectorised and several.is_flat and alone == numel:
+        return Walk(order, None, True, output)
+    physical = [shape[dim] for dim in order]
+    last = max(i for i, size in enumerate(physical) if not isinstance(size, int))
+    rows_of_one = math.prod(_known(physical[: last + 1], 1))
+
+    def row(rows: Any, elements: Any) -> Any:
+        length = elements // parts if parts else several.length
+        return length if min(expected, numel) == alone else tirx.Select(rows == rows_of_one, alone, length)
+
+    return Walk(order, row, True, output)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """A walk for one number of images: the dimensions, how many of them are a row, and whether it is vectorised."""
+
+    inner_first: list[int]
+    count: int
+    vectorised: bool
+    length: int
+
+    @property
+    def is_flat(self) -> bool:
+        return self.count == len(self.inner_first)
+
+
+def _loop(shape: Sizes, output: Strides | None, inputs: Sequence[Strides], images: int) -> _Loop:
+    sizes, steps = _known(shape, images), [_known(strides, images) for strides in inputs]
+    inner_first = _reordered(sizes, steps if output is None else [_known(output, images), *steps])
+    operands = [_known(dense(sizes, inner_first) if output is None else output, images), *steps]
+    count = _coalesced(sizes, operands, inner_first)
+    inner = [_row_step(sizes, operand, inner_first[:count]) for operand in operands]
+    repeated = [step for step in inner[1:] if step == 0]
+    vectorised = inner[0] == 1 and len(repeated) <= 1 and all(step in (0, 1) for step in inner[1:])
+    length = math.prod(sizes[dim] for dim in inner_first[:count]) if vectorised else 1  # else all are tails
+    return _Loop(inner_first, count, vectorised, length)
+
+
+def _usual(sizes: list[int], order: list[int]) -> tuple[int, ...]:
+    """Returns the logical order, or channels-last, if dimensions of size 1 are all that differs."""
+    ranks = [tuple(range(len(sizes))), *([(0, 2, 3, 1)] if len(sizes) == 4 else [])]
+    large = [dim for dim in order if sizes[dim] != 1]
+    return next((usual for usual in ranks if [d for d in usual if sizes[d] != 1] == large), tuple(order))
+
+
+def _reordered(sizes: list[int], operands: list[list[int]], *, reduces: bool = False) -> list[int]:
+    """Returns the dimensions as TensorIterator sorts them, the innermost first: by strides, insertion for ambiguity.
+
+    Where it `reduces`, those in which the first operand, the output, has a stride of 0 come first.
+    """
+    order = list(range(len(sizes)))[::-1]
+    for start in range(1, len(order)):
+        at = start
+        for before in reversed(range(start)):
+            comparison = _compared(sizes, operands, order[before], order[at], reduces)
+            if comparison > 0:
+                order[before], order[at] = order[at], order[before]
+                at = before
+            elif comparison < 0:
+                break
+    return order
+
+
+def _compared(sizes: list[int], operands: list[list[int]], first: int, second: int, reduces: bool) -> int:
+    for strides in operands:
+        a, b = strides[first], strides[second]
+        if reduces and strides is operands[0] and (a == 0) != (b == 0):
+            return 1 if b == 0 else -1
+        if a == 0 or b == 0:
+            continue
+        if a != b:
+            return -1 if a < b else 1
+        if sizes[first] > sizes[second]:
+            return 1
+    return 0
+
+
+def merged(shape: Sizes, output: Strides, source: Strides) -> list[list[int]]:
+    """Returns the dimensions that a reduction's loop merges, in groups, the innermost first in both.
+
+    Args:
+        shape: of what is reduced.
+        output: strides of the result, 0 where it is reduced.
+        source: strides of what is reduced.
+    """
+    sizes, operands = _known(shape), [_known(output), _known(source)]
+    rest, groups = _reordered(sizes, operands, reduces=True), []
+    while rest:
+        count = _coalesced(sizes, operands, rest)
+        groups.append(rest[:count])
+        rest = rest[count:]
+    return groups
+
+
+def _coalesced(sizes: list[int], operands: list[list[int]], inner_first: list[int]) -> int:
+    """Returns how many of the innermost dimensions PyTorch merges into one."""
+    size, steps = sizes[inner_first[0]], [strides[inner_first[0]] for strides in operands]
+    for count, dim in enumerate(inner_first[1:], 1):
+        nexts = [strides[dim] for strides in operands]
+        fits = all(size * a == b for a, b in zip(steps, nexts, strict=True))
+        if not (size == 1 or sizes[dim] == 1 or fits):
+            return count
+        if size == 1:
+            steps = nexts
+        size *= sizes[dim]
+    return len(inner_first)
+
+
+def _row_step(sizes: list[int], strides: list[int], row: list[int]) -> int:
+    """Returns the stride of a row: that of its first dimension of more than one element."""
+    return next((strides[dim] for dim in row if sizes[dim] != 1), strides[row[-1]])
