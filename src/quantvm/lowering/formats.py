@@ -91,12 +91,12 @@ def _permuted(x: Tensor, call: Any, shape: Any) -> Strides:
 
 
 def _sliced(x: Tensor, call: Any, shape: Any) -> Strides:
-    axes, _, _, *steps = (
-        [int(getattr(v, "value", v)) for v in part] for part in call.args[1:] if hasattr(part, "__len__")
-    )
+    parts = [part for part in call.args[1:] if hasattr(part, "__len__")]  # axes, begins, ends, and steps perhaps
+    axes = [int(getattr(axis, "value", axis)) % len(shape) for axis in parts[0]]
+    steps = [int(getattr(step, "value", step)) for step in parts[3]] if len(parts) > 3 else [1] * len(axes)
     strides = list(x.torch_strides)
-    for i, axis in enumerate(axes):
-        strides[axis] = strides[axis] * (steps[0][i] if steps else 1)
+    for axis, step in zip(axes, steps, strict=True):
+        strides[axis] = strides[axis] * step
     return tuple(strides)
 
 
