@@ -42,6 +42,14 @@ def is_spatial_mean(call: Any) -> bool:
     return sorted(int(a) % 4 for a in call.attrs.axis) == [2, 3]
 
 
+def mean_axes(call: Any) -> list[int] | None:
+    """Returns the axes of a mean of each image by itself; None for what is none."""
+    if not is_call(call, "relax.mean") or call.attrs.axis is None:
+        return None
+    axes = sorted(int(axis) % len(call.args[0].ty.shape) for axis in call.attrs.axis)
+    return axes if 0 not in axes else None
+
+
 def _pair(values: Any) -> tuple[int, int]:
     first, second = (int(v) for v in values)
     return first, second

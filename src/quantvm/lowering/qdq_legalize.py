@@ -9,6 +9,7 @@ what it is, and every reader asks for the form that it needs: `integers` or `pla
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +44,7 @@ from .float_ops import rows_of_one_image
 from .float_programs import ProgramBuilder, limits_of, unsigned
 from .float_regions import MOVES, Contraction, Region, contraction_of, dequantized_params, find_regions, is_integer
 from .legalize import Legalization
-from .pool_rules import is_spatial_mean, pool_shape
+from .pool_rules import is_spatial_mean, mean_axes, pool_shape
 from .tensors import (
     Layout,
     Tensor,
@@ -200,7 +201,7 @@ class _Lowering:
             self.values[var] = Dequantized(self._concatenated(value, tensors, var.name), q)
         elif name == "relax.nn.pad" and self._padded(var, value):
             pass
-        elif _is_pool(value):
+        elif _is_pool(value) or (self._is_tflite and self._averages_integers(value)):
             self.values[var] = _WaitingPool(value)
         elif is_call(value, "relax.quantize") and has_known_axis(value):
             x, builder = self.plain(value.args[0]), self.state.builder
@@ -287,6 +288,8 @@ class _Lowering:
 
     def _pooled(self, call: Any, output: Quantization | None, name: str, dtype_in_file: str = "float32") -> Tensor:
         """An average pool or a spatial mean, of integers or of floats."""
+        if not _is_pool(call):
+            return self._mean_of_items(call, output, name)
         value = self._settled(call.args[0])
         q, x = (value.q, value.tensor) if isinstance(value, Dequantized) else (None, value)
         op = str(call.op.name).rsplit(".", 1)[-1]
@@ -314,6 +317,28 @@ class _Lowering:
             return y
         flat = relax.op.reshape(y.expr, relax.ShapeExpr([*y.shape[:2]]))
         return _tensor(self.state.builder.emit(flat, name))
+
+    def _averages_integers(self, call: Any) -> bool:
+        return mean_axes(call) is not None and isinstance(self.values.get(call.args[0]), Dequantized)
+
+    def _mean_of_items(self, call: Any, output: Quantization | None, name: str) -> Tensor:
+        """A mean over any axes but the first, in TFLite's rounding: of rows that are moved to the front."""
+        if output is None:
+            return _tensor(self.state.builder.emit(with_operands(call, self.plain), name))
+        value, builder = self._settled(call.args[0]), self.state.builder
+        x, axes = self.state.logical(value.tensor), mean_axes(call) or []
+        kept = [i for i in range(1, len(x.shape)) if i not in axes]
+        count, items = (math.prod(int(x.shape[i]) for i in group) for group in (axes, kept))
+        moved = builder.emit(relax.op.permute_dims(x.expr, [0, *axes, *kept]))
+        rows = builder.emit(relax.op.reshape(moved, relax.ShapeExpr([x.expr.ty.shape[0], count, 1, items])))
+        self.state.op = "mean"
+        y = self.state.run(
+            tflite.tflite_spatial_mean((count, 1), items, value.q, output),
+            [Tensor(rows, (x.shape[0], items, count, 1), "NHWC")],
+            Tensor(None, (x.shape[0], items, 1, 1), "NHWC"), "uint8", name,
+        )  # fmt: skip
+        shape = relax.ShapeExpr([x.expr.ty.shape[0], *list(call.ty.shape)[1:]])
+        return _tensor(builder.emit(relax.op.reshape(y.expr, shape), name))
 
     # ---- regions
 

@@ -20,7 +20,18 @@ from tvm import relax
 from quantvm.lowering.pool_rules import pool_window
 from quantvm.numerics import reciprocal_f64
 
-from .qdq_in_float import _OPS, QdqInFloat, _along, _around, _avg_pool2d, _axes, _axes_of_pool, _ints, _name
+from .qdq_in_float import (
+    _OPS,
+    QdqInFloat,
+    _along,
+    _around,
+    _avg_pool2d,
+    _axes,
+    _axes_of_pool,
+    _ints,
+    _name,
+    _round_away,
+)
 
 _ROUNDED_ALONE = frozenset(
     f"relax.{name}"
@@ -51,6 +62,10 @@ class _Freeing(QdqInFloat):
                 last[used] = i
         for used in relax.analysis.free_vars(self._main.body.body):
             last[used] = len(bindings)
+        for i, binding in enumerate(bindings):
+            if binding.var in self._tflite:
+                source = self._tflite[binding.var].source
+                last[source] = max(last.get(source, i), i)
         ends = collections.defaultdict(list)
         for var, i in last.items():
             ends[i].append(var)
@@ -60,7 +75,8 @@ class _Freeing(QdqInFloat):
         }
         with torch.inference_mode():
             for i, binding in enumerate(bindings):
-                values[binding.var] = self._evaluated(binding.value, values)
+                rounded = self._tflite.get(binding.var)
+                values[binding.var] = self._evaluated(binding.value, values) if rounded is None else rounded(values)
                 for var in ends[i]:
                     values.pop(var, None)
             results = self._evaluated(self._main.body.body, values)
@@ -118,7 +134,8 @@ class ExactQdq(_Freeing):
             inverse = torch.from_numpy(np.asarray(reciprocal_f64(scale.numpy().astype(np.float64))))
             steps = x * _along(inverse, call, x.ndim)
         limits = torch.iinfo(dtype)
-        whole = torch.round(steps.double()) + _along(zero_point, call, x.ndim).double()
+        whole = (_round_away if self._ties_away else torch.round)(steps.double())
+        whole = whole + _along(zero_point, call, x.ndim).double()
         return whole.clamp(limits.min, limits.max).to(dtype)
 
     def _dequantize(self, call: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Any:
@@ -185,6 +202,10 @@ _PERMUTE = "relax.permute_dims"
 
 class Unrounded(_Freeing):
     """The network with activations that are limited to their quantization's range, and not rounded."""
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self._tflite = {}  # nothing is rounded
 
     def _evaluated(self, expr: Any, values: dict[Any, Any]) -> Any:
         if isinstance(expr, tvm.ir.Call):

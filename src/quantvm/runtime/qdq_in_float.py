@@ -5,8 +5,9 @@ Code that TVM generates for the same program is a hundred times slower, for noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tvm import relax
 from quantvm import tflite_numerics
 from quantvm.lowering.bindings import definitions
 from quantvm.lowering.composite import constant_value, is_call, quant_params
-from quantvm.lowering.pool_rules import is_spatial_mean, pool_window
+from quantvm.lowering.pool_rules import mean_axes, pool_window
 from quantvm.numerics import QuantParams
 from quantvm.pool_geometry import PoolAxis
 
@@ -93,42 +94,66 @@ class QdqInFloat:
         return value
 
 
-def _rounded_by_tflite(main: Any) -> dict[Any, Callable[[dict[Any, Any]], Tensor]]:
+def _round_away(x_f64: Tensor) -> Tensor:
+    """Rounds to integers, halves away from zero."""
+    return torch.trunc(x_f64 + torch.copysign(torch.full_like(x_f64, 0.5), x_f64))
+
+
+def _rounded_by_tflite(main: Any) -> dict[Any, _Tflite]:
     """Returns of the quantizes that TFLite rounds in its own way how they are computed from integers."""
     bound = definitions(main)
-    found: dict[Any, Callable[[dict[Any, Any]], Tensor]] = {}
+    found: dict[Any, _Tflite] = {}
     for var, value in bound.items():
         if not is_call(value, "relax.quantize") or constant_value(value.args[1]).ndim:
             continue
         inner: Any = bound.get(value.args[0])
-        is_average = is_call(inner, "relax.nn.avg_pool2d") or is_spatial_mean(inner)
+        is_average = is_call(inner, "relax.nn.avg_pool2d") or bool(mean_axes(inner))
         source: Any = bound.get(inner.args[0]) if is_average else inner
+        turns: list[Any] = []
+        while is_average and is_call(source, "relax.permute_dims"):
+            turns.insert(0, source)
+            source = bound.get(source.args[0])
         if is_call(source, "relax.dequantize") and source.args[0] in bound:
             operator = inner if is_average else None
-            found[var] = partial(_tflite, source.args[0], operator, quant_params(source), quant_params(value))
+            found[var] = _Tflite(source.args[0], operator, quant_params(source), quant_params(value), tuple(turns))
     return found
 
 
-def _tflite(source: Any, operator: Any, q: QuantParams, out_q: QuantParams, values: dict[Any, Any]) -> Tensor:
-    """Returns an average pool (of equal parameters), a mean, or with no operator the integers requantized."""
-    x = values[source]
-    if operator is None:
-        y = tflite_numerics.requantize(x.numpy(), q, out_q)
-    elif _name(operator) == "relax.mean":
-        total = x.to(torch.int64).sum((2, 3), keepdim=bool(operator.attrs.keepdims)).numpy()
-        count = x.shape[2] * x.shape[3]
-        y = tflite_numerics.mean(total - count * q.zero_point, count, q, out_q)
-    else:
-        rows, columns = _axes_of_pool(operator, x)
+@dataclass(frozen=True)
+class _Tflite:
+    """An average pool (of equal parameters), a mean, or with no operator integers that are requantized."""
+
+    source: Any
+    operator: Any
+    q: QuantParams
+    out_q: QuantParams
+    turns: tuple[Any, ...] = ()
+
+    def __call__(self, values: dict[Any, Any]) -> Tensor:
+        x, operator, q, out_q = values[self.source], self.operator, self.q, self.out_q
+        for turn in self.turns:
+            x = _permuted(turn, x)
+        if operator is None:
+            y = tflite_numerics.requantize(x.numpy(), q, out_q)
+        elif is_call(operator, "relax.mean"):
+            axes = mean_axes(operator) or []
+            total = x.to(torch.int64).sum(axes, keepdim=bool(operator.attrs.keepdims)).numpy()
+            count = math.prod(x.shape[axis] for axis in axes)
+            y = tflite_numerics.mean(total - count * q.zero_point, count, q, out_q)
+        else:
+            y = self._average(x)
+        return torch.from_numpy(y.astype(out_q.dtype))
+
+    def _average(self, x: Tensor) -> np.ndarray:
+        rows, columns = _axes_of_pool(self.operator, x)
         ones = torch.ones(1, 1, rows.kernel, columns.kernel, dtype=torch.float64)
         maps = _reached(x.to(torch.float64), [rows, columns], 0.0)
-        stride = [rows.stride, columns.stride]
-        sums = functional.conv2d(maps.reshape(-1, 1, *maps.shape[2:]), ones, stride=stride)
+        sums = functional.conv2d(maps.reshape(-1, 1, *maps.shape[2:]), ones, stride=[rows.stride, columns.stride])
         heights, widths = ([axis.inside(i).count for i in range(axis.out_size)] for axis in (rows, columns))
         counts = np.outer(heights, widths)
         total = sums.reshape(*x.shape[:2], *counts.shape).numpy()
-        y = np.clip(tflite_numerics.average(total, np.maximum(counts, 1)), out_q.quant_min, out_q.quant_max)
-    return torch.from_numpy(y.astype(out_q.dtype))
+        y = tflite_numerics.average(total, np.maximum(counts, 1))
+        return np.clip(y, self.out_q.quant_min, self.out_q.quant_max)
 
 
 def _name(call: Any) -> str:
@@ -160,10 +185,8 @@ def _quantize(call: Any, x: Tensor, scale: Tensor, zero_point: Tensor, *, ties_a
     dtype = getattr(torch, str(call.attrs.out_dtype))
     limits = torch.iinfo(dtype)
     steps = x / _along(scale, call, x.ndim)
-    if ties_away:
-        wide = steps.double()
-        steps = torch.trunc(wide + torch.copysign(torch.full_like(wide, 0.5), wide)).to(steps.dtype)
-    steps = torch.round(steps) + _along(zero_point, call, x.ndim).to(torch.float32)
+    steps = _round_away(steps.double()).to(steps.dtype) if ties_away else torch.round(steps)
+    steps = steps + _along(zero_point, call, x.ndim).to(torch.float32)
     return steps.clamp(limits.min, limits.max).to(dtype)
 
 
@@ -199,7 +222,9 @@ def _axes_of_pool(call: Any, x: Tensor) -> list[PoolAxis]:
 def _max_pool2d(call: Any, x: Tensor) -> Tensor:
     axes = _axes_of_pool(call, x)
     stride, dilation = [axis.stride for axis in axes], [axis.dilation for axis in axes]
-    return functional.max_pool2d(_reached(x, axes, -torch.inf), [a.kernel for a in axes], stride, 0, dilation)
+    real = x if x.is_floating_point() else x.float()
+    y = functional.max_pool2d(_reached(real, axes, -torch.inf), [a.kernel for a in axes], stride, 0, dilation)
+    return y.to(x.dtype)
 
 
 def _avg_pool2d(call: Any, x: Tensor) -> Tensor:

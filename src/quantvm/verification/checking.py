@@ -323,7 +323,7 @@ class _Check:
 
     @property
     def _divides(self) -> bool:
-        return self._subject.artifact.report.engine == "onnx"
+        return self._subject.artifact.report.engine in ("onnx", "tflite")
 
     def _told(self, verdict: Verdict, reason: str) -> Verification:
         assert self._reference is not None
@@ -376,7 +376,7 @@ def diff_command(subject: Subject) -> str:
     if report.numerics.startswith("integer"):
         options += f" --actual tvm:{report.numerics}"
     if isinstance(subject.model, (str, Path)):
-        is_script = report.engine not in ("pt2e", "onnx")
+        is_script = report.engine not in ("pt2e", "onnx", "tflite")
         return f"quantvm diff {subject.model}" + (f" {shapes} --engine {report.engine}" if is_script else "") + options
     if isinstance(subject.model, torch.export.ExportedProgram) or report.engine == "pt2e":
         return f'torch.export.save(program, "model.pt2"), then quantvm diff model.pt2{options}'
