@@ -1,0 +1,59 @@
+"""Every converter of exported programs to the end: its case is compiled, and compared with PyTorch's own run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quantvm.frontend.exported_aten import SHARED
+from quantvm.frontend.exported_nodes import op_name
+from quantvm.frontend.exported_registry import exported_ops
+from quantvm.runtime import compile as compile_model
+from tests.quantized_modules import image
+
+from .exported_cases import CASES, FROM_TVM, Together
+from .pt2e import DYNAMIC
+
+pytest.importorskip("torchao")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ALL = {**CASES, **FROM_TVM}
+BATCHES = (2, 3)
+
+
+@pytest.fixture(scope="module")
+def together() -> Any:
+    """The program of all cases."""
+    return torch.export.export(Together(list(ALL.values())).eval(), (image(2, 8, 6, 6),), dynamic_shapes=DYNAMIC)
+
+
+@pytest.fixture(scope="module")
+def results(together) -> dict[str, list[tuple[np.ndarray, torch.Tensor]]]:
+    """Maps a case to what compiled code returns and what PyTorch does, for each batch; all are compiled together."""
+    artifact = compile_model(together, image(2, 8, 6, 6), threads=1, cache=False)
+    found: dict[str, list[tuple[np.ndarray, torch.Tensor]]] = {name: [] for name in ALL}
+    for batch in BATCHES:
+        x = image(batch, 8, 6, 6, seed=batch)
+        with torch.no_grad():
+            expected = together.module()(x)
+        for name, actual, wanted in zip(ALL, artifact(x), expected, strict=True):
+            found[name].append((np.asarray(actual), wanted))
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_compiled_case_is_torchs(name: str, results):
+    for actual, expected in results[name]:
+        wanted = expected.numpy()
+        assert (actual.shape, actual.dtype) == (wanted.shape, wanted.dtype)
+        np.testing.assert_allclose(actual, wanted, rtol=2e-6, atol=1e-6 * max(1.0, np.abs(wanted).max()))
+
+
+def test_every_converter_is_in_what_is_compiled(together):
+    compiled = {op_name(node) for node in together.graph.nodes if node.op == "call_function"}
+    in_test_torchao = {name for name in exported_ops() if name.startswith("torchao::")} | {"aten::_int_mm.default"}
+    missing = {*exported_ops(), *SHARED} - compiled - in_test_torchao
+    assert sorted(missing) == [], "converters without a case that is compiled"
