@@ -35,7 +35,8 @@ def from_onnx(
 
     Args:
         model_or_path: the path of an `.onnx` file, or an `onnx.ModelProto`.
-        example_inputs: their sizes are those of a static batch; checked against the model's.
+        example_inputs: their sizes are those of a static batch, and of images whose height and width are dynamic in the
+            file; checked against the model's.
         batch: dynamic: dimension 0 of an input is symbolic where it is so in the file; static: it is the example's.
 
     Raises:

@@ -7,37 +7,49 @@ from typing import Any
 
 import numpy as np
 
+from quantvm.errors import ModelImportError
+
 from .onnx_graph import Constants, attribute, set_attribute
 from .onnx_shape_values import fold_known_sizes, known_sizes
+
+_WINDOWS = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Resize", "Upsample"))
 
 Dims = list["int | str | None"]
 """Sizes of a tensor: a number, the name of a dynamic one, or None where nothing is known."""
 
 
 def fix_inputs(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> None:
-    """Gives inputs the sizes of the examples in every dimension that is dynamic in the file, but a dynamic batch.
+    """Gives inputs the sizes of the examples in the dimensions that are dynamic in the file and cannot stay so.
 
     Args:
         model: an `onnx.ModelProto`, which is changed. Initializers are no inputs of it any more.
         example_inputs: one for each input, or None. Where their shapes do not fit, they are ignored here.
-        batch: dynamic: dimension 0, and what has its name, stays dynamic.
+        batch: static: all dimensions; dynamic: height and width of images that windows move over.
+
+    Raises:
+        ModelImportError: there are such images, and no examples.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in stored]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    if example_inputs is None or len(example_inputs) != len(inputs):
-        return
-    kept = set() if batch == "static" else {_dims(i.type)[0] for i in inputs if _dims(i.type)}
-    for value, example in zip(model.graph.input, example_inputs, strict=True):
+    has_windows = any(node.op_type in _WINDOWS for node in model.graph.node)
+    is_given = example_inputs is not None and len(example_inputs) == len(inputs)
+    for index, value in enumerate(model.graph.input):
         dims = value.type.tensor_type.shape.dim
-        given = [int(d) for d in example.shape]
-        if len(dims) != len(given):
-            continue
-        for at, (dim, size) in enumerate(zip(dims, given, strict=True)):
-            named = dim.HasField("dim_param") and dim.dim_param in kept
-            if not dim.HasField("dim_value") and not (batch != "static" and (at == 0 or named)):
-                dim.dim_value = size
+        given = [int(d) for d in example_inputs[index].shape] if example_inputs is not None and is_given else None
+        for at, dim in enumerate(dims):
+            needed = batch == "static" or (has_windows and len(dims) > 3 and at > 1)
+            if dim.HasField("dim_value") or not needed:
+                continue
+            if given is not None and len(given) == len(dims):
+                dim.dim_value = given[at]
+            elif batch != "static" and example_inputs is None:
+                shown = ", ".join("?" if d is None else str(d) for d in _dims(value.type))
+                raise ModelImportError(
+                    f"dimension {at} of input {index} ({value.name}) is dynamic: ({shown}), and convolutions, pools or "
+                    "resizing need to know it; give example_inputs, whose size it then has, or fix it in the file"
+                )
 
 
 def _dims(kind: Any) -> Dims:
