@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import quantvm
+from quantvm.frontend import from_exported_program
+from quantvm.runtime.qdq_definition import ExactQdq
 from tests.quantized_modules import image
 
 D = torch.ops.quantized_decomposed
@@ -153,3 +155,13 @@ def test_convolution_of_channels(limits, zeros):
     assert torch.all((steps - steps.floor() - 0.5).abs()[differ] < 1e-3)
     assert differ.float().mean() < 0.01
     assert len(expected_q.unique()) > 50
+
+
+@pytest.mark.parametrize("limits", [INT8, UINT8], ids=["int8", "uint8"])
+def test_the_definition_quantizes_along_an_axis(limits):
+    """What compiled code is compared with where it differs from PyTorch."""
+    net = Together([lambda m, x: m.per_channel(x, 2, limits)]).eval()
+    program = torch.export.export(net, (image(2, 6, 6, 6),))
+    x = image(2, 6, 6, 6, seed=5)
+    (found,) = ExactQdq(from_exported_program(program), divides=False)(x.numpy())
+    assert torch.equal(torch.from_numpy(found), net(x)[0])

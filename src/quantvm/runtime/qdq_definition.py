@@ -18,7 +18,6 @@ from torch.nn import functional
 from tvm import relax
 
 from quantvm.lowering.pool_rules import pool_window
-from quantvm.numerics import reciprocal_f64
 
 from .qdq_in_float import (
     _OPS,
@@ -131,7 +130,7 @@ class ExactQdq(_Freeing):
         if self._divides:
             steps = x / _along(scale, call, x.ndim)
         else:
-            inverse = torch.from_numpy(np.asarray(reciprocal_f64(scale.numpy().astype(np.float64))))
+            inverse = torch.from_numpy(np.asarray(1.0 / scale.numpy().astype(np.float64)).astype(np.float32))
             steps = x * _along(inverse, call, x.ndim)
         limits = torch.iinfo(dtype)
         whole = (_round_away if self._ties_away else torch.round)(steps.double())
