@@ -144,7 +144,7 @@ class UserProgram:
         """
         from quantvm import verification
 
-        is_fixed = self.fixed_batch is not None
+        is_fixed = self.fixed_batch is not None and not any(None in shape for shape in self.shapes)
         examples = self._static_inputs() if batch == "static" and not is_fixed else self.example_inputs
         return verification.compile(
             self.value, examples, verify=verify, numerics=numerics, engine=self.engine or engine,
@@ -305,10 +305,10 @@ def _loaded(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | Non
         from quantvm.frontend.exported import load_program
 
         return _exported(word, load_program(path))
-    signature, sizes_are_given = _signature_in_file(path, input_shapes)
-    shapes = tuple(spec.shape for spec in signature.inputs)
-    n_outputs = signature.outputs[0].shape[-1]
-    return UserProgram(word, held, path, shapes, False, None, n_outputs, sizes_are_given=sizes_are_given)
+    signature = _signature_in_file(path)
+    own = tuple(spec.shape for spec in signature.inputs)
+    shapes, n_outputs = _with_sizes(own, input_shapes), signature.outputs[0].shape[-1]
+    return UserProgram(word, held, path, shapes, False, None, n_outputs, sizes_are_given=shapes != own)
 
 
 def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> UserProgram | FloatModel:
@@ -389,20 +389,26 @@ def _exported(word: str, program: Any) -> UserProgram:
     return UserProgram(word, "exported", program, shapes, False, None)
 
 
-def _signature_in_file(path: Path, input_shapes: tuple[Shape, ...] | None) -> tuple[Signature, bool]:
-    """Returns what an ONNX or TFLite file takes and returns, and whether that needs the sizes of `input_shapes`."""
+def _signature_in_file(path: Path) -> Signature:
+    """Returns what an ONNX or TFLite file takes and returns, as its importer understands it."""
     from quantvm.frontend import import_model
     from quantvm.runtime.signature import signature_of
 
-    try:
-        return signature_of(import_model(path)), False
-    except ModelImportError as error:
-        if " is dynamic: " not in str(error):
-            raise
-        try:
-            return signature_of(import_model(path, [np.zeros(s, np.float32) for s in input_shapes or ()])), True
-        except ModelImportError:
-            raise ModelImportError(f"{error}; on the command line, give its sizes with --input-shape") from error
+    return signature_of(import_model(path))
+
+
+def _with_sizes(
+    shapes: tuple[tuple[int | None, ...], ...], given: tuple[Shape, ...] | None
+) -> tuple[tuple[int | None, ...], ...]:
+    """Returns shapes with given sizes where they are open, but for the batch; as they are where these do not fit."""
+    if given is None or [len(shape) for shape in shapes] != [len(shape) for shape in given]:
+        return shapes
+    sizes = [
+        (a, b) for shape, other in zip(shapes, given, strict=True) for a, b in zip(shape[1:], other[1:], strict=True)
+    ]
+    if any(a not in (None, b) for a, b in sizes):
+        return shapes
+    return tuple((shape[0], *other[1:]) for shape, other in zip(shapes, given, strict=True))
 
 
 def load_user_spec(
