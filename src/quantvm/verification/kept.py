@@ -11,7 +11,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,21 @@ from uuid import uuid4
 import numpy as np
 import torch
 
+from quantvm.frontend.entry import needs_export
+from quantvm.frontend.loading import load_program
 from quantvm.runtime.cache import VERDICT_SUFFIX, CompileCache
 from quantvm.runtime.target import cpu_model
 from quantvm.runtime.verdict import VERDICTS, Verification
 
+_MANGLED = re.compile(r"___torch_mangle_\d+\.?")
+"""What TorchScript adds to the name of a class that it sees another time."""
+
 _ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
-def verdict_key(code: str | None, model: Any, reference: str, runs: Iterable[Iterable[np.ndarray]]) -> str | None:
+def verdict_key(
+    code: str | None, model: Any, reference: str, runs: Sequence[Sequence[np.ndarray]], nested: Any, engine: str
+) -> str | None:
     """Returns 64 hexadecimal digits, equal for comparisons that must end alike; None where a part has no digest.
 
     Args:
@@ -35,8 +43,10 @@ def verdict_key(code: str | None, model: Any, reference: str, runs: Iterable[Ite
         model: what was compiled.
         reference: name and version.
         runs: inputs of every run.
+        nested: an example in the nesting that the model takes; None for a model that says its inputs.
+        engine: of PyTorch, where the model is for one.
     """
-    source = digest_of_model(model)
+    source = digest_of_model(model, nested, engine)
     if code is None or source is None:
         return None
     inputs = hashlib.sha256()
@@ -77,8 +87,12 @@ def keep(store: CompileCache, key: str, found: Verification) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def digest_of_model(model: Any) -> str | None:
-    """Returns the SHA-256 of what was compiled, with every bit of its weights; None where it holds unknown things."""
+def digest_of_model(model: Any, example_inputs: Any = None, engine: str = "") -> str | None:
+    """Returns the SHA-256 of what was compiled, with every bit of its weights; None where it holds unknown things.
+
+    A live module is traced: what decides its program may lie in any attribute or closure. Those that
+    are exported when they are compiled have no digest.
+    """
     digest = hashlib.sha256(type(model).__qualname__.encode())
     try:
         if isinstance(model, (str, Path)):
@@ -94,12 +108,14 @@ def digest_of_model(model: Any) -> str | None:
             torch.jit.save(model, buffer)
             digest.update(buffer.getvalue())
         elif isinstance(model, torch.nn.Module):
-            digest.update(repr(model).encode())
-            digest.update(getattr(model, "code", "").encode())  # of modules of torch.fx
+            if needs_export(model):
+                return None
+            graph = load_program(model, example_inputs, engine).script.inlined_graph
+            digest.update(_MANGLED.sub("", str(graph)).encode())
             _add(digest, dict(model.state_dict()))
         else:
             digest.update(model.SerializeToString(deterministic=True))  # of ONNX
-    except (AttributeError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError):
+    except Exception:  # noqa: BLE001 - whatever cannot be read so is compared each time
         return None
     return digest.hexdigest()
 

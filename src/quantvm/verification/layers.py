@@ -104,11 +104,11 @@ class ReferenceLayers:
             found = program.source.layers(program.layers, [torch.from_numpy(x) for x in self._inputs])
         self.integers: Arrays = [np.ascontiguousarray(tensor.contiguous().numpy()) for tensor in found]
 
-    def unexplained(self) -> LayerDifference | None:
+    def unexplained(self, near: float = NEAR) -> LayerDifference | None:
         """Returns the first layer that the definition does not give from the layers before it.
 
         The definition is computed in double precision; where the framework's integer is the other one, the value has to
-        lie within NEAR steps of the middle. None: all layers are explained.
+        lie within `near` steps of the middle. None: all layers are explained.
         """
         program = self.program
         if unknown_ops(program.chained):
@@ -116,7 +116,7 @@ class ReferenceLayers:
         for index, (steps, layer) in enumerate(zip(self._steps(), program.layers, strict=True)):
             found = self.integers[index].astype(np.float64) - layer.q.zero_point
             apart = np.abs(found - steps)
-            strays = apart > 0.5 + NEAR
+            strays = apart > 0.5 + near
             if strays.any():  # saturated ones, maybe
                 own = self._own(index)
                 strays &= own != self.integers[index]
