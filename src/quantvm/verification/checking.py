@@ -342,7 +342,7 @@ class _Check:
 
     @property
     def _is_tflite(self) -> bool:
-        """Whether LiteRT is the reference, or would be: it has fixed-point multipliers where the definition has floats."""
+        """Whether LiteRT is the reference, or would be: its multipliers are of fixed point, and not floats."""
         return self._subject.artifact.report.engine == "tflite"
 
     def _told(self, verdict: Verdict, reason: str) -> Verification:
