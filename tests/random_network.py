@@ -222,6 +222,43 @@ def _leaky_relu(rng: np.random.Generator, inputs: list[torch.Tensor], options: d
     return nnq.LeakyReLU(*output_params(rng, F.leaky_relu(inputs[0].dequantize(), slope)), negative_slope=slope)
 
 
+def _elu(rng: np.random.Generator, inputs: list[torch.Tensor], options: dict[str, Any]) -> nn.Module:
+    return nnq.ELU(*output_params(rng, F.elu(inputs[0].dequantize(), options["alpha"])), alpha=options["alpha"])
+
+
+def _prelu(rng: np.random.Generator, inputs: list[torch.Tensor], options: dict[str, Any]) -> nn.Module:
+    x = inputs[0]
+    integers = torch.from_numpy(rng.integers(0, 256, x.shape[1] if options["by_channel"] else 1).astype(np.uint8))
+    slopes = torch._make_per_tensor_quantized_tensor(
+        integers, float(rng.choice([0.002, 0.02])), int(rng.integers(0, 40))
+    )
+    scale, zero_point = output_params(rng, F.prelu(x.dequantize(), slopes.dequantize()))
+    return Call(lambda y: torch.ops.quantized.prelu(y, slopes, scale, zero_point))
+
+
+def _normalization(rng: np.random.Generator, inputs: list[torch.Tensor], options: dict[str, Any]) -> nn.Module:
+    x, quantized = inputs[0], torch.ops.quantized
+    if options["name"] == "layer_norm":
+        shape = list(x.shape[1:])
+        gamma, beta = (torch.from_numpy(rng.normal(1, 0.5, shape).astype(np.float32)) for _ in range(2))
+        scale, zero_point = output_params(rng, F.layer_norm(x.dequantize(), shape, gamma, beta))
+        return Call(lambda y: quantized.layer_norm(y, shape, gamma, beta, 1e-5, scale, zero_point))
+    weight, bias, mean = (torch.from_numpy(rng.normal(0, 1, x.shape[1]).astype(np.float32)) for _ in range(3))
+    variance = weight**2 + 0.1
+    scale, zero_point = output_params(rng, F.batch_norm(x.dequantize(), mean, variance, weight, bias))
+    return Call(lambda y: quantized.batch_norm2d(y, weight, bias, mean, variance, 1e-5, scale, zero_point))
+
+
+def _view(x: torch.Tensor, kind: str) -> torch.Tensor:
+    views = {
+        "rows": lambda: x[:, :, 1:],
+        "every second column": lambda: x[..., ::2],
+        "transposition": lambda: x.transpose(2, 3),
+        "every second channel": lambda: x[:, ::2],
+    }
+    return views[kind]()
+
+
 def _call(function: Any) -> Any:
     return lambda rng, inputs, options: Call(function, **options)
 
@@ -270,4 +307,9 @@ BUILDERS: dict[str, Any] = {
     "pad": _call(F.pad),
     "shuffle": _call(_shuffled),
     "half": _call(_half),
+    "view": _call(_view),
+    "interpolate": _call(F.interpolate),
+    "elu": _elu,
+    "prelu": _prelu,
+    "normalization": _normalization,
 }

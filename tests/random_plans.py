@@ -38,6 +38,9 @@ def _conv2d_step(draw: Any, engine: Engine, at: int, shape: _Shape) -> tuple[Ste
     height, width = ((size + 2 * p - s) // t + 1 for size, p, s, t in zip((h, w), padding, span, stride, strict=True))
     if height < 1 or width < 1:
         return None
+    reads_beyond = (kernel, stride, padding) == ((1, 3), (1, 2), (0, 1)) and w <= 2  # oneDNN, beyond its tensors
+    if engine in ("onednn", "x86") and reads_beyond:
+        return None
     if engine in ("onednn", "x86") and _has_columns_of_padding(w, width, kernel[1], stride[1], padding[1], dilation[1]):
         return None
     grouping = draw(st.sampled_from(["dense", "depthwise", "doubled depthwise", "grouped"]))
@@ -100,7 +103,25 @@ def _simple_step(draw: Any, op: str, at: int, shape: _Shape) -> tuple[Step, _Sha
         size = draw(st.sampled_from([(1, 1), (2, 2), (3, 1)]))
         return (Step(op, (at,), {"output_size": size}), (c, *size)) if h > 1 or w > 1 or size == (1, 1) else None
     if op == "mean":
-        return Step(op, (at,), {"dim": [2, 3], "keepdim": True}), (c, 1, 1)
+        dims = draw(st.sampled_from([[2, 3], [2, 3], [1], [2], [3], [1, 2], [1, 3], [1, 2, 3], [-1, -2]]))
+        return _checked(op, at, shape, {"dim": dims, "keepdim": True})
+    if op == "view":
+        kinds = ["rows", "every second column", "transposition", "every second channel"]
+        return _checked(op, at, shape, {"kind": draw(st.sampled_from(kinds))})
+    if op == "interpolate":
+        if (h, w) == (1, 1):  # PyTorch returns it in scrambled order, as larger pools of one pixel
+            return None
+        size = draw(st.sampled_from([{"scale_factor": 2.0}, {"scale_factor": 1.7}, {"size": (5, 3)}, {"size": (h, 4)}]))
+        bilinear = {"mode": "bilinear", "align_corners": draw(st.booleans())}
+        options = {**size, **draw(st.sampled_from([bilinear, {"mode": "nearest"}]))}
+        found = _checked(op, at, shape, options)
+        return found if found is not None and max(found[1][1:]) <= 22 else None
+    if op == "elu":
+        return Step(op, (at,), {"alpha": draw(st.sampled_from([1.0, 0.7]))}), shape
+    if op == "prelu":
+        return Step(op, (at,), {"by_channel": draw(st.booleans())}), shape
+    if op == "normalization":
+        return Step(op, (at,), {"name": draw(st.sampled_from(["layer_norm", "batch_norm"]))}), shape
     if op == "pad":
         left, right, top, bottom = (draw(st.integers(0, 2)) for _ in range(4))
         return _checked(op, at, shape, {"pad": [left, right, top, bottom]})
@@ -149,7 +170,7 @@ def _linear_step(draw: Any, engine: Engine, at: int) -> Step:
 _KINDS = (
     *("conv2d",) * 8, "arithmetic", "arithmetic", "cat", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
     "mean", "hardswish", "hardsigmoid", "leaky_relu", "relu", "relu6", "hardtanh", "pad", "shuffle", "half",
-    "sigmoid", "scaled_sigmoid", "tanh", "with_number",
+    "sigmoid", "scaled_sigmoid", "tanh", "with_number", "view", "view", "interpolate", "elu", "prelu", "normalization",
 )  # fmt: skip
 
 _KINDS_OF_QNNPACK = tuple(kind for kind in _KINDS if kind != "scaled_sigmoid")  # refused but for a scale of 1/256

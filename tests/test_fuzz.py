@@ -85,7 +85,8 @@ def test_random_networks_have_torchs_bits(engine, data):
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("_nightly")
+@pytest.mark.parametrize("engine", ENGINES)
 @NIGHTLY
-@given(plans(max_steps=12))
-def test_many_random_networks_have_torchs_bits(plan):
-    assert_same_bits(plan)
+@given(data=st.data())
+def test_many_random_networks_have_torchs_bits(engine, data):
+    assert_same_bits(data.draw(plans(max_steps=12, engines=(engine,))))
