@@ -142,6 +142,23 @@ class TestCompile:
             quantvm.compile(model, X, **options)
 
 
+@pytest.mark.parametrize("flow", ["eager", "fx", "pt2e"])
+def test_a_float_model_that_cannot_be_quantized(flow):
+    class Stops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.quant, self.first = tq.QuantStub(), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            raise KeyError("foo")
+
+    with pytest.raises(
+        ConfigError, match=rf"quantizing the Stops by the flow {flow} failed: .*'foo'.*another flow"
+    ) as caught:
+        quantvm.quantize(Stops(), [X], flow=flow)
+    assert caught.value.__cause__ is not None
+
+
 class TestRun:
     @pytest.mark.parametrize(
         "inputs",

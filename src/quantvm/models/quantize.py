@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from quantvm.errors import ConfigError, DataError, WeightsError, missing_package_named
+from quantvm.errors import ConfigError, DataError, WeightsError, missing_package_named, stage
 from quantvm.models.registry import ModelSpec
 from quantvm.models.weights import ResolvedWeights, load_into, read_state_dict
 from quantvm.progress import SILENT, Progress
@@ -76,7 +76,9 @@ def quantize(
         nonlocal n_images
         n_images = _calibrate(prepared, batches, progress)
 
-    with quantization_engine(engine), quiet(), torch.no_grad():
+    doing = f"quantizing the {type(float_model).__name__} by the flow {flow}"
+    remedy = "check that the float model runs on such images in PyTorch, or take another flow"
+    with stage(doing, ConfigError, remedy), quantization_engine(engine), quiet(), torch.no_grad():
         if flow == "eager":
             model: Any = copy.deepcopy(float_model).eval()
             _prepare(model, qconfig)
