@@ -55,5 +55,6 @@ def test_compiled_case_is_torchs(name: str, results):
 def test_every_converter_is_in_what_is_compiled(together):
     compiled = {op_name(node) for node in together.graph.nodes if node.op == "call_function"}
     in_test_torchao = {name for name in exported_ops() if name.startswith("torchao::")} | {"aten::_int_mm.default"}
-    missing = {*exported_ops(), *SHARED} - compiled - in_test_torchao
+    refused = {"aten::argsort.default"}  # its result may not be read: test_exported_order.py
+    missing = {*exported_ops(), *SHARED} - compiled - in_test_torchao - refused
     assert sorted(missing) == [], "converters without a case that is compiled"
