@@ -16,7 +16,7 @@ from quantvm.layer_rules import Environment
 from quantvm.numerics import ENGINES
 from quantvm.progress import Progress
 from quantvm.report.diff_schema import FusionRow
-from quantvm.verification.ties import explain_ties
+from quantvm.verification.ties import explain_ties, what_decides
 
 if TYPE_CHECKING:
     from quantvm.frontend import LayeredProgram
@@ -136,10 +136,16 @@ class Comparison:
 
         unknown = unknown_ops(self._program.chained)
         if not unknown:
-            explain_ties(self.counts, self._steps, images, self.both, progress)
+            explain_ties(self.counts, self._steps, images, self.both, self._decides, progress)
             return
         for count in self.counts:
             count.unchecked = f"not checked for ties: no float form of {', '.join(unknown)} is known"
+
+    def _decides(self, index: int) -> str | None:
+        module = self._program.unrounded(self.formats, [index])
+        calls = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
+        names = {str(getattr(call.op, "name", "")) for call in calls if hasattr(call, "op")}
+        return what_decides(names, self._program.engine)
 
     def both(self, x_f32: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns the reference's layers, and the other side's, each computed from the reference's."""

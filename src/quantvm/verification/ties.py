@@ -6,8 +6,8 @@ steps, two right computations differ by one step, and nowhere else. What lies at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,11 +26,13 @@ class TieCause:
         n: elements that differ.
         farthest: greatest distance of one of them from a tie, in steps.
         max_steps: greatest difference.
+        decides: what may carry a value over the tie.
     """
 
     n: int
     farthest: float
     max_steps: int
+    decides: str = "the order of a float sum"
 
     @property
     def are_ties(self) -> bool:
@@ -41,7 +43,7 @@ class TieCause:
     def text(self) -> str:
         """What the report says."""
         what = "1 element" if self.n == 1 else f"{self.n} elements"
-        return f"{what} within {self.farthest:.1g} steps of a tie, where the order of a float sum decides"
+        return f"{what} within {self.farthest:.1g} steps of a tie, where {self.decides} decides"
 
 
 class Counted(Protocol):
@@ -60,15 +62,17 @@ def explain_ties(
     steps_of: Callable[[np.ndarray, Sequence[Any], Sequence[int]], Sequence[np.ndarray]],
     images: Sequence[np.ndarray],
     runs: Callable[[np.ndarray], tuple[list[Any], list[Any]]],
+    decides: Callable[[int], str | None],
     progress: Progress,
 ) -> None:
-    """Sets `ties` of every layer with differences of its own that are all at ties.
+    """Sets `ties` of every layer with differences of its own that are all at ties, if something can decide these.
 
     Args:
         counts: every layer's differences.
         steps_of: (image, every layer's integers, numbers of layers) -> float64 values in steps, before rounding.
         images: that were compared.
         runs: an image -> the reference's layers, and the other side's, each computed from the reference's.
+        decides: number of a layer -> what can carry its values over a tie; None where nothing can.
         progress: told of every image.
     """
     wanted = [i for i, count in enumerate(counts) if count.has_own]
@@ -89,4 +93,36 @@ def explain_ties(
                 )
             task.advance()
     for index, cause in zip(wanted, found, strict=True):
-        counts[index].ties = cause if cause.are_ties else None
+        reason = decides(index) if cause.are_ties else None
+        counts[index].ties = None if reason is None else replace(cause, decides=reason)
+
+
+_SUMS = frozenset(
+    f"relax.{name}"
+    for name in (
+        "nn.conv2d", "nn.conv1d", "nn.conv3d", "nn.conv2d_transpose", "matmul", "nn.avg_pool2d", "mean", "sum",
+        "nn.adaptive_avg_pool2d", "nn.layer_norm", "nn.softmax", "nn.attention",
+    )
+)  # fmt: skip
+_EXACT = frozenset(
+    f"relax.{name}"
+    for name in (
+        "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "negative", "abs", "nn.relu",
+        "nn.leakyrelu", "concat", "reshape", "expand_dims", "squeeze", "strided_slice", "nn.pad", "permute_dims",
+        "broadcast_to", "nn.max_pool2d", "astype", "quantize", "dequantize",
+    )
+)  # fmt: skip
+
+
+def what_decides(operators: Collection[str], engine: str) -> str | None:
+    """Returns what can carry a layer's values over a tie, as a report says it; None where two sides must be equal.
+
+    Args:
+        operators: Relax names of all that the layer computes from other layers.
+        engine: of the program; the quantize of pt2e multiplies by a reciprocal or divides, a last bit apart.
+    """
+    if not _SUMS.isdisjoint(operators):
+        return "the order of a float sum"
+    if not _EXACT.issuperset(operators):
+        return "the last bit of a function"
+    return "the last bit of a quotient" if engine == "pt2e" else None
