@@ -155,4 +155,4 @@ def _row(config: CompileConfig, artifact: Artifact, file: Path | None) -> Compil
 
 
 def _tensor(spec: Any) -> dict[str, Any]:
-    return {**dataclasses.asdict(spec), "shape": list(spec.shape)}
+    return {**dataclasses.asdict(spec), "shape": list(spec.shape), "symbols": list(spec.symbols)}
