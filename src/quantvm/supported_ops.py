@@ -69,7 +69,7 @@ def supported_ops_markdown() -> str:
         "and what TVM imports besides. The QOperator format (QLinearConv and its like) and int4 are refused.",
         "Of ONNX, constants are folded first, weights that the graph quantizes become integers, and sizes that it",
         "computes are written out; `If` is imported where its condition is constant. Sizes that are dynamic in other",
-        "dimensions than 0 are those of `example_inputs`.",
+        "dimensions than 0 are those of `example_inputs`; without these they stay dynamic.",
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 

@@ -176,6 +176,21 @@ def test_shapes_that_the_graph_computes():
     check(g, inputs(3, 4, 6), inputs(1, 4, 6))
 
 
+def test_the_batch_is_moved_and_merged_and_inputs_have_the_names_of_the_file():
+    g = Graph(["N", 3, 8])
+    x = g.qdq("x")
+    turned = g.op("Transpose", x, perm=[1, 0, 2])
+    y = g.qdq(g.op("MatMul", turned, g.weight(integers(8, 5), axis=1)), 0.3)
+    g.output(g.op("Transpose", y, perm=[1, 2, 0]), g.qdq(g.op("Relu", y)))
+    rows = g.op("Reshape", x, g.constant([-1, 8], np.int64))
+    z = g.qdq(g.op("MatMul", rows, g.weight(integers(8, 6, seed=1), axis=1)), 0.3)
+    g.output(g.qdq(g.op("Sigmoid", g.op("Reshape", z, g.constant([-1, 3, 6], np.int64)))))
+    artifact = check(g, *(inputs(n, 3, 8) for n in (1, 2, 3, 5)), exact=False)
+    assert artifact.report.int8_mac_share == 1.0
+    for a, b in zip(artifact(x=inputs(2, 3, 8)), artifact({"x": inputs(2, 3, 8)}), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_examples_fix_the_sizes_of_images():
     g = Graph(["N", 4, "H", "W"])
     weight = g.weight(integers(8, 4, 3, 3))

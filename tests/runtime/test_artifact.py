@@ -147,9 +147,10 @@ def test_several_inputs_and_outputs(pair):
     first, (second, third) = module(a, b)
     results = artifact(a, b)
     assert isinstance(results, tuple)
-    assert [torch.equal(r, e) for r, e in zip(results, (first, second, third), strict=True)] == [True] * 3
-    arrays = artifact(a.numpy(), b.numpy())
-    assert [type(y) for y in arrays] == [np.ndarray] * 3
+    (one, (two, three)) = results  # nested as the model nests them
+    assert [torch.equal(r, e) for r, e in zip((one, two, three), (first, second, third), strict=True)] == [True] * 3
+    array, arrays = artifact(a.numpy(), b.numpy())
+    assert [type(y) for y in (array, *arrays)] == [np.ndarray] * 3
 
 
 def test_outputs_share_no_memory_with_inputs():
@@ -211,11 +212,16 @@ def test_batches_of_two_inputs_must_agree(pair):
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, "image.jpg", [[1.0]], np.zeros((3, 19, 17), np.float32), np.zeros((1, 3, 19, 17), np.float16)]
+    "wrong", ["image.jpg", [[1.0]], np.zeros((3, 19, 17), np.float32), np.zeros((1, 3, 19, 17), np.float16)]
 )
 def test_what_is_no_batch(artifact, wrong):
     with pytest.raises(ConfigError, match=r"expected float32 \(n, 3, 19, 17\)"):
         artifact(wrong)
+
+
+def test_none_is_no_input(artifact):
+    with pytest.raises(ConfigError, match="takes 1 inputs, got 0"):
+        artifact(None)
 
 
 # ------------------------------------------------------------------ targets, dot products and options

@@ -214,8 +214,8 @@ class _Import:
                 shape.append(size)
             elif not str(size).isidentifier():
                 raise ModelImportError(
-                    f"dimension {at} of input {index} ({node.name}) is computed: {tuple(map(str, value.shape))}; "
-                    "export with dynamic_shapes={0: torch.export.Dim('n')}, or use batch='static'"
+                    f"dimension {at} of input {index} ({node.name}) is dynamic: {tuple(map(str, value.shape))}, and "
+                    "computed; export with a torch.export.Dim alone, or use batch='static' (--batch static)"
                 )
             else:
                 name = str(size)

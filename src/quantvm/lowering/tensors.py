@@ -129,7 +129,7 @@ def expect_batch_first(op: str, where: str, *tensors: Tensor) -> None:
         if not x.batch_first:
             raise CompileError(
                 f"{op} at {where} takes a tensor of shape ({', '.join(map(str, x.shape))}), expected known sizes "
-                "but for the first: use batch='static' (--batch static), which compiles for the example's sizes"
+                "but for the first: use batch='static' and example inputs (--batch static --input-shape)"
             )
 
 
