@@ -18,6 +18,7 @@ from quantvm.lowering import contraction_rules, pipeline
 from quantvm.lowering.patterns import all_patterns
 from tests.quantized_modules import conv2d, image, linear, save_traced
 
+from .layers_alone import executed
 from .test_diff import Ties
 
 SHAPE = (1, 3, 19, 17)
@@ -131,6 +132,19 @@ def test_a_bug_that_is_a_rule_is_named(bug, program, monkeypatch):
     assert rule["actual"].startswith("fbgemm with ")
     assert f"({rule['actual']}, not fbgemm)" in first["cause"]
     assert row["layers"][0]["cause"] is None
+
+
+def test_a_bug_is_shown_alone(program, monkeypatch, tmp_path):
+    """While the bug is there, the file's two sides differ; without it they are equal."""
+    path = tmp_path / "test_layer.py"
+    with monkeypatch.context() as patch:
+        rounded_down(patch)
+        row = diff(model=program, input_shape=SHAPE, num_samples=1, threads=1, save_repro=path).row
+        assert (row["repro"], row["repro_problem"]) == (str(path), None)
+        names = executed(path.read_text())
+        with pytest.raises(AssertionError, match="differ: tvm"):
+            names["test_layer"]()
+    names["test_layer"]()
 
 
 def test_a_layer_left_in_float_is_named(tmp_path, monkeypatch):

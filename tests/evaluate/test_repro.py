@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import quantvm
+from quantvm.errors import CompileError
 from quantvm.evaluate.diff import diff
 from quantvm.evaluate.repro import parts
 from quantvm.evaluate.repro_text import ReproCase, repro_text
@@ -51,6 +53,23 @@ def test_without_a_difference_none_is_written(tmp_path):
     assert (row["repro"], row["n_differing"]) == (None, 0)
     assert row["repro_problem"] == "no layer differs where it is computed from equal inputs"
     assert not path.exists()
+
+
+def test_a_layer_that_cannot_be_compiled_alone_is_told(tmp_path, monkeypatch):
+    """It is not called equal."""
+
+    def failing(*_, **__):
+        raise CompileError("no code for this")
+
+    torch.backends.quantized.engine = "fbgemm"
+    program = str(save_traced(Ties(), image(*SHAPE), tmp_path / "ties.pt"))
+    options = {"model": program, "input_shape": SHAPE, "num_samples": 1, "threads": 1, "reference": "torch:onednn"}
+    monkeypatch.setattr(quantvm, "compile", failing)
+    row = diff(**options, save_repro=tmp_path / "test_layer.py").row
+    first = row["layers"][row["first"]]["name"]
+    assert row["repro"] is None
+    assert row["repro_problem"].startswith(f"layer {first} cannot be computed as the only one of a model: ")
+    assert "no code for this" in row["repro_problem"]
 
 
 def test_every_operator_alone_gives_what_it_gave_in_the_network(subject_of):  # noqa: F811

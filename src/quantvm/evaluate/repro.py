@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm.errors import ConfigError, QuantvmError
+from quantvm.errors import ConfigError, QuantvmError, gist
 from quantvm.evaluate.comparison import Comparison
 from quantvm.evaluate.diff_config import DiffConfig
 from quantvm.evaluate.repro_programs import ProgramCase, program_text
@@ -48,11 +48,18 @@ def save_repro(
         texts = _operator_texts(index, operator, config, comparison, images, threads)
     else:
         texts = _program_texts(index, config, comparison, images, threads)
-    text = next(filter(_differs, texts), None)
-    if text is None:
-        return f"layer {layer.name} gives equal integers where it is the only one of a model"
-    _write(path, text)
-    return None
+    problem = equal = f"layer {layer.name} gives equal integers where it is the only one of a model"
+    for text in texts:
+        try:
+            is_shown = _differs(text)
+        except (QuantvmError, RuntimeError, ValueError) as error:  # the next part may do
+            problem = f"layer {layer.name} cannot be computed as the only one of a model: {gist(error)}"
+            continue
+        if is_shown:
+            _write(path, text)
+            return None
+        problem = equal
+    return problem
 
 
 def _not_written(comparison: Comparison) -> str | None:
@@ -114,11 +121,8 @@ def _differing(
 def _differs(text: str) -> bool:
     """Runs the code of a file; returns whether its sides differ."""
     names: dict[str, Any] = {"__name__": "quantvm_repro"}
-    try:
-        exec(compile(text, "<repro>", "exec"), names)  # noqa: S102  # the text is ours
-        return bool((names["expected"]() != names["found"]()).any())
-    except (QuantvmError, RuntimeError, ValueError):  # a part that cannot be computed shows nothing
-        return False
+    exec(compile(text, "<repro>", "exec"), names)  # noqa: S102  # the text is ours
+    return bool((names["expected"]() != names["found"]()).any())
 
 
 def _write(path: Path, text: str) -> None:
