@@ -17,7 +17,7 @@ from .random_network import Plan, RandomNetwork
 from .random_plans import plans
 
 QUICK = settings(
-    max_examples=50,  # of each of the four engines
+    max_examples=25,  # of each of the four engines
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

@@ -84,7 +84,7 @@ def dropped_bias(monkeypatch):
 
 
 def left_in_float(monkeypatch):
-    def fuse(module, *, ends_only=False):
+    def fuse(module, *, ends_only=False, torch_only=False):
         ends = ("quantvm.quantize", "quantvm.dequantize")
         every = all_patterns()
         left = ends if ends_only else [row[0] for row in every if row[0] != "quantvm.conv2d"]

@@ -92,6 +92,18 @@ class _Scripted(nn.Module):
         return torch.add(y, y, alpha=self.factor)
 
 
+class _ScriptedDict(nn.Module):
+    """A dict of tensors, of which all is known when it is imported but the tensors."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = torch.quantize_per_tensor(x, 0.0625, 100, torch.quint8)
+        found = {"whole": q.dequantize(), "clipped": torch.relu(q).dequantize()}
+        first, last = found.keys()[0], found.values()[1]  # lists, in TorchScript alone
+        _, clipped = found.items()[1]
+        total = found[first] + last if "clipped" in found else last
+        return total * clipped
+
+
 def _shuffled(x: torch.Tensor) -> torch.Tensor:
     n, c, h, w = x.size()
     return torch.transpose(x.view(n, 2, c // 2, h, w), 1, 2).contiguous().view(n, -1, h, w)
@@ -229,4 +241,9 @@ CASES = [
     Case("prim::TupleUnpack", _Scripted(), f"reshape reshape {DQ} multiply add", scripted=True),
     Case("aten::IntImplicit", _Scripted(), f"reshape reshape {DQ} multiply add", scripted=True),
     Case("aten::ScalarImplicit", _Scripted(), f"reshape reshape {DQ} multiply add", scripted=True),
+    # ---- dicts
+    *(
+        Case(op, _ScriptedDict(), f"{DQ} {DQ} nn.relu quantize {DQ} add multiply", scripted=True)
+        for op in ("prim::DictConstruct", "aten::__contains__", "aten::keys", "aten::values", "aten::items")
+    ),
 ]  # fmt: skip

@@ -267,10 +267,10 @@ def test_activation_quantized_per_channel_stays_float():
     assert lower(module, LoweringOptions(native_target()))[1].float_ops[0].startswith("dequantize ")
 
 
-def test_scalar_has_no_batch_and_stays_float():
+def test_mean_of_everything_stays_float_and_its_scalar_is_quantized():
     fused = fuse_qdq(module_of(unary(lambda x: op.mean(x)), IMAGE))
-    assert composites(fused) == ["dequantize"]
-    assert operators(fused) == ["mean", "quantize"]
+    assert composites(fused) == ["dequantize", "quantize"]
+    assert operators(fused) == ["mean"]
 
 
 def test_weight_that_is_no_constant_stays_float():

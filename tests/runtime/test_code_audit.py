@@ -9,6 +9,7 @@ import torch
 
 import quantvm
 from quantvm.errors import ConfigError
+from quantvm.frontend.exported import register_operators
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.runtime.code_audit import DOT_INSTRUCTIONS, dot_instructions
 from quantvm.runtime.float_reasons import float_reasons
@@ -124,7 +125,7 @@ def reasons_of(module):
     ("name", "expected"),
     [
         ("softmax", ["there is no int8 kernel for it"]),
-        ("mean over rows", ["its shapes, options or quantization parameters fit no kernel"]),
+        ("mean over images", ["its shapes, options or quantization parameters fit no kernel"]),
         ("relu to other parameters", ["its shapes, options or quantization parameters fit no kernel"]),
         (
             "another gate",
@@ -172,6 +173,7 @@ def test_reasons_go_on_behind_an_operator_that_is_not_found(numerics):
 
 def test_reasons_under_qdq():
     """Each operator is found by its variable, whatever the lowering left out or wrote out in between."""
+    register_operators()
     d = torch.ops.quantized_decomposed
     scales, zeros = torch.tensor([0.02, 0.03, 0.025]), torch.tensor([0, 3, 7])
     weight = torch.randn(4, 3, 3, 3)
