@@ -37,6 +37,7 @@ from .float_ops import float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
 from .hoist_quantize import hoist_quantize
 from .legalize import Legalization, legalize
+from .owned_outputs import copy_shared_outputs
 from .qdq_legalize import legalize_qdq
 
 ENGINE_ATTR = "quantvm.engine"
@@ -159,6 +160,8 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     left_in_float, float_macs = float_ops(module)
     module = legalize_float_ops(call_float_kernels(module, select_tile(options.target)))
     dump(module, "float_ops")
+    module = copy_shared_outputs(module)
+    dump(module, "owned_outputs")
     return module, LoweringReport(
         state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,
         kernel_calls(module, state.calls), tuple(state.convolutions),

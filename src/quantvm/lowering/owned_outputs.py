@@ -1,0 +1,75 @@
+"""Outputs belong to the caller: none shares memory with an input, or with the constants of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax, topi
+from tvm.ir import GenericConst
+
+from .bindings import definitions, with_operands
+from .composite import is_call
+
+
+def copy_shared_outputs(module: tvm.IRModule) -> tvm.IRModule:
+    """Returns the module with a copy of each output that would be a view of an input or of a constant.
+
+    Args:
+        module: after legalization: what is left of Relax operators are views.
+    """
+    main = module["main"]
+    bound = definitions(main)
+    result = main.body.body
+    fields = _fields(result, bound)
+    if not any(_is_shared(field, bound) for field in fields):
+        return module
+    others = {variable: function for variable, function in module.functions.items() if variable.name_hint != "main"}
+    builder = relax.BlockBuilder(tvm.IRModule(others))
+    params = [relax.Var(p.name, p.ty) for p in main.params]
+    values: dict[Any, Any] = dict(zip(main.params, params, strict=True))
+
+    def value_of(expr: Any) -> Any:
+        return values.get(expr, expr) if isinstance(expr, relax.Var) else expr
+
+    with builder.function("main", params):
+        with builder.dataflow():
+            for var, value in bound.items():
+                values[var] = builder.emit(with_operands(value, value_of), var.name)
+            owned = [
+                builder.emit_te(topi.identity, value_of(field), primfunc_name_hint="copy")
+                if _is_shared(field, bound)
+                else value_of(field)
+                for field in fields
+            ]
+            out = builder.emit_output(owned[0] if _is_tensor(result) else relax.Tuple(owned))
+        builder.emit_func_output(out)
+    copied = builder.get()
+    return copied.with_attrs(dict(module.attrs)) if module.attrs else copied
+
+
+def _is_tensor(expr: Any) -> bool:
+    return isinstance(expr.ty, relax.TensorType)
+
+
+def _fields(result: Any, bound: dict[Any, Any]) -> list[Any]:
+    """Returns the outputs one by one."""
+    if _is_tensor(result):
+        return [result]
+    while result in bound:
+        result = bound[result]
+    return list(result.fields)
+
+
+def _is_shared(expr: Any, bound: dict[Any, Any]) -> bool:
+    """Whether an output is an input, a constant, or a view of one."""
+    while True:
+        if isinstance(expr, GenericConst):
+            return True
+        if not isinstance(expr, relax.Var):
+            return False
+        if expr not in bound:
+            return True
+        expr = bound[expr]
+        if is_call(expr, "relax.reshape"):
+            expr = expr.args[0]
