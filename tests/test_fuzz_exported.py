@@ -34,7 +34,7 @@ from .test_fuzz import NIGHTLY, _nightly, _torch_state  # noqa: F401  (fixtures)
 pytest.importorskip("torchao")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-TOGETHER = 9
+TOGETHER = 5
 """Modules in one program of the quick test."""
 LEFT_OUT: tuple[str, ...] = ()
 """Quantizers of which quantvm does not compute something right yet."""

@@ -308,8 +308,8 @@ PACK = conv_emitter.pack_weight
 @pytest.mark.parametrize("name", [*MODELS, "TFLite"])
 def test_without_a_fault(name, tmp_path):
     found = compiled(name, tmp_path).verification
-    assert found.verdict in ("exact", "ties", "bound", "lowering only"), found.text
-    print(name, found.text)
+    # LiteRT cannot load the file that this suite writes by hand
+    assert found.verdict in (("lowering only",) if name == "TFLite" else ("exact", "ties", "bound")), found.text
 
 
 @pytest.mark.parametrize(("fault", "name", "inject"), FAULTS, ids=[f"{fault}: {name}" for fault, name, _ in FAULTS])

@@ -89,7 +89,7 @@ def test_batch_elsewhere_has_pytorchs_bits(threads: int) -> None:
             assert torch.equal(got, want), f"output {index} at batch {n}"
 
 
-@pytest.mark.parametrize("numerics", ["integer", "qdq"])
+@pytest.mark.parametrize("numerics", ["qdq", pytest.param("integer", marks=pytest.mark.nightly)])
 def test_dynamic_batch_equals_static_ones(numerics: str) -> None:
     model = Quantized(Together(cases()))
     dynamic = compile_model(model, given(2), numerics=numerics, cache=False)
