@@ -35,7 +35,7 @@ IN_FLOAT = {"matmul", "attention", "softmax", "sub"}
 FX_KINDS = tuple(kind for kind in KINDS if kind not in IN_FLOAT)
 ACTIVATIONS_IN_FLOAT = {"gelu", "gelu_tanh", "silu"}
 """Likewise."""
-TOGETHER = 14
+TOGETHER = 10
 """Modules in one artifact of the quick test."""
 
 

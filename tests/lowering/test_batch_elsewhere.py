@@ -78,7 +78,7 @@ def cases() -> list[nn.Module]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_batch_elsewhere_has_pytorchs_bits(threads: int) -> None:
     torch.set_num_threads(threads)
     model = Quantized(Together(cases()))
