@@ -25,6 +25,7 @@ from . import (  # noqa: F401  (registers the converters)
     exported_quantize,
     exported_torchao,
     pooling,
+    rearranging,
     shapes,
 )
 from .exported_aten import shared_converter

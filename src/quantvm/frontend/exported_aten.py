@@ -47,6 +47,7 @@ SHARED = {
     "aten::pad.default": "aten::pad",
     "aten::constant_pad_nd.default": "aten::constant_pad_nd",
     "aten::softmax.int": "aten::softmax",
+    "aten::upsample_nearest2d.vec": "aten::upsample_nearest2d",
 }
 """Operators that TorchScript programs have too: the converter there serves float tensors of an exported program."""
 

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 
 REWRITTEN = frozenset(
-    f"aten::{name}" for name in ("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input", "pixel_shuffle.default")
-)
+    f"aten::{name}"
+    for name in (
+        "lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input", "pixel_shuffle.default",
+        "upsample_bilinear2d.vec", "upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.default",
+    )
+)  # fmt: skip
 """Operators that TVM's importer claims to have, and of which it makes no code, or other results."""
 _ROUNDS = 4
 """What one operator becomes may have to be rewritten, too."""
@@ -26,9 +30,16 @@ def decomposed(program: Any, unknown: Callable[[Any], list[Any]]) -> Any:
     """
     for _ in range(_ROUNDS):
         missing = {node.target for node in unknown(program)}
-        rules = torch.export.default_decompositions() if missing else {}
+        rules = _rules(missing) if missing else {}
         table = {target: rules[target] for target in missing if target in rules}
         if not table:
             return program
         program = program.run_decompositions(table)
     return program
+
+
+def _rules(missing: set[Any]) -> dict[Any, Any]:
+    """Returns PyTorch's rules for exported programs, and its others for what these keep."""
+    rules = dict(torch.export.default_decompositions())
+    kept = [target for target in missing if target not in rules]
+    return {**rules, **torch._decomp.get_decompositions(kept)}
