@@ -151,6 +151,7 @@ CASES: dict[str, Callable[[Together, torch.Tensor], torch.Tensor]] = {
     "select": lambda m, x: aten.select.int(x, 1, -2),
     "pad": lambda m, x: aten.pad.default(x, [1, 2, 0, 1], "constant", 0.5),
     "constant_pad_nd": lambda m, x: aten.constant_pad_nd.default(x, [1, 1], 0.25),
+    "upsample_nearest2d": lambda m, x: aten.upsample_nearest2d.vec(x, [4, 13], None),
     "contiguous": lambda m, x: aten.contiguous.default(x),
     "clone": lambda m, x: aten.clone.default(x),
     "detach": lambda m, x: aten.detach.default(x),
