@@ -8,6 +8,8 @@ import tvm
 from tvm import relax, topi
 from tvm.ir import GenericConst
 
+from quantvm.tvm_compat import dataflow
+
 from .bindings import definitions, with_operands
 from .composite import is_call
 
@@ -33,7 +35,7 @@ def copy_shared_outputs(module: tvm.IRModule) -> tvm.IRModule:
         return values.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     with builder.function("main", params):
-        with builder.dataflow():
+        with dataflow(builder):
             for var, value in bound.items():
                 values[var] = builder.emit(with_operands(value, value_of), var.name)
             owned = [

@@ -32,7 +32,7 @@ from .qdq_in_float import (
     _round_away,
 )
 
-_ROUNDED_ALONE = frozenset(
+ROUNDED_ALONE = frozenset(
     f"relax.{name}"
     for name in (
         "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "negative", "abs", "nn.relu",
@@ -115,7 +115,7 @@ class ExactQdq(_Freeing):
         result = None if special is None else special(expr, *arguments)
         if result is not None:
             return result
-        if name not in _ROUNDED_ALONE:
+        if name not in ROUNDED_ALONE:
             self.inexact.add(name)
         plain = [_plain(argument) for argument in arguments]
         result = _OPS[name](expr, *plain)

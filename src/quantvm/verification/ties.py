@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from quantvm.progress import Progress
+from quantvm.runtime.qdq_definition import ROUNDED_ALONE
 
 NEAR = 1e-3
 """Steps from the middle between two integers within which a float32 sum may decide either way."""
@@ -104,14 +105,6 @@ _SUMS = frozenset(
         "nn.adaptive_avg_pool2d", "nn.layer_norm", "nn.softmax", "nn.attention",
     )
 )  # fmt: skip
-_EXACT = frozenset(
-    f"relax.{name}"
-    for name in (
-        "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "negative", "abs", "nn.relu",
-        "nn.leakyrelu", "concat", "reshape", "expand_dims", "squeeze", "strided_slice", "nn.pad", "permute_dims",
-        "broadcast_to", "nn.max_pool2d", "astype", "quantize", "dequantize",
-    )
-)  # fmt: skip
 
 
 def what_decides(operators: Collection[str], engine: str) -> str | None:
@@ -123,6 +116,6 @@ def what_decides(operators: Collection[str], engine: str) -> str | None:
     """
     if not _SUMS.isdisjoint(operators):
         return "the order of a float sum"
-    if not _EXACT.issuperset(operators):
+    if not ROUNDED_ALONE.issuperset(operators):
         return "the last bit of a function"
     return "the last bit of a quotient" if engine == "pt2e" else None
