@@ -11,9 +11,8 @@ from tvm.ir import GenericConst
 
 from quantvm.kernels import Kernel
 from quantvm.kernels.float_matmul import Tile, float_linear, float_matmul
-from quantvm.tvm_compat import dataflow
 
-from .bindings import definitions, with_operands
+from .bindings import ValueOf, definitions, with_main_rewritten, with_operands
 from .composite import constant_value, is_call, static_shape
 from .float_regions import same_shape
 from .tensors import product
@@ -31,29 +30,14 @@ def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:
     bound = definitions(module["main"])
     if not any(is_call(value, "relax.matmul") and _kernel(value, bound, tile) is not None for value in bound.values()):
         return module
-    main = module["main"]
-    others = {variable: function for variable, function in module.functions.items() if variable.name_hint != "main"}
-    builder = relax.BlockBuilder(tvm.IRModule(others))
-    params = [relax.Var(p.name, p.ty) for p in main.params]
-    values: dict[Any, Any] = dict(zip(main.params, params, strict=True))
 
-    def value_of(expr: Any) -> Any:
-        return values.get(expr, expr) if isinstance(expr, relax.Var) else expr
+    def bind(builder: relax.BlockBuilder, var: Any, value: Any, value_of: ValueOf) -> Any:
+        found = _kernel(value, bound, tile) if is_call(value, "relax.matmul") else None
+        if found is None:
+            return builder.emit(with_operands(value, value_of), var.name)
+        return _call(builder, found, [value_of(argument) for argument in value.args], value, var.name)
 
-    with builder.function("main", params):
-        with dataflow(builder):
-            for var, value in bound.items():
-                found = _kernel(value, bound, tile) if is_call(value, "relax.matmul") else None
-                if found is None:
-                    values[var] = builder.emit(with_operands(value, value_of), var.name)
-                else:
-                    operands = [value_of(argument) for argument in value.args]
-                    values[var] = _call(builder, found, operands, value, var.name)
-            result = builder.emit_output(with_operands(main.body.body, value_of))
-        builder.emit_func_output(result)
-    changed = builder.get()
-    changed = changed.with_attrs(dict(module.attrs)) if module.attrs else changed
-    return relax.transform.DeadCodeElimination()(changed)
+    return relax.transform.DeadCodeElimination()(with_main_rewritten(module, bind))
 
 
 def _kernel(matmul: Any, bound: dict[Any, Any], tile: Tile) -> Kernel | None:

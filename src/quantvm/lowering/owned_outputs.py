@@ -8,9 +8,7 @@ import tvm
 from tvm import relax, topi
 from tvm.ir import GenericConst
 
-from quantvm.tvm_compat import dataflow
-
-from .bindings import definitions, with_operands
+from .bindings import ValueOf, definitions, with_main_rewritten, with_operands
 from .composite import is_call
 
 
@@ -22,32 +20,24 @@ def copy_shared_outputs(module: tvm.IRModule) -> tvm.IRModule:
     """
     main = module["main"]
     bound = definitions(main)
-    result = main.body.body
-    fields = _fields(result, bound)
+    fields = _fields(main.body.body, bound)
     if not any(_is_shared(field, bound) for field in fields):
         return module
-    others = {variable: function for variable, function in module.functions.items() if variable.name_hint != "main"}
-    builder = relax.BlockBuilder(tvm.IRModule(others))
-    params = [relax.Var(p.name, p.ty) for p in main.params]
-    values: dict[Any, Any] = dict(zip(main.params, params, strict=True))
 
-    def value_of(expr: Any) -> Any:
-        return values.get(expr, expr) if isinstance(expr, relax.Var) else expr
+    def outputs(builder: relax.BlockBuilder, result: Any, value_of: ValueOf) -> Any:
+        owned = [
+            builder.emit_te(topi.identity, value_of(field), primfunc_name_hint="copy")
+            if _is_shared(field, bound)
+            else value_of(field)
+            for field in fields
+        ]
+        return owned[0] if _is_tensor(result) else relax.Tuple(owned)
 
-    with builder.function("main", params):
-        with dataflow(builder):
-            for var, value in bound.items():
-                values[var] = builder.emit(with_operands(value, value_of), var.name)
-            owned = [
-                builder.emit_te(topi.identity, value_of(field), primfunc_name_hint="copy")
-                if _is_shared(field, bound)
-                else value_of(field)
-                for field in fields
-            ]
-            out = builder.emit_output(owned[0] if _is_tensor(result) else relax.Tuple(owned))
-        builder.emit_func_output(out)
-    copied = builder.get()
-    return copied.with_attrs(dict(module.attrs)) if module.attrs else copied
+    return with_main_rewritten(
+        module,
+        lambda builder, var, value, value_of: builder.emit(with_operands(value, value_of), var.name),
+        outputs,
+    )
 
 
 def _is_tensor(expr: Any) -> bool:
