@@ -21,7 +21,7 @@ from .composite import Composite, constant_value, is_call
 from .deferred import Deferred
 from .float_ops import rows_of_one_image
 from .legalize import Legalization, legalizes
-from .tensors import Tensor, in_layout, product, without_border
+from .tensors import Tensor, in_layout, logical_tensor, product, without_border
 
 
 @dataclass(frozen=True)
@@ -231,5 +231,4 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     if len(leading) == 1:
         return y
     shape = (*leading, out_features)
-    expr = state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(list(shape))))
-    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
+    return logical_tensor(state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(list(shape)))))

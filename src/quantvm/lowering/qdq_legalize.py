@@ -9,7 +9,6 @@ what it is, and every reader asks for the form that it needs: `integers` or `pla
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +23,6 @@ from quantvm.kernels import (
     conv2d,
     depthwise,
     elementwise,
-    float_pool,
     float_region,
     pool,
     quantize,
@@ -36,6 +34,7 @@ from quantvm.numerics import QuantParams
 from quantvm.qdq_numerics import FloatProgram, Quantization
 from quantvm.tvm_compat import dataflow
 
+from . import qdq_pools
 from .axis_quantize import has_known_axis, quantized_along_axis
 from .bindings import count_uses, definitions, described, with_operands
 from .composite import constant_value, is_call, quant_params, static_shape
@@ -44,7 +43,8 @@ from .float_ops import rows_of_one_image
 from .float_programs import ProgramBuilder, limits_of, unsigned
 from .float_regions import MOVES, Contraction, Region, contraction_of, dequantized_params, find_regions, is_integer
 from .legalize import Legalization
-from .pool_rules import is_spatial_mean, mean_axes, pool_shape
+from .pool_rules import mean_axes, pool_shape
+from .qdq_pools import is_average
 from .tensors import (
     Layout,
     Tensor,
@@ -52,6 +52,7 @@ from .tensors import (
     check_result,
     expect_batch_first,
     in_layout,
+    logical_tensor,
     product,
     rows_and_item,
     without_border,
@@ -87,7 +88,7 @@ def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) ->
     with state.builder.function("main", params):
         with dataflow(state.builder):
             for old, new in zip(main.params, params, strict=True):
-                lowering.values[old] = _tensor(new)
+                lowering.values[old] = logical_tensor(new)
             for block in main.body.blocks:
                 for binding in block.bindings:
                     with part(described(binding)):
@@ -98,11 +99,6 @@ def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) ->
     lowered = state.builder.get()
     lowered = lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
     return relax.transform.DeadCodeElimination()(lowered)  # weights that were read from the old function
-
-
-def _tensor(expr: Any) -> Tensor:
-    shape = tuple(static_shape(expr))
-    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
 
 
 class _Lowering:
@@ -124,7 +120,7 @@ class _Lowering:
 
     def integers(self, expr: Any) -> Tensor:
         """Returns int8 or uint8 of the program as kernels take it: uint8, what is int8 with 128 added."""
-        x = self._settled(expr) if isinstance(expr, relax.Var) else _tensor(expr)
+        x = self._settled(expr) if isinstance(expr, relax.Var) else logical_tensor(expr)
         if str(x.expr.ty.dtype) == "uint8":
             return x
         if expr not in self._integers:
@@ -201,11 +197,13 @@ class _Lowering:
             self.values[var] = Dequantized(self._concatenated(value, tensors, var.name), q)
         elif name == "relax.nn.pad" and self._padded(var, value):
             pass
-        elif _is_pool(value) or (self._is_tflite and self._averages_integers(value)):
+        elif is_average(value) or (self._is_tflite and self._averages_integers(value)):
             self.values[var] = _WaitingPool(value)
         elif is_call(value, "relax.quantize") and has_known_axis(value):
             x, builder = self.plain(value.args[0]), self.state.builder
-            self.values[var] = _tensor(quantized_along_axis(builder, x, value, divides=self.divides, name=var.name))
+            self.values[var] = logical_tensor(
+                quantized_along_axis(builder, x, value, divides=self.divides, name=var.name)
+            )
         elif is_call(value, "relax.clip") and is_integer(var):
             self.values[var] = self._limited(value, var.name)
         elif isinstance(value, relax.Var):
@@ -214,7 +212,7 @@ class _Lowering:
             self.values[var] = value  # its fields are read where it is used
         else:
             emitted = self.state.builder.emit(with_operands(value, self.plain), var.name)
-            self.values[var] = _tensor(emitted) if isinstance(emitted.ty, relax.TensorType) else emitted
+            self.values[var] = logical_tensor(emitted) if isinstance(emitted.ty, relax.TensorType) else emitted
 
     def _moved(self, call: Any, x: Tensor, name: str) -> Tensor:
         """Applies a movement or a max pool to integers."""
@@ -229,7 +227,7 @@ class _Lowering:
             x = in_layout(self.state.builder, x, "NCHW")  # a view
         expr = self.state.logical(x).expr
         moved = self.state.builder.emit(tvm.ir.Call(call.op, [expr, *call.args[1:]], call.attrs, call.ty_args), name)
-        return _tensor(moved)
+        return logical_tensor(moved)
 
     def _parts(self, concat_call: Any) -> list[Any]:
         return list(self._definitions.get(concat_call.args[0], concat_call.args[0]).fields)
@@ -255,7 +253,7 @@ class _Lowering:
             self.state.op = "concat"
             return self.state.run(kernel, tensors, like, "uint8", name)
         parts = [self.state.logical(t).expr for t in tensors]
-        return _tensor(self.state.builder.emit(relax.op.concat(parts, axis), name))
+        return logical_tensor(self.state.builder.emit(relax.op.concat(parts, axis), name))
 
     def _padded(self, var: Any, call: Any) -> bool:
         """Gives dequantized values a border of real zeros that is not filled in yet; says whether that can be."""
@@ -284,61 +282,18 @@ class _Lowering:
         kernel = elementwise.clamp_integers(x.item_shape, low, high, "uint8", "clip")
         return self.state.run(kernel, [x], x, "uint8", name)
 
-    # ---- pools
-
     def _pooled(self, call: Any, output: Quantization | None, name: str, dtype_in_file: str = "float32") -> Tensor:
         """An average pool or a spatial mean, of integers or of floats."""
-        if not _is_pool(call):
-            return self._mean_of_items(call, output, name)
-        value = self._settled(call.args[0])
+        state, value = self.state, self._settled(call.args[0])
         q, x = (value.q, value.tensor) if isinstance(value, Dequantized) else (None, value)
-        op = str(call.op.name).rsplit(".", 1)[-1]
-        expect_batch_first(op, name, x)
-        x = self.state.nhwc(x)
-        dtype = "float32" if output is None else "uint8"
-        self.state.op = op
-        if op == "avg_pool2d":
-            shape = pool_shape(call, x)
-            like = replace(x, expr=None, shape=(*x.shape[:2], shape.out_height, shape.out_width))
-            include = bool(call.attrs.count_include_pad)
-            kernel = float_pool.float_avg_pool2d(shape, q, output, count_include_pad=include)
-            if self._is_tflite and output is not None and q == output.q and not include:
-                kernel = tflite.tflite_avg_pool2d(shape, output, 128 if dtype_in_file == "int8" else 0)
-            return self.state.run(kernel, [x], like, dtype, name)
-        height, width = (1, 1) if op == "mean" else (int(d) for d in call.attrs.output_size)
-        like = replace(x, expr=None, shape=(*x.shape[:2], height, width))
-        kernel = float_pool.float_adaptive_avg_pool2d(
-            (int(x.shape[2]), int(x.shape[3])), int(x.shape[1]), (height, width), q, output
-        )
-        if self._is_tflite and op == "mean" and output is not None and q is not None:
-            kernel = tflite.tflite_spatial_mean((int(x.shape[2]), int(x.shape[3])), int(x.shape[1]), q, output)
-        y = self.state.run(kernel, [x], like, dtype, name)
-        if op != "mean" or call.attrs.keepdims:
-            return y
-        flat = relax.op.reshape(y.expr, relax.ShapeExpr([*y.shape[:2]]))
-        return _tensor(self.state.builder.emit(flat, name))
+        if is_average(call):
+            return qdq_pools.averaged(state, call, x, q, output, name, dtype_in_file)
+        if output is None or q is None:
+            return logical_tensor(state.builder.emit(with_operands(call, self.plain), name))
+        return qdq_pools.mean_of_items(state, call, x, q, output, name)
 
     def _averages_integers(self, call: Any) -> bool:
         return mean_axes(call) is not None and isinstance(self.values.get(call.args[0]), Dequantized)
-
-    def _mean_of_items(self, call: Any, output: Quantization | None, name: str) -> Tensor:
-        """A mean over any axes but the first, in TFLite's rounding: of rows that are moved to the front."""
-        if output is None:
-            return _tensor(self.state.builder.emit(with_operands(call, self.plain), name))
-        value, builder = self._settled(call.args[0]), self.state.builder
-        x, axes = self.state.logical(value.tensor), mean_axes(call) or []
-        kept = [i for i in range(1, len(x.shape)) if i not in axes]
-        count, items = (math.prod(int(x.shape[i]) for i in group) for group in (axes, kept))
-        moved = builder.emit(relax.op.permute_dims(x.expr, [0, *axes, *kept]))
-        rows = builder.emit(relax.op.reshape(moved, relax.ShapeExpr([x.expr.ty.shape[0], count, 1, items])))
-        self.state.op = "mean"
-        y = self.state.run(
-            tflite.tflite_spatial_mean((count, 1), items, value.q, output),
-            [Tensor(rows, (x.shape[0], items, count, 1), "NHWC")],
-            Tensor(None, (x.shape[0], items, 1, 1), "NHWC"), "uint8", name,
-        )  # fmt: skip
-        shape = relax.ShapeExpr([x.expr.ty.shape[0], *list(call.ty.shape)[1:]])
-        return _tensor(builder.emit(relax.op.reshape(y.expr, shape), name))
 
     # ---- regions
 
@@ -455,12 +410,7 @@ class _Lowering:
         y = state.run(kernel, inputs, like, program.out_dtype, name, (name, "linear"))
         if len(shape) == 2:
             return y
-        return _tensor(state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(list(shape))), name))
-
-
-def _is_pool(call: Any) -> bool:
-    name = getattr(getattr(call, "op", None), "name", "")
-    return is_spatial_mean(call) or name in ("relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
+        return logical_tensor(state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(list(shape))), name))
 
 
 @dataclass(frozen=True)

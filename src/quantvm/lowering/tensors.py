@@ -18,6 +18,7 @@ from quantvm.errors import CompileError
 from quantvm.kernels import Kernel
 
 from . import strides as torch_strides
+from .composite import static_shape
 from .strides import Strides
 
 Layout = Literal["NCHW", "NHWC", "flat"]
@@ -56,7 +57,7 @@ class Tensor:
     @property
     def item_shape(self) -> tuple[int, ...]:
         """Physical shape of one row: what a kernel takes n of, see `as_rows`."""
-        return rows_and_item(static_dims(self.expr))[1]
+        return rows_and_item(static_shape(self.expr))[1]
 
     @property
     def batch_first(self) -> bool:
@@ -118,9 +119,10 @@ def have_one_order(a: Tensor, b: Tensor) -> bool:
     return contiguous or (a.behaves_channels_last and b.behaves_channels_last)
 
 
-def static_dims(expr: Any) -> list[Any]:
-    """Returns a value's physical shape."""
-    return [int(d) if hasattr(d, "value") else d for d in expr.ty.shape]
+def logical_tensor(expr: Any) -> Tensor:
+    """Returns a value that lies in its logical order, as what is no kernel of ours makes it."""
+    shape = tuple(static_shape(expr))
+    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
 
 
 def expect_batch_first(op: str, where: str, *tensors: Tensor) -> None:
@@ -153,7 +155,7 @@ def rows_and_item(dims: Sequence[Any]) -> tuple[Any, tuple[int, ...]]:
 
 def as_rows(builder: relax.BlockBuilder, expr: Any) -> Any:
     """Returns a dense tensor as (n, *item), the view of it that kernels take."""
-    dims = static_dims(expr)
+    dims = static_shape(expr)
     rows, item = rows_and_item(dims)
     if len(dims) == 1 + len(item) and tuple(dims[1:]) == item:
         return expr
