@@ -125,19 +125,25 @@ PICKLING = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "mar
 
 
 def test_nothing_is_pickled_or_unpickled():
-    """Neither by Python's means, nor by a loader of NumPy or PyTorch that would run what a file tells it to."""
+    """Neither by Python's means, nor by a loader of NumPy or PyTorch that would run what a file tells it to.
+
+    `torchscript_archive` reads pickles with classes that do nothing, to see whether PyTorch may read them.
+    """
     found = []
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             place = f"{path.name}:{getattr(node, 'lineno', 0)}"
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = [name for name in names if (path.name, name) != ("torchscript_archive.py", "pickle")]
             found += [f"{place} {name}" for name in names if name.split(".")[0] in PICKLING]
             if not isinstance(node, ast.Call):
                 continue
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             if ast.unparse(node.func) == "torch.load" and options.get("weights_only") != "True":
                 found.append(f"{place} torch.load")
+            if ast.unparse(node.func) == "torch.export.load":
+                found.append(f"{place} torch.export.load")
             if options.get("allow_pickle", "False") != "False":
                 found.append(f"{place} allow_pickle")
     assert found == []

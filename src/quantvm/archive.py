@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import lzma
 import posixpath
 import re
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +17,6 @@ from typing import IO
 from quantvm.errors import DownloadError
 from quantvm.progress import SILENT, Progress
 
-_DAMAGE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,  # a zip compression that Python does not know
-    RuntimeError,  # an encrypted zip
-    ValueError,
-)
 _MOST_NAMED = 10
 
 
@@ -72,9 +60,9 @@ def extract_archive(archive: Path, folder: Path, progress: Progress = SILENT) ->
             temporary.mkdir(parents=True)
             _write_all(members, temporary, progress, f"extract {archive.name}")
         temporary.replace(folder)
-    except DownloadError:
+    except (DownloadError, MemoryError):
         raise
-    except (*_DAMAGE, OSError) as error:
+    except Exception as error:  # zipfile and tarfile raise any kind where a header is damaged
         if isinstance(error, OSError) and error.errno is not None:  # gzip's and bz2's own errors have no number
             raise DownloadError(f"{archive}: cannot extract into {folder}: {error}") from error
         reason = str(error) or type(error).__name__

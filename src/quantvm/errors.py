@@ -8,6 +8,7 @@ exception itself as the cause.
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ class QuantvmError(Exception):
     """
 
     is_unexpected = False
+
+    def __str__(self) -> str:
+        """Returns the message, with bytes of names of files that are no UTF-8 escaped: it can be written anywhere."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class InternalError(Exception):
@@ -115,6 +120,7 @@ def missing_package_named() -> Iterator[None]:
         ) from None
 
 
+_LOG = logging.getLogger("quantvm")
 _PLACE = "quantvm_place"
 _MOST_TOLD = 400
 STATIC_MAY_HELP = "with batch='static' (--batch static), for as many images as the example holds, it may work"
@@ -125,7 +131,8 @@ STATIC_MAY_HELP = "with batch='static' (--batch static), for as many images as t
 def stage(doing: str, kind: type[QuantvmError], remedy: str = "") -> Iterator[None]:
     """Raises an error of a kind in place of an exception that nothing in the block expected.
 
-    It names the stage, the part of the model that was at work (`part`), and what to do; the exception is its cause. Our
+    It names the stage, the part of the model that was at work (`part`), and what to do; the exception is its cause, and
+    its stack goes to the log `quantvm` at level DEBUG. Our
     own errors pass, and so do the end of the memory, an interruption, and a package that is not installed.
 
     Args:
@@ -146,6 +153,7 @@ def stage(doing: str, kind: type[QuantvmError], remedy: str = "") -> Iterator[No
             f"{f'; {remedy}' if remedy else ''}. Please report it with the model, the command and the stack"
         )
         made.is_unexpected = True
+        _LOG.debug("%s", made, exc_info=error)
         raise made from error
 
 

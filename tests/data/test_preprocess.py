@@ -247,7 +247,7 @@ def test_a_bad_png_says_why(tmp_path):
 def test_a_folder_and_a_missing_file_are_no_images(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         load_rgb(tmp_path / "x")
-    with pytest.raises(DataError, match="directory"):
+    with pytest.raises(DataError, match="is a folder"):
         load_rgb(tmp_path)
 
 

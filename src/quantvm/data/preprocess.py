@@ -14,6 +14,7 @@ import numpy as np
 
 from quantvm.data.image_modes import to_rgb
 from quantvm.errors import ConfigError, DataError
+from quantvm.regular_files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -85,21 +86,28 @@ def load_rgb(path: Path) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        if path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             raise DataError("empty file, 0 bytes")
-        with path.open("rb") as file, Image.open(file) as image:
+        with open_regular(path, DataError) as file, Image.open(file, formats=_formats()) as image:
             return to_rgb(image)
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(str(error).removesuffix(f": {path}").removeprefix(f"{path} ")) from error
     except UnidentifiedImageError:
         raise DataError("not an image of a known format") from None
-    except FileNotFoundError:
-        raise DataError("no such file") from None
     except MemoryError:
         raise DataError("too large for the memory") from None
     except Exception as error:  # PIL's decoders raise many kinds on damaged data, struct.error among them
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(reason or type(error).__name__) from error
+
+
+@lru_cache(maxsize=1)
+def _formats() -> list[str]:
+    """Returns the formats that Pillow decodes itself: for EPS it would run Ghostscript on the file."""
+    from PIL import Image
+
+    Image.init()
+    return sorted(set(Image.ID) - {"EPS"})
 
 
 def preprocess(path: Path, preprocessing: Preprocessing) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import tvm
 
-from quantvm.errors import ModelImportError
+from quantvm.errors import ModelImportError, gist
+from quantvm.regular_files import checked_path, open_regular
 
 from .program_inputs import bind_batch, importing
 
@@ -44,7 +45,7 @@ def import_model(
 def _imported(model_or_path: Any, example_inputs: Any, engine: str | None, batch: str) -> tvm.IRModule:
     examples = _as_sequence(example_inputs)
     if isinstance(model_or_path, (str, Path)):
-        return _import_file(Path(model_or_path), example_inputs, examples, engine, batch)
+        return _import_file(checked_path(model_or_path, ModelImportError), example_inputs, examples, engine, batch)
     if type(model_or_path).__name__ == "ModelProto":
         from .onnx_model import from_onnx
 
@@ -72,9 +73,7 @@ def format_of(path: Path) -> Format:
     Raises:
         ModelImportError: no such file, or none of the formats that can be imported.
     """
-    if not path.is_file():
-        raise ModelImportError(f"{path} is a folder, expected a file" if path.is_dir() else f"no such file: {path}")
-    with path.open("rb") as file:
+    with open_regular(path, ModelImportError) as file:
         head = file.read(8)
     if not head:
         raise ModelImportError(f"{path} is empty")
@@ -97,6 +96,8 @@ def _format_of_archive(path: Path) -> Format:
         raise ModelImportError(
             f"{path} is truncated: it begins as a ZIP archive, but has no directory at its end"
         ) from error
+    except Exception as error:  # Python's reader raises any kind where a directory is damaged
+        raise ModelImportError(f"{path} is a damaged ZIP archive: {gist(error)}") from error
     if first:  # what is found is the directory of a whole archive inside of this one
         raise ModelImportError(f"{path} is truncated: it begins as a ZIP archive, but its end is missing")
     inner = {name.split("/", 1)[-1] for name in names}

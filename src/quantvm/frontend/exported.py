@@ -13,8 +13,8 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from quantvm.errors import ModelImportError, QuantvmError, gist
-from quantvm.torch_compat import quiet_torchao
+from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
+from quantvm.regular_files import check_regular, checked_path
 from quantvm.tvm_compat import dataflow
 
 from . import (  # noqa: F401  (registers the converters)
@@ -36,7 +36,8 @@ from .exported_interface import Result, exported_names, exported_outputs
 from .exported_nodes import described, layer, op_name, stale_reads
 from .exported_registry import find_exported
 from .exported_values import ExportedBuilder
-from .program_inputs import ENGINE_ATTR, with_interface
+from .program_inputs import ENGINE_ATTR, importing, with_interface
+from .pt2_archive import read_program
 
 ENGINE = "pt2e"
 _COMPARISONS = (operator.ge, operator.le, operator.gt, operator.lt, operator.eq, operator.ne, operator.and_)
@@ -54,9 +55,10 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
         UnsupportedOpError: operators that neither quantvm nor TVM can import, all of them in one message.
         ModelImportError: not a program, not quantized, not converted, or bad parameters; names the node and its line.
     """
-    importing = _Import(importable(program_or_path), batch)
-    module = importing.go().with_attr(ENGINE_ATTR, ENGINE)
-    return with_interface(module, importing.input_names, importing.outputs)
+    with importing(program_or_path, batch):
+        imported = _Import(importable(program_or_path), batch)
+        module = imported.go().with_attr(ENGINE_ATTR, ENGINE)
+        return with_interface(module, imported.input_names, imported.outputs)
 
 
 def import_with_quantized(program: Any) -> tuple[tvm.IRModule, list[tuple[Any, str, float, int]]]:
@@ -66,9 +68,9 @@ def import_with_quantized(program: Any) -> tuple[tvm.IRModule, list[tuple[Any, s
 
     Args and errors: as `from_exported_program`.
     """
-    importing = _Import(importable(program), "dynamic")
-    module = importing.go(lambda results: [*results, *(expr for _, _, _, _, expr in importing.quantized)])
-    found = [(node, name, scale, zero_point) for node, name, scale, zero_point, _ in importing.quantized]
+    imported = _Import(importable(program), "dynamic")
+    module = imported.go(lambda results: [*results, *(expr for _, _, _, _, expr in imported.quantized)])
+    found = [(node, name, scale, zero_point) for node, name, scale, zero_point, _ in imported.quantized]
     return module.with_attr(ENGINE_ATTR, ENGINE), found
 
 
@@ -80,7 +82,7 @@ def importable(program_or_path: Any) -> Any:
     register_operators()
     program = program_or_path
     if isinstance(program, (str, Path)):
-        program = load_program(Path(program))
+        program = load_program(checked_path(program, ModelImportError))
     if not isinstance(program, torch.export.ExportedProgram):
         raise ModelImportError(f"expected an ExportedProgram or the path of a .pt2 file, got {type(program).__name__}")
     check_program(program.graph.nodes)
@@ -123,25 +125,34 @@ def register_operators() -> None:
 
 
 def load_program(path: Path) -> Any:
-    """Returns the program of a `.pt2` file.
+    """Returns the program of a `.pt2` file, of which nothing is executed, see `pt2_archive`.
 
     Raises:
-        ModelImportError: no such file, or not one that this PyTorch can load.
+        ModelImportError: no such file, not one that this PyTorch can load, or one that holds more than a program.
+        UnsupportedOpError: it calls functions outside of PyTorch's libraries of operators.
     """
     register_operators()
-    if not path.is_file():
-        raise ModelImportError(f"no such file: {path}")
+    check_regular(path, ModelImportError)
     if not zipfile.is_zipfile(path):
         raise ModelImportError(f"{path} is truncated or no .pt2 file: a .pt2 file is a ZIP archive")
     try:
-        with quiet_torchao():
-            return torch.export.load(str(path))
+        return read_program(path)
+    except (ModelImportError, UnsupportedOpError) as error:
+        raise type(error)(f"{path} is no .pt2 file that is opened: {error}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises anything for a foreign archive, KeyError among them
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelImportError(
-            f"{path} is no .pt2 file that PyTorch {torch.__version__} can load: {reason}. Write one with "
-            "torch.export.save(torch.export.export(model, inputs), path)"
+            f"{path} is no .pt2 file that PyTorch {torch.__version__} can load: {_reason(error)}. "
+            "Write one with torch.export.save(torch.export.export(model, inputs), path)"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the line of an error that says most: PyTorch's end in a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = lines[-1] if "Traceback" in str(error) and lines else lines[0] if lines else ""
+    return told[:300] if " " in told else f"{type(error).__name__}: {told[:300]}"
 
 
 class _Import:

@@ -13,6 +13,7 @@ import torch
 
 from quantvm.errors import ModelImportError, UnsupportedOpError, gist
 from quantvm.numerics import ENGINES
+from quantvm.regular_files import checked_path, open_regular
 from quantvm.structure import Structure
 from quantvm.torch_compat import hear_native_warnings, quiet
 
@@ -21,6 +22,7 @@ from .interface import Arguments, arguments_of, flattened, parameters_of_model
 from .known import known_values, without_converter
 from .nodes import module_path, source_line
 from .registry import find_converter, supported_ops
+from .torchscript_archive import check_script_file
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,31 @@ def load_program(model: Any, example_inputs: Any, engine: str | None) -> Program
 def load_script(path: Path) -> torch.jit.ScriptModule:
     """Returns the program of a TorchScript file.
 
+    Nothing of the file is executed but what PyTorch's own modules do on being restored, see `check_script_file`.
+
     Raises:
         ModelImportError: no such file, or not one that this PyTorch can load.
     """
-    if not path.is_file():
-        raise ModelImportError(f"no such file: {path}")
     hear_native_warnings()
-    try:
-        with quiet():
-            return torch.jit.load(str(path), map_location="cpu")
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelImportError(f"{path} is not a TorchScript file that this PyTorch can load: {reason}") from error
+    with open_regular(path, ModelImportError) as file:
+        try:
+            check_script_file(file)
+            file.seek(0)
+            with quiet():
+                return torch.jit.load(file, map_location="cpu")
+        except ModelImportError as error:
+            raise ModelImportError(f"{path} is no TorchScript file that is opened: {error}") from error
+        except Exception as error:  # RuntimeError mostly, and whatever Python makes of damaged archives
+            raise ModelImportError(
+                f"{path} is damaged, or no TorchScript file that PyTorch {torch.__version__} can load: "
+                f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+            ) from error
 
 
 def _program(model: Any, example_inputs: Any, engine: str) -> Program:
     with quiet():
         if isinstance(model, (str, Path)):
-            model = load_script(Path(model))
+            model = load_script(checked_path(model, ModelImportError))
         if isinstance(model, torch.jit.ScriptModule):
             return Program(model, arguments_of(example_inputs, *parameters_of_model(model)), engine, is_recorded=False)
         if not isinstance(model, torch.nn.Module):

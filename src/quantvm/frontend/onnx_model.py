@@ -16,13 +16,15 @@ import numpy as np
 import tvm
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.regular_files import checked_path
 
 from .normalize import normalize_with_tensors
+from .onnx_file import read_onnx, with_external_data
 from .onnx_folding import fold_constants
 from .onnx_graph import Constants, subgraphs
 from .onnx_importer import import_graph
 from .onnx_shapes import Dims, fix_inputs, inferred, make_explicit
-from .program_inputs import ENGINE_ATTR, bind_batch, examples_in_order, with_interface
+from .program_inputs import ENGINE_ATTR, bind_batch, examples_in_order, importing, with_interface
 
 ENGINE = "onnx"
 _OPERATOR_FORMAT = ("QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm", "QEmbed")
@@ -43,8 +45,9 @@ def from_onnx(
         UnsupportedOpError: operators that TVM's importer lacks, or the operator-oriented format, all in one message.
         ModelImportError: no such file, not an ONNX file, not quantized, or bad parameters.
     """
-    module, _ = from_onnx_with_tensors(load_onnx(model_or_path), example_inputs, batch)
-    return module
+    with importing(model_or_path, batch):
+        module, _ = from_onnx_with_tensors(load_onnx(model_or_path), example_inputs, batch)
+        return module
 
 
 def from_onnx_with_tensors(
@@ -134,19 +137,10 @@ def load_onnx(model_or_path: Any) -> Any:
             "ONNX models need the packages onnx and onnxscript: pip install 'quantvm[onnx]'"
         ) from error
     if isinstance(model_or_path, onnx.ModelProto):
-        return model_or_path
+        return with_external_data(model_or_path, Path())
     if not isinstance(model_or_path, (str, Path)):
         raise ModelImportError(f"expected an ONNX model or the path of one, got {type(model_or_path).__name__}")
-    path = Path(model_or_path)
-    if not path.is_file():
-        raise ModelImportError(f"no such file: {path}")
-    try:
-        model = onnx.load(str(path))
-    except Exception as error:  # protobuf's, onnx's and Python's own errors have no common base
-        raise ModelImportError(f"{path} is truncated or no ONNX file: {str(error).splitlines()[0]}") from error
-    if not model.graph.node or not model.opset_import:
-        raise ModelImportError(f"{path} is truncated or no ONNX file: it holds no graph")
-    return model
+    return read_onnx(checked_path(model_or_path, ModelImportError))
 
 
 def _check_operators(graph: Any) -> None:

@@ -8,17 +8,17 @@ one from what its interpreter computes (docs/numerics.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tvm
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.regular_files import open_regular
 
 from .builder import is_call
 from .channels_first import channels_first
 from .normalize import normalize
-from .program_inputs import ENGINE_ATTR, bind_batch
+from .program_inputs import ENGINE_ATTR, bind_batch, importing
 
 ENGINE = "tflite"
 _MAGIC = b"TFL3"
@@ -38,7 +38,11 @@ def from_tflite(
         UnsupportedOpError: operators that TVM's importer lacks, all in one message.
         ModelImportError: no such file, not a TFLite file, not quantized, or inputs that are not float32.
     """
-    data = _read(model_or_path)
+    with importing("the model" if isinstance(model_or_path, bytes) else model_or_path, batch):
+        return _imported(_read(model_or_path), model_or_path, example_inputs, batch)
+
+
+def _imported(data: bytes, model_or_path: Any, example_inputs: Sequence[Any] | None, batch: str) -> tvm.IRModule:
     module, names = _with_tvm(data, "the model" if isinstance(model_or_path, bytes) else str(model_or_path))
     main = module["main"]
     values = [binding.value for block in main.body.blocks for binding in block.bindings]
@@ -58,10 +62,8 @@ def _read(model_or_path: Any) -> bytes:
     if isinstance(model_or_path, bytes):
         data, name = model_or_path, "the model"
     else:
-        path = Path(model_or_path)
-        if not path.is_file():
-            raise ModelImportError(f"no such file: {path}")
-        data, name = path.read_bytes(), str(path)
+        with open_regular(model_or_path, ModelImportError) as file:
+            data, name = file.read(), model_or_path
     if data[4:8] != _MAGIC:
         raise ModelImportError(f"{name} is no TFLite file: it does not have the identifier TFL3")
     return data

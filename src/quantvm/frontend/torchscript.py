@@ -62,10 +62,11 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
         UnsupportedOpError: operators without a converter, all of them in one message.
         ModelImportError: no quantized operator, quantization-aware training not converted, or bad parameters.
     """
-    program = load_program(model, example_inputs, engine)
-    conversion = _Conversion(program, batch)
-    module = _following(program, conversion.go(lambda results: results))
-    return with_interface(module, program.arguments.input_names(), conversion.outputs)
+    with importing(model, batch):
+        program = load_program(model, example_inputs, engine)
+        conversion = _Conversion(program, batch)
+        module = _following(program, conversion.go(lambda results: results))
+        return with_interface(module, program.arguments.input_names(), conversion.outputs)
 
 
 def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None) -> LayeredProgram:

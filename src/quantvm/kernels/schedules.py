@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantvm.errors import ConfigError
+from quantvm.regular_files import open_regular
 
 from .dot import BY_NAME, DotProduct
 from .schedule import Conv2dShape, Schedule, schedule_problem
@@ -97,13 +98,18 @@ def read_schedules(path: Path) -> ScheduleFile:
     """
     advice = "remove the file, or write it anew with quantvm tune"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path, ConfigError) as file:
+            content = json.loads(file.read().decode("utf-8"))
         if content["schema_version"] != SCHEMA_VERSION:
             found = content["schema_version"]
             raise ConfigError(f"{path} has schema version {found!r}, expected {SCHEMA_VERSION}; {advice}")
         records = tuple(_record(item) for item in content["records"])
         found = ScheduleFile(str(content["mcpu"]), dict(content["measured_on"]), records)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ConfigError as error:
+        raise (
+            error if str(path) in str(error) else ConfigError(f"{path} holds no schedules ({error}); {advice}")
+        ) from None
+    except Exception as error:  # JSON may hold anything in any place
         raise ConfigError(f"{path} holds no schedules ({type(error).__name__}: {error}); {advice}") from error
     problems = [f"record {i + 1}: {text}" for i, record in enumerate(records) if (text := _problem(record))]
     if problems:

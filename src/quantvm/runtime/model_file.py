@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from quantvm.errors import MachineError, ModelFileError
+from quantvm.regular_files import checked_path, open_regular
 
 from .artifact import Artifact
 from .manifest import Manifest, Member, parse_manifest
@@ -33,8 +34,9 @@ _MANIFEST, _LIBRARY = "manifest.json", "model.so"
 _MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the least that a zip can say: equal models are equal files
-_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
-"""What Python's zipfile raises for files that are damaged."""
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError,
+           LookupError, ArithmeticError, TypeError, AttributeError)  # fmt: skip
+"""What Python's zipfile raises for files that are damaged: anything but OSError."""
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
@@ -48,8 +50,9 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     """
     import quantvm.tvm_compat  # noqa: F401 - the time of importing tvm is not that of loading a model
 
+    path = checked_path(path, ModelFileError, "the path of a model file")
     start_s = time.perf_counter()
-    artifact = open_model_file(Path(path))
+    artifact = open_model_file(path)
     try:
         artifact.prepare()
     except MachineError as error:
@@ -200,12 +203,7 @@ def _copied(source: IO[bytes], target: IO[bytes] | None) -> str:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    try:
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise ModelFileError(f"no such file: {path}") from error
-    except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
+    return open_regular(path, ModelFileError)
 
 
 def _as_zip(file: IO[bytes], path: Path) -> zipfile.ZipFile:
