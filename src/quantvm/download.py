@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from quantvm.archive import extract_archive
 from quantvm.errors import DownloadError
+from quantvm.output_files import write_file
 from quantvm.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -210,9 +211,7 @@ class _Expected:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file atomically."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _is_present(url: str, destination: Path, expected: _Expected, progress: Progress) -> bool:

@@ -8,6 +8,7 @@ exception itself as the cause.
 
 from __future__ import annotations
 
+import errno
 import logging
 import traceback
 from collections.abc import Callable, Iterator
@@ -82,6 +83,10 @@ class CompileError(QuantvmError, RuntimeError):
 
 class ModelFileError(QuantvmError, ValueError):
     """A file that is no saved model, is damaged, or is of another version."""
+
+
+class OutputError(QuantvmError, OSError):
+    """A result or a temporary file that cannot be written: a full disk, a closed stdout. The command exits with 4."""
 
 
 class MachineError(QuantvmError, RuntimeError):
@@ -168,6 +173,19 @@ def part(name: str | Callable[[], str]) -> Iterator[None]:
         if not hasattr(error, _PLACE):
             setattr(error, _PLACE, name if isinstance(name, str) else name())
         raise
+
+
+def is_output_failure(error: BaseException) -> bool:
+    """Whether an error, or what it was caused by, is that something could not be written, as to a full disk."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OutputError) or (isinstance(cause, OSError) and cause.errno in _FAILED_WRITES):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+_FAILED_WRITES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE, errno.EIO))
 
 
 def gist(error: BaseException) -> str:

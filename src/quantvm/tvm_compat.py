@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
-import tempfile
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 
-from quantvm.errors import STATIC_MAY_HELP, CompileError, stage
+from quantvm.errors import STATIC_MAY_HELP, CompileError, OutputError, stage
+from quantvm.scratch import file_size_limit, memory_file, room_advice, room_bytes, scratch_folder
+
+
+def release_pooled_memory() -> None:
+    """Gives back what TVM keeps of the working memory of models that ran, for those that run next.
+
+    Its pool has as many buffers of each size as were ever in use at once, and never shrinks by itself.
+    """
+    tvm.get_global_func("vm.builtin.memory_manager.clear")()
 
 
 @lru_cache(maxsize=1)
@@ -79,9 +93,38 @@ def _executable(module: tvm.IRModule, target: Any) -> Any:
         relax.transform.LowerRuntimeBuiltin(),
         relax.transform.ComputePrimValue(),
         relax.transform.VMShapeLower(),
+        tvm.transform.module_pass(_with_ordered_shapes, opt_level=0),
         relax.transform.AttachGlobalSymbol(),
     ]
     return tvm.compile(module, target=target, relax_pipeline=tvm.transform.Sequential(passes))
+
+
+def _with_ordered_shapes(module: tvm.IRModule, _: Any) -> tvm.IRModule:
+    """Orders what the functions of VMShapeLower compute: its order is one of addresses, new in every process."""
+    for name, function in module.functions.items():
+        if name.name_hint.startswith("shape_func") and isinstance(function, tvm.tirx.PrimFunc):
+            module[name] = function.with_body(_in_order_of_slots(function.body))
+    return module
+
+
+def _in_order_of_slots(body: Any) -> Any:
+    stores = list(body.seq) if isinstance(body, tvm.tirx.SeqStmt) else []
+    if not all(isinstance(store, tvm.tirx.BufferStore) for store in stores):
+        return body
+    read = {slot for store in stores for slot in _slots_read(store.value)}  # of variables, which are never stored here
+    ordered = sorted(stores, key=lambda store: int(store.indices[0]))
+    is_independent = read.isdisjoint(int(store.indices[0]) for store in stores)
+    return tvm.tirx.SeqStmt(ordered) if stores and is_independent else body
+
+
+def _slots_read(value: Any) -> Iterator[int]:
+    if isinstance(value, tvm.ir.TensorLoad):
+        yield int(value.indices[0])
+        return
+    parts = [getattr(value, name, None) for name in ("a", "b", "value", "condition", "true_value", "false_value")]
+    for part in (*parts, *getattr(value, "args", ())):
+        if part is not None:
+            yield from _slots_read(part)
 
 
 def start_vm(module: Any) -> Any:
@@ -102,10 +145,14 @@ def copied(executable: Any) -> Any:
     A virtual machine writes into what it starts: an empty memory scope for each constant. Saved after that, an
     executable has other bytes, and TVM warns of every scope, when it is saved and whenever it is loaded.
     """
-    with tempfile.TemporaryDirectory(prefix="quantvm-") as folder:
-        path = str(Path(folder, "executable"))
-        executable.mod.write_to_file(path, "")
-        copy = tvm.get_global_func("relax.ExecutableLoadFromFile")(path)
+    with ExitStack() as stack:
+        in_memory = stack.enter_context(memory_file("executable"))
+        path = in_memory or stack.enter_context(scratch_folder("executable")) / "executable"
+        executable.mod.write_to_file(str(path), "")
+        if in_memory is None and (room_bytes(path.parent) == 0 or path.stat().st_size == file_size_limit()):
+            # TVM says nothing where there is no room for all of it
+            raise OutputError(f"there is no room for a copy of the executable; {room_advice(path.parent)}")
+        copy = tvm.get_global_func("relax.ExecutableLoadFromFile")(str(path))
     for library in executable.mod.imports:
         copy.import_module(library)
     return copy
@@ -114,20 +161,29 @@ def copied(executable: Any) -> Any:
 def load_library(path: Path) -> Any:
     """Returns the module in a shared library of `write_library`; the file may be removed afterwards.
 
+    The system unloads the library when the module, and what was made of it, is no longer used: tensors are allocated by
+    TVM's runtime, not by the library.
+
     Raises:
         OSError: the library cannot be loaded.
     """
     try:
-        return tvm.runtime.load_module(str(path))
+        return tvm_ffi.load_module(str(path), keep_module_alive=False)
     except (RuntimeError, ValueError, tvm.error.InternalError) as error:
         raise OSError(_last_line(error)) from error
 
 
 def write_library(executable: Any, path: Path) -> None:
-    """Writes an executable as a shared library.
+    """Writes an executable as a shared library, the same bytes for equal executables.
+
+    LLVM ends the process where it cannot write an object: they are written to memory, or after a look at the room.
+
+    Args:
+        executable: of `build_executable`.
+        path: of the library, in a folder of `scratch_folder`.
 
     Raises:
-        CompileError: there is no linker, or it fails.
+        CompileError: there is no linker, it fails, or there is no room.
     """
     from tvm.support import cc
 
@@ -137,10 +193,61 @@ def write_library(executable: Any, path: Path) -> None:
             "a compiled model can only be saved with a C++ linker, and none was found; install g++ or clang, or name "
             "one by the environment variable CXX"
         )
+    with ExitStack() as stack:
+        try:
+            objects = [
+                _object_file(module, path.with_name(f"{index}.o"), stack)
+                for index, module in enumerate(_host_modules(executable))
+            ]
+        except (RuntimeError, OSError, ValueError, tvm.error.InternalError) as error:
+            raise CompileError(f"cannot write objects for the linker: {_last_line(error)}") from error
+        _link(linker, objects, path)
+
+
+def _host_modules(executable: Any) -> list[Any]:
+    """Returns the LLVM modules whose objects make the library: the code, and one of constants and bytecode."""
+    code = [module for module in executable.mod.imports if module.kind == "llvm"]
+    target = code[0]["_get_target_string"]() if code else '{"kind": "llvm"}'
+    return [*code, tvm.get_global_func("runtime.ModulePackImportsToLLVM")(executable.mod, False, target, "")]
+
+
+def _object_file(module: Any, path: Path, stack: ExitStack) -> Path:
+    """Returns a file that holds the object of an LLVM module; `path`, or one in memory until the stack is left."""
+    in_memory = stack.enter_context(memory_file(path.name))
+    if in_memory is None:
+        need_bytes = len(module.inspect_source("ll"))  # an object is smaller than its text
+        room = room_bytes(path.parent)
+        if room is not None and room < need_bytes:
+            raise OSError(
+                errno.ENOSPC,
+                f"{room:,} bytes are free, and up to {need_bytes:,} are needed; {room_advice(path.parent)}",
+            )
+    module.write_to_file(str(in_memory or path), "o")
+    return in_memory or path
+
+
+def _link(linker: str, objects: list[Path], path: Path) -> None:
+    flags = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    command = [linker, "-shared", "-fPIC", *flags, "-o", str(path), *map(str, objects)]
     try:
-        executable.export_library(str(path))
-    except (RuntimeError, OSError, ValueError, tvm.error.InternalError) as error:
-        raise CompileError(f"the linker {linker} failed: {_last_line(error)}") from error
+        done = subprocess.run(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+    except OSError as error:
+        raise CompileError(f"the linker {linker} failed: {error.strerror or error}") from error
+    if done.returncode == 0 and path.is_file():
+        return
+    said = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
+    no_room = next((line for line in said if any(text in line for text in _NO_ROOM)), None)
+    reason = no_room or next(
+        (line for line in said if "error" in line.lower()), (said or [f"exit {done.returncode}"])[0]
+    )
+    cause = OSError(errno.ENOSPC, reason) if no_room else None
+    raise CompileError(f"the linker {linker} failed: {reason}; {room_advice(path.parent)}") from cause
+
+
+_NO_ROOM = ("File size limit exceeded", *map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)))
+"""What linkers say that meet a full disk."""
 
 
 def assembly(executable: Any) -> str:
@@ -173,9 +280,42 @@ def use_threads(threads: int) -> int:
     begins_with = os.environ.get("TVM_NUM_THREADS", "")
     if not begins_with.isdecimal() or int(begins_with) < threads:
         os.environ["TVM_NUM_THREADS"] = str(threads)
+    note_thread_pool()
     tvm.get_global_func("runtime.config_threadpool")(_ALL_CORES, threads)
     return int(tvm.runtime.num_threads())
 
+
+def note_thread_pool() -> None:
+    """Notes that the calling thread has a pool of threads from now on, as every thread that runs compiled code."""
+    _thread.has_pool = True
+
+
+def renew_thread_pool() -> bool:
+    """Replaces the calling thread's pool, if it has one, by a new one of as many threads; False if TVM cannot do that.
+
+    Its threads are new and wait for work without a lock, so that a process may be forked: only the calling thread goes
+    on in the child, where the pool that it finds is renewed again. With one that has slept the child hangs or aborts.
+    """
+    if not getattr(_thread, "has_pool", False):
+        return True
+    try:
+        reset = getattr(ctypes.CDLL(_loaded_runtime()), _RESET_THREAD_POOL)
+    except (AttributeError, OSError):
+        return False
+    n_threads = int(tvm.runtime.num_threads())
+    reset()
+    tvm.get_global_func("runtime.config_threadpool")(_ALL_CORES, n_threads)
+    return True
+
+
+def _loaded_runtime() -> str | None:
+    """Returns the file of TVM's runtime, which is loaded already; None for whatever this process has loaded."""
+    return next((str(path) for path in (Path(tvm.__file__).parent / "lib").glob("libtvm_runtime.*")), None)
+
+
+_thread = threading.local()
+_RESET_THREAD_POOL = "_ZN3tvm7runtime9threading15ResetThreadPoolEv"
+"""`tvm::runtime::threading::ResetThreadPool`, which TVM exports and registers under no name."""
 
 _ALL_CORES = -3
 """TVM's affinity mode in which every thread may run on every core, so that nothing is pinned."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +20,13 @@ from quantvm.evaluate.engines import ENGINES, EngineKind, Job, make_engine
 from quantvm.evaluate.workers import ProcessWorker, WorkerError
 
 ENGINE = """
-import os, sys, time
+import os, subprocess, sys, time
 import numpy as np
 
 class Toy:
     def __init__(self, job):
         print("a library says hello")
-        self.threads = job.threads
+        self.threads, self.folder = job.threads, job.folder
 
     def build(self):
         return {"build_s": 1.0, "artifact_bytes": int(os.environ["OMP_NUM_THREADS"] + os.environ["TVM_NUM_THREADS"])}
@@ -35,6 +38,12 @@ class Toy:
             print("out of luck", file=sys.stderr)
             os._exit(7)
         if batch == 15:
+            time.sleep(60)
+        if batch == 16:
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            written = os.path.join(self.folder, "child.new")
+            print(child.pid, file=open(written, "w"), flush=True)
+            os.rename(written, os.path.join(self.folder, "child.pid"))
             time.sleep(60)
         return (lambda x_f32: x_f32.reshape(len(x_f32), -1) * 2), {"load_s": 0.5}
 """
@@ -182,3 +191,42 @@ def test_every_library_gets_the_thread_count(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     environment = workers._environment(2)
     assert {environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")} == {"2"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_ends_with_its_parent_and_so_does_what_it_started(toy, tmp_path, number):
+    script = (
+        "import dataclasses, json, sys\n"
+        "from quantvm.evaluate.engines import Job\n"
+        "from quantvm.evaluate.workers import ProcessWorker\n"
+        "worker = ProcessWorker(Job(**json.loads(sys.argv[1])))\n"
+        "worker.request('build')\n"
+        "print(worker._process.pid, flush=True)\n"
+        "worker.request('load', batch=16)\n"
+    )
+    command = [sys.executable, "-c", script, json.dumps(dataclasses.asdict(toy))]
+    environment = workers._environment(1)  # with this quantvm, wherever another may be installed
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        worker_pid = int(parent.stdout.readline())
+        child_file = tmp_path / "child.pid"
+        wait_until(child_file.is_file)
+        pids = [worker_pid, int(child_file.read_text())]
+        assert all(is_alive(pid) for pid in pids)
+        parent.send_signal(number)
+        parent.wait(timeout=30)
+        wait_until(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def wait_until(condition, limit_s=20):
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, OutputError
 from quantvm.kernels.dot import DOT_PRODUCTS, VNNI512
 from quantvm.kernels.schedule import (
     Conv2dShape,
@@ -145,7 +145,7 @@ def test_a_file_that_is_not_right_is_named_with_what_to_do(text, message, tmp_pa
 
 def test_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ConfigError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot make"):
         write_schedules(tmp_path / "taken" / "cpu.json", ScheduleFile("cpu", {}, (RECORD,)))
 
 

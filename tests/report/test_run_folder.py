@@ -1,10 +1,12 @@
+import errno
 import json
+import os
 import re
 
 import pyarrow.parquet as pq
 import pytest
 
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, OutputError
 from quantvm.progress import SILENT
 from quantvm.report.run_folder import LoggedProgress, RunFolder, default_run_folder, run_json
 from quantvm.report.schema import RunResult
@@ -59,10 +61,15 @@ def test_saving_again_replaces_what_was_there(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     folder.save(RunResult(run_row()))
-    (tmp_path / ".run.json.partial").mkdir()
-    with pytest.raises(IsADirectoryError):
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OutputError, match=r"cannot write .*No space left"):
         folder.save(RunResult(run_row(seed=7)))
     folder.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "report.md", "run.json", "samples.parquet"]
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 0
 
 

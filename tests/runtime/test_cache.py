@@ -67,8 +67,9 @@ def test_the_second_compilation_is_a_hit_with_the_same_bits():
     second = compiled(network(), (1, *SHAPE))
     assert (first.report.cached, second.report.cached) == (False, True)
     assert second.report.load_s < 0.5
-    assert second.report.compile_s == first.report.compile_s
-    assert second.report.import_s != first.report.import_s
+    assert first.report.compile_s > 0
+    assert second.report.compile_s is None
+    assert second.report.import_s not in (None, first.report.import_s)
     assert torch.equal(first(x), second(x))
     assert torch.equal(second(x), network()(x))
 
@@ -135,7 +136,8 @@ def test_the_sources_are_all_that_compiling_imports():
     imported = set().union(*(graph.find_upstream_modules(module) for module in compiling)) - compiling
     known = {source.removesuffix(".py") for source in cache_key_module._SOURCES}
     tops = {module.split(".")[1] for module in imported if module != "quantvm"}
-    assert tops - known == {"errors", "layer_rules"}, "list it in _SOURCES, or here if it changes no code"
+    change_no_code = {"errors", "layer_rules", "output_files", "scratch"}
+    assert tops - known == change_no_code, "list it in _SOURCES, or here if it changes no code"
 
 
 def test_the_digest_of_the_sources_sees_every_file_that_compiles(tmp_path, monkeypatch):

@@ -15,8 +15,23 @@ import typer
 from typer.models import ArgumentInfo
 
 from quantvm.download import cache_dir
-from quantvm.errors import ModelCodeError, QuantvmError, VerificationError, gist
-from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_USAGE
+from quantvm.errors import (
+    ConfigError,
+    ModelCodeError,
+    OutputError,
+    QuantvmError,
+    VerificationError,
+    gist,
+    is_output_failure,
+)
+from quantvm.output_files import make_folder, write_file
+from quantvm.report.schema import (
+    EXIT_CHECK_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_MODELS_ERRORED,
+    EXIT_OUTPUT,
+    EXIT_USAGE,
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -46,13 +61,16 @@ def errors_to_exit_codes(command: Callable[..., None] | None = None) -> Iterator
         kept = _kept_stack(error) if error.is_unexpected else None
         where = f", which is in {kept}" if kept else ""
         typer.echo(f"quantvm: {_with_option_names(str(error), command)}{where}", err=True)
-        raise typer.Exit(EXIT_CHECK_FAILED if isinstance(error, VerificationError) else EXIT_USAGE) from error
-    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise typer.Exit(_exit_code(error)) from error
+    except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except MemoryError as error:
         typer.echo("quantvm: the memory does not suffice for this model", err=True)
         raise typer.Exit(EXIT_MODELS_ERRORED) from error
     except Exception as error:
+        if is_output_failure(error):
+            typer.echo(f"quantvm: {gist(error)}", err=True)
+            raise typer.Exit(EXIT_OUTPUT) from error
         traceback.print_exc()
         typer.echo(f"quantvm: {gist(error)}. Please report this with the command and the stack above", err=True)
         raise typer.Exit(EXIT_MODELS_ERRORED) from error
@@ -61,13 +79,20 @@ def errors_to_exit_codes(command: Callable[..., None] | None = None) -> Iterator
         raise typer.Exit(EXIT_INTERRUPTED) from interrupt
 
 
+def _exit_code(error: QuantvmError) -> int:
+    if isinstance(error, VerificationError):
+        return EXIT_CHECK_FAILED
+    is_found_before_work = isinstance(error, ConfigError)
+    return EXIT_OUTPUT if is_output_failure(error) and not is_found_before_work else EXIT_USAGE
+
+
 def _kept_stack(error: BaseException) -> Path | None:
     """Writes the stack of an error into the cache folder; returns the file, or None where none can be written."""
     path = cache_dir() / "last_error.txt"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    except OSError:
+        make_folder(path.parent)
+        write_file(path, "".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+    except OutputError:
         return None
     return path
 

@@ -16,19 +16,21 @@ fetch_app = typer.Typer(help="Download weights or data sets, to work without a n
 @list_app.command("models")
 def list_models(as_json: AsJson = False) -> None:
     """List the models, and whether their weights are on this machine."""
-    from quantvm import inventory
+    with errors_to_exit_codes():
+        from quantvm import inventory
 
-    rows = inventory.list_models()
-    print_result(rows, inventory.model_lines(rows), as_json)
+        rows = inventory.list_models()
+        print_result(rows, inventory.model_lines(rows), as_json)
 
 
 @list_app.command("data")
 def list_data(as_json: AsJson = False) -> None:
     """List the named data sets, and whether they are on this machine."""
-    from quantvm import inventory
+    with errors_to_exit_codes():
+        from quantvm import inventory
 
-    rows = inventory.list_data()
-    print_result(rows, inventory.data_lines(rows), as_json)
+        rows = inventory.list_data()
+        print_result(rows, inventory.data_lines(rows), as_json)
 
 
 @list_app.command("ops")
@@ -37,24 +39,26 @@ def list_ops(
     markdown: Annotated[bool, typer.Option("--markdown", help="A page with what each becomes.")] = False,
 ) -> None:
     """List the PyTorch operators that can be imported."""
-    if markdown:
-        from quantvm.supported_ops import supported_ops_markdown
+    with errors_to_exit_codes():
+        if markdown:
+            from quantvm.supported_ops import supported_ops_markdown
 
-        typer.echo(supported_ops_markdown(), nl=False)
-        return
-    from quantvm import inventory
+            typer.echo(supported_ops_markdown(), nl=False)
+            return
+        from quantvm import inventory
 
-    names = inventory.list_ops()
-    print_result(names, names, as_json)
+        names = inventory.list_ops()
+        print_result(names, names, as_json)
 
 
 @list_app.command("targets")
 def list_targets(as_json: AsJson = False) -> None:
     """List what can be compiled for."""
-    from quantvm import inventory
+    with errors_to_exit_codes():
+        from quantvm import inventory
 
-    rows = inventory.list_targets()
-    print_result(rows, inventory.target_lines(rows), as_json)
+        rows = inventory.list_targets()
+        print_result(rows, inventory.target_lines(rows), as_json)
 
 
 @list_app.command("kernels")

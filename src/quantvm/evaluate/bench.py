@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from quantvm.errors import ConfigError, QuantvmError, missing_package_named
@@ -22,6 +20,7 @@ from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.bench_schema import BenchResult, BenchRow, MeanRow
 from quantvm.report.bench_text import bench_report
 from quantvm.report.run_folder import LoggedProgress, RunFolder, run_json
+from quantvm.scratch import scratch_folder
 
 
 @missing_package_named()
@@ -144,8 +143,8 @@ class _Bench:
         if entry.weights is None:
             self._skip(entry, "skipped", entry.reason or "no weights", entry.remedy)
             return
-        with tempfile.TemporaryDirectory(prefix="quantvm-bench-") as folder:
-            job = model_job(Path(folder), spec, config)
+        with scratch_folder("bench") as folder:
+            job = model_job(folder, spec, config)
             progress = TitledProgress(self.progress, spec.title)
             with progress.task("prepare"):
                 self.stages.write_model(spec, entry.weights, self.plan, job, max(config.batch_sizes))

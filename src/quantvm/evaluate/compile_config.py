@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from quantvm.errors import ConfigError
 from quantvm.evaluate.config import RunConfig
 from quantvm.evaluate.model_words import kind_of
 from quantvm.models.quantize import FLOWS, Engine, Scheme
+from quantvm.output_files import file_problem
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,5 @@ class CompileConfig:
         for shape in self.input_shapes or ():
             if len(shape) < 2 or min(shape) < 1:
                 yield f"input_shape: got {','.join(map(str, shape))}, expected sizes of at least 1, as 1,3,224,224"
-        if self.out is not None and self.out.is_dir():
-            yield f"out: {self.out} is a folder, expected the name of a file"
-        elif self.out is not None and not self.out.parent.is_dir():
-            yield f"out: the folder {self.out.parent} does not exist"
-        elif self.out is not None and not os.access(self.out.parent, os.W_OK):
-            yield f"out: the folder {self.out.parent} may not be written to"
+        if self.out is not None and (problem := file_problem(self.out)) is not None:
+            yield f"out: {problem}"

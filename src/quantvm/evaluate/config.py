@@ -17,6 +17,7 @@ from quantvm.evaluate.parity import Tolerance
 from quantvm.integer_numerics import NUMERICS
 from quantvm.models.quantize import FLOWS, Engine, Scheme
 from quantvm.models.weights import POLICIES
+from quantvm.output_files import folder_problem
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "interpolation": get_args(Interpolation),
@@ -163,8 +164,8 @@ class RunConfig:
                 yield str(error)
         if self.min_top1 is not None and self.weights == "random":
             yield "min_top1: with random weights accuracy means nothing; leave one of the two out"
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            yield f"out: {self.out} is a file, expected a folder; name another"
+        if self.out is not None and (problem := folder_problem(self.out)) is not None:
+            yield f"out: {problem}"
 
     def as_json(self) -> dict[str, Any]:
         """Returns the options as run.json holds them."""

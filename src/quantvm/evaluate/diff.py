@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.errors import ConfigError, RunError, stage
+from quantvm.errors import ConfigError, OutputError, RunError, stage
 from quantvm.evaluate.comparison import Comparison
 from quantvm.evaluate.compiling import float_and_quantized
 from quantvm.evaluate.config import raise_problems, resolve_threads
@@ -19,6 +19,7 @@ from quantvm.evaluate.diff_config import SIDES, DiffConfig
 from quantvm.evaluate.layer_parity import LayerCount, first_difference
 from quantvm.evaluate.plan import prepare
 from quantvm.evaluate.stages import Stages
+from quantvm.output_files import make_folder, write_file
 from quantvm.progress import SILENT, Progress
 from quantvm.report.diff_schema import DiffResult, DiffRow, LayerRow, WaterfallRow
 from quantvm.report.schema import SCHEMA_VERSION
@@ -271,16 +272,16 @@ def _make(folder: Path) -> None:
         ConfigError: it cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: cannot make {folder}: {error.strerror or error}") from error
+        make_folder(folder)
+    except OutputError as error:
+        raise ConfigError(f"out: {error}") from error
 
 
 def _save(folder: Path, result: DiffResult) -> None:
     """Writes diff.json and layers.csv, each whole or not at all.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
     from quantvm.report.diff_text import layers_csv
 
@@ -288,10 +289,5 @@ def _save(folder: Path, result: DiffResult) -> None:
         "diff.json": json.dumps(result.row, indent=2, ensure_ascii=False) + "\n",
         "layers.csv": layers_csv(result.row),
     }
-    try:
-        for name, text in texts.items():
-            unfinished = folder / f"{name}.tmp"
-            unfinished.write_text(text, encoding="utf-8", newline="")
-            unfinished.replace(folder / name)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {folder}: {error.strerror or error}") from error
+    for name, text in texts.items():
+        write_file(folder / name, text.encode())

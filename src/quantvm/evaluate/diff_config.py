@@ -10,6 +10,7 @@ from typing import Any
 from quantvm.evaluate.compile_config import CompileConfig
 from quantvm.integer_numerics import NUMERICS
 from quantvm.numerics import ENGINES
+from quantvm.output_files import file_problem, folder_problem
 
 SIDES = (
     "torch", *(f"torch:{engine}" for engine in ENGINES), "tvm", *(f"tvm:{numerics}" for numerics in NUMERICS), "qdq",
@@ -79,8 +80,8 @@ class DiffConfig:
             yield f"actual: got '{self.actual}', which is the reference, too; name another side"
         if self.num_samples < 1:
             yield f"num_samples: got {self.num_samples}, expected at least 1"
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            yield f"out: {self.out} is a file, expected a folder; name another"
+        if self.out is not None and (problem := folder_problem(self.out)) is not None:
+            yield f"out: {problem}"
         if self.save_repro is not None:
             yield from self._repro_problems(self.save_repro)
         if self.needs_float_model and Path(self.model).is_file():
@@ -89,8 +90,8 @@ class DiffConfig:
     def _repro_problems(self, path: Path) -> Iterator[str]:
         if path.suffix != ".py" or not path.stem.startswith("test_"):
             yield f"save_repro: got {path.name}, expected a name like test_layer.py, which pytest collects"
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            yield f"save_repro: {path} cannot be written; name a file in a folder that exists"
+        if (problem := file_problem(path)) is not None:
+            yield f"save_repro: {problem}"
         for name in ("reference", "actual"):
             if getattr(self, name) in ("qdq", "fp32"):
                 side = getattr(self, name)

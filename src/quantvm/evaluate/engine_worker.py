@@ -11,7 +11,10 @@ import gc
 import json
 import os
 import resource
+import select
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -146,8 +149,27 @@ def leave_out_compilers() -> None:
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"
 
 
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it does, however it ends, and what an engine started, too.
+
+    stdin is the pipe from it, of which nobody else holds the other end.
+    """
+
+    def wait() -> None:
+        pipe = select.poll()
+        pipe.register(0, 0)  # that the other end is closed is told in any case
+        pipe.poll()
+        if os.getpgid(0) == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    if hasattr(select, "poll"):
+        threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
+
+
 def main() -> None:
     """Serves one job until stdin ends."""
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = Job(**json.loads(sys.stdin.readline()))

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm.errors import ConfigError, QuantvmError, gist
+from quantvm.errors import QuantvmError, gist
 from quantvm.evaluate.comparison import Comparison
 from quantvm.evaluate.diff_config import DiffConfig
 from quantvm.evaluate.repro_programs import ProgramCase, program_text
 from quantvm.evaluate.repro_text import ReproCase, repro_text
 from quantvm.layer_rules import Operator, Window
 from quantvm.numerics import ENGINES
+from quantvm.output_files import write_file
 
 if TYPE_CHECKING:
     from quantvm.lowering.layer_operators import LayerOperator
@@ -56,7 +57,7 @@ def save_repro(
             problem = f"layer {layer.name} cannot be computed as the only one of a model: {gist(error)}"
             continue
         if is_shown:
-            _write(path, text)
+            write_file(path, text.encode())
             return None
         problem = equal
     return problem
@@ -123,13 +124,6 @@ def _differs(text: str) -> bool:
     names: dict[str, Any] = {"__name__": "quantvm_repro"}
     exec(compile(text, "<repro>", "exec"), names)  # noqa: S102  # the text is ours
     return bool((names["expected"]() != names["found"]()).any())
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 # ------------------------------------------------------------------ parts of a layer

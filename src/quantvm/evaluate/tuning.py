@@ -16,6 +16,7 @@ from quantvm.evaluate.environment import installed_version
 from quantvm.evaluate.model_words import kind_of
 from quantvm.models import get_model, list_models
 from quantvm.models.weights import build_float_model, resolve_weights
+from quantvm.output_files import file_problem
 from quantvm.progress import SILENT, Progress
 from quantvm.report.schema import SCHEMA_VERSION
 from quantvm.report.tune_schema import TunedRow, TuneResult, TuneRow
@@ -64,8 +65,8 @@ class TuneConfig:
         for count in self.threads:
             if count < 1:
                 yield f"threads: got {count}, expected at least 1"
-        if self.out is not None and self.out.is_dir():
-            yield f"out: {self.out} is a folder, expected the name of a file"
+        if self.out is not None and (problem := file_problem(self.out)) is not None:
+            yield f"out: {problem}"
 
 
 @missing_package_named()
@@ -76,7 +77,8 @@ def tune_schedules(config: TuneConfig, *, progress: Progress = SILENT) -> TuneRe
     goes on choosing. When the search is interrupted, what was found until then is written.
 
     Raises:
-        ConfigError: an option is wrong, or the file is damaged or cannot be written.
+        ConfigError: an option is wrong, or the file is damaged.
+        OutputError: the file cannot be written.
         CompileError: the target names no CPU.
         MachineError: this machine cannot run the target's code.
     """

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from quantvm.errors import ConfigError
+from quantvm.output_files import make_folder, write_file
 from quantvm.regular_files import open_regular
 
 from .dot import BY_NAME, DotProduct
@@ -121,20 +120,13 @@ def write_schedules(path: Path, content: ScheduleFile) -> None:
     """Writes records, sorted, one on each line; the file appears whole or not at all.
 
     Raises:
-        ConfigError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     head = {"schema_version": SCHEMA_VERSION, "mcpu": content.mcpu, "measured_on": content.measured_on}
     lines = [json.dumps(_item(record)) for record in sorted(content.records, key=_order)]
     text = json.dumps(head, indent=1).removesuffix("\n}") + ',\n "records": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+    make_folder(path.parent)
+    write_file(path, text.encode())
 
 
 def _order(record: ScheduleRecord) -> tuple[Any, ...]:

@@ -50,7 +50,7 @@ class EngineRow(TypedDict):
     first_call_ms: float | None
     build_s: float | None  # quantizing and writing the file that is loaded
     import_s: float | None  # TVM: from the torch program to Relax
-    compile_s: float | None  # TVM: from Relax to machine code, maybe in an earlier run
+    compile_s: float | None  # TVM: from Relax to machine code; None if that was done earlier
     load_s: float | None
     artifact_bytes: int | None  # of the file that is loaded
     peak_rss_bytes: int | None  # of the worker process from its start

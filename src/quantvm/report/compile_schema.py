@@ -56,8 +56,8 @@ class CompileRow(TypedDict):
     int8_mac_share: float  # 0..1
     float_ops: list[FloatOpRow]
     kernels: dict[str, int]
-    import_s: float
-    compile_s: float  # when it was compiled, which `cached` says was earlier
+    import_s: float | None
+    compile_s: float | None  # None where `cached` says that it was compiled earlier
     cached: bool
     load_s: float | None
     verification: VerificationRow

@@ -32,8 +32,13 @@ def _facts(row: CompileRow) -> Iterator[str]:
             yield f"{kind.removesuffix('s').capitalize()}: {_tensor(spec)}"
     yield f"Target: {row['target']}, engine {row['engine']}, numerics {row['numerics']}, threads {row['threads']}"
     yield f"Needs: {row['architecture']} {' '.join(row['cpu_features'])}".rstrip()
-    earlier = f", taken from the cache in {row['load_s']:.2f} s" if row["cached"] and row["load_s"] is not None else ""
-    yield f"Imported in {row['import_s']:.1f} s, compiled in {row['compile_s']:.1f} s{earlier}"
+    times = (
+        ("imported in", row["import_s"], 1),
+        ("compiled in", row["compile_s"], 1),
+        ("taken from the cache in", row["load_s"] if row["cached"] else None, 2),
+    )
+    told = ", ".join(f"{done} {time_s:.{digits}f} s" for done, time_s, digits in times if time_s is not None)
+    yield told[:1].upper() + told[1:]
     yield f"Verified: {row['verification']['text']}"
     if row["file"] is not None:
         size = "" if row["size_bytes"] is None else f" ({bytes_text(row['size_bytes'])}, sha256 {row['sha256']})"

@@ -10,11 +10,12 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from quantvm.errors import ConfigError
+from quantvm.output_files import file_problem, write_file
 from quantvm.progress import Progress, Task
 from quantvm.report.samples import samples_bytes
 from quantvm.report.schema import HeadRow, RunResult
@@ -37,15 +38,20 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        log = path / "log.txt"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._log = (path / "log.txt").open("w", encoding="utf-8")
+            problem = file_problem(log)
+            if problem is not None:
+                raise ConfigError(f"out: cannot write into {path}: {problem}")
+            self._log = log.open("w", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"out: cannot write into {path}: {error.strerror}; name another folder") from error
 
     def log(self, text: str) -> None:
-        """Adds one entry to log.txt, with the time, at once."""
-        print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", file=self._log, flush=True)
+        """Adds one entry to log.txt, with the time, at once; where the disk is full, the results matter more."""
+        with suppress(OSError):
+            print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", file=self._log, flush=True)
 
     def save(self, result: RunResult) -> None:
         """Writes run.json, samples.parquet and report.md; what was there before is replaced, file by file."""
@@ -55,13 +61,16 @@ class RunFolder:
 
     def close(self) -> None:
         """Closes the log."""
-        self._log.close()
+        with suppress(OSError):  # its last lines may meet a full disk
+            self._log.close()
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes one file; no reader meets half of it."""
-        partial = self.path / f".{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(self.path / name)
+        """Writes one file; no reader meets half of it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_file(self.path / name, content)
 
 
 class LoggedProgress:

@@ -17,6 +17,7 @@ EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USAGE = 2
 EXIT_MODELS_ERRORED = 3
+EXIT_OUTPUT = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -104,7 +105,7 @@ class ModelRow(TypedDict):
     float_ops: list[str]
     target: str | None
     import_s: float | None
-    compile_s: float | None  # when it was compiled, which `cached` says was earlier
+    compile_s: float | None  # None where `cached` says that it was compiled earlier
     cached: bool | None
     load_s: float | None  # of compiled code from the cache; None: it was compiled in this run
     latency_ms: float | None  # p50 of one image in TVM, beside the other numerics; None: there are no others

@@ -156,9 +156,8 @@ def _detail_row(model: ModelRow) -> str:
             f"{parity['images_identical']} / {parity['images_total']}",
             f"{parity['top1_agreement']:.2f} %",
         ]
-    cached = " (cached)" if model["cached"] else ""
     cells += ["" if share is None else f"{_share_pct(share)} %"]
-    cells += ["" if compile_s is None else f"{compile_s:.1f} s{cached}"]
+    cells += ["cached" if model["cached"] else "" if compile_s is None else f"{compile_s:.1f} s"]
     return "|".join(cells)
 
 

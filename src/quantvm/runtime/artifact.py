@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from quantvm.errors import ConfigError, RunError, stage
 from quantvm.structure import in_order, put_together
 
+from .forking import check_thread, follow
 from .interchange import Given, given, returned, shared
 from .requirements import Requirements
 from .signature import Signature
@@ -23,8 +25,8 @@ class CompileReport:
     """How a model was compiled.
 
     Attributes:
-        import_s: seconds from the torch program to Relax QDQ.
-        compile_s: seconds of lowering and code generation, when that was done.
+        import_s: seconds from the torch program to Relax QDQ; None of a model from a file.
+        compile_s: seconds of lowering and code generation; None if that was done by another process.
         int8_mac_share: share of the multiply-adds that run in int8 kernels, 0..1.
         float_ops: operators left in float.
         target: TVM target.
@@ -39,8 +41,8 @@ class CompileReport:
         verification: how the code's outputs compare with the reference's.
     """
 
-    import_s: float
-    compile_s: float
+    import_s: float | None
+    compile_s: float | None
     int8_mac_share: float
     float_ops: tuple[str, ...]
     target: str
@@ -84,9 +86,19 @@ class Artifact:
     ) -> None:
         self.library, self.signature, self.report, self.requirements = library, signature, report, requirements
         self.key: str | None = None  # under which the cache has the code, or would have it
-        # A Relax VM keeps its registers from call to call: it must not be entered twice at once.
-        self._lock = threading.Lock()
+        # A Relax VM keeps its registers from call to call: it must not be entered twice at once. Forks wait, too.
+        self.lock = threading.Lock()
         self._main: Any = None
+        follow(self)
+
+    def __del__(self) -> None:
+        """Unloads the code, and gives back the working memory that TVM keeps for it."""
+        if getattr(self, "_main", None) is None or sys.is_finalizing():
+            return
+        from quantvm.tvm_compat import release_pooled_memory
+
+        del self._main, self.library
+        release_pooled_memory()
 
     def __repr__(self) -> str:
         inputs, outputs = (
@@ -114,7 +126,7 @@ class Artifact:
         Raises:
             MachineError: this machine cannot run the code.
         """
-        with self._lock:
+        with self.lock:
             self._prepare()
 
     def _prepare(self) -> None:
@@ -130,9 +142,11 @@ class Artifact:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the model to one file, which `quantvm.load` reads without PyTorch; returns its path.
 
+        The same model, compiled with the same options and versions, is the same file, byte by byte.
+
         Raises:
             CompileError: there is no C++ linker, or it fails.
-            ModelFileError: the file cannot be written.
+            OutputError: the file cannot be written. Only regular files are replaced; of a symlink its target is.
         """
         from .model_file import write_model_file
 
@@ -159,8 +173,9 @@ class Artifact:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._check(tensors)
-        with self._lock, stage("running the compiled model", RunError):
+        with self.lock, stage("running the compiled model", RunError):
             self._prepare()
+            check_thread()
             result = self._main(*(shared(x, tvm) for x in tensors))
         kind = tensors[0].kind
         if hasattr(result, "numpy"):

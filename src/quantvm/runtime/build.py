@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantvm.errors import CompileError, ConfigError, ModelFileError, missing_package_named, stage
+from quantvm.errors import CompileError, ConfigError, OutputError, missing_package_named, stage
 from quantvm.progress import SILENT, Progress
 
 from .artifact import Artifact, CompileReport
@@ -128,13 +128,13 @@ def _cached(
     artifact.key = key
     try:
         store.store(key, artifact)
-    except (CompileError, ModelFileError) as error:
+    except (CompileError, OutputError) as error:
         progress.note(f"the compiled model is not kept for the next time: {error}")
         return artifact
     stored = store.find(key)  # loading it takes less time than TVM's in-memory code generation
     if stored is None:
         return artifact
-    stored.key = key
+    stored.key, stored.report = key, artifact.report
     return stored
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantvm.download import cache_dir
-from quantvm.errors import ConfigError, MachineError, ModelFileError
+from quantvm.errors import ConfigError, MachineError, ModelFileError, OutputError
 
 if TYPE_CHECKING:
     from .artifact import Artifact
@@ -87,6 +87,8 @@ class CompileCache:
             artifact.prepare()
         except MachineError:  # compiled for another one, to be saved
             return artifact
+        except OutputError:  # there is no room for unpacking it, which says nothing against the entry
+            return None
         except ModelFileError:
             path.unlink(missing_ok=True)
             return None
@@ -98,12 +100,12 @@ class CompileCache:
 
         Raises:
             CompileError: there is no C++ linker, or it fails.
-            ModelFileError: the cache cannot be written.
+            OutputError: the cache cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ModelFileError(f"cannot write to {self.folder}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write to {self.folder}: {error.strerror or error}") from error
         artifact.save(self._path(key))
         self._shrink()
 

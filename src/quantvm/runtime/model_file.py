@@ -11,24 +11,21 @@ import hashlib
 import os
 import shutil
 import struct
-import tempfile
 import threading
 import time
 import zipfile
 import zlib
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-from uuid import uuid4
+from typing import IO, Any
 
-from quantvm.errors import MachineError, ModelFileError
+from quantvm.errors import MachineError, ModelFileError, OutputError
+from quantvm.output_files import file_problem, replacing
 from quantvm.regular_files import checked_path, open_regular
+from quantvm.scratch import forbids_programs, room_advice, scratch_folder
 
 from .artifact import Artifact
 from .manifest import Manifest, Member, parse_manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _MANIFEST, _LIBRARY = "manifest.json", "model.so"
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -47,6 +44,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     Raises:
         ModelFileError: the file is missing, no model, damaged, or of another version of quantvm or TVM.
         MachineError: it was compiled for a processor that can do more than this one.
+        OutputError: it cannot be unpacked into the folder for temporary files.
     """
     import quantvm.tvm_compat  # noqa: F401 - the time of importing tvm is not that of loading a model
 
@@ -94,14 +92,17 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_model_file(artifact: Artifact, path: Path) -> Path:
-    """Writes a compiled model to a file, atomically; returns its path.
+    """Writes a compiled model to a file, atomically; returns its path. Equal models are equal files.
 
     Raises:
         CompileError: there is no C++ linker, or it fails.
-        ModelFileError: the file cannot be written.
+        OutputError: the file cannot be written; what is no regular file is not replaced.
     """
-    with tempfile.TemporaryDirectory(prefix="quantvm-") as folder:
-        library = Path(folder, _LIBRARY)
+    problem = file_problem(path)
+    if problem is not None:
+        raise OutputError(f"cannot write {path}: {problem}")
+    with scratch_folder("save") as folder:
+        library = folder / _LIBRARY
         artifact.library.write(library)
         with library.open("rb") as file:
             digest = _copied(file, None)
@@ -113,25 +114,11 @@ def write_model_file(artifact: Artifact, path: Path) -> Path:
             library=Member(library.stat().st_size, digest),
         )
 
-        def write(archive: zipfile.ZipFile) -> None:
+        with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(_info(_MANIFEST), manifest.to_json())
             with library.open("rb") as source, archive.open(_info(_LIBRARY), "w", force_zip64=True) as member:
                 shutil.copyfileobj(source, member, _CHUNK_BYTES)
-
-        _write_zip(path, write)
     return path
-
-
-def _write_zip(path: Path, write: Callable[[zipfile.ZipFile], None]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}-{uuid4().hex[:8]}")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            write(archive)
-        temporary.replace(path)
-    except OSError as error:
-        raise ModelFileError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _info(name: str) -> zipfile.ZipInfo:
@@ -157,13 +144,14 @@ class SavedLibrary:
         """Returns the model's main function; nothing of the library is loaded unless all of it is as it should be."""
         from quantvm.tvm_compat import load_library, start_vm
 
-        with tempfile.TemporaryDirectory(prefix="quantvm-") as folder:
-            library = Path(folder, _LIBRARY)
+        with scratch_folder("load") as folder:
+            library = folder / _LIBRARY
             self.write(library)
             try:
                 module = load_library(library)
             except OSError as error:
-                raise ModelFileError(
+                kind = OutputError if forbids_programs(folder) else ModelFileError
+                raise kind(
                     f"{self._path}: the system cannot load its code from {folder}: {error}; where that folder may hold "
                     "no programs, name another by the environment variable TMPDIR"
                 ) from error
@@ -180,7 +168,9 @@ class SavedLibrary:
             except _BROKEN as error:
                 raise ModelFileError(f"{self._path} is damaged: {error}") from error
             except OSError as error:
-                raise ModelFileError(f"{self._path}: cannot unpack to {path}: {error.strerror or error}") from error
+                raise OutputError(
+                    f"{self._path}: cannot unpack to {path}: {error.strerror or error}; {room_advice(path.parent)}"
+                ) from error
         if digest != self._member.sha256:
             raise ModelFileError(
                 f"{self._path} is damaged: its library has sha256 {digest}, expected {self._member.sha256}"

@@ -13,16 +13,18 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
 
+from quantvm.errors import OutputError
 from quantvm.frontend.entry import needs_export
 from quantvm.frontend.loading import load_program
+from quantvm.output_files import make_folder, write_file
 from quantvm.runtime.cache import VERDICT_SUFFIX, CompileCache
 from quantvm.runtime.target import cpu_model
 from quantvm.runtime.verdict import VERDICTS, Verification
@@ -78,13 +80,9 @@ def find(store: CompileCache, key: str) -> Verification | None:
 def keep(store: CompileCache, key: str, found: Verification) -> None:
     """Keeps a verdict; where the folder cannot be written, it is found anew the next time."""
     path = store.folder / f"{key}{VERDICT_SUFFIX}"
-    unfinished = path.with_name(f"{path.name}.tmp{os.getpid()}-{uuid4().hex[:8]}")
-    try:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
+    with suppress(OutputError):
+        make_folder(store.folder)
+        write_file(path, json.dumps(dataclasses.asdict(found)).encode())
 
 
 def digest_of_model(model: Any, example_inputs: Any = None, engine: str = "") -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from quantvm.frontend import LayeredProgram
 from quantvm.frontend.layer_graphs import outputs_of_layers
 from quantvm.runtime.qdq_in_float import QdqInFloat, unknown_ops
+from quantvm.scratch import scratch_folder
 
 from .references import torch_state
 from .ties import NEAR
@@ -68,8 +68,8 @@ def layered_program(
 
     tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
     if type(model_or_path).__name__ == "ModelProto":
-        with tempfile.TemporaryDirectory(prefix="quantvm-") as folder:
-            path = Path(folder, "model.onnx")
+        with scratch_folder("verify") as folder:
+            path = folder / "model.onnx"
             path.write_bytes(model_or_path.SerializeToString())
             return import_file_layers(path, tensors)
     if isinstance(model_or_path, (str, Path)):
