@@ -5,6 +5,17 @@ from __future__ import annotations
 import os
 
 import pytest
+import tvm
+
+from quantvm import tvm_compat
+
+SHIPPED = ("kernels", "models", "runtime", "test_end_to_end.py", "test_seeded_faults.py")
+"""Tests for which code is generated as users get it; so it is for commands in processes of their own.
+
+In the nightly run it is so for all but the searches, which are about what is lowered, not about LLVM.
+"""
+
+_generate = tvm_compat._executable
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,3 +28,21 @@ def _no_compiled_models_are_kept():
         del os.environ["QUANTVM_CACHE_BYTES"]
     else:
         os.environ["QUANTVM_CACHE_BYTES"] = before
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has most tests generate code in half the time: what importing and lowering make of a model is not LLVM's matter.
+
+    The kernels are the same. LLVM unrolls and combines less, and kernels do not check once more the shapes of what the
+    virtual machine hands them, which the lowering has checked (`tensors.call_kernel`).
+    """
+    is_nightly = "nightly" in (item.config.getoption("markexpr") or "").replace("not nightly", "")
+    part = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+    as_shipped = part in SHIPPED or (is_nightly and not part.startswith("test_fuzz"))
+    tvm_compat._executable = _generate if as_shipped else _generate_quickly  # type: ignore[assignment]
+
+
+def _generate_quickly(module: tvm.IRModule, target: tvm.target.Target) -> object:
+    quick = tvm.target.Target({**target.export(), "opt-level": 1})
+    with tvm.transform.PassContext(opt_level=2, config={"tirx.disable_assert": True}):
+        return _generate(module, quick)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import torch.ao.quantization.fx._decomposed
 from torch import nn
 
 from quantvm.verification.ties import NEAR
+
+from .torchao_patterns import keep_patterns
 
 FLOAT_SUM = 2e-5
 """Share of the greatest value by which float outputs may differ: a few hundred roundings."""
@@ -28,17 +31,31 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """A quantized module, exported twice.
+    """A quantized module, exported.
 
     Attributes:
         plain: inputs -> outputs.
-        open: inputs -> (outputs, each quantized activation's real values).
-        n_outputs: of the plain program.
+        inputs: that it was exported with.
+        dynamic: whether its batch is symbolic.
     """
 
     plain: Any
-    open: Any
-    n_outputs: int
+    inputs: tuple[torch.Tensor, ...]
+    dynamic: bool
+
+    @property
+    def n_outputs(self) -> int:
+        """Of the plain program."""
+        return len(self.plain.graph_signature.user_outputs)
+
+    @functools.cached_property
+    def open(self) -> Any:
+        """The program that returns (outputs, each quantized activation's real values)."""
+        opened = self.plain.module()
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            _open(opened)
+            return _exported(opened, self.inputs, self.dynamic)
 
 
 # ------------------------------------------------------------------ quantizers
@@ -146,15 +163,14 @@ def quantized_program(module: nn.Module, inputs: tuple[torch.Tensor, ...], quant
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    keep_patterns()
     with _rejected(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         prepared = prepare_pt2e(_exported(module, inputs, dynamic).module(), QUANTIZERS[quantizer]())
         prepared(*inputs)
         converted = convert_pt2e(prepared)
         move_exported_model_to_eval(converted)
-        plain = _exported(converted, inputs, dynamic)
-        n_outputs = _open(converted)
-        return Program(plain, _exported(converted, inputs, dynamic), n_outputs)
+        return Program(_exported(converted, inputs, dynamic), inputs, dynamic)
 
 
 class Side(nn.Module):
@@ -194,10 +210,7 @@ def torchao_program(module: nn.Module, inputs: tuple[torch.Tensor, ...], config:
         warnings.simplefilter("ignore")
         quantized = copy.deepcopy(module)
         quantize_(quantized, TORCHAO[config]())
-        plain = _exported(quantized, inputs, dynamic)
-        opened = plain.module()
-        n_outputs = _open(opened)
-        return Program(plain, _exported(opened, inputs, dynamic), n_outputs)
+        return Program(_exported(quantized, inputs, dynamic), inputs, dynamic)
 
 
 def _exported(module: nn.Module, inputs: tuple[torch.Tensor, ...], dynamic: bool) -> Any:
@@ -210,10 +223,10 @@ def _exported(module: nn.Module, inputs: tuple[torch.Tensor, ...], dynamic: bool
     return torch.export.export(module, inputs, dynamic_shapes=(shapes,) if isinstance(module, Side) else shapes)
 
 
-def _open(program: torch.fx.GraphModule) -> int:
+def _open(program: torch.fx.GraphModule) -> None:
     """Makes a program return each activation that it quantizes behind its outputs.
 
-    Those of PT2E as real values, those of torchao as integers, in float32. Returns how many outputs it had.
+    Those of PT2E as real values, those of torchao as integers, in float32.
     """
     graph = program.graph
     (output,) = (node for node in graph.nodes if node.op == "output")
@@ -226,13 +239,11 @@ def _open(program: torch.fx.GraphModule) -> int:
             with graph.inserting_after(node):
                 found[node] = graph.call_function(torch.ops.aten.to.dtype, (node, torch.float32))
     results = (*output.args[0], *found.values())
-    n_outputs = len(output.args[0])
     output.args = (results,)
     info = graph._codegen.pytree_info
     spec = torch.utils._pytree.tree_structure(tuple(range(len(results))))
     graph._codegen.pytree_info = info._replace(out_spec=spec)
     program.recompile()
-    return n_outputs
 
 
 _QUANTIZE, _DEQUANTIZE = "quantized_decomposed.quantize_per_", "quantized_decomposed.dequantize_per_"

@@ -11,6 +11,8 @@ import tvm
 from torch import nn
 from tvm import relax
 
+from ..torchao_patterns import keep_patterns
+
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
@@ -85,6 +87,7 @@ def quantize(model: nn.Module, x: torch.Tensor, name: str, *, qat: bool = False,
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
+    keep_patterns()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shapes = DYNAMIC if dynamic else None
@@ -102,6 +105,7 @@ def quantize_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Returns the model quantized for XNNPACK and exported, for arguments of any structure."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    keep_patterns()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes).module()

@@ -13,6 +13,7 @@ from quantvm.errors import ModelImportError, UnsupportedOpError
 from quantvm.frontend import from_exported_program, import_model
 from tests.quantized_modules import image
 
+from ..torchao_patterns import keep_patterns
 from .exported_cases import INT8, dequantized
 from .pt2e import DYNAMIC, SqueezeExcite, quantizer
 
@@ -55,6 +56,8 @@ def test_prepared_but_not_converted():
 
 def test_reference_representation():
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    keep_patterns()
 
     x = image(2, 8)
     prepared = prepare_pt2e(torch.export.export(nn.Linear(8, 4).eval(), (x,)).module(), quantizer("xnnpack"))
