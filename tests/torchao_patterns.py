@@ -1,4 +1,4 @@
-"""torchao's search for layers of quantization-aware training, which exports a hundred patterns in every conversion."""
+"""torchao exports the patterns that it searches for anew in every conversion; here they are kept."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 
 @functools.cache
 def keep_patterns() -> None:
-    """Has torchao's `convert_pt2e` export each pattern once a process, and none where no pattern can match.
+    """Has torchao export each pattern once a process, and those of quantization-aware training only where needed.
 
-    Every pattern takes a square root of a variance. What is done without a match is done here, too, so that programs
-    become the same. (Of one program with a batch normalization, the patterns take forty seconds.)
+    Each of these takes the square root of a variance. What `convert_pt2e` does where none matches is done here, too, so
+    that programs become the same. (For a program with a batch normalization, a hundred patterns take forty seconds.)
     """
     from torchao.quantization.pt2e import qat_utils
+    from torchao.quantization.pt2e import utils as pt2e_utils
 
     export, fold = qat_utils._get_aten_graph_module_for_pattern, qat_utils._fold_conv_bn_qat_helper
     kept: dict[Any, Any] = {}
@@ -39,6 +40,7 @@ def keep_patterns() -> None:
         m.recompile()
         return m
 
+    pt2e_utils._get_aten_graph_module_for_pattern = exported
     qat_utils._get_aten_graph_module_for_pattern = exported
     qat_utils._fold_conv_bn_qat_helper = folded
 
