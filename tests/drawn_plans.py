@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -12,6 +14,17 @@ from hypothesis.errors import UnsatisfiedAssumption
 from hypothesis.strategies import SearchStrategy
 
 _Plan = TypeVar("_Plan")
+
+PARTS = range(250)
+"""A long search is so many tests, which processes share."""
+_IN_A_PART = 8
+_SEED = int(os.environ.get("QUANTVM_SEARCH_SEED") or datetime.datetime.now(datetime.timezone.utc).date().toordinal())
+"""Every day draws others; a failure names its plan."""
+
+
+def searched(strategy: SearchStrategy[_Plan], part: int) -> list[_Plan]:
+    """Returns the plans of one part of today's search, 2,000 in all."""
+    return drawn(strategy, _IN_A_PART, _SEED * len(PARTS) + part)
 
 
 def drawn(strategy: SearchStrategy[_Plan], count: int, number: int = 0) -> list[_Plan]:

@@ -13,6 +13,7 @@ from quantvm.numerics import ENGINES
 from quantvm.runtime import compile as compile_model
 from quantvm.torch_compat import quantization_engine
 
+from .drawn_plans import PARTS, searched
 from .random_network import Plan, RandomNetwork
 from .random_plans import plans
 
@@ -22,7 +23,6 @@ QUICK = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-NIGHTLY = settings(QUICK, max_examples=2000, derandomize=False)
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +32,6 @@ def _torch_state():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def _nightly(request):
-    if "nightly" not in (request.config.getoption("markexpr") or ""):
-        pytest.skip("a long search; run with -m nightly")
 
 
 def assert_same_bits(plan: Plan, threads: int = 1, batches: tuple[int, ...] = (1, 3)) -> None:
@@ -84,9 +78,8 @@ def test_random_networks_have_torchs_bits(engine, data):
 
 
 @pytest.mark.nightly
-@pytest.mark.usefixtures("_nightly")
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("engine", ENGINES)
-@NIGHTLY
-@given(data=st.data())
-def test_many_random_networks_have_torchs_bits(engine, data):
-    assert_same_bits(data.draw(plans(max_steps=12, engines=(engine,))))
+def test_many_random_networks_have_torchs_bits(engine, part):
+    for plan in searched(plans(max_steps=12, engines=(engine,)), part):
+        assert_same_bits(plan)

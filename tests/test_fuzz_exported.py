@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 
 import quantvm
 from quantvm.runtime import compile as compile_model
 
-from .drawn_plans import check_together, drawn
+from .drawn_plans import PARTS, check_together, drawn, searched
 from .random_module_plans import KINDS_OF_SEQUENCES, module_plans
 from .random_modules import ModulePlan, RandomModule
 from .random_programs import (
@@ -29,7 +27,7 @@ from .random_programs import (
     unexplained,
     within_float_sums,
 )
-from .test_fuzz import NIGHTLY, _nightly, _torch_state  # noqa: F401  (fixtures)
+from .test_fuzz import _torch_state  # noqa: F401  (fixtures)
 
 pytest.importorskip("torchao")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -96,8 +94,8 @@ def test_random_modules_are_torchs(quantizer):
 
 
 @pytest.mark.nightly
-@pytest.mark.usefixtures("_nightly")
-@NIGHTLY
-@given(st.data(), st.sampled_from(NAMES), st.booleans())
-def test_many_random_modules_are_torchs(data, quantizer, dynamic):
-    assert_explained([data.draw(strategy(quantizer, 8))], quantizer, dynamic, compiler=quantvm.compile)
+@pytest.mark.parametrize("part", PARTS)
+def test_many_random_modules_are_torchs(part):
+    quantizer, dynamic = NAMES[part % len(NAMES)], part // len(NAMES) % 2 == 0
+    plans = searched(strategy(quantizer, 8), part)
+    check_together(plans, lambda some: assert_explained(some, quantizer, dynamic, compiler=quantvm.compile))

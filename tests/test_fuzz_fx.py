@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 from torch import nn
 from torch.ao.quantization import get_default_qconfig_mapping
@@ -22,11 +20,11 @@ from quantvm.numerics import ENGINES
 from quantvm.runtime import compile as compile_model
 from quantvm.torch_compat import quantization_engine
 
-from .drawn_plans import check_together, drawn
+from .drawn_plans import PARTS, check_together, drawn, searched
 from .random_module_plans import KINDS, module_plans
 from .random_modules import ModulePlan, RandomModule
 from .random_programs import RejectedError, Side, as_tuple
-from .test_fuzz import NIGHTLY, _nightly, _torch_state  # noqa: F401  (fixtures)
+from .test_fuzz import _torch_state  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -100,8 +98,8 @@ def test_random_modules_have_torchs_bits(engine):
 
 
 @pytest.mark.nightly
-@pytest.mark.usefixtures("_nightly")
-@NIGHTLY
-@given(module_plans(8, FX_KINDS).filter(is_quantized), st.sampled_from(ENGINES))
-def test_many_random_modules_have_torchs_bits(plan, engine):
-    assert_same_bits([plan], engine, compiler=quantvm.compile)
+@pytest.mark.parametrize("part", PARTS)
+def test_many_random_modules_have_torchs_bits(part):
+    engine = ENGINES[part % len(ENGINES)]
+    plans = searched(module_plans(8, FX_KINDS).filter(is_quantized), part)
+    check_together(plans, lambda some: assert_same_bits(some, engine, compiler=quantvm.compile))
