@@ -219,7 +219,7 @@ def test_foreign_files(tmp_path, content):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(ModelFileError, match="no such file"):
         quantvm.load(tmp_path / "none.qvm")
-    with pytest.raises(ModelFileError, match="cannot read"):
+    with pytest.raises(ModelFileError, match="is a folder, expected a file"):
         quantvm.load(tmp_path)
 
 
