@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import io
 import os
-import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_OK, EXIT_OUTPUT
 
@@ -24,40 +23,31 @@ _received: list[int] = []
 """Signals that asked this process to end."""
 
 
-class _Descriptor(io.RawIOBase):
-    """A file descriptor of which the first error is kept; what is written after it is dropped.
+class _Stream(io.TextIOWrapper):
+    """A text stream of a descriptor that never raises: the first error is kept, and what follows it is dropped."""
 
-    Args:
-        number: of the descriptor.
-        error: of one that was closed when the process began, and is met when something is written.
-    """
+    error: OSError | None = None
 
-    def __init__(self, number: int, error: OSError | None = None) -> None:
-        self._number, self._closed_error = number, error
-        self.error: OSError | None = None
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._fail(error)
+            return len(text)
 
-    def fileno(self) -> int:
-        return self._number
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._fail(error)
+        except ValueError:  # closed when the interpreter ends
+            return
 
-    def isatty(self) -> bool:
-        return os.isatty(self._number)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        """Returns the number of bytes that are done with, all of them after an error."""
-        view = memoryview(data)  # type: ignore[arg-type]
-        if self.error is None:
-            self.error = self._closed_error
-        while self.error is None:
-            try:
-                return os.write(self._number, view)
-            except BlockingIOError:  # a pipe of which somebody else asked not to wait for readers
-                select.select([], [self._number], [])
-            except OSError as error:
-                self.error = error
-        return view.nbytes
+    def _fail(self, error: OSError) -> None:
+        self.error = self.error or error
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # takes what is still held back
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
@@ -72,8 +62,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
             signal.signal(number, _interrupt)
     code = _code_of(command)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
+        stream.flush()
     if code == EXIT_INTERRUPTED and _received:
         code = 128 + _received[0]
     if code == EXIT_OK and stdout.error is not None:
@@ -106,24 +95,27 @@ def _interrupt(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _prepare_streams() -> _Descriptor:
-    """Replaces stdout and stderr by streams that never raise; returns what is below stdout."""
-    closed = [number for number in range(3) if not _is_open(number)]
-    for number in closed:  # or the next file that is opened would be taken for a stream
-        os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
-    described = []
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        error = OSError(errno.EBADF, "it is closed") if number in closed else None
-        descriptor = _Descriptor(number, error)
-        described.append(descriptor)
-        text = io.TextIOWrapper(
-            io.BufferedWriter(descriptor),
-            encoding=getattr(stream, "encoding", None) or "utf-8",
-            errors="backslashreplace",  # names of files and models may hold what the terminal cannot show
-            line_buffering=number == 2 or descriptor.isatty(),
-        )
-        setattr(sys, "stdout" if number == 1 else "stderr", text)
-    return described[0]
+def _prepare_streams() -> _Stream:
+    """Replaces stdout and stderr by streams that never raise; returns stdout."""
+    for number in range(3):
+        if not _is_open(number):  # or the next file that is opened would be taken for a stream
+            # what is written to a closed one meets an error, as it should
+            os.open(os.devnull, os.O_RDONLY)
+    stdout, sys.stderr = _stream(1, sys.stdout), _stream(2, sys.stderr)
+    sys.stdout = stdout
+    return stdout
+
+
+def _stream(number: int, stream: TextIO | None) -> _Stream:
+    with suppress(OSError, AttributeError):
+        os.set_blocking(number, True)
+    file = io.FileIO(number, "w", closefd=False)
+    return _Stream(
+        io.BufferedWriter(file),
+        encoding=getattr(stream, "encoding", None) or "utf-8",
+        errors="backslashreplace",  # names of files and models may hold what the terminal cannot show
+        line_buffering=number == 2 or file.isatty(),
+    )
 
 
 def _is_open(number: int) -> bool:

@@ -118,7 +118,7 @@ def bench(
     TVM's outputs are compared with PyTorch's, bit for bit, before anything is timed.
 
     Exit codes: 0 all well, 1 TVM gave wrong bits, 2 wrong option or input, 3 an engine errored or a named one is
-    missing, 130 interrupted.
+    missing, 4 results could not be written, 130 interrupted.
     """
     with errors_to_exit_codes(bench):
         from quantvm.evaluate.bench import bench as measure

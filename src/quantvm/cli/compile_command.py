@@ -133,7 +133,8 @@ def compile(  # noqa: A001 - the command's name
 ) -> None:
     """Compile a quantized model into one file, which quantvm.load runs without PyTorch.
 
-    Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, or a model that cannot be compiled.
+    Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, or a model that cannot be compiled, 4 the file
+    could not be written, 130 interrupted.
     """
     with errors_to_exit_codes(compile):
         from quantvm.evaluate.compile_config import CompileConfig

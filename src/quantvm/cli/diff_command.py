@@ -112,7 +112,8 @@ def diff(
     ones, and rules (how ties are rounded, where the zero point is added, and so on) are tried until one explains every
     element. Where TVM is a side, its fused code must give the outputs of the code that gave the layers.
 
-    Exit codes: 0 all layers are equal, 1 some differ or fusion changes an output, 2 wrong option or input.
+    Exit codes: 0 all layers are equal, 1 some differ or fusion changes an output, 2 wrong option or input, 4 results
+    could not be written, 130 interrupted.
     """
     with errors_to_exit_codes(diff):
         from quantvm.evaluate.diff import DiffConfig

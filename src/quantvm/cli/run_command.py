@@ -184,7 +184,8 @@ def run(
 
     Results go to stdout and, with one row for each image, into the run folder.
 
-    Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, 3 some models errored, 130 interrupted.
+    Exit codes: 0 all well, 1 a check failed, 2 wrong option or input, 3 some models errored, 4 results could not be
+    written, 130 interrupted.
     """
     options = {name: value for name, value in locals().items() if name not in _CONVERTED}
     with errors_to_exit_codes(run):

@@ -57,7 +57,8 @@ def tune(
     The outputs do not depend on it, only the time. Leave the machine alone meanwhile; it takes about two seconds for
     each convolution.
 
-    Exit codes: 0 all well, 2 wrong option or input, 130 interrupted, with what was found until then written.
+    Exit codes: 0 all well, 2 wrong option or input, 4 the file could not be written, 130 interrupted, with what was
+    found until then written.
     """
     with errors_to_exit_codes(tune):
         from quantvm.evaluate.tuning import TuneConfig, tune_schedules
