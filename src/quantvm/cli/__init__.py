@@ -1,8 +1,8 @@
 """The command line: arguments only. Every command calls the function that a user of the library would call.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 all well, 1 a check failed, 2 wrong usage or input,
-3 finished but some models errored, or an error of quantvm itself, 4 results or temporary files could not be written, 130
-interrupted (143 by SIGTERM) with what was done until then saved.
+3 finished but some models errored, or an error of quantvm itself, 4 results or temporary files could not be written,
+130 interrupted (143 by SIGTERM) with what was done until then saved.
 """
 
 from __future__ import annotations
