@@ -28,7 +28,7 @@ class Network(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
-        self.conv, self.linear = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 10)
+        self.conv, self.linear = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8, 1000)
 
     def forward(self, x):
         return self.dequant(self.linear(self.conv(self.quant(x)).mean((2, 3))))

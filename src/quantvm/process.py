@@ -14,10 +14,11 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_OK, EXIT_OUTPUT
+from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_OK, EXIT_OUTPUT, EXIT_USAGE
 
 _received: list[int] = []
 """Signals that asked this process to end."""
@@ -60,7 +61,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _interrupt)
-    code = _code_of(command)
+    code = _code_of(command) if _has_current_folder() else EXIT_USAGE
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if code == EXIT_INTERRUPTED and _received:
@@ -70,6 +71,16 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     if stdout.error is not None and stdout.error.errno != errno.EPIPE:
         print(f"quantvm: cannot write the results to stdout: {stdout.error.strerror}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _has_current_folder() -> bool:
+    """Whether names of files mean anything; without a current folder PyTorch's MKL ends the process, too."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        print(f"quantvm: the current folder cannot be used: {error.strerror}; change to another one", file=sys.stderr)
+        return False
+    return True
 
 
 def _code_of(command: Callable[[], None]) -> int:
