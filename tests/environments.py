@@ -261,17 +261,19 @@ def run(found: Place, command: str, *, signalled: tuple[int, float] | None = Non
         return Ended(process.returncode, stdout or "", stderr or "")
 
 
-def problems(found: Place, ended: Ended, *, killed: bool = False, signalled: bool = False) -> list[str]:
+def problems(
+    found: Place, ended: Ended, *, killed: bool = False, signalled: bool = False, is_check: bool = False
+) -> list[str]:
     """Returns what must not be of how a command ended, by kind; none if all is well."""
     wrong = []
-    codes = {0, 2, 3, 4} | ({130, 143} if signalled else set())
+    codes = {0, 2, 3, 4} | ({130, 143} if signalled else set()) | ({1} if is_check else set())
     if not killed and ended.code not in codes:
         wrong.append(f"exit code {ended.code}")
     if "Traceback" in ended.stderr or "Traceback" in ended.stdout or "Exception ignored" in ended.stderr:
         wrong.append("a stack")
     if "LLVM ERROR" in ended.stderr or "terminate called" in ended.stderr:
         wrong.append("the end of the process in C++")
-    is_told = ended.code in (0, 3, 130, 143) or "quantvm:" in ended.stderr or "Error" in ended.stderr
+    is_told = ended.code in (0, 1, 3, 130, 143) or "quantvm:" in ended.stderr or "Error" in ended.stderr
     if not (is_told or killed or 1 in found.streams or 2 in found.streams or 2 in found.closed):
         wrong.append("no message")
     if not killed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,13 +47,22 @@ def test_what_a_killed_process_left_is_removed_by_the_next(temporary):
     assert sorted(path.name for path in temporary.iterdir()) == ["other", "quantvm-link"]
 
 
-def test_a_folder_whose_owner_had_no_time_for_a_lock_goes_when_it_is_old(temporary):
-    new, old = (temporary / f"quantvm-{name}" for name in ("new", "old"))
-    for folder in (new, old):
-        folder.mkdir()
-    os.utime(old, (time.time() - 3600,) * 2)
-    assert scratch.remove_abandoned(temporary) == [old]
-    assert new.is_dir()
+def test_a_folder_is_not_taken_from_a_process_that_has_just_made_it(temporary, monkeypatch):
+    make, taken = scratch.tempfile.mkdtemp, []
+
+    def make_and_lose(**options):
+        folder = make(**options)
+        if len(taken) < 2:
+            taken.extend(scratch.remove_abandoned(temporary))
+        return folder
+
+    monkeypatch.setattr(scratch.tempfile, "mkdtemp", make_and_lose)
+    with scratch.scratch_folder("test") as folder:
+        (folder / "content").write_text("")
+        assert scratch.remove_abandoned(temporary) == []
+        assert (folder / "content").exists()
+    assert len(taken) == 2
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_folder_goes_after_an_error(temporary):

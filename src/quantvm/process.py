@@ -57,6 +57,9 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     A code of 0 becomes that of failed output where stdout could not be written, 130 that of the signal received.
     """
     stdout = _prepare_streams()
+    for name in ("COLUMNS", "LINES"):  # where they are no size, Rich prints nothing at all
+        if not _is_size(os.environ.get(name, "")):
+            os.environ.pop(name, None)
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
@@ -71,6 +74,13 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     if stdout.error is not None and stdout.error.errno != errno.EPIPE:
         print(f"quantvm: cannot write the results to stdout: {stdout.error.strerror}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) >= _LEAST_SIZE
+
+
+_LEAST_SIZE = 10
 
 
 def _has_current_folder() -> bool:

@@ -1,16 +1,16 @@
 """Temporary files: folders that the next run removes if this one cannot, and files that lie in memory.
 
-A folder in TMPDIR holds a lock for as long as its owner lives, however the owner ends: what nobody holds any more is
+A folder in TMPDIR is locked for as long as its owner lives, however the owner ends: what nobody holds any more is
 removed by the next process that makes a folder.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,9 +18,6 @@ from pathlib import Path
 from quantvm.errors import OutputError
 
 PREFIX = "quantvm-"
-_LOCK = ".owner"
-_UNLOCKED_S = 600.0
-"""A folder that old without a lock is of a process that ended before it made one."""
 _cleaned: set[str] = set()
 
 
@@ -34,21 +31,20 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
     Raises:
         OutputError: no folder can be made there.
     """
-    try:
-        parent = tempfile.gettempdir()
-        if parent not in _cleaned:
-            _cleaned.add(parent)
-            remove_abandoned(Path(parent))
-        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=parent))
-    except OSError as error:
-        raise OutputError(
-            f"cannot make a temporary folder: {error.strerror or error}; name one by the environment variable TMPDIR"
-        ) from error
-    try:
-        with _owned(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            parent = tempfile.gettempdir()
+            if parent not in _cleaned:
+                _cleaned.add(parent)
+                remove_abandoned(Path(parent))
+            folder = _new_folder(f"{PREFIX}{purpose}-", parent, stack)
+        except OSError as error:
+            why = error.strerror or error
+            raise OutputError(
+                f"cannot make a temporary folder: {why}; name one by the environment variable TMPDIR"
+            ) from error
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)  # while the lock is still held
+        yield folder
 
 
 def room_advice(folder: Path) -> str:
@@ -69,47 +65,47 @@ def remove_abandoned(parent: Path) -> list[Path]:
     removed = []
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if entry.name.startswith(PREFIX) and _is_abandoned(Path(entry.path)):
-                shutil.rmtree(entry.path, ignore_errors=True)
-                removed.append(Path(entry.path))
+            if not entry.name.startswith(PREFIX):
+                continue
+            with ExitStack() as stack, suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+                if is_own and _lock(Path(entry.path), stack):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                    removed.append(Path(entry.path))
     return removed
 
 
-@contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Holds the lock that tells others that the folder is in use; the system lets go of it when this process ends."""
+def _new_folder(prefix: str, parent: str, stack: ExitStack) -> Path:
+    """Returns a new folder that is locked until the stack is left, where the file system has locks."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            if _lock(folder, stack):
+                return folder
+        except OSError:  # no locks here: nobody else will find the folder abandoned either
+            if folder.is_dir():
+                return folder
+        # another process looked for abandoned folders right between the two calls, and removes this one
+
+
+def _lock(folder: Path, stack: ExitStack) -> bool:
+    """Locks a folder until the stack is left or the process ends; returns whether it is there and nobody else's.
+
+    Raises:
+        OSError: the folder is gone, or its file system has no locks.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows, where nothing removes abandoned folders either
-        yield
-        return
-    with ExitStack() as stack:
-        with suppress(OSError):  # a full disk, or a file system without locks; the folder then only counts as old
-            unfinished = folder / f"{_LOCK}.new"
-            lock = stack.enter_context(unfinished.open("x"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            unfinished.rename(folder / _LOCK)  # nobody sees a lock that is not held yet
-        yield
-
-
-def _is_abandoned(folder: Path) -> bool:
+    except ImportError as error:  # Windows
+        raise OSError(errno.ENOTSUP, "no locks") from error
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    stack.callback(os.close, descriptor)
     try:
-        import fcntl
-
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            return False
-        try:
-            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return time.time() - status.st_mtime > _UNLOCKED_S
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        finally:
-            os.close(descriptor)
-    except (OSError, ImportError):  # held, removed meanwhile, or without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    return True
+    return folder.is_dir()
 
 
 @contextmanager
