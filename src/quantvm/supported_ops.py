@@ -57,7 +57,7 @@ def supported_ops_markdown() -> str:
         "",
         f"## Exported programs: PT2E and torchao ({len(own)} operators of ours)",
         "",
-        "All others go through TVM's own importer of exported programs.",
+        "All others are rewritten by PyTorch itself into these, or refused.",
         "",
         "| operator | what it becomes |",
         "| --- | --- |",

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -101,6 +101,16 @@ def torch_engines() -> tuple[str, ...]:
     import torch
 
     return tuple(sorted(name for name in torch.backends.quantized.supported_engines if name != "none"))
+
+
+def operator_decompositions(operators: Sequence[object]) -> dict[object, Callable[..., object]]:
+    """Returns PyTorch's rules that write operators in terms of others, of those that it has any for.
+
+    These are more than `torch.export.default_decompositions`, which keeps what the core of ATen has.
+    """
+    import torch
+
+    return dict(torch._decomp.get_decompositions(operators))
 
 
 def onednn_uses_amx() -> bool:

@@ -174,10 +174,10 @@ CASES: dict[str, Callable[[Together, torch.Tensor], torch.Tensor]] = {
     "cumprod": lambda m, x: aten.cumprod.default(x, 2),
     "to": lambda m, x: aten.to.dtype(quantized(x), torch.float32),
 }
-FROM_TVM: dict[str, Callable[[Together, torch.Tensor], torch.Tensor]] = {
+FLOAT: dict[str, Callable[[Together, torch.Tensor], torch.Tensor]] = {
     "gelu": lambda m, x: torch.nn.functional.gelu(x),
     "silu": lambda m, x: torch.nn.functional.silu(x),
     "layer_norm": lambda m, x: torch.nn.functional.layer_norm(x, [6, 6]),
     "conv_transpose2d": lambda m, x: torch.nn.functional.conv_transpose2d(x, m.conv.weight.transpose(0, 1)),
 }
-"""Operators that are left to TVM's importer."""
+"""Operators that stay float ones."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import tvm
 from tvm import relax, tirx
-from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
 from quantvm.regular_files import check_regular, checked_path
@@ -21,21 +20,31 @@ from . import (  # noqa: F401  (registers the converters)
     contractions,
     elementwise,
     exported_aten,
+    exported_binary,
+    exported_creation,
+    exported_indexing,
+    exported_moving,
+    exported_norms,
     exported_order,
+    exported_products,
     exported_quantize,
+    exported_reductions,
     exported_torchao,
+    exported_unary,
+    exported_windows,
     pooling,
     rearranging,
     shapes,
 )
+from .builder import shape_of
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
-from .exported_decomposed import REWRITTEN, decomposed
+from .exported_decomposed import decomposed
 from .exported_interface import Result, exported_names, exported_outputs
 from .exported_nodes import described, layer, op_name, stale_reads
 from .exported_registry import find_exported
-from .exported_values import ExportedBuilder
+from .exported_values import ExportedBuilder, Unreadable
 from .program_inputs import ENGINE_ATTR, importing, with_interface
 from .pt2_archive import read_program
 
@@ -52,7 +61,7 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
             that of the inputs which the program was exported with.
 
     Raises:
-        UnsupportedOpError: operators that neither quantvm nor TVM can import, all of them in one message.
+        UnsupportedOpError: operators that cannot be imported, all of them in one message.
         ModelImportError: not a program, not quantized, not converted, or bad parameters; names the node and its line.
     """
     with importing(program_or_path, batch):
@@ -102,7 +111,7 @@ def _as_written(unknown: list[Any], program: Any) -> list[Any]:
 
 def _unknown(program: Any) -> list[Any]:
     """Returns the calls of a program that nothing imports."""
-    convert_map, constants = ExportedProgramImporter().convert_map, constant_calls(program)
+    constants = constant_calls(program)
 
     def is_known(node: Any) -> bool:
         name = op_name(node)
@@ -112,7 +121,6 @@ def _unknown(program: Any) -> list[Any]:
             or node.target in SIZES
             or node.target in _COMPARISONS
             or name in CHECKS
-            or (name.startswith("aten::") and name not in REWRITTEN and node.target.__name__ in convert_map)
             or node in constants
         )
 
@@ -161,7 +169,6 @@ class _Import:
     def __init__(self, program: Any, batch: str) -> None:
         self._program, self._batch = program, batch
         self._values: dict[Any, Any] = {}
-        self._importer = ExportedProgramImporter()
         self._params: list[Any] = []
         self.input_names: list[str] = []
         self.outputs: Any = None
@@ -175,7 +182,6 @@ class _Import:
         with block_builder.function("main", self._params):
             with dataflow(block_builder):
                 builder = ExportedBuilder(block_builder)
-                self._importer.block_builder = _NamedEmission(block_builder, builder)
                 for node in self._program.graph.nodes:
                     if node.op == "call_function":
                         self._convert(builder, node)
@@ -261,6 +267,9 @@ class _Import:
             value = builder.relax_of(self._values.get(argument))
             if not isinstance(getattr(value, "ty", None), relax.TensorType):
                 raise ModelImportError(f"output {len(leaves)} of the program is {argument}, expected a tensor")
+            shape = shape_of(value)
+            if 0 in [size for size in shape if isinstance(size, int)] and not all(isinstance(n, int) for n in shape):
+                raise UnsupportedOpError(f"output {len(leaves)} of the program, {argument}, has no elements: {shape}")
             leaves.append(Result(value))
         self.outputs, found = exported_outputs(self._program, leaves)
         if not found:
@@ -274,7 +283,7 @@ class _Import:
         name = op_name(node)
         if name in CHECKS or node.target in _COMPARISONS:
             return
-        builder.where = layer(node)
+        builder.where, builder.node = layer(node), node
         try:
             self._values[node] = self._converted(builder, node, name)
             if name == "quantized_decomposed::quantize_per_tensor.default":
@@ -284,7 +293,7 @@ class _Import:
             raise type(error)(f"{described(node)} cannot be imported: {error}") from error
         except MemoryError:
             raise
-        except Exception as error:  # TVM's converters raise whatever Python raises
+        except Exception as error:  # TVM raises whatever Python raises
             raise ModelImportError(f"{described(node)} cannot be imported: {gist(error)}") from error
 
     def _converted(self, builder: ExportedBuilder, node: Any, name: str) -> Any:
@@ -297,36 +306,18 @@ class _Import:
         if converter is not None:
             return converter(builder, *arguments, **keywords)
         converter = shared_converter(name)
-        if converter is not None:
-            return converter(builder, *builder.relax_of(_filled(node, arguments, keywords)))
-        for source in node.all_input_nodes:
-            self._importer.env[source] = builder.relax_of(self._values[source])
-        return self._importer.convert_map[node.target.__name__](node)
+        assert converter is not None, name
+        return converter(builder, *builder.relax_of(_filled(node, arguments, keywords)))
 
     def _arguments(self, node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def value(argument: Any) -> Any:
             found = self._values[argument]
-            return found.expression() if isinstance(found, exported_order.Unordered) else found
+            return found.expression() if isinstance(found, Unreadable) else found
 
         return (
             torch.fx.node.map_arg(node.args, value),
             torch.fx.node.map_arg(node.kwargs, value),
         )
-
-
-class _NamedEmission:
-    """The block builder that TVM's converters see: bindings are named after the layer of the current node."""
-
-    def __init__(self, block_builder: Any, builder: ExportedBuilder) -> None:
-        self._block_builder, self._builder = block_builder, builder
-
-    def emit(self, expr: Any, name_hint: str = "") -> Any:
-        """Binds an expression."""
-        op = getattr(getattr(expr, "op", None), "name", "")
-        return self._builder.emit(expr, name_hint or op.split(".")[-1])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._block_builder, name)
 
 
 def _filled(node: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> list[Any]:

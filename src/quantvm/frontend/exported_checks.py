@@ -10,6 +10,7 @@ import torch
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
 
+from .exported_constants import is_random
 from .exported_nodes import described, op_name, source
 from .exported_registry import exported_ops
 
@@ -22,6 +23,7 @@ NOT_CONVERTED = (
     "it was prepared but not converted; call torchao.quantization.pt2e.quantize_pt2e.convert_pt2e(model) before "
     "torch.export"
 )
+_RANDOM = "Random numbers are drawn by PyTorch's own generator; pass them to the model as an input. "
 _INTEGERS = (torch.int8, torch.uint8)
 _QUANTIZED = ("quantized_decomposed::", "torchao::", "aten::_int_mm", "export::access_subclass_inner_tensor")
 
@@ -68,13 +70,15 @@ def check_operators(unknown: Iterable[Any]) -> None:
         unknown: the calls that no importer knows.
     """
     missing: dict[str, list[Any]] = collections.defaultdict(list)
+    unknown = list(unknown)
     for node in unknown:
         missing[op_name(node)].append(node)
     if missing:
         rows = [f"{name} x{len(found)} (first: {described(found[0])})" for name, found in sorted(missing.items())]
         raise UnsupportedOpError(
-            f"{len(missing)} unsupported ops: {'; '.join(rows)}. Neither quantvm ({len(exported_ops())} ops of "
-            "exported programs) nor TVM's importer has them, and PyTorch has no decomposition of them into others. "
+            f"{len(missing)} unsupported ops: {'; '.join(rows)}. They are not among the {len(exported_ops())} ops of "
+            "exported programs that quantvm imports, and PyTorch has no decomposition of them into those. "
+            f"{_RANDOM if any(map(is_random, unknown)) else ''}"
             "Write them in the model by operators of `quantvm list ops`, or compute them outside of it"
         )
 

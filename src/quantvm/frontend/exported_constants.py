@@ -17,7 +17,7 @@ SIZES = frozenset(
 """Python operators on sizes and lists."""
 CHECKS = frozenset(
     ("aten::_assert_tensor_metadata.default", "aten::_assert_scalar.default", "aten::sym_constrain_range.default",
-     "aten::sym_constrain_range_for_size.default")
+     "aten::sym_constrain_range_for_size.default", "aten::_assert_async.default", "aten::_assert_async.msg")
 )  # fmt: skip
 """Calls that compute nothing."""
 _FILLS = frozenset(
@@ -29,6 +29,11 @@ _FILLS = frozenset(
 def _has_static_shape(node: Any) -> bool:
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape)
+
+
+def is_random(node: Any) -> bool:
+    """Returns whether a call draws random numbers, or may: dropout does in training only."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def constant_calls(program: Any) -> set[Any]:
@@ -43,7 +48,7 @@ def constant_calls(program: Any) -> set[Any]:
         if node.op != "call_function" or node.target in SIZES:
             continue
         name = op_name(node)
-        if name in CHECKS or "::dequantize" in name:
+        if name in CHECKS or "::dequantize" in name or is_random(node):
             continue
         is_fill = name in _FILLS and _has_static_shape(node)
         if all(source in known for source in node.all_input_nodes[1 if is_fill else 0 :]):

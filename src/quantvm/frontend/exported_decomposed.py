@@ -7,14 +7,8 @@ from typing import Any
 
 import torch
 
-REWRITTEN = frozenset(
-    f"aten::{name}"
-    for name in (
-        "lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input", "pixel_shuffle.default",
-        "upsample_bilinear2d.vec", "upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.default",
-    )
-)  # fmt: skip
-"""Operators that TVM's importer claims to have, and of which it makes no code, or other results."""
+from quantvm.torch_compat import operator_decompositions
+
 _ROUNDS = 4
 """What one operator becomes may have to be rewritten, too."""
 
@@ -42,4 +36,4 @@ def _rules(missing: set[Any]) -> dict[Any, Any]:
     """Returns PyTorch's rules for exported programs, and its others for what these keep."""
     rules = dict(torch.export.default_decompositions())
     kept = [target for target in missing if target not in rules]
-    return {**rules, **torch._decomp.get_decompositions(kept)}
+    return {**rules, **operator_decompositions(kept)}

@@ -12,11 +12,11 @@ from quantvm.errors import UnsupportedOpError
 
 from .builder import Expr, shape_of
 from .exported_registry import register_exported
-from .exported_values import ExportedBuilder, Pending
+from .exported_values import ExportedBuilder, Unreadable
 
 
 @dataclass(frozen=True)
-class Unordered(Pending):
+class Unordered(Unreadable):
     """Indices that PyTorch leaves open where values are equal: they may be there, and may not be read.
 
     Attributes:
@@ -39,42 +39,6 @@ class Unordered(Pending):
 
 def _axis(x: Expr, dim: int) -> int:
     return dim % max(len(shape_of(x)), 1)
-
-
-def _extreme(b: ExportedBuilder, x: Any, dim: int, keepdim: bool, which: str) -> list[Expr]:
-    x = b.relax_of(x)
-    values = b.emit(getattr(relax.op, which)(x, _axis(x, dim), keepdim), which)
-    indices = b.emit(getattr(relax.op, f"arg{which}")(x, _axis(x, dim), keepdim), f"arg{which}")
-    return [values, indices]
-
-
-@register_exported("aten::max.dim")
-def max_dim(b: ExportedBuilder, x: Any, dim: int, keepdim: bool = False) -> list[Expr]:
-    """Returns [maxima along `dim`, int64 index of the first of each]."""
-    return _extreme(b, x, dim, keepdim, "max")
-
-
-@register_exported("aten::min.dim")
-def min_dim(b: ExportedBuilder, x: Any, dim: int, keepdim: bool = False) -> list[Expr]:
-    """Returns [minima along `dim`, int64 index of the first of each]."""
-    return _extreme(b, x, dim, keepdim, "min")
-
-
-@register_exported("aten::amax.default")
-def amax(b: ExportedBuilder, x: Any, dim: Any = (), keepdim: bool = False) -> Expr:
-    """Returns the maxima over the dimensions, all of them if none is given."""
-    return b.emit(relax.op.max(b.relax_of(x), _axes(dim), keepdim), "max")
-
-
-@register_exported("aten::amin.default")
-def amin(b: ExportedBuilder, x: Any, dim: Any = (), keepdim: bool = False) -> Expr:
-    """Returns the minima over the dimensions, all of them if none is given."""
-    return b.emit(relax.op.min(b.relax_of(x), _axes(dim), keepdim), "min")
-
-
-def _axes(dim: Any) -> list[int] | None:
-    dims = [dim] if isinstance(dim, int) else [int(d) for d in dim]
-    return dims or None
 
 
 def _sorted(b: ExportedBuilder, x: Expr, dim: int, descending: bool) -> Expr:

@@ -6,7 +6,7 @@ To add one:
  2. Decorate it with `@register_exported("namespace::op.overload")`.
  3. Add a case to tests/frontend/exported_cases.py; a test fails while a registered converter has none.
 
-Operators that no converter is registered for are left to TVM's own importer.
+Operators that no converter is registered for are rewritten by PyTorch's decompositions into others, or refused.
 """
 
 from __future__ import annotations

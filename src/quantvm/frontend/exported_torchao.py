@@ -18,6 +18,7 @@ from quantvm.errors import ModelImportError
 
 from .builder import Expr, constant, shape_of
 from .exported_registry import register_exported
+from .exported_types import as_dtype
 from .exported_values import Dequantized, ExportedBuilder, Params, Pending
 from .registry import find_converter
 
@@ -240,7 +241,7 @@ def to_dtype(
     old = str(expr.ty.dtype)
     if (old, name) == ("int8", "int32"):
         return Raised(x)
-    return expr if old == name else b.emit(relax.op.astype(expr, name), "astype")
+    return as_dtype(b, expr, dtype)
 
 
 def scaled(b: ExportedBuilder, x: Accumulators, factor: Any) -> Accumulators | Expr:

@@ -62,8 +62,22 @@ class Pending:
         raise NotImplementedError
 
 
+class Unreadable(Pending):
+    """A result that nobody here computes: it may be there, and may not be read."""
+
+    def expression(self, b: ExportedBuilder | None = None) -> Expr:
+        """Raises an error: something reads it."""
+        raise NotImplementedError
+
+
 class ExportedBuilder(QdqBuilder):
-    """Emits bindings of one function, named after the layer of the current node."""
+    """Emits bindings of one function, named after the layer of the current node.
+
+    Attributes:
+        node: the call that is imported.
+    """
+
+    node: Any = None
 
     def relax_of(self, value: Any) -> Any:
         """Returns the Relax expression of a value; what is neither a tensor nor a list of them is kept."""

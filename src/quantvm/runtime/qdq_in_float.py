@@ -295,6 +295,11 @@ def _same_shape(call: Any, x: Tensor, *rest: Any) -> Tensor:
     return x.reshape([int(d) for d in call.ty.shape])
 
 
+def _taken(call: Any, x: Tensor, index: Tensor) -> Tensor:
+    axis = int(call.attrs.axis)
+    return x.index_select(axis, index.reshape(-1).long()).reshape([int(d) for d in call.ty.shape])
+
+
 def _clip(call: Any, x: Tensor, low: Any, high: Any) -> Tensor:
     return x.clamp(*(float(getattr(limit, "value", limit)) for limit in (low, high)))
 
@@ -322,7 +327,14 @@ _OPS: dict[str, Callable[..., Any]] = {
     "relax.erf": lambda call, x: torch.erf(x),
     "relax.sqrt": lambda call, x: torch.sqrt(x),
     "relax.rsqrt": lambda call, x: torch.rsqrt(x),
+    "relax.log": lambda call, x: torch.log(x),
     "relax.negative": lambda call, x: -x,
+    "relax.greater": lambda call, x, y: x > y,
+    "relax.less": lambda call, x, y: x < y,
+    "relax.equal": lambda call, x, y: x == y,
+    "relax.logical_not": lambda call, x: torch.logical_not(x),
+    "relax.where": lambda call, condition, x, y: torch.where(condition, x, y),
+    "relax.take": _taken,
     "relax.abs": lambda call, x: torch.abs(x),
     "relax.power": lambda call, x, y: torch.pow(x, y),
     "relax.nn.silu": lambda call, x: functional.silu(x),

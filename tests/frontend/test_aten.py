@@ -1,0 +1,160 @@
+"""Operators of aten in exported programs: each with all its options, compiled, against PyTorch's own run.
+
+Nothing of a program is left to TVM's own importer of exported programs, of whose operators many ignore options. That
+each operator that it has is compiled here, or refused, is a test, so that a newer TVM's are not forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from quantvm.errors import UnsupportedOpError
+from quantvm.frontend import from_exported_program
+from quantvm.frontend.exported import register_operators
+from quantvm.frontend.exported_aten import SHARED
+from quantvm.frontend.exported_registry import exported_ops
+from quantvm.runtime import compile as compile_model
+
+from .aten_cases import CASES
+from .aten_inputs import Case, exported, inputs
+from .pt2e import evaluate
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+BOUND = 2e-6
+"""Of the largest element, for sums and functions of floats. What is no float is equal."""
+OPTIONS_THAT_TVM_MISSES = (
+    "celu", "elu", "selu", "clamp_max", "expm1", "log1p", "tanh", "atanh", "softplus", "round", "logical_not",
+    "rsub", "remainder", "div", "floor_divide", "logaddexp", "pow", "isin", "where", "masked_fill", "matmul",
+    "baddbmm", "addmm", "scaled_dot_product_attention", "conv1d", "conv3d", "conv_transpose2d", "max_pool1d",
+    "avg_pool1d", "max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "instance_norm", "group_norm", "softmax",
+    "sum", "prod", "std", "var", "linalg_vector_norm", "any", "max", "argmax", "amax", "median", "index", "gather",
+    "scatter", "index_put", "slice_scatter", "diagonal", "as_strided", "stack", "cat", "pad", "meshgrid", "squeeze",
+    "_to_copy", "full", "take", "roll",
+)  # fmt: skip
+"""Operators whose first case asks for what TVM's importer leaves out, computes otherwise or cannot import."""
+_PART = 50
+
+
+def _flat(names: Sequence[str]) -> list[tuple[str, Case]]:
+    return [(name, case) for name in names for case in CASES[name]]
+
+
+QUICK = [
+    (name, cases[0]) for name, cases in CASES.items()
+    if name.removeprefix("aten::").split(".")[0] in OPTIONS_THAT_TVM_MISSES
+]  # fmt: skip
+ALL = _flat(list(CASES))
+
+
+def _differences(cases: Sequence[tuple[str, Case]], size: int) -> list[str]:
+    """Returns the cases in which compiled code differs from PyTorch's run, at another batch than the traced one."""
+    register_operators()
+    program = exported(cases)
+    tensors = inputs(size, 1)
+    expected, _ = program.module()(*tensors)
+    actual, _ = compile_model(program, cache=False)(*tensors)
+    found = []
+    for (name, case), results, wanted in zip(cases, actual, expected, strict=True):
+        assert len(results) == len(wanted), name
+        for a, e in zip(results, wanted, strict=True):
+            if a.shape != e.shape or a.dtype != e.dtype or not _is_near(a, e):
+                found.append(f"{name} {CASES[name].index(case)}")
+    return found
+
+
+def _is_near(a: torch.Tensor, e: torch.Tensor) -> bool:
+    same = (a == e) | ((a != a) & (e != e))  # NaN is equal to NaN here
+    if not e.dtype.is_floating_point or same.all():
+        return bool(same.all())
+    finite = e.isfinite()
+    bound = BOUND * float(e[finite].abs().max()) if finite.any() else 0.0
+    return bool((same | (a.isfinite() & finite & ((a - e).abs() <= bound))).all())
+
+
+def test_options_that_tvm_misses():
+    assert _differences(QUICK, 5) == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("first", range(0, len(ALL), _PART))
+def test_every_option(first: int):
+    assert _differences(ALL[first : first + _PART], 5) == []
+
+
+RANDOM = {
+    "bernoulli.p": lambda x: torch.ops.aten.bernoulli.p(x, 0.5),
+    "exponential.default": lambda x: torch.ops.aten.exponential.default(x),
+    "randn.default": lambda x: torch.ops.aten.randn.default([3]) + x,
+    "randn_like.default": lambda x: torch.ops.aten.randn_like.default(x),
+}
+OTHERS = {
+    "masked_select.default": lambda x: torch.ops.aten.masked_select.default(x, x > 0).sum(),
+    "_upsample_bilinear2d_aa.default": lambda x: torch.ops.aten._upsample_bilinear2d_aa.default(
+        x.reshape(1, 1, 4, 3), [2, 2], False
+    ),
+}
+ELSEWHERE = frozenset(
+    (
+        *("_sparse_addmm.default", "_sparse_mm.default", "to_sparse.default"),  # no tensor of a program is sparse
+        "_native_batch_norm_legit_functional.default",  # of training only
+        *("lstm.input", "gru.input", "rnn_tanh.input"),  # PyTorch rewrites them: float recurrent layers
+        *("item.default", "_local_scalar_dense.default"),  # below
+        "_int_mm.default",  # test_torchao.py
+        *("dropout.default", "dropout_.default", "feature_dropout.default", "detach.default", "detach_.default"),
+        *("contiguous.default", "clone.default", "alias.default", "lift_fresh_copy.default"),  # these do nothing
+        *("empty.memory_format", "empty_permuted.default", "empty_like.default", "new_empty.default"),  # anything
+        "argsort.default",  # test_exported_order.py
+        *("_assert_async.default", "_assert_async.msg", "_assert_scalar.default", "_assert_tensor_metadata.default"),
+        *("sym_constrain_range_for_size.default", "sym_size.int"),
+    )
+)
+"""Operators that other tests are about, or that compute nothing which can be compared."""
+
+
+class Called(nn.Module):
+    def __init__(self, call) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        d, params = torch.ops.quantized_decomposed, (0.02, 100, 0, 255, torch.uint8)
+        return self.call(d.dequantize_per_tensor(d.quantize_per_tensor(x, *params), *params))
+
+
+@pytest.mark.parametrize("name", [*RANDOM, *OTHERS])
+def test_what_cannot_be_computed_is_refused(name: str):
+    register_operators()
+    program = torch.export.export(Called({**RANDOM, **OTHERS}[name]), (torch.randn(4, 3),))
+    with pytest.raises(UnsupportedOpError, match="Random numbers" if name in RANDOM else "unsupported ops") as caught:
+        from_exported_program(program)
+    assert "test_aten.py:" in str(caught.value)
+
+
+def test_every_operator_of_tvms_importer_is_compiled_or_refused():
+    theirs = set()
+    for name in ExportedProgramImporter().convert_map:
+        base, _, overload = name.partition(".")
+        if overload and hasattr(getattr(torch.ops.aten, base, None), overload):
+            theirs.add(f"aten::{name}")
+    checked = {*CASES, *(f"aten::{name}" for name in (*RANDOM, *OTHERS, *ELSEWHERE))}
+    assert sorted(theirs - checked) == [], "operators that TVM's importer has and that nothing here compiles"
+
+
+def test_every_converter_is_compiled():
+    ours = {name for name in (*exported_ops(), *SHARED) if name.startswith("aten::")}
+    checked = {*CASES, *(f"aten::{name}" for name in ELSEWHERE)}
+    assert sorted(ours - checked) == []
+
+
+def test_item_is_a_number_that_tensors_are_multiplied_by():
+    register_operators()
+    program = torch.export.export(Called(lambda x: x * x[0, 0].item()), (torch.ones(4, 3),))
+    x = torch.randn(4, 3)
+    (actual,) = evaluate(from_exported_program(program), x)
+    torch.testing.assert_close(torch.from_numpy(actual), program.module()(x), rtol=0, atol=0)
