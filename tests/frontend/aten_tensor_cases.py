@@ -124,11 +124,11 @@ _add("view.default _unsafe_view.default", (x, [batch, -1]))
 _add("flatten.using_ints", (scalar,), (x, 1, 2), (x, -2), (x,), (ix, 2, 2))
 _add("as_strided.default", (matrix, [2, 2], [1, 2], 3), (matrix, [6, 4], [1, 6]), (matrix, [2, 2], [2, 1]),
      (matrix.then(torch.t), [4, 6], [6, 1]), (matrix, [6, 4], [4, 1]), (matrix, [3, 2], [6, 1]))  # fmt: skip
-_add("slice.Tensor", (x, 2, 1, 4), (x, 3, -3, -1), (x, 2, 0, 99), (x, 3, 1, 6, 2), (vector, 0, 3, 1), (x, 1),
+_add("slice.Tensor", (x, 2, 1, 4), (x, 3, -3, -1), (x, 2, 0, 99), (x, 3, 1, 6, 2), (x, 2, 3, 1), (x, 1),
      (x, 2, -99, 2),
      (ix, 2, 1, 3), (is_high, 2, 1, 3))  # fmt: skip
 _add("select.int", (x, 1, -1), (x, -1, 3), (ix, 2, 0))
-_add("narrow.default", (x, -1, -3, 2), (x, 1, 1, 2), (vector, 0, 0, 0), (ix, 2, 3, 2))
+_add("narrow.default", (x, -1, -3, 2), (x, 1, 1, 2), (x, 2, 0, 0), (ix, 2, 3, 2))
 _add("permute.default", (x, [0, -1, 1, 2]), (is_high, [0, 2, 1, 3]), (scalar, []))
 _add("transpose.int", (x, -1, 1), (ix, 0, 2))
 _add("t.default", (matrix,), (vector,))

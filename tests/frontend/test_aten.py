@@ -158,3 +158,51 @@ def test_item_is_a_number_that_tensors_are_multiplied_by():
     x = torch.randn(4, 3)
     (actual,) = evaluate(from_exported_program(program), x)
     torch.testing.assert_close(torch.from_numpy(actual), program.module()(x), rtol=0, atol=0)
+
+
+A = torch.ops.aten
+QUANTIZED_POOLS = {
+    "max_pool1d": lambda s, v: A.max_pool1d.default(s, [3], [2], [1]),
+    "avg_pool1d": lambda s, v: A.avg_pool1d.default(s, [3], [2], [1], True, False),
+    "adaptive_avg_pool1d": lambda s, v: A.adaptive_avg_pool1d.default(s, [4]),
+    "mean": lambda s, v: A.mean.dim(s, [2]),
+    "max_pool3d": lambda s, v: A.max_pool3d.default(v, [3, 2, 3], [2, 2, 2], [1, 1, 1], [1, 1, 1], True),
+    "avg_pool3d": lambda s, v: A.avg_pool3d.default(v, [3, 2, 3], [2, 2, 2], [1, 1, 1], True, True),
+    "avg_pool3d_divisor": lambda s, v: A.avg_pool3d.default(v, [2, 2, 2], [2, 2, 2], [0, 0, 0], False, True, 3),
+    "adaptive_avg_pool3d": lambda s, v: A.adaptive_avg_pool3d.default(v, [2, 3, 3]),
+    "clamp_max": lambda s, v: A.clamp_max.default(s, 0.5),
+    "celu": lambda s, v: A.celu.default(s, 0.7),
+    "rsub": lambda s, v: A.rsub.Scalar(s, 1.5, 2),
+    "roll": lambda s, v: A.roll.default(s, [2], [2]),
+    "group_norm": lambda s, v: A.group_norm.default(s, 2),
+}
+
+
+class Quantized(nn.Module):
+    """Each operator between a dequantize and a quantize, of one dimension and of three."""
+
+    def forward(self, s: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        s, v = _rounded(s, 0.05, 120), _rounded(v, 0.05, 120)
+        return tuple(_rounded(call(s, v), 0.031, 90) for call in QUANTIZED_POOLS.values())
+
+
+def _rounded(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    d, params = torch.ops.quantized_decomposed, (scale, zero_point, 0, 255, torch.uint8)
+    return d.dequantize_per_tensor(d.quantize_per_tensor(x, *params), *params)
+
+
+def test_quantized_pools_of_one_and_three_dimensions():
+    register_operators()
+
+    def images(size: int, seed: int) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(torch.randn(size, *shape, generator=generator) * 2 for shape in ((4, 9), (2, 5, 6, 7)))
+
+    shapes = ({0: torch.export.Dim("n", min=1, max=64)},) * 2
+    program = torch.export.export(Quantized(), images(3, 0), dynamic_shapes=shapes)
+    artifact = compile_model(program, cache=False)
+    assert [name for name in artifact.report.float_ops if "pool" in name] == []
+    for seed in range(3):
+        tensors = images(5 + seed, seed)
+        for name, a, e in zip(QUANTIZED_POOLS, artifact(*tensors), program.module()(*tensors), strict=True):
+            assert torch.equal(a, e), name

@@ -36,7 +36,6 @@ from . import (  # noqa: F401  (registers the converters)
     rearranging,
     shapes,
 )
-from .builder import shape_of
 from .exported_aten import shared_converter
 from .exported_checks import check_operators, check_program
 from .exported_constants import CHECKS, SIZES, constant_calls, constant_result
@@ -267,9 +266,6 @@ class _Import:
             value = builder.relax_of(self._values.get(argument))
             if not isinstance(getattr(value, "ty", None), relax.TensorType):
                 raise ModelImportError(f"output {len(leaves)} of the program is {argument}, expected a tensor")
-            shape = shape_of(value)
-            if 0 in [size for size in shape if isinstance(size, int)] and not all(isinstance(n, int) for n in shape):
-                raise UnsupportedOpError(f"output {len(leaves)} of the program, {argument}, has no elements: {shape}")
             leaves.append(Result(value))
         self.outputs, found = exported_outputs(self._program, leaves)
         if not found:

@@ -58,6 +58,8 @@ def _standardized(b: ExportedBuilder, x: Expr, axes: Sequence[int], eps: float) 
     """Returns [(x - mean) / sqrt(var + eps), mean, 1 / sqrt(var + eps)] over dimensions, which statistics keep."""
     mean = b.emit(relax.op.mean(x, list(axes), True), "mean")
     distance = b.emit(relax.op.subtract(x, mean), "distance")
+    rest = b.emit(relax.op.mean(distance, list(axes), True), "rest")  # what the float sum of many elements missed
+    distance = b.emit(relax.op.subtract(distance, rest), "distance")
     var = b.emit(relax.op.mean(b.emit(relax.op.multiply(distance, distance), "square"), list(axes), True), "var")
     spread = b.emit(relax.op.sqrt(b.emit(relax.op.add(var, constant(eps, "float32")), "above_0")), "std")
     inverse = b.emit(relax.op.divide(constant(1.0, "float32"), spread), "inverse")

@@ -165,5 +165,7 @@ def _in_parallel(function: tirx.PrimFunc) -> tirx.PrimFunc:
         outer = loops[: min(independent, max(len(loops) - 1, 1))]
         if len(kinds) != len(loops) or not outer:
             continue  # loops that are no dimension of the result
+        if any(getattr(schedule.get(loop).extent, "value", 1) == 0 for loop in outer):
+            continue  # a tensor without elements
         schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])
     return schedule.mod["main"].with_attrs(dict(function.attrs)) if function.attrs else schedule.mod["main"]
