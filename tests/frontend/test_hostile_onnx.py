@@ -76,6 +76,42 @@ def test_what_is_no_file_is_not_waited_for():
             load_onnx(saved(location))
 
 
+def functions(count: int, last: str) -> onnx.ModelProto:
+    """Returns a model of functions each of which calls the next one twice, the last one an operator."""
+    helper, opsets = onnx.helper, [onnx.helper.make_opsetid("f", 1), onnx.helper.make_opsetid("", 17)]
+    called = [(f"F{at + 1}", "f") for at in range(count - 1)] + [(last, "f" if last.startswith("F") else "")]
+    held = [
+        helper.make_function(
+            "f", f"F{at}", ["a"], ["c"],
+            [helper.make_node(op, *ends, domain=domain) for ends in ((["a"], ["b"]), (["b"], ["c"]))], opsets,
+        )
+        for at, (op, domain) in enumerate(called)
+    ]  # fmt: skip
+    value, float32 = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    node = helper.make_node("F0", ["x"], ["y"], domain="f")
+    graph = helper.make_graph([node], "g", [value("x", float32, [4])], [value("y", float32, [4])])
+    return helper.make_model(graph, opset_imports=opsets, functions=held)
+
+
+def test_functions_that_call_functions():
+    def read(model: onnx.ModelProto) -> onnx.ModelProto:
+        Path("f.onnx").write_bytes(model.SerializeToString())
+        return load_onnx(Path("f.onnx"))
+
+    assert len(read(functions(8, "Identity")).functions) == 8
+    with pytest.raises(ModelImportError, match=r"1,073,741,824 nodes"):
+        read(functions(30, "Identity"))
+    with pytest.raises(ModelImportError, match="calls itself"):
+        read(functions(5, "F2"))
+
+
+def test_names_that_are_no_text():
+    data = functions(1, "Identity").SerializeToString().replace(b"Identity", b"Identi\xff\xfe")
+    Path("f.onnx").write_bytes(data)
+    with pytest.raises(ModelImportError, match=r"f\.onnx .*UTF-8"):
+        load_onnx(Path("f.onnx"))
+
+
 @pytest.mark.parametrize("held", [{"offset": -1}, {"offset": 99}, {"length": 99}, {"offset": 10**30}, {"length": "x"}])
 def test_places_beyond_the_file(held):
     Path("w.bin").write_bytes(bytes(16))

@@ -47,6 +47,8 @@ def constant_calls(program: Any) -> set[Any]:
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target in SIZES:
             continue
+        if isinstance(node.target, torch._ops.HigherOrderOperator):  # it may be anything but a computation
+            continue
         name = op_name(node)
         if name in CHECKS or "::dequantize" in name or is_random(node):
             continue

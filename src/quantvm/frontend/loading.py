@@ -70,10 +70,10 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
             with quiet():
                 return torch.jit.load(file, map_location="cpu")
         except ModelImportError as error:
-            raise ModelImportError(f"{path} is no TorchScript file that is opened: {error}") from error
+            raise ModelImportError(f"{path} is not a TorchScript file that is opened: {error}") from error
         except Exception as error:  # RuntimeError mostly, and whatever Python makes of damaged archives
             raise ModelImportError(
-                f"{path} is damaged, or no TorchScript file that PyTorch {torch.__version__} can load: "
+                f"{path} is not a TorchScript file that PyTorch {torch.__version__} can load, or damaged: "
                 f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
             ) from error
 

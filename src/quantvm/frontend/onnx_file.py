@@ -9,6 +9,8 @@ from typing import Any
 from quantvm.errors import ModelImportError
 from quantvm.regular_files import check_regular, open_regular
 
+_MOST_NODES = 1_000_000
+
 
 def read_onnx(path: Path) -> Any:
     """Returns the `onnx.ModelProto` of a file, all of its tensors in memory.
@@ -27,7 +29,50 @@ def read_onnx(path: Path) -> Any:
         raise ModelImportError(f"{path} is truncated or no ONNX file: {_line(error)}") from error
     if not model.graph.node or not model.opset_import:
         raise ModelImportError(f"{path} is truncated or no ONNX file: it holds no graph")
+    _check_texts(model, str(path))
+    check_functions(model, str(path))
     return with_external_data(model, path.parent, str(path))
+
+
+def _check_texts(model: Any, name: str) -> None:
+    """Raises ModelImportError where a name is no UTF-8: protobuf then has bytes in its place."""
+    for node in (node for holder in (model, *model.functions) for node in _nodes(holder)):
+        for text in (node.op_type, node.domain, node.name, *node.input, *node.output):
+            if not isinstance(text, str):
+                raise ModelImportError(f"{name} is damaged: it holds the name {text!r}, expected UTF-8")
+
+
+def check_functions(model: Any, name: str = "the model") -> None:
+    """Raises ModelImportError where functions that call functions would become too many nodes, or call themselves.
+
+    A file of two kilobytes can hold thirty functions each of which calls the next one twice.
+    """
+    held = {(function.domain, function.name): function for function in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    pending = list(held)
+    while pending:
+        key = pending[-1]
+        called = [(node.domain, node.op_type) for node in _nodes(held[key])]
+        missing = {other for other in called if other in held and other not in sizes}
+        if missing and len(pending) > len(held) ** 2 + len(held):
+            raise ModelImportError(f"{name}: the function {key[1]} calls itself")
+        pending += missing
+        if not missing:
+            sizes[key] = min(sum(sizes.get(other, 1) for other in called), 10**15)
+            pending.pop()
+    total = sum(sizes.get((node.domain, node.op_type), 1) for node in _nodes(model))
+    if total > _MOST_NODES:
+        raise ModelImportError(f"{name}: its functions come to {total:,} nodes, expected at most {_MOST_NODES:,}")
+
+
+def _nodes(holder: Any) -> Iterator[Any]:
+    """Yields the nodes of a model's graph, or of a function, and of all graphs inside of them."""
+    pending = [holder.graph if hasattr(holder, "graph") else holder]
+    while pending:
+        for node in pending.pop().node:
+            yield node
+            for held in node.attribute:
+                pending += [inner for inner in (held.g, *held.graphs) if inner.node]
 
 
 def with_external_data(model: Any, folder: Path, name: str = "the model") -> Any:
