@@ -250,6 +250,10 @@ def _with_constant(make: _Make, inputs: list[str], options: dict[str, Any]) -> s
     if options["constant_quantized"] and not make.in_float:
         constant = make.graph.fake(constant, ("uint8", 0.01, 3))
     operands = [constant, inputs[0]] if options["first"] else [inputs[0], constant]
+    if options["name"] == "Pow":  # of a negative base it is no number, and quantizing that is nobody's promise
+        operands[0] = make.graph.emit("Abs", operands[0])
+    if options["name"] == "Div":  # likewise zero by zero
+        operands = [inputs[0], constant]
     return make.graph.emit(options["name"], *operands)
 
 
@@ -307,6 +311,8 @@ def _split(make: _Make, inputs: list[str], options: dict[str, Any]) -> str:
 
 def _plain(make: _Make, inputs: list[str], options: dict[str, Any]) -> str:
     options = dict(options)
+    if options["name"] == "Sqrt":  # of what is negative it is no number, and quantizing that is nobody's promise
+        inputs = [make.graph.emit("Abs", *inputs)]
     return make.graph.emit(options.pop("name"), *inputs, **options)
 
 

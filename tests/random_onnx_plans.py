@@ -220,7 +220,7 @@ def _try(graph: Graph, step: Step, values: list[str], shapes: list[_Shape], step
         shape = graph.shape(value)
     except ValueError:
         return
-    if 1 <= len(shape) <= 4 and math.prod(shape) <= MOST_ELEMENTS:
+    if 1 <= len(shape) <= 4 and min(shape) > 0 and math.prod(shape) <= MOST_ELEMENTS:
         values.append(value)
         shapes.append(shape)
         steps.append(step)
