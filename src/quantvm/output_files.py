@@ -135,7 +135,7 @@ def _folder_problem(path: Path) -> str | None:
 
 def _target(path: Path) -> Path:
     """Returns the file that a name stands for, behind all symlinks, whether it exists or not."""
-    return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _unfinished(target: Path) -> Path:

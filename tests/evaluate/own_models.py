@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.ao.quantization as tq
 from torch import nn
-from ..torchao_patterns import keep_patterns
 
 SIZE = 32
 
@@ -129,8 +128,6 @@ answer = 42
 
 def exported(batch=None):
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    keep_patterns()
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer, get_default_x86_inductor_quantization_config,
     )

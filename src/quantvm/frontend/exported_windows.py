@@ -164,14 +164,14 @@ def max_pool3d_with_indices(b: ExportedBuilder, x: Any, *options: Any) -> list[A
 # ------------------------------------------------------------------ convolutions
 
 _CONVS = {
-    1: (relax.op.nn.conv1d, "NCW", "OIW"),
-    2: (relax.op.nn.conv2d, "NCHW", "OIHW"),
-    3: (relax.op.nn.conv3d, "NCDHW", "OIDHW"),
+    1: ("conv1d", "NCW", "OIW"),
+    2: ("conv2d", "NCHW", "OIHW"),
+    3: ("conv3d", "NCDHW", "OIDHW"),
 }
 _TRANSPOSED = {
-    1: (relax.op.nn.conv1d_transpose, "NCW", "IOW"),
-    2: (relax.op.nn.conv2d_transpose, "NCHW", "IOHW"),
-    3: (relax.op.nn.conv3d_transpose, "NCDHW", "IODHW"),
+    1: ("conv1d_transpose", "NCW", "IOW"),
+    2: ("conv2d_transpose", "NCHW", "IOHW"),
+    3: ("conv3d_transpose", "NCDHW", "IODHW"),
 }
 
 
@@ -197,10 +197,10 @@ def convolved(
 ) -> Expr:
     """Returns a convolution plus a bias (1, C, 1, ...); `padding` has what lies before, then what lies after."""
     rank = len(_kernel(weight))
-    op, layout, kernel_layout = _CONVS[rank]
+    name, layout, kernel_layout = _CONVS[rank]
 
     def of(y: Expr) -> Expr:
-        y = op(
+        y = getattr(relax.op.nn, name)(
             y, b.relax_of(weight), strides=_many(stride, rank), padding=list(padding),
             dilation=_many(dilation, rank), groups=groups, data_layout=layout, kernel_layout=kernel_layout,
             out_dtype="float32",
@@ -241,10 +241,10 @@ def conv_transpose(
 ) -> Expr:  # fmt: skip
     """Returns the transposed convolution of x with the weight, plus a bias of shape (1, C, 1, ...)."""
     rank = len(_kernel(weight))
-    op, layout, kernel_layout = _TRANSPOSED[rank]
+    name, layout, kernel_layout = _TRANSPOSED[rank]
 
     def of(y: Expr) -> Expr:
-        y = op(
+        y = getattr(relax.op.nn, name)(
             y, b.relax_of(weight), strides=_many(stride, rank), padding=_many(padding, rank) * 2,
             output_padding=_many(output_padding, rank), dilation=_many(dilation, rank), groups=groups,
             data_layout=layout, kernel_layout=kernel_layout, out_dtype="float32",

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from quantvm.errors import ModelImportError
+
 
 def attribute(node: Any, name: str, default: Any) -> Any:
     """Returns the value of a node's attribute (strings as str), or a default where it has none of that name."""
@@ -62,13 +64,22 @@ class Constants:
         self._arrays: dict[str, np.ndarray] = {}
 
     def get(self, name: str) -> np.ndarray | None:
-        """Returns the array of a name, or None where it is no constant."""
+        """Returns the array of a name, or None where it is no constant.
+
+        Raises:
+            ModelImportError: its bytes are not those of its shape and dtype.
+        """
         from onnx import numpy_helper
 
         if name not in self._arrays:
             if name not in self._stored:
                 return None
-            self._arrays[name] = numpy_helper.to_array(self._stored[name])
+            try:
+                self._arrays[name] = numpy_helper.to_array(self._stored[name])
+            except (ValueError, TypeError) as error:
+                raise ModelImportError(
+                    f"the file is damaged: the constant {name!r} cannot be read ({error})"
+                ) from error
         return self._arrays[name]
 
     def add(self, name: str, value: np.ndarray) -> None:

@@ -170,8 +170,11 @@ def _check_parameters(graph: Any) -> None:
     for node in graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
+        name = node.name or (node.output[0] if node.output else node.op_type)
+        if not 2 <= len(node.input) <= 3 or len(node.output) != 1:
+            problems.append(f"{name}: {len(node.input)} inputs and {len(node.output)} outputs, expected 2 or 3, and 1")
+            continue
         scale = constants.get(node.input[1])
-        name = node.name or node.output[0]
         if scale is None:
             problems.append(f"{name}: the scale is computed at run time")
             continue
