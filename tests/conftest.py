@@ -9,8 +9,8 @@ import tvm
 
 from quantvm import tvm_compat
 
-SHIPPED = ("kernels", "models", "runtime", "test_end_to_end.py", "test_seeded_faults.py")
-"""Tests for which code is generated as users get it; so it is for commands in processes of their own.
+SHIPPED = ("kernels", "models", "runtime", "test_end_to_end.py", "test_run_time_checks.py", "test_seeded_faults.py")
+"""Folders and files of tests for which code is generated as users get it; so it is for commands in other processes.
 
 In the nightly run it is so for all but the searches, which are about what is lowered, not about LLVM.
 """
@@ -37,8 +37,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     virtual machine hands them, which the lowering has checked (`tensors.call_kernel`).
     """
     is_nightly = "nightly" in (item.config.getoption("markexpr") or "").replace("not nightly", "")
-    part = item.path.relative_to(item.config.rootpath / "tests").parts[0]
-    as_shipped = part in SHIPPED or (is_nightly and not part.startswith("test_fuzz"))
+    parts = item.path.relative_to(item.config.rootpath / "tests").parts
+    as_shipped = bool({parts[0], parts[-1]} & {*SHIPPED}) or (is_nightly and not parts[0].startswith("test_fuzz"))
     tvm_compat._executable = _generate if as_shipped else _generate_quickly  # type: ignore[assignment]
 
 

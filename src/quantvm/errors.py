@@ -125,6 +125,8 @@ def missing_package_named() -> Iterator[None]:
         ) from None
 
 
+INPUTS_MISFIT = "the inputs do not fit the model: "
+"""What messages of checks begin with that stand in the compiled code."""
 _LOG = logging.getLogger("quantvm")
 _PLACE = "quantvm_place"
 _MOST_TOLD = 400

@@ -87,7 +87,7 @@ def test_lowered_main_calls_kernels_only_and_moves_no_data_between_convolutions(
     assert convolutions_here(report.kernels, native_target()) == 2
     assert report.output_scale == pytest.approx(0.1)
     assert [p.stem.split("_", 1)[1] for p in sorted(tmp_path.iterdir())] == [
-        "imported", "channel_affine", "fuse_qdq", "legalize", "float_ops", "owned_outputs",
+        "imported", "channel_affine", "fuse_qdq", "legalize", "run_time_checks", "float_ops", "owned_outputs",
     ]  # fmt: skip
 
 

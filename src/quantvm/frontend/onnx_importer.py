@@ -39,7 +39,6 @@ def import_graph(model: Any, shapes: dict[str, Dims]) -> tvm.IRModule:
     importer = _Importer(model.graph, shapes)
     try:
         importer.check_operators(model.graph)
-        importer.check_values(model.graph)
         # TVM prints the inputs of a node that it cannot convert, and stdout is for results
         with closed_on_error(importer.bb), redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names that TVM changes
@@ -67,19 +66,6 @@ class _Importer(ONNXGraphImporter):
                 rows.append(f"{op} x{count} (first: {first.name})")
         if rows:
             raise UnsupportedOpError(f"{len(rows)} operators that TVM's ONNX importer lacks: {'; '.join(rows)}")
-
-    @staticmethod
-    def check_values(graph: Any) -> None:
-        """Raises ModelImportError where a node reads what neither the file nor a node before it holds."""
-        known = {""} | {value.name for value in (*graph.input, *graph.initializer)}
-        for node in graph.node:
-            missing = [name for name in node.input if name not in known]
-            if missing:
-                raise ModelImportError(
-                    f"{node.op_type} at {node.name} reads {', '.join(missing)}, which nothing before it makes; the "
-                    "file is damaged, or its nodes are not in order"
-                )
-            known.update(node.output)
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         """Does nothing: `check_operators` knows of our converters, too."""

@@ -19,6 +19,7 @@ from quantvm.errors import ModelImportError, UnsupportedOpError
 from quantvm.regular_files import checked_path
 
 from .normalize import normalize_with_tensors
+from .onnx_check import check_onnx, check_sizes
 from .onnx_file import read_onnx, with_external_data
 from .onnx_folding import fold_constants
 from .onnx_graph import Constants, subgraphs
@@ -58,10 +59,12 @@ def from_onnx_with_tensors(
     There are no names where one of these tensors is not in the file's main graph.
     """
     _check_operators(model.graph)
+    check_onnx(model)
     names = _input_names(model.graph)
     if example_inputs is not None:
         example_inputs = examples_in_order(names, example_inputs)
     prepared, shapes = _prepared(model, example_inputs, batch)
+    check_sizes(shapes, prepared.graph)
     _check_parameters(prepared.graph)
     quantized = [node.output[0] for node in prepared.graph.node if node.op_type == "QuantizeLinear"]
     if not set(quantized) <= {name for node in model.graph.node for name in node.output}:

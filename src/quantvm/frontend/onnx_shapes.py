@@ -33,6 +33,7 @@ def fix_inputs(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> 
     inputs = [i for i in model.graph.input if i.name not in stored]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
+    without_negative_sizes(model.graph)
     has_windows = any(node.op_type in _WINDOWS for node in model.graph.node)
     is_given = example_inputs is not None and len(example_inputs) == len(inputs)
     for index, value in enumerate(model.graph.input):
@@ -50,6 +51,14 @@ def fix_inputs(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> 
                     f"dimension {at} of input {index} ({value.name}) is dynamic: ({shown}), and convolutions, pools or "
                     "resizing need to know it; give example_inputs, whose size it then has, or fix it in the file"
                 )
+
+
+def without_negative_sizes(graph: Any) -> None:
+    """Makes negative sizes of inputs dynamic: some exporters write these so, and ONNX Runtime takes them so."""
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def _dims(kind: Any) -> Dims:
@@ -75,10 +84,14 @@ def inferred(model: Any) -> tuple[Any, dict[str, Dims]]:
         found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except Exception:  # noqa: BLE001 (onnx's own, of a model that its operators do not take; the importer will name it)
         found = bare
-    values = [*found.graph.value_info, *found.graph.output, *found.graph.input]
+    return found, shapes_of(found.graph)
+
+
+def shapes_of(graph: Any) -> dict[str, Dims]:
+    """Returns what a graph says of its values' shapes, where their rank is known."""
+    values = [*graph.value_info, *graph.output, *graph.input]
     shapes = {v.name: _dims(v.type) for v in values if v.type.tensor_type.HasField("shape")}
-    shapes |= {tensor.name: list(tensor.dims) for tensor in found.graph.initializer}
-    return found, shapes
+    return shapes | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
 
 
 def make_explicit(graph: Any, shapes: dict[str, Dims]) -> bool:
@@ -247,4 +260,4 @@ def _constant_sizes(node: Any, shapes: dict[str, Dims], constants: Constants) ->
     return True
 
 
-__all__ = ["Dims", "fix_inputs", "inferred", "make_explicit"]
+__all__ = ["Dims", "fix_inputs", "inferred", "make_explicit", "shapes_of", "without_negative_sizes"]

@@ -8,6 +8,9 @@ from typing import Any
 
 from tvm import tirx
 
+MOST_ELEMENTS = (1 << 31) - 1
+"""Of one tensor, with dynamic sizes left out: kernels count what lies within one image in 32 bits."""
+
 
 def product(sizes: Sequence[Any]) -> Any:
     """Returns the product: an int, or a symbolic expression with its number last, as n*9."""

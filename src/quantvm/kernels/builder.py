@@ -23,6 +23,8 @@ Buffer = Any
 
 LANES = 16
 """32-bit lanes of one vector; on targets with narrower registers LLVM splits it."""
+ALIGNMENT_BYTES = 64
+"""Where the code takes tensors to begin: at multiples of this, as TVM's runtime allocates them."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,12 @@ def symbolic_batch() -> tirx.Var:
 def argument(name: str, shape: Sequence[Any], dtype: str) -> Buffer:
     """Adds a dense buffer argument to the open PrimFunc."""
     handle = T.arg(name, T.handle())
-    return T.match_buffer(handle, tuple(shape), dtype)
+    return T.match_buffer(handle, tuple(shape), dtype, align=ALIGNMENT_BYTES)
 
 
 def flat(buffer: Buffer, numel: Expr) -> Buffer:
     """Returns a one-dimensional view of a dense buffer."""
-    return T.decl_buffer((numel,), buffer.dtype, data=buffer.data)
+    return T.decl_buffer((numel,), buffer.dtype, data=buffer.data, align=ALIGNMENT_BYTES)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ BINARY = {
     "relax.maximum": "maximum",
     "relax.minimum": "minimum",
 }
+_MOST_MEMBERS = 256
+"""Operators in one kernel: TVM's passes and LLVM's go down into an expression once for each."""
 Axis = Literal["channels", "last"]
 """Which logical dimension per-channel constants lie along: 1 of 4-d tensors, or the last one."""
 MOVES = frozenset(
@@ -194,7 +196,7 @@ class _Finder:
         if len(found) != 1:
             return None
         (region,) = found.values()
-        if region is None or None in consumers:
+        if region is None or None in consumers or len(region.members) >= _MOST_MEMBERS:
             return None
         if kind == "requantize" and self._requantizes_apart and any(self._kinds[c] == "quantize" for c in consumers):
             return None

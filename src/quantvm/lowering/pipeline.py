@@ -39,6 +39,8 @@ from .hoist_quantize import hoist_quantize
 from .legalize import Legalization, legalize
 from .owned_outputs import copy_shared_outputs
 from .qdq_legalize import legalize_qdq
+from .run_time_checks import add_run_time_checks
+from .validate import validate
 
 ENGINE_ATTR = "quantvm.engine"
 AMX_ATTR = "quantvm.onednn_amx"
@@ -132,6 +134,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
         raise CompileError("numerics torch is of PyTorch's quantized engines; this program's is qdq, or one of integer")
     dump = _dumper(options.dump_dir)
     dump(module, "imported")
+    validate(module)
     output_scale = _output_scale(module)
     module = merge_channel_affines(relax.transform.CanonicalizeBindings()(module))
     dump(module, "channel_affine")
@@ -158,6 +161,8 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
         module = legalize(module, state)
     dump(module, "legalize")
     left_in_float, float_macs = float_ops(module)
+    module = add_run_time_checks(module)
+    dump(module, "run_time_checks")
     module = legalize_float_ops(call_float_kernels(module, select_tile(options.target)))
     dump(module, "float_ops")
     module = copy_shared_outputs(module)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from quantvm.errors import ConfigError, RunError, stage
+from quantvm.errors import INPUTS_MISFIT, ConfigError, RunError, stage
 from quantvm.structure import in_order, put_together
 
 from .forking import check_thread, follow
@@ -164,7 +164,8 @@ class Artifact:
         Raises:
             ConfigError: the number, dtype, shape or device of the inputs is not the compiled one.
             MachineError: this machine cannot run the code.
-            RunError: the code stopped on these inputs.
+            RunError: the code stopped on these inputs: sizes that its reshapes or products do not take, places that
+                do not exist, or not enough memory.
         """
         import tvm
 
@@ -176,7 +177,7 @@ class Artifact:
         with self.lock, stage("running the compiled model", RunError):
             self._prepare()
             check_thread()
-            result = self._main(*(shared(x, tvm) for x in tensors))
+            result = self._run([shared(x, tvm) for x in tensors])
         kind = tensors[0].kind
         if hasattr(result, "numpy"):
             if self.signature.structure is None:
@@ -184,6 +185,20 @@ class Artifact:
             result = [result]
         outputs = tuple(returned(r, kind) for r in result)
         return outputs if self.signature.structure is None else put_together(self.signature.structure, outputs)
+
+    def _run(self, tensors: list[Any]) -> Any:
+        try:
+            return self._main(*tensors)
+        except Exception as error:  # TVM's, of a type for each kind of Python's
+            told = str(error)
+            if INPUTS_MISFIT in told:
+                raise RunError(told[told.index(INPUTS_MISFIT) :].strip()) from error
+            if "bad_alloc" in told:
+                shapes = ", ".join(str(tuple(map(int, x.shape))) for x in tensors)
+                raise RunError(
+                    f"there is not enough memory for inputs of {shapes}; give fewer images a call"
+                ) from error
+            raise
 
     def _check(self, tensors: list[Given]) -> None:
         specs = self.signature.inputs

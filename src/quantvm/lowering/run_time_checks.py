@@ -1,0 +1,176 @@
+"""Checks in the compiled code, of what no import can know: dynamic sizes that have to fit, and computed places.
+
+TVM's own operators neither look whether a place exists that they read or write, nor whether sizes are equal that they
+were only told to be. A call that does not fit stops with a message; nothing outside of a tensor is touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm.tirx.script.builder as T
+from tvm import relax, tirx
+from tvm.ir import GenericConst
+from tvm.sym.analyzer import Analyzer
+
+from quantvm.errors import INPUTS_MISFIT
+from quantvm.frontend.sizes import product
+from quantvm.kernels.builder import argument, flat, prim_func
+
+from .bindings import ValueOf, definitions, described, with_main_rewritten, with_operands
+from .composite import static_shape
+
+_OPAQUE = 8
+"""TVM's pattern of functions that are left as they are."""
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What an operand of a call has to fulfil.
+
+    Attributes:
+        operand: its number.
+        sizes: of a check of places, of how many slices the last dimension's places are; else pairs that are equal.
+        are_places: whether the operand holds places.
+        counts_back: whether places may be negative, counted from the end.
+        told: the end of the message.
+    """
+
+    operand: int
+    sizes: tuple[Any, ...]
+    are_places: bool
+    counts_back: bool
+    told: str
+
+
+def add_run_time_checks(module: tvm.IRModule) -> tvm.IRModule:
+    """Returns the module with checked operands in front of the operators that need them.
+
+    - take, gather and scatter: each computed place exists;
+    - reshape, broadcast_to and matmul: sizes are equal, where that does not follow whatever the dynamic sizes are.
+
+    Args:
+        module: `main` before TVM's own operators become functions.
+    """
+    checks = {var: found for var, value in definitions(module["main"]).items() if (found := _checks(value))}
+    if not checks:
+        return module
+
+    def bind(builder: relax.BlockBuilder, var: Any, value: Any, value_of: ValueOf) -> Any:
+        arguments = [
+            with_operands(a, value_of) if isinstance(a, relax.Tuple) else value_of(a)
+            for a in getattr(value, "args", ())
+        ]
+        where = described(_Bound(var, value))
+        for check in checks.get(var, ()):
+            x = arguments[check.operand]
+            make = _checked_places if check.are_places else _checked_sizes
+            target = builder.add_func(make(static_shape(x), str(x.ty.dtype), check, where), "checked")
+            sizes = [_as_i64(size) for size in check.sizes]
+            out = relax.TensorType(static_shape(x), x.ty.dtype)
+            arguments[check.operand] = builder.emit(relax.call_tir(target, [x, *sizes], out), f"{var.name}_checked")
+        if var not in checks:
+            return builder.emit(with_operands(value, value_of), var.name)
+        return builder.emit(tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args), var.name)
+
+    return with_main_rewritten(module, bind)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    var: Any
+    value: Any
+
+
+def _as_i64(size: Any) -> Any:
+    return tirx.IntImm("int64", size) if isinstance(size, int) else size
+
+
+def _checks(value: Any) -> list[_Check]:
+    name = getattr(getattr(value, "op", None), "name", "")
+    if name == "relax.take" and str(value.attrs.mode) == "fast":
+        shape = static_shape(value.args[0])
+        size = product(shape) if value.attrs.axis is None else shape[int(value.attrs.axis)]
+        return _places(value, (size,), counts_back=False)
+    if name in ("relax.gather_elements", "relax.scatter_elements"):
+        size = static_shape(value.args[0])[int(value.attrs.axis)]
+        return _places(value, (size,), counts_back=name == "relax.scatter_elements")
+    if name in ("relax.gather_nd", "relax.scatter_nd"):
+        first = int(getattr(value.attrs, "batch_dims", 0) or 0)
+        depth = static_shape(value.args[1])[-1]
+        return _places(value, tuple(static_shape(value.args[0])[first : first + depth]), counts_back=False)
+    if name == "relax.reshape":
+        before, after = static_shape(value.args[0]), static_shape(value)
+        return _equal([(product(before), product(after))], f"{_text(before)} becomes {_text(after)}")
+    if name == "relax.broadcast_to":
+        before, after = static_shape(value.args[0]), static_shape(value)
+        pairs = [(a, b) for a, b in zip(before[::-1], after[::-1], strict=False) if not (isinstance(a, int) and a == 1)]
+        return _equal(pairs, f"{_text(before)} is repeated to {_text(after)}")
+    if name == "relax.matmul":
+        a, b = static_shape(value.args[0]), static_shape(value.args[1])
+        return _equal([(a[-1], b[-2] if len(b) > 1 else b[0])], f"{_text(a)} times {_text(b)}")
+    return []
+
+
+def _places(call: Any, sizes: tuple[Any, ...], *, counts_back: bool) -> list[_Check]:
+    """Returns the check of places that are computed; those of constants in known sizes are looked at by `validate`."""
+    if isinstance(call.args[1], GenericConst) and all(isinstance(size, int) for size in sizes):
+        return []
+    return [_Check(1, sizes, True, counts_back, f"it takes a place outside of {_text(list(sizes))}")]
+
+
+def _equal(pairs: list[tuple[Any, Any]], told: str) -> list[_Check]:
+    analyzer = Analyzer()
+    open_pairs = [
+        (a, b)
+        for a, b in pairs
+        if not (isinstance(a, int) and isinstance(b, int)) and not analyzer.can_prove_equal(_as_i64(a), _as_i64(b))
+    ]
+    if not open_pairs:
+        return []
+    return [_Check(0, tuple(size for pair in open_pairs for size in pair), False, False, told)]
+
+
+def _text(shape: list[Any]) -> str:
+    return "(" + ", ".join(str(d).replace("T.int64", "").replace('"', "") for d in shape) + ")"
+
+
+def _checked_places(shape: list[Any], dtype: str, check: _Check, where: str) -> tirx.PrimFunc:
+    """Returns a function that copies places and stops at one that does not exist."""
+    depth = len(check.sizes)
+    with prim_func() as builder:
+        T.func_name("checked")
+        T.func_attr({"op_pattern": _OPAQUE})
+        x, y, numel, sizes = _arguments(shape, dtype, depth)
+        with T.serial(0, numel // depth) as row:
+            for i, size in enumerate(sizes):
+                place = tirx.Cast("int64", x[row * depth + i])
+                least = -size if check.counts_back else tirx.IntImm("int64", 0)
+                with T.Assert(tirx.all(place >= least, place < size), f"{INPUTS_MISFIT}{where}: {check.told}"):
+                    T.buffer_store(y, x[row * depth + i], [row * depth + i])
+    return builder.get()
+
+
+def _checked_sizes(shape: list[Any], dtype: str, check: _Check, where: str) -> tirx.PrimFunc:
+    """Returns a function that copies a tensor, and stops before that where sizes differ."""
+    with prim_func() as builder:
+        T.func_name("checked")
+        T.func_attr({"op_pattern": _OPAQUE})
+        x, y, numel, sizes = _arguments(shape, dtype, len(check.sizes))
+        pairs = zip(sizes[::2], sizes[1::2], strict=True)
+        are_equal = tirx.all(*(a == b for a, b in pairs))
+        with T.Assert(are_equal, f"{INPUTS_MISFIT}{where}: {check.told}"), T.serial(0, numel) as at:
+            T.buffer_store(y, x[at], [at])
+    return builder.get()
+
+
+def _arguments(shape: list[Any], dtype: str, count: int) -> tuple[Any, Any, Any, list[Any]]:
+    """Adds an operand, numbers and a result of its shape; dynamic sizes, perhaps expressions, become variables."""
+    dims = [d if isinstance(d, int) else tirx.Var(f"d{i}", "int64") for i, d in enumerate(shape)]
+    x = argument("x", dims, dtype)
+    numbers = [T.arg(f"size{i}", tirx.Var(f"size{i}", "int64")) for i in range(count)]
+    y = argument("y", dims, dtype)
+    numel = _as_i64(product(dims))
+    return flat(x, numel), flat(y, numel), numel, numbers

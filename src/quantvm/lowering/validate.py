@@ -1,0 +1,217 @@
+"""Whether an imported program can be compiled at all, whatever it came from: geometry, sizes, parameters, places.
+
+The kernels take for granted what is checked here. It is looked at once, before anything else is done with a program;
+what depends on inputs is checked when the code runs (`run_time_checks`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.ir import GenericConst
+
+from quantvm.errors import CompileError
+from quantvm.frontend.sizes import MOST_ELEMENTS
+
+from .bindings import definitions, variables
+from .composite import constant_value, static_shape
+
+_Problem = str | None
+_Rule = Callable[[Any], _Problem]
+_RULES: dict[str, _Rule] = {}
+_SHOWN = 6
+
+
+def validate(module: tvm.IRModule) -> None:
+    """Raises one CompileError for all bindings of `main` that no kernel may be made of.
+
+    Args:
+        module: Relax in QDQ form.
+
+    What holds afterwards: strides, dilations, groups and windows are at least 1 and paddings at least 0; a window is
+    nowhere larger than the padded image, and one of a pool nowhere in the padding alone; no tensor has more than
+    `MOST_ELEMENTS` elements but for dynamic sizes; scales are positive and finite, and scales and zero points are of
+    one length, that of their axis; constant places that something is taken from, or stored at, exist.
+    """
+    problems, known = [], set()
+    for param in module["main"].params:
+        problem = _size_problem(param)
+        if problem is not None:
+            problems.append(f"the input {param.name} {problem}")
+            known.add(param)
+    for variable, value in definitions(module["main"]).items():
+        if known.intersection(variables(value)):
+            known.add(variable)  # it only follows
+            continue
+        name = getattr(getattr(value, "op", None), "name", "")
+        rule = _RULES.get(name)
+        problem = (rule(value) if rule else None) or _size_problem(variable)
+        if problem is not None:
+            problems.append(f"{name.split('.')[-1] or 'value'} at {variable.name} {problem}")
+            known.add(variable)
+    if problems:
+        shown = "; ".join(problems[:_SHOWN]) + (f"; {len(problems)} in all" if len(problems) > _SHOWN else "")
+        raise CompileError(f"the program cannot be compiled: {shown}")
+
+
+def _of(*names: str) -> Callable[[_Rule], _Rule]:
+    def register(rule: _Rule) -> _Rule:
+        _RULES.update(dict.fromkeys((f"relax.{name}" for name in names), rule))
+        return rule
+
+    return register
+
+
+def _size_problem(value: Any) -> _Problem:
+    if getattr(value.ty, "shape", None) is None or not hasattr(value.ty.shape, "values"):
+        return None
+    sizes = [size for size in static_shape(value) if isinstance(size, int)]
+    text = f"has the shape ({', '.join(map(str, static_shape(value)))})"
+    if min(sizes, default=1) < 0:
+        return f"{text}; what comes before it is too small for it"
+    if math.prod(sizes) > MOST_ELEMENTS:
+        return f"{text}; {math.prod(sizes)} elements are more than {MOST_ELEMENTS}"
+    return None
+
+
+def _integers(values: Any) -> list[int]:
+    return [int(value) for value in values]
+
+
+def _least_problem(**attributes: list[int]) -> _Problem:
+    """Returns which attribute of windows has a value that none may have."""
+    for what, values in attributes.items():
+        least = 0 if what.endswith("padding") else 1
+        if min(values, default=least) < least:
+            return f"has {what.replace('_', ' ')} {tuple(values)}, expected at least {least}"
+    return None
+
+
+def _window_problem(
+    image: list[Any], kernel: list[int], strides: list[int], dilations: list[int], padding: list[int]
+) -> _Problem:
+    """Returns what is wrong with windows that move over an image; padding has the beginnings first."""
+    problem = _least_problem(strides=strides, dilations=dilations, kernel=kernel, padding=padding)
+    if problem is not None:
+        return problem
+    padded = [
+        size + padding[axis] + padding[len(kernel) + axis] if isinstance(size, int) else None
+        for axis, size in enumerate(image)
+    ]
+    if any(size is not None and size < far for size, far in zip(padded, _reach(kernel, dilations), strict=True)):
+        return f"has windows of {_reach(kernel, dilations)} pixels on a padded image of {tuple(padded)}"
+    if math.prod(size for size in padded if size is not None) > MOST_ELEMENTS:
+        return f"has a padded image of {tuple(padded)} pixels, more than {MOST_ELEMENTS}"
+    return None
+
+
+def _reach(kernel: list[int], dilations: list[int]) -> tuple[int, ...]:
+    """Returns how many pixels a window spans."""
+    return tuple(dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True))
+
+
+@_of("nn.conv1d", "nn.conv2d", "nn.conv3d")
+def _convolution(call: Any) -> _Problem:
+    x, weight, attrs = static_shape(call.args[0]), static_shape(call.args[1]), call.attrs
+    groups = int(attrs.groups)
+    fits = not isinstance(x[1], int) or x[1] == weight[1] * groups
+    if groups < 1 or not fits or weight[0] % groups:
+        return f"has {groups} groups, a weight of shape {tuple(weight)} and an input of shape {_text(x)}"
+    return _window_problem(
+        x[2:], weight[2:], _integers(attrs.strides), _integers(attrs.dilation), _integers(attrs.padding)
+    )
+
+
+@_of("nn.conv1d_transpose", "nn.conv2d_transpose", "nn.conv3d_transpose")
+def _transposed_convolution(call: Any) -> _Problem:
+    x, weight, attrs = static_shape(call.args[0]), static_shape(call.args[1]), call.attrs
+    groups, added = int(attrs.groups), _integers(attrs.output_padding)
+    fits = not isinstance(x[1], int) or x[1] == weight[0]
+    if groups < 1 or not fits or weight[0] % groups:
+        return f"has {groups} groups, a weight of shape {tuple(weight)} and an input of shape {_text(x)}"
+    return _least_problem(
+        strides=_integers(attrs.strides), dilations=_integers(attrs.dilation), kernel=weight[2:],
+        padding=_integers(attrs.padding), output_padding=added,
+    )  # fmt: skip
+
+
+@_of(*(f"nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
+def _pool(call: Any) -> _Problem:
+    attrs, image = call.attrs, static_shape(call.args[0])[2:]
+    kernel, dilations = _integers(attrs.pool_size), _integers(attrs.dilation)
+    padding = _integers(attrs.padding)
+    problem = _window_problem(image, kernel, _integers(attrs.strides), dilations, padding)
+    reach = _reach(kernel, dilations)
+    if problem is None and any(pad >= far for pad, far in zip(padding, reach * 2, strict=True)):
+        problem = f"has padding {tuple(padding)} around windows of {reach} pixels, expected less"
+    return problem
+
+
+@_of("quantize", "dequantize")
+def _quantization(call: Any) -> _Problem:
+    if not all(isinstance(argument, GenericConst) for argument in call.args[1:3]):
+        return None
+    x, scale, zero_point = static_shape(call.args[0]), constant_value(call.args[1]), constant_value(call.args[2])
+    wrong = ~(np.isfinite(scale) & (scale > 0))
+    if wrong.any():
+        return f"has the scale {scale[wrong].ravel()[0]}, expected a positive, finite one"
+    if scale.shape != zero_point.shape or scale.ndim > 1:
+        return f"has scales of shape {scale.shape} and zero points of shape {zero_point.shape}, expected one shape"
+    stored = str(call.attrs.out_dtype) if call.op.name == "relax.quantize" else str(call.args[0].ty.dtype)
+    if str(zero_point.dtype) != stored and stored in ("int8", "uint8"):
+        return f"has zero points of {zero_point.dtype}, and integers of {stored}"
+    if not scale.ndim:
+        return None
+    axis = int(call.attrs.axis)
+    if not -len(x) <= axis < len(x):
+        return f"has the axis {axis} of a tensor of {len(x)} dimensions"
+    if isinstance(x[axis], int) and x[axis] != len(scale):
+        return f"has {len(scale)} scales for the {x[axis]} slices along axis {axis}"
+    return None
+
+
+@_of("take")
+def _taken(call: Any) -> _Problem:
+    x, places = static_shape(call.args[0]), call.args[1]
+    if call.attrs.axis is None:
+        size: Any = math.prod(x) if all(isinstance(d, int) for d in x) else None
+    else:
+        size = x[int(call.attrs.axis)]
+    return _places_problem(places, size)
+
+
+@_of("gather_elements", "scatter_elements")
+def _along_axis(call: Any) -> _Problem:
+    return _places_problem(call.args[1], static_shape(call.args[0])[int(call.attrs.axis)])
+
+
+@_of("gather_nd", "scatter_nd")
+def _in_all_dimensions(call: Any) -> _Problem:
+    if not isinstance(call.args[1], GenericConst):
+        return None
+    places = constant_value(call.args[1])
+    first = int(getattr(call.attrs, "batch_dims", 0) or 0)
+    for index, size in enumerate(static_shape(call.args[0])[first : first + places.shape[-1]]):
+        problem = _outside(places[..., index], size)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _places_problem(places: Any, size: Any) -> _Problem:
+    return _outside(constant_value(places), size) if isinstance(places, GenericConst) else None
+
+
+def _outside(places: np.ndarray, size: Any) -> _Problem:
+    if not isinstance(size, int):
+        return None
+    outside = places[(places < -size) | (places >= size)]
+    return f"takes place {outside.ravel()[0]} of {size}" if outside.size else None
+
+
+def _text(shape: list[Any]) -> str:
+    return f"({', '.join(map(str, shape))})"
