@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,7 @@ and the share of multiply-adds in int8."""
 def supported_ops_markdown() -> str:
     """Returns the page."""
     from quantvm import lowering
-    from quantvm.frontend import exported, registry, torchscript
+    from quantvm.frontend import exported, onnx_operators, registry, torchscript
     from quantvm.frontend.exported_registry import exported_ops, find_exported
     from quantvm.lowering import float_regions
     from quantvm.lowering.legalize import rules
@@ -65,13 +66,25 @@ def supported_ops_markdown() -> str:
         "",
         "## ONNX and TFLite",
         "",
-        "Files in QDQ form, through TVM's own importers: QuantizeLinear and DequantizeLinear around Conv, Gemm, MatMul",
-        "and what TVM imports besides. The QOperator format (QLinearConv and its like) and int4 are refused.",
+        "Files in QDQ form: QuantizeLinear and DequantizeLinear around Conv, Gemm, MatMul and others. The QOperator",
+        "format (QLinearConv and its like) and int4 are refused.",
         "Of ONNX, constants are folded first, weights that the graph quantizes become integers, and sizes that it",
         "computes are written out; `If` is imported where its condition is constant. Sizes that are dynamic in other",
         "dimensions than 0 are those of `example_inputs`; without these they stay dynamic.",
+        "",
+        f"The operators of ONNX ({len(onnx_operators.SWEPT)}), with the operator sets whose definition is compared",
+        "with ONNX Runtime. What ONNX itself defines by these is written out.",
+        "",
+        *_listed(f"{op} ({', '.join(map(str, versions))})" for op, versions in onnx_operators.SWEPT.items()),
+        "",
+        f"Of com.microsoft: {', '.join(sorted(onnx_operators.SWEPT_OF_MICROSOFT))}.",
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _listed(entries: Iterable[str]) -> list[str]:
+    """Returns the lines of a paragraph of entries in alphabetical order."""
+    return textwrap.wrap(", ".join(sorted(entries)) + ".", 118)
 
 
 def _summary(function: object) -> str:

@@ -15,6 +15,7 @@ from quantvm.errors import ModelImportError, UnsupportedOpError
 
 from .onnx_graph import Constants, subgraphs
 from .onnx_node_checks import check_nodes
+from .onnx_operators import SWEPT_OF_MICROSOFT
 from .onnx_shapes import Dims, shapes_of, without_negative_sizes
 from .sizes import MOST_ELEMENTS
 
@@ -22,7 +23,7 @@ _STORED_BYTES = 1 << 16
 """Larger constants are not read by onnx's shape inference, and left out of what it is given."""
 _OWN = ("", "ai.onnx")
 _CONTRIB = "com.microsoft"
-_BOTH = frozenset(("DequantizeLinear", "Gelu", "QuantizeLinear", "RotaryEmbedding", "Attention"))
+_BOTH = frozenset(("DequantizeLinear", "QuantizeLinear", "Range", "RotaryEmbedding", "Unique")) | SWEPT_OF_MICROSOFT
 """Operators of ONNX that `com.microsoft` has, too."""
 
 

@@ -20,14 +20,19 @@ from quantvm.errors import UnsupportedOpError
 from .builder import constant, shape_of
 
 Converter = Callable[[relax.BlockBuilder, Sequence[Any], dict[str, Any]], Any]
-"""Takes the builder, the inputs (None where one is left out) and the attributes; returns an expression."""
+"""Takes the builder, the inputs (None where one is left out) and the attributes.
+
+Returns an expression, or None where TVM's own converter is to take the node.
+"""
 
 CONVERTERS: dict[str, Converter] = {}
 _LONGEST_SUM = 256
 """Slices of the longest running sum: each is an addition of its own."""
 
 
-def _converts(*names: str) -> Callable[[Converter], Converter]:
+def converts(*names: str) -> Callable[[Converter], Converter]:
+    """Registers the converter of operators."""
+
     def register(converter: Converter) -> Converter:
         CONVERTERS.update(dict.fromkeys(names, converter))
         return converter
@@ -35,13 +40,14 @@ def _converts(*names: str) -> Callable[[Converter], Converter]:
     return register
 
 
-def _input(inputs: Sequence[Any], index: int) -> Any:
+def optional_input(inputs: Sequence[Any], index: int) -> Any:
+    """Returns an input, or None where it is left out."""
     return inputs[index] if index < len(inputs) else None
 
 
-def _known(inputs: Sequence[Any], index: int, what: str) -> np.ndarray | None:
+def constant_input(inputs: Sequence[Any], index: int, what: str) -> np.ndarray | None:
     """Returns an input that has to be constant, or None where it is left out."""
-    value = _input(inputs, index)
+    value = optional_input(inputs, index)
     if value is None:
         return None
     if not isinstance(value, GenericConst):
@@ -64,12 +70,12 @@ def _static(x: Any, axis: int, what: str) -> int:
     return size
 
 
-@_converts("Clip")
+@converts("Clip")
 def _clip(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     x = inputs[0]
     bounds = []
     for index, name, none in ((1, "min", -np.inf), (2, "max", np.inf)):
-        bound = _input(inputs, index)
+        bound = optional_input(inputs, index)
         bounds.append(constant(attrs.get(name, none), str(x.ty.dtype)) if bound is None else bound)
     if not all(isinstance(bound, GenericConst) for bound in bounds) or str(x.ty.dtype) != "float32":
         return bb.normalize(relax.op.minimum(bb.normalize(relax.op.maximum(x, bounds[0])), bounds[1]))
@@ -81,12 +87,12 @@ def _clip(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
     return relax.op.nn.relu(x) if (low, high) == (0.0, np.inf) else relax.op.clip(x, low, high)
 
 
-@_converts("Pad")
+@converts("Pad")
 def _pad(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     x, rank = inputs[0], len(shape_of(inputs[0]))
-    given = _known(inputs, 1, "pads")
+    given = constant_input(inputs, 1, "pads")
     pads = [int(p) for p in (attrs.get("pads", attrs.get("paddings", ())) if given is None else given)]
-    axes = _known(inputs, 3, "axes")
+    axes = constant_input(inputs, 3, "axes")
     places = range(rank) if axes is None else [int(a) % rank for a in axes]
     widths = [(0, 0)] * rank
     for axis, begin, end in zip(places, pads[: len(places)], pads[len(places) :], strict=True):
@@ -103,17 +109,17 @@ def _pad(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -
                 indices = np.arange(_static(x, axis, "padding"))
                 x = taken(bb, x, axis, np.pad(indices, width, mode=mode))
         return x
-    value = _known(inputs, 2, "padded values")
+    value = constant_input(inputs, 2, "padded values")
     number = float(attrs.get("value", 0.0) if value is None or not value.size else value.ravel()[0])
     if not any(any(width) for width in widths):
         return x
     return relax.op.nn.pad(x, [w for width in widths for w in width], "constant", number)
 
 
-@_converts("Tile")
+@converts("Tile")
 def _tile(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     x = inputs[0]
-    repeats = _known(inputs, 1, "repeats")
+    repeats = constant_input(inputs, 1, "repeats")
     assert repeats is not None
     for axis, count in enumerate(int(r) for r in repeats):
         if count == 1:
@@ -125,21 +131,22 @@ def _tile(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
     return x
 
 
-@_converts("Expand")
+@converts("Expand")
 def _expand(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     x = inputs[0]
-    target = _known(inputs, 1, "sizes")
-    assert target is not None
+    if not isinstance(inputs[1], GenericConst):
+        return None  # TVM's takes sizes that are computed at run time
+    target = inputs[1].value.numpy()
     given, wanted = shape_of(x), [int(d) for d in target]
     rank = max(len(given), len(wanted))
     given, wanted = [1] * (rank - len(given)) + given, [1] * (rank - len(wanted)) + wanted
     return relax.op.broadcast_to(x, [old if new == 1 else new for old, new in zip(given, wanted, strict=True)])
 
 
-@_converts("CumSum")
+@converts("CumSum")
 def _cumsum(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     x = inputs[0]
-    axis_array = _known(inputs, 1, "axis")
+    axis_array = constant_input(inputs, 1, "axis")
     assert axis_array is not None
     axis = int(axis_array.ravel()[0]) % len(shape_of(x))
     size = _static(x, axis, "the running sum")
@@ -155,15 +162,15 @@ def _cumsum(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]
     return relax.op.concat(sums[::-1] if attrs.get("reverse", 0) else sums, axis)
 
 
-@_converts("Einsum")
+@converts("Einsum")
 def _einsum(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     return relax.op.einsum(list(inputs), re.sub(r"\s", "", attrs["equation"].decode()))
 
 
-@_converts("Gemm")
+@converts("Gemm")
 def _gemm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """Returns alpha * (A @ B) + beta * C: the factor comes behind the product, which takes integers so."""
-    a, b, c = inputs[0], inputs[1], _input(inputs, 2)
+    a, b, c = inputs[0], inputs[1], optional_input(inputs, 2)
     alpha, beta = float(attrs.get("alpha", 1.0)), float(attrs.get("beta", 1.0))
     a = bb.normalize(relax.op.permute_dims(a, [1, 0])) if attrs.get("transA", 0) else a
     b = bb.normalize(relax.op.permute_dims(b, [1, 0])) if attrs.get("transB", 0) else b
@@ -181,7 +188,7 @@ def _gemm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
     return relax.op.add(y, c)
 
 
-@_converts("MatMul")
+@converts("MatMul")
 def _matmul(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """A vector is a matrix of one row on the left, of one column on the right."""
     a, b = inputs
@@ -194,7 +201,7 @@ def _matmul(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]
     return relax.op.squeeze(y, gone) if gone else y
 
 
-@_converts("Celu")
+@converts("Celu")
 def _celu(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """Returns max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
     x, alpha, zero = inputs[0], constant(attrs.get("alpha", 1.0), "float32"), constant(0, "float32")
@@ -208,4 +215,4 @@ def is_function(expr: Any) -> bool:
     return isinstance(expr, tvm.ir.Call) and getattr(expr.op, "name", "") == "relax.call_tir"
 
 
-__all__ = ["CONVERTERS", "Converter", "is_function", "taken"]
+__all__ = ["CONVERTERS", "Converter", "constant_input", "converts", "is_function", "optional_input", "taken"]

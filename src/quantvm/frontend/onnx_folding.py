@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_graph import Constants, attribute, consumers, set_attribute
+from .onnx_graph import Constants, attribute, consumers, set_attribute, subgraphs
+from .onnx_operators import NAMED, SWEPT, version_of
 
 _FOLDED_INPUT = 1 << 24
 """Elements of the largest constant that an operator is computed from at import."""
@@ -38,6 +39,47 @@ def fold_constants(model: Any) -> Any:
     while _fold_quantization(folded.graph):
         folded = _by_passes(folded)
     return folded
+
+
+def inline_functions(model: Any) -> Any:
+    """Returns the model with operators that are not imported, but that ONNX defines by others, written out as these.
+
+    Range is left: ONNX defines it by a loop, and where it can be imported it is computed from constants.
+    """
+    from onnx import helper, inliner, shape_inference
+
+    while wanted := _functions(model):
+        model = shape_inference.infer_shapes(model)
+        known = {value.name for value in model.graph.value_info}
+        model.graph.value_info.extend(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            for tensor in model.graph.initializer if tensor.name not in known
+        )  # fmt: skip
+        model = inliner.inline_selected_functions(model, wanted, exclude=False, inline_schema_functions=True)
+    return model
+
+
+def _functions(model: Any) -> list[tuple[str, str]]:
+    """Returns the operators to write out, and gives their nodes the attributes that they leave to their defaults."""
+    from onnx import defs
+
+    opset = next((o.version for o in model.opset_import if o.domain in NAMED), 1)
+    found = []
+    for node in (node for part in subgraphs(model.graph) for node in part.node):
+        op = node.op_type
+        if node.domain not in NAMED or op in SWEPT or op == "Range" or version_of(op, opset) is None:
+            continue
+        schema: Any = defs.get_schema(op, opset, "")  # the types that onnx ships lack has_function
+        if not schema.has_function and not schema.has_context_dependent_function:
+            continue
+        given = {held.name for held in node.attribute}
+        node.attribute.extend(
+            held.default_value
+            for name, held in schema.attributes.items()
+            if name not in given and held.default_value.type
+        )
+        found.append(("", str(op)))
+    return sorted(set(found))
 
 
 def _by_passes(model: Any) -> Any:
@@ -221,4 +263,4 @@ def _axis_of(channel: np.ndarray | None, count: int) -> int | None:
     return None
 
 
-__all__ = ["fold_constants"]
+__all__ = ["fold_constants", "inline_functions"]

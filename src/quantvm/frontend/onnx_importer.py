@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections import Counter
 from contextlib import redirect_stdout
 from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.ir import GenericConst
-from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
 from quantvm.tvm_compat import closed_on_error
 
+from . import onnx_elementwise, onnx_indexing, onnx_reductions, onnx_resize  # noqa: F401 (register converters)
 from .onnx_converters import CONVERTERS, is_function
-from .onnx_resize import convert_resize
+from .onnx_graph import subgraphs
+from .onnx_operators import refused_operators
 from .onnx_shapes import Dims
 
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
@@ -36,7 +37,7 @@ def import_graph(model: Any, shapes: dict[str, Dims]) -> tvm.IRModule:
         ModelImportError: a node that cannot be imported, or whose result would have another shape than ONNX prescribes.
     """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    importer = _Importer(model.graph, shapes)
+    importer = _Importer(model.graph, shapes, opset)
     try:
         importer.check_operators(model.graph)
         # TVM prints the inputs of a node that it cannot convert, and stdout is for results
@@ -50,25 +51,32 @@ def import_graph(model: Any, shapes: dict[str, Dims]) -> tvm.IRModule:
 
 
 class _Importer(ONNXGraphImporter):
-    def __init__(self, graph: Any, shapes: dict[str, Dims]) -> None:
+    def __init__(self, graph: Any, shapes: dict[str, Dims], opset: int) -> None:
         super().__init__({}, "float32", keep_params_in_input=False, sanitize=True)
         self._named = {node.name: node for node in graph.node}
         self._inferred = shapes
+        self.opset_of_file = opset
         self._node: Any = None
 
     def check_operators(self, graph: Any) -> None:
-        """Raises one UnsupportedOpError for all operators that no converter takes."""
-        known = {*_get_convert_map(), *CONVERTERS, "If", "Constant"}
-        rows = []
-        for op, count in sorted(Counter(node.op_type for node in graph.node).items()):
-            if op not in known:
-                first = next(node for node in graph.node if node.op_type == op)
-                rows.append(f"{op} x{count} (first: {first.name})")
+        """Raises one UnsupportedOpError for all operators that are not imported."""
+        rows = refused_operators([node for part in subgraphs(graph) for node in part.node], self.opset_of_file)
         if rows:
-            raise UnsupportedOpError(f"{len(rows)} operators that TVM's ONNX importer lacks: {'; '.join(rows)}")
+            raise UnsupportedOpError(
+                f"{len(rows)} operators are not supported: {'; '.join(rows)}. Compute them by operators of `quantvm "
+                "list ops`, or outside of the compiled model"
+            )
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
         """Does nothing: `check_operators` knows of our converters, too."""
+
+    def _construct_nodes(self, graph: Any) -> None:
+        """Converts the nodes; sizes that are an output of the model become a tensor."""
+        super()._construct_nodes(graph)
+        for output in graph.output:
+            value = self._nodes[output.name]
+            if isinstance(getattr(value, "ty", None), relax.ShapeType):
+                self._nodes[output.name] = self.bb.emit(relax.op.shape_to_tensor(value))
 
     def where(self) -> str:
         """Returns what errors call the node under way."""
@@ -80,15 +88,12 @@ class _Importer(ONNXGraphImporter):
         node = self._named.get(attrs["tvm_custom"]["name"])
         self._node = node if node is not None and node.op_type == op_name else self._node
         converter = CONVERTERS.get(op_name)
-        if op_name == "Expand" and not isinstance(inputs[1], GenericConst):
-            converter = None  # TVM's takes sizes that are computed at run time
-        if op_name in ("Resize", "Upsample") and attrs.get("coordinate_transformation_mode") != b"tf_crop_and_resize":
-            converter = convert_resize
+        attrs["tvm_custom"]["opset"] = opset
+        if op_name == "Resize":  # TVM's takes what is empty for given
+            inputs = type(inputs)(None if isinstance(x, GenericConst) and 0 in x.value.shape else x for x in inputs)
         try:
-            if converter is None:
-                made = super()._convert_operator(op_name, inputs, attrs, opset)
-            else:
-                made = self.bb.normalize(converter(self.bb, list(inputs), attrs))
+            made = None if converter is None else converter(self.bb, list(inputs), attrs)
+            made = super()._convert_operator(op_name, inputs, attrs, opset) if made is None else self.bb.normalize(made)
         except UnsupportedOpError as error:
             raise UnsupportedOpError(f"{self.where()}: {error}") from error
         if is_function(made):

@@ -21,8 +21,8 @@ from quantvm.regular_files import checked_path
 from .normalize import normalize_with_tensors
 from .onnx_check import check_onnx, check_sizes
 from .onnx_file import read_onnx, with_external_data
-from .onnx_folding import fold_constants
-from .onnx_graph import Constants, subgraphs
+from .onnx_folding import fold_constants, inline_functions
+from .onnx_graph import Constants, attribute, set_attribute, subgraphs
 from .onnx_importer import import_graph
 from .onnx_shapes import Dims, fix_inputs, inferred, make_explicit
 from .program_inputs import ENGINE_ATTR, bind_batch, examples_in_order, importing, with_interface
@@ -92,15 +92,38 @@ def _prepared(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> t
                 node.domain = ""  # the same operators, as ONNX Runtime's quantizer writes them for old opsets
     fix_inputs(prepared, example_inputs, batch)
     try:
-        prepared = fold_constants(prepared)
-        _, shapes = inferred(prepared)
-        while make_explicit(prepared.graph, shapes):
-            prepared = fold_constants(prepared)
-            _, shapes = inferred(prepared)
+        prepared, shapes = _explicit(fold_constants(prepared))
+        written = inline_functions(prepared)
+        if written is not prepared:
+            prepared, shapes = _explicit(fold_constants(written))
     except Exception as error:  # onnx-ir, onnxscript, onnx and NumPy have no base in common
         raise ModelImportError(f"the model's constants cannot be computed: {_innermost(error)}") from error
     _name_nodes(prepared.graph)
+    _tensors_of_constants(prepared.graph)
     return prepared, shapes
+
+
+def _explicit(model: Any) -> tuple[Any, dict[str, Dims]]:
+    """Returns a model with the sizes written out that follow from others, and its values' shapes."""
+    _, shapes = inferred(model)
+    while make_explicit(model.graph, shapes):
+        model = fold_constants(model)
+        _, shapes = inferred(model)
+    return model, shapes
+
+
+def _tensors_of_constants(graph: Any) -> None:
+    """Writes what Constant nodes, which are outputs of the model, hold as numbers as tensors."""
+    from onnx import numpy_helper
+
+    for node in graph.node:
+        for given in node.attribute if node.op_type == "Constant" else ():
+            kind = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32,
+                    "value_floats": np.float32}.get(given.name)  # fmt: skip
+            if kind is not None:
+                value = np.asarray(attribute(node, given.name, None), kind)
+                set_attribute(node, given.name, None)
+                set_attribute(node, "value", numpy_helper.from_array(value))
 
 
 def _innermost(error: BaseException) -> str:

@@ -18,22 +18,25 @@ from tvm.ir import GenericConst
 from quantvm.errors import UnsupportedOpError
 
 from .builder import constant, shape_of
-from .onnx_converters import taken
+from .onnx_converters import converts, taken
 
 _f32 = np.float32
 
 
-def convert_resize(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Returns the resized tensor.
+@converts("Resize", "Upsample")
+def _resize(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """Returns the resized tensor; tf_crop_and_resize is left to TVM's converter.
 
     Raises:
         UnsupportedOpError: antialiasing, sizes that are computed at run time, resizing of a dynamic size, or
             interpolation along other dimensions than height and width (and depth).
     """
     x = inputs[0]
+    if attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
+        return None
     mode = attrs.get("mode", b"nearest").decode()
     coordinates = attrs.get("coordinate_transformation_mode", b"half_pixel").decode()
-    if "scales" not in attrs and len(inputs) <= 2:  # Upsample, and Resize of opset 10
+    if len(inputs) <= 2:  # Upsample, and Resize of opset 10
         coordinates = attrs.get("coordinate_transformation_mode", b"asymmetric").decode()
     scales, sizes = _scales(inputs, attrs, shape_of(x))
     if attrs.get("antialias", 0) and any(scale < 1 for scale in scales):
@@ -221,4 +224,4 @@ def _cubic_weights(s: np.ndarray, a: np.float32) -> np.ndarray:
     ], axis=1).astype(_f32)  # fmt: skip
 
 
-__all__ = ["convert_resize"]
+__all__: list[str] = []

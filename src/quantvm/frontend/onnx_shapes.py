@@ -167,6 +167,8 @@ def _without_dropped_windows(node: Any, shapes: dict[str, Dims]) -> bool:
     window, sizes = _window(node, shapes), shapes.get(node.input[0], [])[2:]
     if not attribute(node, "ceil_mode", 0) or window is None or not all(isinstance(size, int) for size in sizes):
         return False
+    if node.op_type == "LpPool":
+        return _without_ceil_mode(node, window, sizes)
     count = len(window[0])
     pads = list(attribute(node, "pads", [0] * (2 * count)))
     kept = list(pads)
@@ -178,6 +180,20 @@ def _without_dropped_windows(node: Any, shapes: dict[str, Dims]) -> bool:
     if kept == pads:
         return False
     set_attribute(node, "pads", kept)
+    return True
+
+
+def _without_ceil_mode(node: Any, window: tuple[list[int], list[int], list[int]], sizes: list[Any]) -> bool:
+    """Pads the end with what a last window in ceil_mode reaches over it: of a sum of powers, zeros are no part."""
+    count = len(window[0])
+    pads = list(attribute(node, "pads", [0] * (2 * count)))
+    for axis, (size, kernel, stride, dilation) in enumerate(zip(sizes, *window, strict=True)):
+        padded = size + pads[axis] + pads[count + axis] - (dilation * (kernel - 1) + 1)
+        last = -(-padded // stride)
+        if last * stride < size + pads[axis]:
+            pads[count + axis] += last * stride - padded
+    set_attribute(node, "ceil_mode", None)
+    set_attribute(node, "pads", pads)
     return True
 
 
