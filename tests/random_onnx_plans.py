@@ -75,8 +75,7 @@ def _pool(draw: Any, shape: _Shape) -> dict[str, Any]:
         "name": name, "kernel_shape": kernel, "strides": draw(st.sampled_from([[1, 1], [2, 2], [2, 1]])),
         **_padding(draw, kernel, "uneven pool"),
     }  # fmt: skip
-    if "auto_pad" not in options and all(k >= s for k, s in zip(kernel, options["strides"], strict=True)):
-        options["ceil_mode"] = draw(st.integers(0, 1))  # else a window may begin outside, which is refused
+    options["ceil_mode"] = draw(st.integers(0, 1))
     if name == "AveragePool":
         options["count_include_pad"] = draw(st.integers(0, 1))
     return options

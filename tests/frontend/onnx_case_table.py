@@ -299,6 +299,7 @@ def layers() -> Iterator[Row]:
             yield from rows(op, image, kernel_shape=[3, 2], strides=[2, 2], auto_pad=mode, opsets=(7, 22))
         yield from rows(op, floats(2, 3, 9, 9), kernel_shape=[3, 2], dilations=[2, 2], strides=[2, 3], ceil_mode=1,
                         opsets=(19, 22) if average else (11, 22))  # fmt: skip
+        yield from dropped_windows(op)
         yield from rows(op, floats(2, 3, 9), kernel_shape=[3], strides=[2], pads=[1, 1], opsets=(11, 22))
         yield from rows(op, floats(2, 3, 4, 5, 6), kernel_shape=[2, 3, 2], pads=[1, 0, 1, 0, 1, 1], opsets=(11, 22))
     yield from rows("LpPool", image, kernel_shape=[2, 2], strides=[2, 4], ceil_mode=1, opsets=(18, 22), was=True)
@@ -329,6 +330,29 @@ def layers() -> Iterator[Row]:
         yield from rows(op, X4, opsets=(9, 11, 13))
         yield from rows(op, TIED * 100, axis=-1, opsets=(11, 13))
     yield from reductions()
+
+
+def dropped_windows(op: str) -> Iterator[Row]:
+    """Pools in ceil_mode, whose last window is none where it begins behind the input."""
+    options = {"ceil_mode": 1}
+    average = op == "AveragePool"
+    for include in ({}, {"count_include_pad": 1}) if average else ({},):
+        for kernel, strides, pads, was in (
+            ([1, 1], [2, 2], [0, 0, 0, 0], True), ([1, 2], [2, 3], [0, 0, 0, 0], False),
+            ([2, 3], [4, 2], [0, 1, 0, 1], True), ([2, 2], [2, 2], [1, 0, 1, 1], False),
+            ([1, 3], [4, 3], [0, 2, 0, 0], False), ([3, 1], [2, 3], [2, 0, 2, 0], False),
+        ):  # fmt: skip
+            window = {"kernel_shape": kernel, "strides": strides, "pads": pads, **options, **include}
+            yield from rows(op, floats(2, 3, 6, 8), opsets=(22, 11), was=was, **window)
+        for dilations in ([2, 1], [1, 2]):
+            yield from rows(op, floats(2, 3, 6, 8), kernel_shape=[2, 2], strides=[4, 4], pads=[0, 1, 1, 1], **options,
+                            dilations=dilations, opsets=(19, 22) if average else (11, 22), **include)  # fmt: skip
+        for mode in ("SAME_UPPER", "VALID"):
+            yield from rows(op, floats(2, 3, 6, 8), kernel_shape=[2, 3], strides=[2, 3], auto_pad=mode, **options,
+                            opsets=(11, 22), **include)  # fmt: skip
+        yield from rows(op, floats(2, 3, 8), kernel_shape=[1], strides=[3], opsets=(11, 22), **options, **include)
+        yield from rows(op, floats(2, 3, 4, 5, 8), kernel_shape=[1, 2, 2], strides=[2, 2, 4], opsets=(11, 22),
+                        **options, **include)  # fmt: skip
 
 
 def contractions() -> Iterator[Row]:

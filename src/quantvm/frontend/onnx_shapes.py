@@ -103,9 +103,14 @@ def make_explicit(graph: Any, shapes: dict[str, Dims]) -> bool:
     changed = fold_known_sizes(graph, shapes)
     constants = Constants(graph)
     sizes = known_sizes(graph, shapes, constants)
-    for node in graph.node:
+    before: list[tuple[int, Any]] = []
+    for at, node in enumerate(list(graph.node)):
         if node.op_type in ("Conv", "MaxPool", "AveragePool", "LpPool"):
-            changed |= _explicit_pads(node, shapes) or _without_dropped_windows(node, shapes)
+            is_padded = _explicit_pads(node, shapes)
+            is_changed, sliced = (True, None) if is_padded else _without_dropped_windows(node, shapes, constants)
+            changed |= is_changed
+            if sliced is not None:
+                before.append((at, sliced))
         elif node.op_type == "ConvTranspose":
             changed |= _explicit_transposed_pads(node, shapes)
         elif node.op_type == "Reshape":
@@ -114,6 +119,8 @@ def make_explicit(graph: Any, shapes: dict[str, Dims]) -> bool:
             changed |= _constant_expansion(node, shapes, sizes, constants)
         elif node.op_type == "Resize":
             changed |= _constant_sizes(node, shapes, constants)
+    for at, node in reversed(before):
+        graph.node.insert(at, node)
     return changed
 
 
@@ -159,28 +166,49 @@ def _explicit_pads(node: Any, shapes: dict[str, Dims]) -> bool:
     return len(pairs) == len(window[0]) and _set_pads(node, pairs)
 
 
-def _without_dropped_windows(node: Any, shapes: dict[str, Dims]) -> bool:
-    """Takes off the padding that only a pool's last window in ceil_mode would begin in.
+def _without_dropped_windows(node: Any, shapes: dict[str, Dims], constants: Constants) -> tuple[bool, Any]:
+    """Lets a pool in ceil_mode have the windows that ONNX Runtime computes: none that begins behind the input.
 
-    ONNX Runtime drops such a window, and onnx's inference counts it.
+    onnx's inference counts such a window before operator set 22. Where no dimension needs ceil_mode it is taken off,
+    else the padding or, where there is none, the elements that only this window would reach.
+
+    Returns:
+        whether the node changed, and a Slice to stand before it, or None.
     """
+    from onnx import helper
+
     window, sizes = _window(node, shapes), shapes.get(node.input[0], [])[2:]
     if not attribute(node, "ceil_mode", 0) or window is None or not all(isinstance(size, int) for size in sizes):
-        return False
+        return False, None
     if node.op_type == "LpPool":
-        return _without_ceil_mode(node, window, sizes)
+        return _without_ceil_mode(node, window, sizes), None
     count = len(window[0])
     pads = list(attribute(node, "pads", [0] * (2 * count)))
-    kept = list(pads)
+    kept, cut, is_needed = list(pads), {}, False
     for axis, (size, kernel, stride, dilation) in enumerate(zip(sizes, *window, strict=True)):
         begin, reach = pads[axis], dilation * (kernel - 1) + 1
-        last = -(-(size + begin + pads[count + axis] - reach) // stride)
+        over = size + begin + pads[count + axis] - reach
+        last = -(-over // stride)
         if last * stride >= size + begin:
-            kept[count + axis] = max((last - 1) * stride + reach - size - begin, 0)
-    if kept == pads:
-        return False
+            end = (last - 1) * stride + reach - size - begin
+            kept[count + axis] = max(end, 0)
+            cut.update({axis + 2: size + end} if end < 0 else {})
+        else:
+            is_needed |= bool(over % stride)
+    if not is_needed:
+        set_attribute(node, "ceil_mode", None)
+        return True, None
+    if kept == pads and not cut:
+        return False, None
     set_attribute(node, "pads", kept)
-    return True
+    if not cut:
+        return True, None
+    name = f"{node.output[0]}_read"
+    bounds = {"starts": [0] * len(cut), "ends": list(cut.values()), "axes": list(cut)}
+    stored = [constants.add_new(f"{name}_{what}", np.array(values, np.int64)) for what, values in bounds.items()]
+    sliced = helper.make_node("Slice", [node.input[0], *stored], [name], name)
+    node.input[0] = name
+    return True, sliced
 
 
 def _without_ceil_mode(node: Any, window: tuple[list[int], list[int], list[int]], sizes: list[Any]) -> bool:
