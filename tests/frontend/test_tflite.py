@@ -71,7 +71,7 @@ def network() -> bytes:
         FileOperator(OP.AVERAGE_POOL_2D, ["a"], ["p"], KIND.Pool2DOptions, WINDOW),
         FileOperator(OP.MAX_POOL_2D, ["a"], ["m"], KIND.Pool2DOptions, WINDOW),
         FileOperator(OP.CONCATENATION, ["p", "m"], ["cat"], KIND.ConcatenationOptions, {"Axis": 3}),
-        FileOperator(OP.RESHAPE, ["cat", "shape"], ["r"], KIND.ReshapeOptions, {"NewShape": [1, 64]}),
+        FileOperator(OP.RESHAPE, ["cat", "shape"], ["r"], KIND.ReshapeOptions, {"NewShape": [1, 64]}, version=1),
         FileOperator(OP.FULLY_CONNECTED, ["r", "wf", "bf"], ["logits"], KIND.FullyConnectedOptions),
         FileOperator(OP.DEQUANTIZE, ["logits"], ["y"], KIND.DequantizeOptions),
     ]  # fmt: skip

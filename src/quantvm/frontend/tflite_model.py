@@ -8,12 +8,14 @@ one from what its interpreter computes (docs/numerics.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import tvm
 
-from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError
 from quantvm.regular_files import open_regular
+from quantvm.tvm_compat import closed_on_error
 
 from .builder import is_call
 from .channels_first import channels_first
@@ -76,9 +78,20 @@ def _with_tvm(data: bytes, name: str) -> tuple[tvm.IRModule, list[str]]:
         raise ModelImportError("TFLite models need the package tflite: pip install 'quantvm[tflite]'") from error
     from tvm.relax.frontend.tflite import from_tflite as tvm_from_tflite
 
+    from .tflite_converters import Converter
+
     try:
         model = tflite.Model.GetRootAsModel(data, 0)
-        return tvm_from_tflite(model), _contraction_names(model)
+        with ExitStack() as stack:
+
+            def converter(*arguments: Any) -> Converter:
+                made = Converter(*arguments)
+                stack.enter_context(closed_on_error(made.bb))
+                return made
+
+            return tvm_from_tflite(model, op_converter=converter), _contraction_names(model)
+    except QuantvmError:
+        raise
     except tvm.error.OpNotImplemented as error:
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise UnsupportedOpError(f"TVM's TFLite importer cannot import {name}: {text}") from error
