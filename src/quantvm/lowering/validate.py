@@ -114,9 +114,16 @@ def _reach(kernel: list[int], dilations: list[int]) -> tuple[int, ...]:
     return tuple(dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True))
 
 
+def _ordered(tensor: Any, layout: str, first: str) -> list[Any]:
+    """Returns the sizes of a tensor of some layout with two of its dimensions first, and those of the image behind."""
+    sizes = dict(zip(layout, static_shape(tensor), strict=True))
+    return [sizes[letter] for letter in (*first, *(letter for letter in layout if letter not in first))]
+
+
 @_of("nn.conv1d", "nn.conv2d", "nn.conv3d")
 def _convolution(call: Any) -> _Problem:
-    x, weight, attrs = static_shape(call.args[0]), static_shape(call.args[1]), call.attrs
+    attrs = call.attrs
+    x, weight = _ordered(call.args[0], attrs.data_layout, "NC"), _ordered(call.args[1], attrs.kernel_layout, "OI")
     groups = int(attrs.groups)
     fits = not isinstance(x[1], int) or x[1] == weight[1] * groups
     if groups < 1 or not fits or weight[0] % groups:
@@ -128,7 +135,8 @@ def _convolution(call: Any) -> _Problem:
 
 @_of("nn.conv1d_transpose", "nn.conv2d_transpose", "nn.conv3d_transpose")
 def _transposed_convolution(call: Any) -> _Problem:
-    x, weight, attrs = static_shape(call.args[0]), static_shape(call.args[1]), call.attrs
+    attrs = call.attrs
+    x, weight = _ordered(call.args[0], attrs.data_layout, "NC"), _ordered(call.args[1], attrs.kernel_layout, "IO")
     groups, added = int(attrs.groups), _integers(attrs.output_padding)
     fits = not isinstance(x[1], int) or x[1] == weight[0]
     if groups < 1 or not fits or weight[0] % groups:
@@ -141,7 +149,7 @@ def _transposed_convolution(call: Any) -> _Problem:
 
 @_of(*(f"nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
 def _pool(call: Any) -> _Problem:
-    attrs, image = call.attrs, static_shape(call.args[0])[2:]
+    attrs, image = call.attrs, _ordered(call.args[0], call.attrs.layout, "NC")[2:]
     kernel, dilations = _integers(attrs.pool_size), _integers(attrs.dilation)
     padding = _integers(attrs.padding)
     problem = _window_problem(image, kernel, _integers(attrs.strides), dilations, padding)
