@@ -297,9 +297,20 @@ def within_float_sums(actual: Sequence[Any], expected: Sequence[Any]) -> bool:
     for a, e in zip(map(np.asarray, actual), map(np.asarray, expected), strict=True):
         if (a.shape, a.dtype) != (e.shape, e.dtype):
             return False
-        if a.size and not np.abs(a - e).max() <= FLOAT_SUM * np.abs(e).max():
+        value, wanted = torch.as_tensor(a), torch.as_tensor(e)
+        if not _apart(value, wanted) <= FLOAT_SUM * _greatest(wanted):
             return False
     return True
+
+
+def _apart(value: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Returns the greatest difference; infinite values are equal to themselves."""
+    return float((value - wanted).abs().masked_fill(value == wanted, 0).max()) if wanted.numel() else 0.0
+
+
+def _greatest(value: torch.Tensor) -> float:
+    """Returns the greatest finite magnitude."""
+    return float(value.abs().masked_fill(~value.isfinite(), 0).max()) if value.numel() else 0.0
 
 
 def unexplained(program: Program, inputs: tuple[torch.Tensor, ...], actual: Sequence[Any]) -> str | None:
@@ -327,9 +338,8 @@ def unexplained(program: Program, inputs: tuple[torch.Tensor, ...], actual: Sequ
     for index, (value, wanted) in enumerate(zip(values, expected[: program.n_outputs], strict=False)):
         if (value.shape, value.dtype) != (wanted.shape, wanted.dtype):
             return f"output {index}: {value.dtype}{tuple(value.shape)}, expected {wanted.dtype}{tuple(wanted.shape)}"
-        apart = (value - wanted).abs()
-        bound = FLOAT_SUM * max(float(wanted.abs().max()), 1e-3) if wanted.numel() else 0.0
-        if apart.numel() and not float(apart.max()) <= bound:
-            wrong = int((apart > bound).sum())
-            return f"output {index}: {wrong} of {apart.numel()} floats differ, by {float(apart.max()):.4g}"
+        apart, bound = _apart(value, wanted), FLOAT_SUM * max(_greatest(wanted), 1e-3)
+        if not apart <= bound:
+            wrong = int(((value - wanted).abs() > bound).sum())
+            return f"output {index}: {wrong} of {wanted.numel()} floats differ, by {apart:.4g}"
     return None

@@ -51,6 +51,11 @@ def _has_no_single_feature(plan: ModulePlan) -> bool:
     return all(1 not in p.shape for p in RandomModule(plan).parameters())
 
 
+def is_quantized(program: torch.export.ExportedProgram) -> bool:
+    """Returns whether a quantizer found anything to quantize."""
+    return any("quantize" in str(node.target) for node in program.graph.nodes)
+
+
 def assert_explained(
     plans: Sequence[ModulePlan],
     quantizer: str,
@@ -72,6 +77,8 @@ def assert_explained(
             with contextlib.suppress(UnsatisfiedAssumption):
                 assert_explained([plan], quantizer, dynamic, batches, compiler)
         return
+    if len(plans) == 1 and not is_quantized(program.plain):
+        raise UnsatisfiedAssumption
     artifact = compiler(program.plain, list(example), threads=1, cache=False)
     opened = None
     for batch in batches if dynamic else batches[:1]:

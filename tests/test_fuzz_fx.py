@@ -38,7 +38,9 @@ TOGETHER = 10
 
 
 def is_quantized(plan: ModulePlan) -> bool:
-    """Returns whether FX leaves nothing of a plan in float, where bits would not be equal."""
+    """Returns whether FX leaves nothing of a plan in float, where bits would not be equal, nor in what is refused."""
+    if any(step.options.get("transposed") for step in plan.steps):
+        return False
     names = {step.options.get(key) for step in plan.steps for key in ("name", "activation")}
     return not names & ACTIVATIONS_IN_FLOAT
 
@@ -75,6 +77,8 @@ def assert_same_bits(
         if not found:
             raise UnsatisfiedAssumption
         network = Side([q for _, _, _, q in found])
+        if len(found) == 1 and not any(hasattr(m, "zero_point") for m in network.modules()):
+            raise UnsatisfiedAssumption  # FX found nothing to quantize
         artifact = compiler(network, [x for _, _, x, _ in found], engine=engine, threads=1, cache=False)
         for batch in batches:
             inputs = tuple(m.sample(batch, plan.seed + batch) for plan, m, _, _ in found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .aten_inputs import (
@@ -99,12 +101,19 @@ _add("convolution.default", (volume, W3T, B3, [2, 1, 1], [1, 0, 0], [1, 1, 1], T
      (x, W2TG, B6, [2, 2], [1, 1], [1, 1], True, [0, 0], 3))  # fmt: skip
 
 # ------------------------------------------------------------------ pools
+
+
+def _negative_infinities(value: torch.Tensor) -> torch.Tensor:
+    return value.masked_fill(value < 0.6, -math.inf)
+
+
 for _rank, _value in enumerate((sequence, x, volume), 1):
     one, two, three = ([n] * _rank for n in (1, 2, 3))
     _add(f"max_pool{_rank}d.default", (_value, two, three, one, two, True), (_value, two), (_value, three, two, one),
          (_value, three, one, one, two), (_value, two, two, [0] * _rank, one, True),
          (_value, three, two, one, one, True),
-         (_value, three, three, one, one, True), (_value[0], two, one, one))  # fmt: skip
+         (_value, three, three, one, one, True), (_value[0], two, one, one),
+         (_value[..., :1], two, one, one, two), (_value.then(_negative_infinities), two, one, one))  # fmt: skip
     _add(f"avg_pool{_rank}d.default", (_value, two, three, one, True, True), (_value, three, two, one, True, False),
          (_value, two), (_value, three, two, one), (_value, three, two, one, True),
          (_value, three, two, one, False, False),

@@ -112,6 +112,19 @@ def test_names_that_are_no_text():
         load_onnx(Path("f.onnx"))
 
 
+@pytest.mark.parametrize("name", [b"GRAPH", b"INPUT", b"BATCH", b"OUTPUT", b"CONSTANT", b"ALPHA", b"DOMAIN"])
+def test_names_of_values_are_text(name: bytes):
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    values = [helper.make_tensor_value_info(name, float32, ["BATCH", 4]) for name in ("INPUT", "OUTPUT")]
+    nodes = [helper.make_node("Add", ["INPUT", "CONSTANT"], ["OUTPUT"], ALPHA=1.0)]
+    held = [onnx.numpy_helper.from_array(np.ones(4, np.float32), "CONSTANT")]
+    graph = helper.make_graph(nodes, "GRAPH", values[:1], values[1:], held)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("DOMAIN", 1)])
+    Path("f.onnx").write_bytes(made.SerializeToString().replace(name, name[:-2] + b"\xff\xfe"))
+    with pytest.raises(ModelImportError, match=r"f\.onnx .*UTF-8"):
+        load_onnx(Path("f.onnx"))
+
+
 @pytest.mark.parametrize("held", [{"offset": -1}, {"offset": 99}, {"length": 99}, {"offset": 10**30}, {"length": "x"}])
 def test_places_beyond_the_file(held):
     Path("w.bin").write_bytes(bytes(16))

@@ -57,6 +57,8 @@ def _programs(channels, *, tensors):
     yield "bias, quantized", FloatProgram((acc, bias), (Step("add", (0, 1)),), OUT.limited(117, 255))
     yield "no bias, divided", FloatProgram((acc,), (), replace(OUT, divides=True))
     yield "floats", FloatProgram((acc, bias), (Step("add", (0, 1)), Step("relu", (2,))), None)
+    steps = (Step("add", (0, 1)), Step("requantize", (2,), (), INNER), Step("clip", (3,), (-0.5, 0.75)))
+    yield "floats of steps", FloatProgram((acc, bias), steps, None)
     gate = (Step("add", (0, 1)), Step("add", (4, 2)), Step("clip", (5,), (0.0, 6.0)), Step("divide", (6, 3)))
     leaves = (acc, bias, ScalarLeaf(3.0), ScalarLeaf(6.0))
     yield "hardswish", FloatProgram(leaves, (*gate, Step("multiply", (4, 7))), OUT)
@@ -83,6 +85,7 @@ CONVOLUTIONS = {
 def _compare(kernel, expected, *inputs):
     got = run(kernel, native_target(), *inputs, out_shape=expected.shape, out_dtype=str(expected.dtype))
     np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))  # of zeros, too
 
 
 def _other_tensors(program, shape):

@@ -35,9 +35,21 @@ def read_onnx(path: Path) -> Any:
 
 
 def _check_texts(model: Any, name: str) -> None:
-    """Raises ModelImportError where a name is no UTF-8: protobuf then has bytes in its place."""
-    for node in (node for holder in (model, *model.functions) for node in _nodes(holder)):
-        for text in (node.op_type, node.domain, node.name, *node.input, *node.output):
+    """Raises ModelImportError where a text is no UTF-8: protobuf then has bytes in its place."""
+    pending = [model]
+    while pending:
+        message = pending.pop()
+        if message.DESCRIPTOR.name == "TensorProto":  # its numbers are not copied
+            texts = [message.name, *(text for entry in message.external_data for text in (entry.key, entry.value))]
+        else:
+            texts = []
+            for field, held in message.ListFields():
+                values = [held] if isinstance(held, str | bytes) or hasattr(held, "DESCRIPTOR") else held
+                if field.type == field.TYPE_MESSAGE:
+                    pending += values
+                elif field.type == field.TYPE_STRING and field.name != "doc_string":
+                    texts += values
+        for text in texts:
             if not isinstance(text, str):
                 raise ModelImportError(f"{name} is damaged: it holds the name {text!r}, expected UTF-8")
 

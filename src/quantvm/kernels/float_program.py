@@ -18,6 +18,8 @@ _BEYOND_BYTES = 65536.0
 """No byte is left of what exceeds this many steps; it is cut off, as converting it might not fit."""
 _BEHIND_A_TIE = 1 + 2.0**-9
 """Moves halves of up to 256 steps away from zero, and not as far as to the next integer."""
+_TO_INTEGERS = 1.5 * 2.0**23
+"""Added and taken away, it leaves the nearest integer, ties to even, of what is below 2**22 in magnitude."""
 
 
 def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
@@ -43,6 +45,16 @@ def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
     zero = quantization.q.zero_point
     low, high = (splat(float(bound - zero), lanes, "float32") for bound in (quantization.low, quantization.high))
     return clamp(round_even(steps_of(x_f32, quantization, lanes)), low, high)
+
+
+def _requantized(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
+    """Returns the same as `quantize_steps`, but never -0, which no integer minus a zero point is.
+
+    `nearbyint` keeps the sign of what it rounds to zero; a sum of two numbers that cancel out is +0.
+    """
+    zero, shift = quantization.q.zero_point, splat(_TO_INTEGERS, lanes, "float32")
+    low, high = (splat(float(bound - zero), lanes, "float32") for bound in (quantization.low, quantization.high))
+    return clamp(rounded(steps_of(x_f32, quantization, lanes) + shift, lanes) - shift, low, high)
 
 
 def quantize(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
@@ -114,7 +126,7 @@ def _apply(step: Step, args: Sequence[Expr], lanes: int) -> Expr:
     if step.op == "requantize":
         assert step.quantization is not None
         scale = splat(step.quantization.q.scale_f32, lanes, "float32")
-        return rounded(quantize_steps(args[0], step.quantization, lanes) * scale, lanes)
+        return rounded(_requantized(args[0], step.quantization, lanes) * scale, lanes)
     return _OPERATORS[step.op](lanes, *args, *(number(option) for option in step.options))
 
 

@@ -118,9 +118,20 @@ def _fuse_add(
     return replace(host, post=replace(host.post, residual=add), residual=state.nhwc(other), name=name)
 
 
+def misreads_clip(state: Legalization, composite: Composite, x: Tensor) -> bool:
+    """Returns whether PyTorch's clamp (hardtanh, relu6) takes the bytes of a tensor for those of a contiguous one.
+
+    With QNNPACK it does so of channels-last uint8: the result is allocated without a memory format.
+    """
+    is_qnnpack = state.numerics == "torch" and state.engine == "qnnpack" and composite.output.dtype == "uint8"
+    return is_qnnpack and composite.name == "clip" and x.channels_last and len(x.shape) == 4
+
+
 def _fuse_clamp(
     state: Legalization, composite: Composite, host: Deferred, inputs: list[Any], name: str
 ) -> Deferred | None:
+    if misreads_clip(state, composite, host.like):
+        return None
     low, high = clamp_limits(composite)
     if host.post.limits is not None:
         low, high = (min(max(limit, low), high) for limit in host.post.limits)

@@ -17,6 +17,7 @@ from quantvm.unary_tables import add_scalar_table, prelu_tables
 from . import strides as torch_strides
 from .activation import clamp_limits, unary_tables
 from .composite import Composite, constant_value, quant_params
+from .deferred import misreads_clip
 from .legalize import Legalization, legalizes
 from .strides import Strides
 from .tensors import (
@@ -27,6 +28,7 @@ from .tensors import (
     have_one_shape,
     in_layout,
     is_gate,
+    misread,
     rearranged,
 )
 
@@ -212,6 +214,8 @@ def lower_clamp(state: Legalization, composite: Composite, inputs: list[Tensor],
     """relu, relu6, hardtanh and clamp under unchanged parameters: limits on the integers."""
     q: QuantParams = composite.output
     low, high = clamp_limits(composite)
-    x = in_layout(state.builder, inputs[0], inputs[0].layout)
+    is_misread = misreads_clip(state, composite, inputs[0])
+    x = in_layout(state.builder, inputs[0], "NHWC" if is_misread else inputs[0].layout)
     kernel = elementwise.clamp_integers(x.item_shape, low, high, q.dtype, composite.name)
-    return state.run(kernel, [x], x, q.dtype, name)
+    y = state.run(kernel, [x], x, q.dtype, name)
+    return misread(state.builder, y, name) if is_misread else y

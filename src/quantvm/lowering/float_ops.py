@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import tvm
-from tvm import relax, tirx, topi
+from tvm import relax, te, tirx, topi
 from tvm.s_tir import Schedule
 from tvm.sym.analyzer import Analyzer
 
@@ -70,17 +71,22 @@ def _variables(size: Any) -> set[Any]:
     return {variable for part in ("a", "b") if hasattr(size, part) for variable in _variables(getattr(size, part))}
 
 
-def legalize_float_ops(module: tvm.IRModule) -> tvm.IRModule:
+def legalize_float_ops(module: tvm.IRModule, rules: Mapping[str, Any] = MappingProxyType({})) -> tvm.IRModule:
     """Returns the module with each remaining Relax operator as a PrimFunc of its own.
 
     They are not fused: LLVM contracts a*b + c inside of one function into an FMA, and PyTorch rounds the product.
+
+    Args:
+        module: of Relax.
+        rules: `PYTORCHS` where the program is PyTorch's; pools of ONNX Runtime and LiteRT begin at the least finite
+            number.
 
     Raises:
         CompileError: operators that no code can be generated for, all of them in one message.
     """
     _check_operators(module, lambda call: not _is_generated(call) and not _has_rule(call))
     # a reshape stays an operator, which the VM runs as a view
-    module = relax.transform.LegalizeOps(_ORDERING, skip_ops=["relax.reshape"])(module)
+    module = relax.transform.LegalizeOps({**_ORDERING, **rules}, skip_ops=["relax.reshape"])(module)
     _check_operators(module, lambda call: not _is_generated(call))
     for variable, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc) and not (function.attrs and "op_pattern" in function.attrs):
@@ -145,6 +151,32 @@ def _argsorted(builder: relax.BlockBuilder, call: Any) -> Any:
     return builder.call_te(topi.argsort, call.args[0], None, int(call.attrs.axis), ascending, dtype)
 
 
+def _max_pooled(builder: relax.BlockBuilder, call: Any) -> Any:
+    """Emits a pool in which nothing is less than -inf; TVM's begins at the least finite number."""
+    attrs = call.attrs
+    if str(attrs.layout) != str(attrs.out_layout or attrs.layout) or not str(attrs.layout).startswith("NC"):
+        raise CompileError(f"max_pool of the layout {attrs.layout}, expected channels in front of the image")
+    kernel, strides, dilation = ([int(v) for v in held] for held in (attrs.pool_size, attrs.strides, attrs.dilation))
+    before = [int(v) for v in attrs.padding][: len(kernel)]
+    image, shape = list(call.args[0].ty.shape)[2:], list(call.ty.shape)
+    least = tirx.const(float("-inf"), str(call.ty.dtype))
+
+    def pool(x: Any) -> Any:
+        reducer = te.comm_reducer(lambda a, b: tirx.max(a, b), lambda _: least, name="max")
+        taps = [te.reduce_axis((0, size), name=f"k{i}") for i, size in enumerate(kernel)]
+
+        def element(n: Any, c: Any, *at: Any) -> Any:
+            places = [o * s + t * d - p for o, s, t, d, p in zip(at, strides, taps, dilation, before, strict=True)]
+            inside = tirx.all(*(tirx.all(i >= 0, i < size) for i, size in zip(places, image, strict=True)))
+            return reducer(tirx.if_then_else(inside, x(n, c, *places), least), axis=taps)
+
+        return te.compute(shape, element, name="max_pool")
+
+    return builder.call_te(pool, call.args[0], primfunc_name_hint="max_pool")
+
+
+PYTORCHS = {f"relax.nn.max_pool{rank}d": _max_pooled for rank in (1, 2, 3)}
+"""Operators in which TVM's own code differs from PyTorch's: -inf, and windows that lie in the padding alone."""
 _ORDERING = {
     "relax.cumsum": _scanned(topi.cumsum),
     "relax.cumprod": _scanned(topi.cumprod),

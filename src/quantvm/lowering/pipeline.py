@@ -33,7 +33,7 @@ from .calls import KernelCall, kernel_calls
 from .channel_affine import merge_channel_affines
 from .composite import is_call, is_per_tensor, quant_params
 from .float_kernels import call_float_kernels
-from .float_ops import float_ops, legalize_float_ops
+from .float_ops import PYTORCHS, float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
 from .hoist_quantize import hoist_quantize
 from .legalize import Legalization, legalize
@@ -163,7 +163,8 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     left_in_float, float_macs = float_ops(module)
     module = add_run_time_checks(module)
     dump(module, "run_time_checks")
-    module = legalize_float_ops(call_float_kernels(module, select_tile(options.target)))
+    rules = {} if engine in ("onnx", "tflite") else PYTORCHS
+    module = legalize_float_ops(call_float_kernels(module, select_tile(options.target)), rules)
     dump(module, "float_ops")
     module = copy_shared_outputs(module)
     dump(module, "owned_outputs")

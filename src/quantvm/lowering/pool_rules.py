@@ -12,7 +12,7 @@ from quantvm.layer_rules import Window
 
 from .composite import Composite, is_call
 from .legalize import Legalization, legalizes
-from .tensors import Tensor
+from .tensors import Tensor, of_single_pixels
 
 
 def pool_shape(call: Any, x: Tensor) -> PoolShape:
@@ -69,7 +69,10 @@ def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     like = _resized(x, shape.out_height, shape.out_width)
     dtype = composite.output.dtype
     repeats_border = is_qnnpack(state, composite) and not shape.ceil_mode and shape.dilation != (1, 1)
-    return state.run(pool.max_pool2d(shape, dtype, repeats_border=repeats_border), [x], like, dtype, name)
+    y = state.run(pool.max_pool2d(shape, dtype, repeats_border=repeats_border), [x], like, dtype, name)
+    if state.numerics != "torch" or (is_qnnpack(state, composite) and not shape.ceil_mode):
+        return y
+    return of_single_pixels(state.builder, x, y, name)
 
 
 @legalizes("avg_pool2d")
@@ -85,7 +88,7 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
         shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad),
         vec_channels=16 if state.has_avx512 else 8, channels_last=x.behaves_channels_last, isa=state.isa,
     )  # fmt: skip
-    return state.run(kernel, [x], like, composite.output.dtype, name)
+    return of_single_pixels(state.builder, x, state.run(kernel, [x], like, composite.output.dtype, name), name)
 
 
 def is_qnnpack(state: Legalization, composite: Composite) -> bool:
@@ -112,4 +115,5 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
     kernel = pool.adaptive_avg_pool2d(
         (x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output, channels_last=x.behaves_channels_last
     )
-    return state.run(kernel, [x], _resized(x, height, width), composite.output.dtype, name)
+    y = state.run(kernel, [x], _resized(x, height, width), composite.output.dtype, name)
+    return of_single_pixels(state.builder, x, y, name)

@@ -17,7 +17,7 @@ from . import strides as torch_strides
 from .composite import Composite
 from .legalize import Legalization, legalizes
 from .pool_rules import is_qnnpack, whole_image
-from .tensors import Tensor, arranged
+from .tensors import Tensor, arranged, of_single_pixels
 
 _PIXELS_OUTSIDE = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
@@ -118,4 +118,5 @@ def lower_bilinear(state: Legalization, composite: Composite, inputs: list[Tenso
     )  # fmt: skip
     kernel = bilinear.bilinear(shape, composite.output, channels_last=inputs[0].behaves_channels_last)
     like = replace(x, shape=(*x.shape[:2], height, width), channels_last=channels_last, strides=None)
-    return state.run(kernel, [x], like, composite.output.dtype, name)
+    y = state.run(kernel, [x], like, composite.output.dtype, name)
+    return of_single_pixels(state.builder, x, y, name)

@@ -125,6 +125,22 @@ def logical_tensor(expr: Any) -> Tensor:
     return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
 
 
+def misread(builder: relax.BlockBuilder, x: Tensor, name: str) -> Tensor:
+    """Returns the bytes of an NHWC tensor as a contiguous one of its shape, as some of PyTorch's kernels do."""
+    assert x.layout == "NHWC"
+    return Tensor(builder.emit(relax.op.reshape(x.expr, relax.ShapeExpr(list(x.shape))), name), x.shape, "NCHW")
+
+
+def of_single_pixels(builder: relax.BlockBuilder, x: Tensor, y: Tensor, name: str) -> Tensor:
+    """Returns the result y of a pool or an interpolation of x, in NHWC, as PyTorch's kernels leave it.
+
+    They ask whether x is contiguous as channels-last, which single pixels always are, and write y so; but they have
+    allocated y in the order that is suggested for x.
+    """
+    is_misread = x.shape[2:] == (1, 1) and y.shape[2:] != (1, 1) and x.behaves_channels_last and not x.channels_last
+    return misread(builder, y, name) if is_misread else y
+
+
 def expect_batch_first(op: str, where: str, *tensors: Tensor) -> None:
     """Raises CompileError where an operator of images takes tensors of which more than the first size is dynamic."""
     for x in tensors:

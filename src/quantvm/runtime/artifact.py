@@ -93,7 +93,7 @@ class Artifact:
 
     def __del__(self) -> None:
         """Unloads the code, and gives back the working memory that TVM keeps for it."""
-        if getattr(self, "_main", None) is None or sys.is_finalizing():
+        if getattr(self, "_main", None) is None or sys is None or sys.is_finalizing():  # None: modules are gone
             return
         from quantvm.tvm_compat import release_pooled_memory
 

@@ -43,10 +43,9 @@ ROUNDED_ALONE = frozenset(
 """Operators of one IEEE operation an element, or that move elements: equal in every implementation."""
 
 _MOVES = frozenset(
-    f"relax.{name}"
-    for name in ("reshape", "expand_dims", "squeeze", "strided_slice", "permute_dims", "nn.max_pool2d", "nn.relu")
+    f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "strided_slice", "permute_dims", "nn.max_pool2d")
 )
-"""What can as well be done with the integers."""
+"""What can as well be done with the integers. An average of anything else is a sum of floats, in any order."""
 
 
 class _Freeing(QdqInFloat):

@@ -1,0 +1,71 @@
+"""Where PyTorch's kernels take the bytes of a channels-last tensor for a contiguous one's: reproduced, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.ao.nn import quantized as nnq
+from torch.nn import functional as F
+
+import quantvm
+from quantvm.torch_compat import quantization_engine
+
+
+class Clips(nn.Module):
+    """Clips of a convolution's result, which is channels-last, and of the input, which is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantize = nnq.Quantize(0.04, 120, torch.quint8)
+        self.conv = nnq.Conv2d(3, 6, 3, padding=1)
+        weight = torch.quantize_per_tensor(torch.randn(6, 3, 3, 3) * 0.3, 0.01, 0, torch.qint8)
+        self.conv.set_weight_bias(weight, torch.randn(6))
+        self.conv.scale, self.conv.zero_point = 0.05, 100
+        self.pointwise = nnq.Conv2d(6, 4, 1)
+        weight = torch.quantize_per_tensor(torch.randn(4, 6, 1, 1) * 0.3, 0.01, 0, torch.qint8)
+        self.pointwise.set_weight_bias(weight, None)
+        self.pointwise.scale, self.pointwise.zero_point = 0.03, 90
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q = self.quantize(x)
+        y = self.conv(q)
+        clipped = F.hardtanh(y, -0.5, 1.0)
+        found = (clipped, self.pointwise(clipped), F.relu6(q), torch.clamp(y[:, 1:4], 0.0, 1.0))
+        return tuple(value.dequantize() for value in found)
+
+
+class Pools(nn.Module):
+    """Pools and interpolation of single pixels: of a contiguous tensor, and of a convolution's result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantize = nnq.Quantize(0.04, 120, torch.quint8)
+        self.conv = nnq.Conv2d(6, 5, 1)
+        weight = torch.quantize_per_tensor(torch.randn(5, 6, 1, 1) * 0.3, 0.01, 0, torch.qint8)
+        self.conv.set_weight_bias(weight, None)
+        self.conv.scale, self.conv.zero_point = 0.05, 100
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q = self.quantize(x)
+        found = []
+        for single in (q, self.conv(q)):
+            found += [F.adaptive_avg_pool2d(single, size) for size in ((2, 3), (1, 1))]
+            found += [F.avg_pool2d(single, 2, 1, 1), F.avg_pool2d(single, 2, 1, 1, ceil_mode=True)]
+            found += [F.max_pool2d(single, 2, 1, 1), F.max_pool2d(single, 2, 1, 1, ceil_mode=True)]
+            found += [F.interpolate(single, size=(2, 3), mode="bilinear")]
+        return tuple(value.dequantize() for value in found)
+
+
+@pytest.mark.parametrize("engine", ["qnnpack", "fbgemm", "x86"])
+@pytest.mark.parametrize(("network", "size"), [(Clips, (3, 5, 4)), (Pools, (6, 1, 1))])
+def test_results_are_pytorchs(engine: str, network: type[nn.Module], size: tuple[int, ...]):
+    with quantization_engine(engine):
+        torch.manual_seed(0)
+        module, x = network().eval(), torch.randn(2, *size)
+        artifact = quantvm.compile(module, x, engine=engine, cache=False)
+        assert artifact.verification.verdict == "exact"
+        for batch in (1, 3):
+            x = torch.randn(batch, *size)
+            for index, (a, e) in enumerate(zip(artifact(x), module(x), strict=True)):
+                assert torch.equal(a, e), f"output {index} of a batch of {batch}"
