@@ -57,8 +57,26 @@ class Pools(nn.Module):
         return tuple(value.dequantize() for value in found)
 
 
+class Pixels(nn.Module):
+    """Single pixels that come from pools: whether they are channels-last depends on the engine and the operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantize = nnq.Quantize(0.04, 120, torch.quint8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, found = self.quantize(x), []
+        for single in (
+            F.adaptive_avg_pool2d(q, 1), F.avg_pool2d(q, (3, 2)), F.avg_pool2d(q, (3, 2), ceil_mode=True),
+            F.max_pool2d(q, (3, 2)), F.max_pool2d(q, (3, 2), ceil_mode=True), q.mean((2, 3), keepdim=True),
+        ):  # fmt: skip
+            found += [F.adaptive_avg_pool2d(single, (2, 3)), F.interpolate(single, size=(2, 3), mode="bilinear")]
+            found += [F.max_pool2d(F.relu(single), 2, 1, 1)]
+        return tuple(value.dequantize() for value in found)
+
+
 @pytest.mark.parametrize("engine", ["qnnpack", "fbgemm", "x86"])
-@pytest.mark.parametrize(("network", "size"), [(Clips, (3, 5, 4)), (Pools, (6, 1, 1))])
+@pytest.mark.parametrize(("network", "size"), [(Clips, (3, 5, 4)), (Pools, (6, 1, 1)), (Pixels, (6, 3, 2))])
 def test_results_are_pytorchs(engine: str, network: type[nn.Module], size: tuple[int, ...]):
     with quantization_engine(engine):
         torch.manual_seed(0)

@@ -56,6 +56,7 @@ def test_inputs_that_are_too_large():
     [
         lambda x: relax.op.nn.conv2d(x, WEIGHT, padding=(1, 0, 3, 9)),
         lambda x: relax.op.nn.max_pool2d(x, (2, 2), padding=(1, 1, 1, 1)),
+        lambda x: relax.op.nn.avg_pool2d(x, (9, 10), strides=(3, 3), ceil_mode=True),
         lambda x: relax.op.take(x, constant([0, 5, 5], "int64"), axis=1),
         lambda x: relax.op.strided_slice(x, [1], [0], [0]),  # without elements
     ],

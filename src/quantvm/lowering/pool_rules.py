@@ -61,6 +61,11 @@ def _resized(x: Tensor, height: int, width: int) -> Tensor:
     return replace(x, shape=(x.shape[0], x.shape[1], height, width), channels_last=channels_last, strides=None)
 
 
+def _by_qnnpack(like: Tensor) -> Tensor:
+    """What a pool of QNNPACK returns is allocated as channels-last; the strides of single pixels stay so."""
+    return replace(like, channels_last=like.channels_last or like.shape[2:] == (1, 1))
+
+
 @legalizes("max_pool2d")
 def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """The integer maximum."""
@@ -68,11 +73,11 @@ def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     shape = pool_shape(composite.call("relax.nn.max_pool2d"), x)
     like = _resized(x, shape.out_height, shape.out_width)
     dtype = composite.output.dtype
-    repeats_border = is_qnnpack(state, composite) and not shape.ceil_mode and shape.dilation != (1, 1)
-    y = state.run(pool.max_pool2d(shape, dtype, repeats_border=repeats_border), [x], like, dtype, name)
-    if state.numerics != "torch" or (is_qnnpack(state, composite) and not shape.ceil_mode):
-        return y
-    return of_single_pixels(state.builder, x, y, name)
+    if is_qnnpack(state, composite) and not shape.ceil_mode:
+        kernel = pool.max_pool2d(shape, dtype, repeats_border=shape.dilation != (1, 1))
+        return state.run(kernel, [x], _by_qnnpack(like), dtype, name)
+    y = state.run(pool.max_pool2d(shape, dtype), [x], like, dtype, name)
+    return of_single_pixels(state.builder, x, y, name) if state.numerics == "torch" else y
 
 
 @legalizes("avg_pool2d")
@@ -83,7 +88,8 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     shape = pool_shape(call, x)
     like = _resized(x, shape.out_height, shape.out_width)
     if is_qnnpack(state, composite) and not shape.ceil_mode:
-        return state.run(pool.avg_pool2d_qnnpack(shape, composite.output), [x], like, composite.output.dtype, name)
+        kernel = pool.avg_pool2d_qnnpack(shape, composite.output)
+        return state.run(kernel, [x], _by_qnnpack(like), composite.output.dtype, name)
     kernel = pool.avg_pool2d(
         shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad),
         vec_channels=16 if state.has_avx512 else 8, channels_last=x.behaves_channels_last, isa=state.isa,
@@ -111,7 +117,7 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
     if is_qnnpack(state, composite) and window is not None:
         shape = PoolShape(x.shape[2], x.shape[3], x.shape[1], kernel=window, stride=window)
         kernel = pool.avg_pool2d_qnnpack(shape, composite.output)
-        return state.run(kernel, [x], _resized(x, height, width), composite.output.dtype, name)
+        return state.run(kernel, [x], _by_qnnpack(_resized(x, height, width)), composite.output.dtype, name)
     kernel = pool.adaptive_avg_pool2d(
         (x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output, channels_last=x.behaves_channels_last
     )

@@ -33,9 +33,9 @@ def validate(module: tvm.IRModule) -> None:
         module: Relax in QDQ form.
 
     What holds afterwards: strides, dilations, groups and windows are at least 1 and paddings at least 0; a window is
-    nowhere larger than the padded image, and one of a pool nowhere in the padding alone; no tensor has more than
-    `MOST_ELEMENTS` elements but for dynamic sizes; scales are positive and finite, and scales and zero points are of
-    one length, that of their axis; constant places that something is taken from, or stored at, exist.
+    nowhere larger than the padded image but in ceil_mode, and one of a pool nowhere in the padding alone; no tensor
+    has more than `MOST_ELEMENTS` elements but for dynamic sizes; scales are positive and finite, and scales and zero
+    points are of one length, that of their axis; constant places that something is taken from, or stored at, exist.
     """
     problems, known = [], set()
     for param in module["main"].params:
@@ -92,8 +92,9 @@ def _least_problem(**attributes: list[int]) -> _Problem:
 
 
 def _window_problem(
-    image: list[Any], kernel: list[int], strides: list[int], dilations: list[int], padding: list[int]
-) -> _Problem:
+    image: list[Any], kernel: list[int], strides: list[int], dilations: list[int], padding: list[int],
+    may_end_outside: bool = False,
+) -> _Problem:  # fmt: skip
     """Returns what is wrong with windows that move over an image; padding has the beginnings first."""
     problem = _least_problem(strides=strides, dilations=dilations, kernel=kernel, padding=padding)
     if problem is not None:
@@ -102,7 +103,8 @@ def _window_problem(
         size + padding[axis] + padding[len(kernel) + axis] if isinstance(size, int) else None
         for axis, size in enumerate(image)
     ]
-    if any(size is not None and size < far for size, far in zip(padded, _reach(kernel, dilations), strict=True)):
+    ends = zip(padded, _reach(kernel, dilations), strict=True)
+    if not may_end_outside and any(size is not None and size < far for size, far in ends):
         return f"has windows of {_reach(kernel, dilations)} pixels on a padded image of {tuple(padded)}"
     if math.prod(size for size in padded if size is not None) > MOST_ELEMENTS:
         return f"has a padded image of {tuple(padded)} pixels, more than {MOST_ELEMENTS}"
@@ -152,7 +154,7 @@ def _pool(call: Any) -> _Problem:
     attrs, image = call.attrs, _ordered(call.args[0], call.attrs.layout, "NC")[2:]
     kernel, dilations = _integers(attrs.pool_size), _integers(attrs.dilation)
     padding = _integers(attrs.padding)
-    problem = _window_problem(image, kernel, _integers(attrs.strides), dilations, padding)
+    problem = _window_problem(image, kernel, _integers(attrs.strides), dilations, padding, bool(attrs.ceil_mode))
     reach = _reach(kernel, dilations)
     if problem is None and any(pad >= far for pad, far in zip(padding, reach * 2, strict=True)):
         problem = f"has padding {tuple(padding)} around windows of {reach} pixels, expected less"
