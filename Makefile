@@ -8,12 +8,11 @@ STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 
 # The stamp is made last: an installation that was broken off is taken up again, a finished one is left alone.
-# --no-compile: most of what the packages hold is never imported, and Python compiles the rest when it is.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "quantvm needs Python 3.10 or newer, $(PYTHON) is older: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e '.[sample,dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sample,dev]'
 	@touch $@
 
 .PHONY: help install bench test lint format clean
