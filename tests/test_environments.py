@@ -44,7 +44,8 @@ def test_commands_end_with_the_code_of_what_happened(command, conditions, code):
 
 
 SLEEPING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 from quantvm.process import run_command
 def command():
     try:

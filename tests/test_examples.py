@@ -20,6 +20,8 @@ SAID = {
     "onnx_file.py": ("100 % of the multiply-adds in int8, qdq", "same best class: True"),
     "custom_op.py": ("left in float: ", "same bits: True"),
 }
+NIGHTLY = {"torchvision_qat.py"}
+"""It takes half a minute; quantization-aware training is in tests/models, too."""
 ELSEWHERE = {"deploy_without_torch.py": "tests/runtime/test_without_torch.py"}
 """An example that runs in an environment of its own, and its test."""
 
@@ -30,7 +32,9 @@ def test_every_example_is_run():
         assert example in (ROOT / test).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("example", SAID)
+@pytest.mark.parametrize(
+    "example", [*sorted(SAID.keys() - NIGHTLY), *(pytest.param(n, marks=pytest.mark.nightly) for n in NIGHTLY)]
+)
 def test_example(example, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(quantvm.__file__).parent.parent), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-W", "ignore", EXAMPLES / example]

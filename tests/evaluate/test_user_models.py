@@ -328,6 +328,7 @@ def test_compile_says_when_a_shape_does_not_fit(cli):
 # ------------------------------------------------------------------ bench
 
 
+@pytest.mark.nightly
 def test_bench_measures_a_float_factory(cli, tmp_path):
     pytest.importorskip("foolbox", reason="carries the sample images")
     options = ("--engines", "tvm,torch_fbgemm", "--rounds", "1", "--seconds", "0.01", "--threads", "1", "--json")

@@ -146,6 +146,7 @@ def test_what_the_observer_sees_ends_at_six(small_network):
     assert max(highest) == 6
 
 
+@pytest.mark.nightly
 def test_quantized_activations_end_at_six(small_network):
     quantized = quantize(small_network, noise_batches(side=32), scheme="per-channel", engine="fbgemm")
     stem = quantized.stem

@@ -10,6 +10,7 @@ import torch
 from tvm import relax
 
 from quantvm.errors import UnsupportedOpError
+from quantvm.sizes import product
 
 from .builder import Expr, constant, shape_of
 from .exported_moving import reshaped, taken
@@ -17,7 +18,6 @@ from .exported_registry import register_exported
 from .exported_types import as_dtype, promoted, tensor_of, torch_dtype
 from .exported_values import ExportedBuilder
 from .shapes import axis_of
-from .sizes import product
 
 
 def _counted_from_first(b: ExportedBuilder, index: Any, size: Any) -> Expr:

@@ -10,12 +10,12 @@ import torch
 from tvm import relax
 
 from quantvm.errors import UnsupportedOpError
+from quantvm.sizes import product
 
 from .builder import Expr, constant, shape_of
 from .exported_registry import register_exported
 from .exported_types import as_dtype, name_of, tensor_of, torch_dtype
 from .exported_values import Dequantized, ExportedBuilder
-from .sizes import product
 
 
 def reduced(b: ExportedBuilder, x: Expr, which: str, dim: Any = None, keepdim: bool = False) -> Expr:

@@ -11,12 +11,12 @@ import torch
 from tvm import relax
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.sizes import product
 
 from .builder import Expr, constant, shape_of
 from .exported_moving import reshaped, shared
 from .exported_registry import register_exported
 from .exported_values import ExportedBuilder, Unreadable
-from .sizes import product
 
 
 def _many(values: Any, rank: int) -> list[int]:

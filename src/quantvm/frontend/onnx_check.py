@@ -12,12 +12,12 @@ from collections import Counter
 from typing import Any
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.sizes import MOST_ELEMENTS
 
 from .onnx_graph import Constants, subgraphs
 from .onnx_node_checks import check_nodes
 from .onnx_operators import SWEPT_OF_MICROSOFT
 from .onnx_shapes import Dims, shapes_of, without_negative_sizes
-from .sizes import MOST_ELEMENTS
 
 _STORED_BYTES = 1 << 16
 """Larger constants are not read by onnx's shape inference, and left out of what it is given."""

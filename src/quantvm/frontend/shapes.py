@@ -11,10 +11,10 @@ from tvm_ffi import structural_equal
 
 from quantvm.errors import ModelImportError
 from quantvm.numerics import quantize_val
+from quantvm.sizes import product, quotient
 
 from .builder import Expr, QdqBuilder, QTensor, shape_of
 from .registry import register_converter
-from .sizes import product, quotient
 
 _INT_MAX = 9223372036854775807
 

@@ -16,8 +16,8 @@ from tvm.ir import GenericConst
 from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import INPUTS_MISFIT
-from quantvm.frontend.sizes import product
 from quantvm.kernels.builder import argument, flat, prim_func
+from quantvm.sizes import product
 
 from .bindings import ValueOf, definitions, described, with_main_rewritten, with_operands
 from .composite import static_shape

@@ -15,7 +15,7 @@ import tvm
 from tvm.ir import GenericConst
 
 from quantvm.errors import CompileError
-from quantvm.frontend.sizes import MOST_ELEMENTS
+from quantvm.sizes import MOST_ELEMENTS
 
 from .bindings import definitions, variables
 from .composite import constant_value, static_shape

@@ -15,8 +15,8 @@ from .manifest import SCHEMA_VERSION
 
 _SOURCES = (
     "kernels", "lowering", "numerics.py", "unary_tables.py", "integer_numerics.py", "qdq_numerics.py",
-    "tflite_numerics.py", "pool_geometry.py", "dispatch.py", "onednn_amx.py", "fixed_point.py", "tvm_compat.py",
-    "runtime",
+    "tflite_numerics.py", "pool_geometry.py", "dispatch.py", "onednn_amx.py", "fixed_point.py", "sizes.py",
+    "tvm_compat.py", "runtime",
 )  # fmt: skip
 """What turns an imported module into an artifact. An edit of any of it makes all that was compiled before stale."""
 
