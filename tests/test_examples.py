@@ -21,7 +21,7 @@ SAID = {
     "custom_op.py": ("left in float: ", "same bits: True"),
 }
 NIGHTLY = {"torchvision_qat.py"}
-"""It takes half a minute; quantization-aware training is in tests/models, too."""
+"""It takes half a minute; quantization-aware training is in tests/frontend, too."""
 ELSEWHERE = {"deploy_without_torch.py": "tests/runtime/test_without_torch.py"}
 """An example that runs in an environment of its own, and its test."""
 
