@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -188,6 +188,11 @@ def is_output_failure(error: BaseException) -> bool:
 
 
 _FAILED_WRITES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE, errno.EIO))
+
+
+def listed(problems: Sequence[str], most: int = 8) -> str:
+    """Returns the first of several problems for a message, and how many there are in all."""
+    return "; ".join(problems[:most]) + (f"; {len(problems)} in all" if len(problems) > most else "")
 
 
 def gist(error: BaseException) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_cases import MICROSOFT, Case, floats, held, longs
+from .onnx_cases import MICROSOFT, Case, held, longs
+from .operator_cases import floats
 
 X, X4 = floats(2, 3, 4), floats(2, 3, 4, 5)
 POSITIVE = np.abs(X) + np.float32(0.1)

@@ -8,14 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .operator_cases import Constant
+
 MICROSOFT = "com.microsoft"
-
-
-@dataclass(frozen=True)
-class Constant:
-    """An input that stands in the file; all others are computed at run time."""
-
-    value: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,11 +29,6 @@ class Case:
         shapes = ", ".join("-" if x is None else f"{x.dtype}{list(x.shape)}" for x in held)
         options = "".join(f", {name}={value}" for name, value in self.attributes.items())
         return f"{self.op}-{self.opset}({shapes}{options})"
-
-
-def floats(*shape: int, seed: int = 1, scale: float = 2.0) -> np.ndarray:
-    """Returns random float32 numbers."""
-    return np.asarray(np.random.default_rng(seed).standard_normal(shape) * scale, np.float32)
 
 
 def held(value: Any, dtype: Any = np.float32) -> Constant:
@@ -122,4 +112,4 @@ class Network:
         return self._names[key]
 
 
-__all__ = ["MICROSOFT", "Case", "Constant", "Network", "floats", "held", "longs"]
+__all__ = ["MICROSOFT", "Case", "Network", "held", "longs"]

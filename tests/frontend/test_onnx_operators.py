@@ -19,8 +19,9 @@ pytest.importorskip("onnxruntime")
 from quantvm.frontend.onnx_operators import SWEPT, SWEPT_OF_MICROSOFT, version_of  # noqa: E402  (needs onnx)
 
 from .onnx_case_table import TABLE, X4, X  # noqa: E402
-from .onnx_cases import MICROSOFT, Case, Network, floats, held, longs  # noqa: E402
+from .onnx_cases import MICROSOFT, Case, Network, held, longs  # noqa: E402
 from .onnx_graphs import onnx_runtime  # noqa: E402
+from .operator_cases import floats  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NEAR = 2e-6

@@ -16,15 +16,11 @@ from quantvm.runtime import compile as compile_model
 tflite = pytest.importorskip("tflite")
 litert = pytest.importorskip("ai_edge_litert.interpreter")
 
+from .operator_cases import Constant, floats  # noqa: E402
 from .tflite_file import DTYPES, FileOperator, FileTensor, model_bytes  # noqa: E402  (needs tflite)
 
 KIND, ACT, PADDING = tflite.BuiltinOptions, tflite.ActivationFunctionType, tflite.Padding
 PARAMETERS = (0.05, 3)
-
-
-@dataclass(frozen=True)
-class Constant:
-    value: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,10 +37,6 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.op} -> {list(self.shape)}, {self.options}, {self.parameters}"
-
-
-def floats(*shape: int, seed: int = 1, scale: float = 2.0) -> np.ndarray:
-    return np.asarray(np.random.default_rng(seed).standard_normal(shape) * scale, np.float32)
 
 
 def ints(value: Any) -> Constant:

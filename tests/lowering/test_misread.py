@@ -12,20 +12,23 @@ import quantvm
 from quantvm.torch_compat import quantization_engine
 
 
+def convolution(inputs: int, outputs: int, size: int, bias: torch.Tensor | None = None) -> nnq.Conv2d:
+    """Returns a quantized convolution whose result has the size of its input."""
+    made = nnq.Conv2d(inputs, outputs, size, padding=size // 2)
+    weight = torch.randn(outputs, inputs, size, size) * 0.3
+    made.set_weight_bias(torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8), bias)
+    made.scale, made.zero_point = 0.05, 100
+    return made
+
+
 class Clips(nn.Module):
     """Clips of a convolution's result, which is channels-last, and of the input, which is not."""
 
     def __init__(self) -> None:
         super().__init__()
         self.quantize = nnq.Quantize(0.04, 120, torch.quint8)
-        self.conv = nnq.Conv2d(3, 6, 3, padding=1)
-        weight = torch.quantize_per_tensor(torch.randn(6, 3, 3, 3) * 0.3, 0.01, 0, torch.qint8)
-        self.conv.set_weight_bias(weight, torch.randn(6))
-        self.conv.scale, self.conv.zero_point = 0.05, 100
-        self.pointwise = nnq.Conv2d(6, 4, 1)
-        weight = torch.quantize_per_tensor(torch.randn(4, 6, 1, 1) * 0.3, 0.01, 0, torch.qint8)
-        self.pointwise.set_weight_bias(weight, None)
-        self.pointwise.scale, self.pointwise.zero_point = 0.03, 90
+        self.conv = convolution(3, 6, 3, torch.randn(6))
+        self.pointwise = convolution(6, 4, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q = self.quantize(x)
@@ -41,10 +44,7 @@ class Pools(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.quantize = nnq.Quantize(0.04, 120, torch.quint8)
-        self.conv = nnq.Conv2d(6, 5, 1)
-        weight = torch.quantize_per_tensor(torch.randn(5, 6, 1, 1) * 0.3, 0.01, 0, torch.qint8)
-        self.conv.set_weight_bias(weight, None)
-        self.conv.scale, self.conv.zero_point = 0.05, 100
+        self.conv = convolution(6, 5, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q = self.quantize(x)

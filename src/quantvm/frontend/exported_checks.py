@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.errors import ModelImportError, UnsupportedOpError, listed
 
 from .exported_constants import is_random
 from .exported_nodes import described, op_name, source
@@ -91,5 +91,4 @@ def _in_observer(node: Any) -> bool:
 
 def _some(nodes: list[Any]) -> str:
     """Returns the first few nodes and how many there are."""
-    rows = [described(node) if source(node) else f"{op_name(node)} {node.name!r}" for node in nodes[:3]]
-    return "; ".join(rows) + (f"; {len(nodes)} in all" if len(nodes) > 3 else "")
+    return listed([described(node) if source(node) else f"{op_name(node)} {node.name!r}" for node in nodes], 3)

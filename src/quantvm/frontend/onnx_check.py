@@ -11,17 +11,16 @@ import re
 from collections import Counter
 from typing import Any
 
-from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.errors import ModelImportError, UnsupportedOpError, listed
 from quantvm.sizes import MOST_ELEMENTS
 
 from .onnx_graph import Constants, subgraphs
 from .onnx_node_checks import check_nodes
-from .onnx_operators import SWEPT_OF_MICROSOFT
-from .onnx_shapes import Dims, shapes_of, without_negative_sizes
+from .onnx_operators import NAMED, SWEPT_OF_MICROSOFT
+from .onnx_shapes import Dims, shape_text, shapes_of, without_negative_sizes
 
 _STORED_BYTES = 1 << 16
 """Larger constants are not read by onnx's shape inference, and left out of what it is given."""
-_OWN = ("", "ai.onnx")
 _CONTRIB = "com.microsoft"
 _BOTH = frozenset(("DequantizeLinear", "QuantizeLinear", "Range", "RotaryEmbedding", "Unique")) | SWEPT_OF_MICROSOFT
 """Operators of ONNX that `com.microsoft` has, too."""
@@ -62,7 +61,7 @@ def _check_versions(model: Any) -> None:
         )
     found: dict[str, set[int]] = {}
     for opset in model.opset_import:
-        found.setdefault("" if opset.domain in _OWN else opset.domain, set()).add(int(opset.version))
+        found.setdefault("" if opset.domain in NAMED else opset.domain, set()).add(int(opset.version))
     several = sorted(domain for domain, versions in found.items() if len(versions) > 1)
     if several:
         raise ModelImportError(f"the model imports several versions of the operator sets {several}")
@@ -88,11 +87,12 @@ def check_sizes(shapes: dict[str, Dims], graph: Any) -> None:
         shape = shapes[name]
         sizes = [size for size in shape if isinstance(size, int)]
         if min(sizes, default=0) < 0 or math.prod(sizes) > MOST_ELEMENTS:
-            text = ", ".join("?" if d is None else str(d) for d in shape)
-            problems.append(f"{name} of {makers[name]}: ({text})" if name in makers else f"{name}: ({text})")
+            what = f"{name} of {makers[name]}" if name in makers else name
+            problems.append(f"{what}: {shape_text(shape)}")
     if problems:
-        shown = "; ".join(problems[:3]) + (f"; {len(problems)} in all" if len(problems) > 3 else "")
-        raise ModelImportError(f"tensors of negative sizes or of more than {MOST_ELEMENTS} elements: {shown}")
+        raise ModelImportError(
+            f"tensors of negative sizes or of more than {MOST_ELEMENTS} elements: {listed(problems, 3)}"
+        )
 
 
 def _check_values(graph: Any) -> None:
@@ -141,15 +141,14 @@ def _check_domains(model: Any) -> None:
     problems = []
     for graph in subgraphs(model.graph):
         for node in graph.node:
-            if node.domain in _OWN or (node.domain, node.op_type) in functions:
+            if node.domain in NAMED or (node.domain, node.op_type) in functions:
                 continue
             is_known = node.domain == _CONTRIB and (node.op_type in _BOTH or not onnx.defs.has(node.op_type))
             if not is_known:
                 problems.append(f"{node.op_type} of {node.domain} at {_called(node)}")
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; {len(problems)} in all" if len(problems) > 8 else "")
         raise UnsupportedOpError(
-            f"operators of other domains than ONNX's, which the file does not define as functions: {shown}"
+            f"operators of other domains than ONNX's, which the file does not define as functions: {listed(problems)}"
         )
 
 
@@ -173,8 +172,7 @@ def _check_tensors(graph: Any) -> None:
         if held.HasField("t") and (problem := _tensor_problem(held.t)) is not None
     ]
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; {len(problems)} in all" if len(problems) > 8 else "")
-        raise ModelImportError(f"damaged constants: {shown}")
+        raise ModelImportError(f"damaged constants: {listed(problems)}")
 
 
 def _tensor_problem(tensor: Any) -> str | None:

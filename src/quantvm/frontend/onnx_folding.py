@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .onnx_graph import Constants, attribute, consumers, set_attribute, subgraphs
-from .onnx_operators import NAMED, SWEPT, version_of
+from .onnx_operators import NAMED, SWEPT, opset_of, version_of
 
 _FOLDED_INPUT = 1 << 24
 """Elements of the largest constant that an operator is computed from at import."""
@@ -63,7 +63,7 @@ def _functions(model: Any) -> list[tuple[str, str]]:
     """Returns the operators to write out, and gives their nodes the attributes that they leave to their defaults."""
     from onnx import defs
 
-    opset = next((o.version for o in model.opset_import if o.domain in NAMED), 1)
+    opset = opset_of(model)
     found = []
     for node in (node for part in subgraphs(model.graph) for node in part.node):
         op = node.op_type

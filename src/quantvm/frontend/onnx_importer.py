@@ -18,7 +18,7 @@ from quantvm.tvm_compat import closed_on_error
 from . import onnx_elementwise, onnx_indexing, onnx_reductions, onnx_resize  # noqa: F401 (register converters)
 from .onnx_converters import CONVERTERS, is_function
 from .onnx_graph import subgraphs
-from .onnx_operators import refused_operators
+from .onnx_operators import opset_of, refused_operators
 from .onnx_shapes import Dims
 
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
@@ -36,7 +36,7 @@ def import_graph(model: Any, shapes: dict[str, Dims]) -> tvm.IRModule:
         UnsupportedOpError: operators that no converter takes, all in one message; or one that it cannot convert.
         ModelImportError: a node that cannot be imported, or whose result would have another shape than ONNX prescribes.
     """
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     importer = _Importer(model.graph, shapes, opset)
     try:
         importer.check_operators(model.graph)

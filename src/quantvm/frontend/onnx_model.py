@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.errors import ModelImportError, UnsupportedOpError, listed
 from quantvm.regular_files import checked_path
 
 from .normalize import normalize_with_tensors
@@ -211,8 +211,7 @@ def _check_parameters(graph: Any) -> None:
         if zero_point is not None and zero_point.dtype not in (np.uint8, np.int8, np.int32):
             problems.append(f"{name}: zero points of {zero_point.dtype}, expected int8 or uint8")
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; {len(problems)} in all" if len(problems) > 8 else "")
-        raise ModelImportError(f"bad quantization parameters: {shown}")
+        raise ModelImportError(f"bad quantization parameters: {listed(problems)}")
 
 
 def _contraction_names(graph: Any) -> list[str]:

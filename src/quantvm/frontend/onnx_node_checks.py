@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from quantvm.errors import ModelImportError
+from quantvm.errors import ModelImportError, listed
 
 from .onnx_graph import Constants, attribute
-from .onnx_shapes import Dims
+from .onnx_shapes import Dims, shape_text
 
 _Rule = Callable[[Any, "_Facts"], "str | None"]
 _RULES: dict[str, list[_Rule]] = {}
@@ -49,8 +49,7 @@ def check_nodes(graph: Any, shapes: dict[str, Dims], constants: Constants) -> No
         if (problem := rule(node, facts)) is not None
     ]
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; {len(problems)} in all" if len(problems) > 8 else "")
-        raise ModelImportError(f"ONNX does not allow this, and ONNX Runtime refuses it: {shown}")
+        raise ModelImportError(f"ONNX does not allow this, and ONNX Runtime refuses it: {listed(problems)}")
 
 
 def _of(*op_types: str) -> Callable[[_Rule], _Rule]:
@@ -62,10 +61,6 @@ def _of(*op_types: str) -> Callable[[_Rule], _Rule]:
     return register
 
 
-def _text(shape: Dims) -> str:
-    return "(" + ", ".join("?" if d is None else str(d) for d in shape) + ")"
-
-
 @_of("QuantizeLinear", "DequantizeLinear")
 def _parameters(node: Any, facts: _Facts) -> str | None:
     """Scale and zero point are of one shape: of one element, or of one for each slice along the axis."""
@@ -74,11 +69,12 @@ def _parameters(node: Any, facts: _Facts) -> str | None:
         return None
     counts = [_count(scale), None if zero_point is None else _count(zero_point)]
     if zero_point is not None and None not in counts and zero_point != scale and counts != [1, 1]:
-        return f"the scale has the shape {_text(scale)} and the zero point {_text(zero_point)}, expected the same"
+        shapes = f"{shape_text(scale)} and the zero point {shape_text(zero_point)}"
+        return f"the scale has the shape {shapes}, expected the same"
     if _count(scale) == 1:
         return None
     if len(scale) != 1:
-        return f"the scale has the shape {_text(scale)}, expected one element or one dimension"
+        return f"the scale has the shape {shape_text(scale)}, expected one element or one dimension"
     axis = attribute(node, "axis", 1)
     if x is None:
         return None
@@ -112,17 +108,19 @@ def _channels(node: Any, facts: _Facts) -> str | None:
         return None
     kernel = attribute(node, "kernel_shape", None)
     if kernel is not None and any(isinstance(b, int) and a != b for a, b in zip(kernel, weight[2:], strict=False)):
-        return f"kernel_shape {tuple(kernel)} of a weight of shape {_text(weight)}"
+        return f"kernel_shape {tuple(kernel)} of a weight of shape {shape_text(weight)}"
     is_transposed = node.op_type == "ConvTranspose"
     taken = weight[0] if is_transposed else _times(weight[1], groups)
     made = _times(weight[1], groups) if is_transposed else weight[0]
     if x is not None and len(x) > 1 and isinstance(x[1], int) and isinstance(taken, int) and x[1] != taken:
-        return f"the input has {x[1]} channels; the weight of shape {_text(weight)} in {groups} groups takes {taken}"
+        return (
+            f"the input has {x[1]} channels; the weight of shape {shape_text(weight)} in {groups} groups takes {taken}"
+        )
     for count, what in ((taken, "input"), (made, "output")):
         if isinstance(count, int) and count % groups:
             return f"{groups} groups do not divide {count} {what} channels"
     if bias is not None and isinstance(made, int) and bias not in ([made], [None]):
-        return f"a bias of shape {_text(bias)}, expected ({made},)"
+        return f"a bias of shape {shape_text(bias)}, expected ({made},)"
     return None
 
 
@@ -204,7 +202,7 @@ def _beyond(places: np.ndarray, size: int, where: str) -> str | None:
 def _whole_blocks(node: Any, facts: _Facts) -> str | None:
     x, block = facts.shape(node, 0), attribute(node, "blocksize", 1)
     if x is not None and len(x) == 4 and any(isinstance(d, int) and d % block for d in x[2:]):
-        return f"blocks of {block} pixels do not divide an image of {_text(x[2:])}"
+        return f"blocks of {block} pixels do not divide an image of {shape_text(x[2:])}"
     return None
 
 
@@ -217,7 +215,7 @@ def _odd_window(node: Any, facts: _Facts) -> str | None:
 @_of("GlobalAveragePool", "GlobalMaxPool")
 def _has_pixels(node: Any, facts: _Facts) -> str | None:
     x = facts.shape(node, 0)
-    return f"an input of shape {_text(x)}, expected one of images" if x is not None and len(x) < 3 else None
+    return f"an input of shape {shape_text(x)}, expected one of images" if x is not None and len(x) < 3 else None
 
 
 @_of("PRelu")
@@ -229,7 +227,7 @@ def _slope_broadcasts(node: Any, facts: _Facts) -> str | None:
         a == 1 or a == b or not (isinstance(a, int) and isinstance(b, int))
         for a, b in zip(slope[::-1], x[::-1], strict=False)
     )
-    return None if fits else f"slopes of shape {_text(slope)} for an input of shape {_text(x)}"
+    return None if fits else f"slopes of shape {shape_text(slope)} for an input of shape {shape_text(x)}"
 
 
 __all__ = ["check_nodes"]

@@ -63,6 +63,11 @@ NAMED = ("", "ai.onnx")
 """Names of ONNX's own domain."""
 
 
+def opset_of(model: Any) -> int:
+    """Returns the operator set of ONNX that a model imports; 1 where it names none."""
+    return next((int(imported.version) for imported in model.opset_import if imported.domain in NAMED), 1)
+
+
 def refused_operators(nodes: Iterable[Any], opset: int) -> list[str]:
     """Returns a clause for each kind of operator that is not imported: its name, count, first node, and why."""
     rows: dict[tuple[str, str], list[Any]] = {}
@@ -108,4 +113,4 @@ def _nearest(op: str, version: int) -> int:
     return version - 1 if version > newest else max(7, min(SWEPT[op]))
 
 
-__all__ = ["NAMED", "SWEPT", "SWEPT_OF_MICROSOFT", "refused_operators", "version_of"]
+__all__ = ["NAMED", "SWEPT", "SWEPT_OF_MICROSOFT", "opset_of", "refused_operators", "version_of"]

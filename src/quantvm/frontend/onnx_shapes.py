@@ -53,6 +53,11 @@ def fix_inputs(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> 
                 )
 
 
+def shape_text(shape: Dims) -> str:
+    """Returns what messages call a shape; unknown sizes are question marks."""
+    return "(" + ", ".join("?" if d is None else str(d) for d in shape) + ")"
+
+
 def without_negative_sizes(graph: Any) -> None:
     """Makes negative sizes of inputs dynamic: some exporters write these so, and ONNX Runtime takes them so."""
     for value in graph.input:
@@ -304,4 +309,4 @@ def _constant_sizes(node: Any, shapes: dict[str, Dims], constants: Constants) ->
     return True
 
 
-__all__ = ["Dims", "fix_inputs", "inferred", "make_explicit", "shapes_of", "without_negative_sizes"]
+__all__ = ["Dims", "fix_inputs", "inferred", "make_explicit", "shape_text", "shapes_of", "without_negative_sizes"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch._export.serde.union import _Union
 
-from quantvm.errors import ModelImportError, UnsupportedOpError
+from quantvm.errors import ModelImportError, UnsupportedOpError, listed
 
 from .exported_registry import find_exported
 
@@ -98,8 +98,7 @@ def check_untrusted(program: Any) -> None:
             problems.append(f"{where} is {_short(text)}, {problem}")
     if problems:
         raise ModelImportError(
-            f"it holds what torch.export.save does not write, and is not opened: {'; '.join(problems[:5])}"
-            + (f"; {len(problems)} in all" if len(problems) > 5 else "")
+            f"it holds what torch.export.save does not write, and is not opened: {listed(problems, 5)}"
         )
     if operators:
         names = ", ".join(_short(text) for text in list(dict.fromkeys(operators))[:10])

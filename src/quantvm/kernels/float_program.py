@@ -40,21 +40,22 @@ def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
     return tirx.Select(half, steps * splat(_BEHIND_A_TIE, lanes, "float32"), steps)
 
 
-def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
-    """Returns float32 integers: clip(rne(steps) + zero_point) - zero_point."""
-    zero = quantization.q.zero_point
-    low, high = (splat(float(bound - zero), lanes, "float32") for bound in (quantization.low, quantization.high))
-    return clamp(round_even(steps_of(x_f32, quantization, lanes)), low, high)
+def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int, *, stays_float: bool = False) -> Expr:
+    """Returns float32 integers: clip(rne(steps) + zero_point) - zero_point.
 
-
-def _requantized(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
-    """Returns the same as `quantize_steps`, but never -0, which no integer minus a zero point is.
-
-    `nearbyint` keeps the sign of what it rounds to zero; a sum of two numbers that cancel out is +0.
+    Args:
+        x_f32: what is quantized.
+        quantization: how.
+        lanes: of the vector.
+        stays_float: whether a result of -0, which no integer minus a zero point is, would be seen. `nearbyint` keeps
+            the sign of what it rounds to zero; a sum of two numbers that cancel out is +0.
     """
-    zero, shift = quantization.q.zero_point, splat(_TO_INTEGERS, lanes, "float32")
+    zero, steps = quantization.q.zero_point, steps_of(x_f32, quantization, lanes)
     low, high = (splat(float(bound - zero), lanes, "float32") for bound in (quantization.low, quantization.high))
-    return clamp(rounded(steps_of(x_f32, quantization, lanes) + shift, lanes) - shift, low, high)
+    if not stays_float:
+        return clamp(round_even(steps), low, high)
+    shift = splat(_TO_INTEGERS, lanes, "float32")
+    return clamp(rounded(steps + shift, lanes) - shift, low, high)
 
 
 def quantize(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
@@ -126,7 +127,7 @@ def _apply(step: Step, args: Sequence[Expr], lanes: int) -> Expr:
     if step.op == "requantize":
         assert step.quantization is not None
         scale = splat(step.quantization.q.scale_f32, lanes, "float32")
-        return rounded(_requantized(args[0], step.quantization, lanes) * scale, lanes)
+        return rounded(quantize_steps(args[0], step.quantization, lanes, stays_float=True) * scale, lanes)
     return _OPERATORS[step.op](lanes, *args, *(number(option) for option in step.options))
 
 

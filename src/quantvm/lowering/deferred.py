@@ -123,8 +123,8 @@ def misreads_clip(state: Legalization, composite: Composite, x: Tensor) -> bool:
 
     With QNNPACK it does so of channels-last uint8: the result is allocated without a memory format.
     """
-    is_qnnpack = state.numerics == "torch" and state.engine == "qnnpack" and composite.output.dtype == "uint8"
-    return is_qnnpack and composite.name == "clip" and x.channels_last and len(x.shape) == 4
+    is_qnnpacks = state.numerics == "torch" and composite.name == "clip" and state.may_use_qnnpack(composite)
+    return is_qnnpacks and x.channels_last and len(x.shape) == 4
 
 
 def _fuse_clamp(

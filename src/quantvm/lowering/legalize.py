@@ -98,6 +98,10 @@ class Legalization:
         self.convolutions[shape.merged(), dot.name] = None
         return self.schedules.find(shape, dot, self.threads)
 
+    def may_use_qnnpack(self, composite: Composite) -> bool:
+        """Returns whether QNNPACK may compute an operator."""
+        return self.engine == "qnnpack" and composite.output.dtype == "uint8"
+
     def nhwc(self, x: Tensor) -> Tensor:
         """Returns x in NHWC."""
         return in_layout(self.builder, x, "NHWC")

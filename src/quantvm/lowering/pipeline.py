@@ -44,6 +44,8 @@ from .validate import validate
 
 ENGINE_ATTR = "quantvm.engine"
 AMX_ATTR = "quantvm.onednn_amx"
+_OF_FILES = ("onnx", "tflite")
+"""Engines of programs that are not PyTorch's."""
 VNNI_ATTR = "quantvm.vnni"
 TABLES_ATTR = "quantvm.torch_tables"
 
@@ -154,7 +156,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     if followed == "qdq":
         module = hoist_quantize(module)
         dump(module, "hoist_quantize")
-        module = legalize_qdq(module, state, divides=engine in ("onnx", "tflite"))
+        module = legalize_qdq(module, state, divides=engine in _OF_FILES)
     else:
         module = fuse_qdq(module, ends_only=options.in_float, torch_only=followed == "torch")
         dump(module, "fuse_qdq")
@@ -163,7 +165,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     left_in_float, float_macs = float_ops(module)
     module = add_run_time_checks(module)
     dump(module, "run_time_checks")
-    rules = {} if engine in ("onnx", "tflite") else PYTORCHS
+    rules = {} if engine in _OF_FILES else PYTORCHS
     module = legalize_float_ops(call_float_kernels(module, select_tile(options.target)), rules)
     dump(module, "float_ops")
     module = copy_shared_outputs(module)

@@ -73,7 +73,7 @@ def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     shape = pool_shape(composite.call("relax.nn.max_pool2d"), x)
     like = _resized(x, shape.out_height, shape.out_width)
     dtype = composite.output.dtype
-    if is_qnnpack(state, composite) and not shape.ceil_mode:
+    if state.may_use_qnnpack(composite) and not shape.ceil_mode:
         kernel = pool.max_pool2d(shape, dtype, repeats_border=shape.dilation != (1, 1))
         return state.run(kernel, [x], _by_qnnpack(like), dtype, name)
     y = state.run(pool.max_pool2d(shape, dtype), [x], like, dtype, name)
@@ -87,7 +87,7 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     call = composite.call("relax.nn.avg_pool2d")
     shape = pool_shape(call, x)
     like = _resized(x, shape.out_height, shape.out_width)
-    if is_qnnpack(state, composite) and not shape.ceil_mode:
+    if state.may_use_qnnpack(composite) and not shape.ceil_mode:
         kernel = pool.avg_pool2d_qnnpack(shape, composite.output)
         return state.run(kernel, [x], _by_qnnpack(like), composite.output.dtype, name)
     kernel = pool.avg_pool2d(
@@ -95,11 +95,6 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
         vec_channels=16 if state.has_avx512 else 8, channels_last=x.behaves_channels_last, isa=state.isa,
     )  # fmt: skip
     return of_single_pixels(state.builder, x, state.run(kernel, [x], like, composite.output.dtype, name), name)
-
-
-def is_qnnpack(state: Legalization, composite: Composite) -> bool:
-    """Returns whether QNNPACK may compute an operator."""
-    return state.engine == "qnnpack" and composite.output.dtype == "uint8"
 
 
 def whole_image(x: Tensor) -> PoolShape:
@@ -114,7 +109,7 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
     x = state.nhwc(inputs[0])
     height, width = (int(v) for v in composite.call("relax.nn.adaptive_avg_pool2d").attrs.output_size)
     window = qnnpack_window((x.shape[2], x.shape[3]), (height, width))
-    if is_qnnpack(state, composite) and window is not None:
+    if state.may_use_qnnpack(composite) and window is not None:
         shape = PoolShape(x.shape[2], x.shape[3], x.shape[1], kernel=window, stride=window)
         kernel = pool.avg_pool2d_qnnpack(shape, composite.output)
         return state.run(kernel, [x], _by_qnnpack(_resized(x, height, width)), composite.output.dtype, name)

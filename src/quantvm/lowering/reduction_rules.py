@@ -16,7 +16,7 @@ from quantvm.kernels.mean import SUM_BLOCK, SUM_LANES, KeptAxis, SummedAxis, Sum
 from . import strides as torch_strides
 from .composite import Composite
 from .legalize import Legalization, legalizes
-from .pool_rules import is_qnnpack, whole_image
+from .pool_rules import whole_image
 from .tensors import Tensor, arranged, of_single_pixels
 
 _PIXELS_OUTSIDE = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
@@ -34,7 +34,7 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
     count = math.prod(int(x.shape[axis]) for axis in axes)
     if count == 1:
         y = state.logical(x)
-    elif is_qnnpack(state, composite) and rank == 4 and given == [2, 3]:  # so, and not [-2, -1]
+    elif state.may_use_qnnpack(composite) and rank == 4 and given == [2, 3]:  # so, and not [-2, -1]
         x = state.nhwc(x)
         one_pixel = Tensor(None, (*x.shape[:2], 1, 1), "NHWC")
         y = state.run(pool.avg_pool2d_qnnpack(whole_image(x), q), [x], one_pixel, dtype, name)

@@ -59,29 +59,20 @@ def add_run_time_checks(module: tvm.IRModule) -> tvm.IRModule:
         return module
 
     def bind(builder: relax.BlockBuilder, var: Any, value: Any, value_of: ValueOf) -> Any:
-        arguments = [
-            with_operands(a, value_of) if isinstance(a, relax.Tuple) else value_of(a)
-            for a in getattr(value, "args", ())
-        ]
-        where = described(_Bound(var, value))
-        for check in checks.get(var, ()):
+        if var not in checks:
+            return builder.emit(with_operands(value, value_of), var.name)
+        arguments = [with_operands(a, value_of) if isinstance(a, relax.Tuple) else value_of(a) for a in value.args]
+        where = described(relax.VarBinding(var, value))
+        for check in checks[var]:
             x = arguments[check.operand]
             make = _checked_places if check.are_places else _checked_sizes
             target = builder.add_func(make(static_shape(x), str(x.ty.dtype), check, where), "checked")
             sizes = [_as_i64(size) for size in check.sizes]
             out = relax.TensorType(static_shape(x), x.ty.dtype)
             arguments[check.operand] = builder.emit(relax.call_tir(target, [x, *sizes], out), f"{var.name}_checked")
-        if var not in checks:
-            return builder.emit(with_operands(value, value_of), var.name)
         return builder.emit(tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args), var.name)
 
     return with_main_rewritten(module, bind)
-
-
-@dataclass(frozen=True)
-class _Bound:
-    var: Any
-    value: Any
 
 
 def _as_i64(size: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm.ir import GenericConst
 
-from quantvm.errors import CompileError
+from quantvm.errors import CompileError, listed
 from quantvm.sizes import MOST_ELEMENTS
 
 from .bindings import definitions, variables
@@ -23,7 +23,6 @@ from .composite import constant_value, static_shape
 _Problem = str | None
 _Rule = Callable[[Any], _Problem]
 _RULES: dict[str, _Rule] = {}
-_SHOWN = 6
 
 
 def validate(module: tvm.IRModule) -> None:
@@ -54,8 +53,7 @@ def validate(module: tvm.IRModule) -> None:
             problems.append(f"{name.split('.')[-1] or 'value'} at {variable.name} {problem}")
             known.add(variable)
     if problems:
-        shown = "; ".join(problems[:_SHOWN]) + (f"; {len(problems)} in all" if len(problems) > _SHOWN else "")
-        raise CompileError(f"the program cannot be compiled: {shown}")
+        raise CompileError(f"the program cannot be compiled: {listed(problems, 6)}")
 
 
 def _of(*names: str) -> Callable[[_Rule], _Rule]:
@@ -69,8 +67,9 @@ def _of(*names: str) -> Callable[[_Rule], _Rule]:
 def _size_problem(value: Any) -> _Problem:
     if getattr(value.ty, "shape", None) is None or not hasattr(value.ty.shape, "values"):
         return None
-    sizes = [size for size in static_shape(value) if isinstance(size, int)]
-    text = f"has the shape ({', '.join(map(str, static_shape(value)))})"
+    shape = static_shape(value)
+    sizes = [size for size in shape if isinstance(size, int)]
+    text = f"has the shape {_text(shape)}"
     if min(sizes, default=1) < 0:
         return f"{text}; what comes before it is too small for it"
     if math.prod(sizes) > MOST_ELEMENTS:
