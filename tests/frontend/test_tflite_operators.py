@@ -88,12 +88,13 @@ class Network:
         self.tensors.append(FileTensor(name, case.shape, case.dtype))
         self.outputs.append(name)
         made = name
-        if case.parameters:
+        is_quantized = case.parameters is not None and case.dtype == "float32"
+        if is_quantized:
             made = f"{name}_q"
             self.tensors.append(FileTensor(made, case.shape, "int8", *case.parameters))
         code = getattr(tflite.BuiltinOperator, case.op)
         self.operators.append(FileOperator(code, names, [made], kind, case.options, version=1))
-        if case.parameters:
+        if is_quantized:
             after = FileOperator(tflite.BuiltinOperator.DEQUANTIZE, [made], [name], KIND.DequantizeOptions, {}, 1)
             self.operators.append(after)
 
@@ -161,6 +162,25 @@ CASES = [
          parameters=PARAMETERS),
     Case("RESIZE_NEAREST_NEIGHBOR", (X, ints([7, 3])), (1, 7, 3, 3), "ResizeNearestNeighborOptions",
          {"AlignCorners": True}, parameters=PARAMETERS),
+    *[Case("TRANSPOSE_CONV", (ints(shape), weight(2, *window, 3), X, *bias), shape, "TransposeConvOptions",
+           {"Padding": padding, "StrideH": 2, "StrideW": 3, "FusedActivationFunction": activation})
+      for shape, window, padding, bias, activation in (
+          ((1, 8, 14, 2), (3, 3), PADDING.SAME, (weight(2),), ACT.RELU), ((1, 7, 15, 2), (1, 4), PADDING.SAME, (), 0),
+          ((1, 9, 15, 2), (3, 3), PADDING.VALID, (), 0), ((1, 8, 16, 2), (1, 2), PADDING.VALID, (weight(2),), 0))],
+    *[Case("MIRROR_PAD", (X, ints([[0, 0], [1, 4], [3, 1], [0, 2]])), (1, 9, 9, 5), "MirrorPadOptions", {"Mode": 1},
+           parameters=parameters) for parameters in (None, PARAMETERS)],
+    *[Case("CUMSUM", (Y, ints(axis)), Y.shape, "CumsumOptions", {"Exclusive": exclusive, "Reverse": reverse})
+      for axis, exclusive, reverse in ((1, False, False), (-1, False, True), (1, True, True), (2, True, False))],
+    Case("GATHER", (Y, ints([[1, 0], [2, 1]])), (2, 2, 4), "GatherOptions", {"Axis": 1, "BatchDims": 1}),
+    Case("GATHER", (floats(2, 3, 4, 2), ints([[[1, 0], [3, 1]], [[0, 0], [2, 3]]])), (2, 3, 2, 2, 2), "GatherOptions",
+         {"Axis": 2, "BatchDims": -2}),
+    Case("GATHER", (floats(2, 3, 4, 5), ints([[1, 0, 4], [2, 1, 1]])), (2, 3, 4, 3), "GatherOptions",
+         {"Axis": 3, "BatchDims": 1}, parameters=PARAMETERS),
+    Case("SCATTER_ND", (ints([[0, 1], [2, 0], [0, 1]]), floats(3, 4), ints([3, 2, 4])), (3, 2, 4)),
+    Case("SCATTER_ND", (ints([[[3], [1]]]), floats(1, 2), ints([5])), (5,)),
+    Case("ARG_MAX", (X, ints(-1)), (1, 4, 5), "ArgMaxOptions", {"OutputType": 2}, "int32", parameters=PARAMETERS),
+    Case("ARG_MIN", (floats(1, 4, 9, 3, scale=0.1), ints(2)), (1, 4, 3), "ArgMinOptions", {"OutputType": 4}, "int64",
+         parameters=PARAMETERS),
 ]  # fmt: skip
 
 
@@ -182,10 +202,12 @@ def test_operators(tmp_path):
 
 REFUSED = [
     Case("ADD", (Y, Y), Y.shape, "AddOptions", {"FusedActivationFunction": ACT.TANH}),
-    Case("GATHER", (Y, ints([[1, 0], [2, 1]])), (2, 2, 4), "GatherOptions", {"Axis": 1, "BatchDims": 1}),
+    Case("GATHER", (Y, ints([2, -1])), (2, 2, 4), "GatherOptions", {"Axis": 1}),
+    Case("GATHER_ND", (Y, ints([[1, 3]])), (1, 4)),
+    Case("SCATTER_ND", (ints([[5]]), floats(1), ints([5])), (5,)),
     Case("ATAN2", (X, floats(1, 1, 1, 3)), X.shape),
     Case("RESIZE_BILINEAR", (X, ints([1, 1])), (1, 1, 1, 3), "ResizeBilinearOptions", {"AlignCorners": True}),
-    Case("MIRROR_PAD", (X, ints([[0, 0], [1, 2], [2, 1], [0, 0]])), (1, 7, 8, 3), "MirrorPadOptions", {"Mode": 1}),
+    Case("MIRROR_PAD", (X, ints([[0, 0], [5, 0], [0, 0], [0, 0]])), (1, 9, 5, 3), "MirrorPadOptions", {"Mode": 1}),
     Case("NEG", (X,), X.shape, "NegOptions", parameters=PARAMETERS),
     Case("REDUCE_PROD", (X, ints([3])), (1, 4, 5), "ReducerOptions", parameters=PARAMETERS),
     Case("TILE", (X, ints([1, 2, 1, 3])), (1, 8, 5, 9), parameters=(0.06, 3)),

@@ -124,6 +124,7 @@ class _Rewriter:
         arguments = [self._values.get(a, a) if isinstance(a, tvm.ir.Var) else a for a in call.args]
         special: dict[str, Callable[[Any, list[Expr]], Expr | None]] = {
             "relax.nn.conv2d": self._conv2d,
+            "relax.nn.conv2d_transpose": self._conv2d_transpose,
             "relax.nn.max_pool2d": self._pool,
             "relax.nn.avg_pool2d": self._pool,
             "relax.mean": self._mean,
@@ -172,10 +173,21 @@ class _Rewriter:
         )  # fmt: skip
         return self._emit_first(y)
 
-    def _weight(self, call: Any) -> Expr:
-        """Returns the weight in OIHW; a quantized one as a dequantize of stored integers."""
+    def _conv2d_transpose(self, call: Any, arguments: list[Expr]) -> Expr:
+        attrs = call.attrs
+        if str(attrs.data_layout) != "NHWC":
+            raise ModelImportError(f"a transposed convolution in layout {attrs.data_layout}, expected NHWC")
+        y = relax.op.nn.conv2d_transpose(
+            self._first(arguments[0]), self._weight(call, "IOHW"), strides=list(attrs.strides),
+            padding=list(attrs.padding), output_padding=list(attrs.output_padding), dilation=list(attrs.dilation),
+            groups=int(attrs.groups), data_layout="NCHW", kernel_layout="IOHW", out_dtype="float32",
+        )  # fmt: skip
+        return self._emit_first(y)
+
+    def _weight(self, call: Any, letters: str = "OIHW") -> Expr:
+        """Returns the weight in this order; a quantized one as a dequantize of stored integers."""
         layout = str(call.attrs.kernel_layout)
-        order = [layout.index(letter) for letter in "OIHW"]
+        order, outputs = [layout.index(letter) for letter in letters], letters.index("O")
         source = self._calls.get(call.args[1], call.args[1])
         shape = shape_of(call.args[1])
         if is_call(source, "relax.reshape"):
@@ -185,10 +197,11 @@ class _Rewriter:
         if not is_call(source, "relax.dequantize") or not isinstance(source.args[0], GenericConst):
             raise ModelImportError("a convolution whose weight is computed at run time, expected a constant")
         integers, scale, zero_point = (argument.value.numpy() for argument in source.args)
-        if scale.size > 1 and scale.size != shape[order[0]]:
-            raise ModelImportError(f"a weight of shape {shape} with {scale.size} scales, expected {shape[order[0]]}")
+        if scale.size > 1 and scale.size != shape[order[outputs]]:
+            expected = shape[order[outputs]]
+            raise ModelImportError(f"a weight of shape {shape} with {scale.size} scales, expected {expected}")
         moved = constant(integers.reshape(shape).transpose(order), str(integers.dtype))
-        axis = 0 if scale.size > 1 else -1
+        axis = outputs if scale.size > 1 else -1
         if scale.size > 1:
             zero_point = np.broadcast_to(zero_point, scale.shape)
         scale, zero_point = (v if v.size > 1 else v.reshape(()) for v in (scale, zero_point))

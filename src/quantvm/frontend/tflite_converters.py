@@ -5,9 +5,11 @@ Each result has the shape and the type that the file says, or the import fails; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tflite
 from tvm import relax
 from tvm.relax.frontend.tflite.tflite_frontend import OperatorConverter, get_tensor_name
 
@@ -25,21 +27,25 @@ MOVES = frozenset((
 ))  # fmt: skip
 """Operators that move quantized integers as they are: scale and zero point are those of the input."""
 
+_ACTIVATION = tflite.ActivationFunctionType
+_OPTIONS = {value: name for name, value in vars(tflite.BuiltinOptions).items() if isinstance(value, int)}
+"""Kind of an operator's options, as the file says it -> the class that reads them."""
+
 
 class Converter(OperatorConverter):
     """Converters by name: TVM's, and those of ours in their place."""
 
-    _SUPPORTED_QUANTIZED_OPS = OperatorConverter._SUPPORTED_QUANTIZED_OPS | MOVES
+    _SUPPORTED_QUANTIZED_OPS = OperatorConverter._SUPPORTED_QUANTIZED_OPS | MOVES | {"ARG_MAX", "ARG_MIN"}
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         own = {
             "BATCH_MATMUL": self._batch_matmul, "BATCH_TO_SPACE_ND": self._batch_to_space,
-            "EXPAND_DIMS": self._expand_dims, "FULLY_CONNECTED": self._fully_connected,
-            "GATHER_ND": self._gather_nd, "GELU": self._gelu,
-            "RESIZE_BILINEAR": self._resize_bilinear,
-            "RESIZE_NEAREST_NEIGHBOR": self._resize_nearest, "SOFTMAX": self._softmax,
-            "SPACE_TO_BATCH_ND": self._space_to_batch, "SQUEEZE": self._squeeze,
+            "CUMSUM": self._cumsum, "EXPAND_DIMS": self._expand_dims, "FULLY_CONNECTED": self._fully_connected,
+            "GATHER": self._gather, "GATHER_ND": self._gather_nd, "GELU": self._gelu, "MIRROR_PAD": self._mirror_pad,
+            "RESIZE_BILINEAR": self._resize_bilinear, "RESIZE_NEAREST_NEIGHBOR": self._resize_nearest,
+            "SCATTER_ND": self._scatter_nd, "SOFTMAX": self._softmax, "SPACE_TO_BATCH_ND": self._space_to_batch,
+            "SQUEEZE": self._squeeze, "TRANSPOSE_CONV": self._transpose_conv,
         }  # fmt: skip
         self.convert_map: dict[str, Any] = {**vars(self)["convert_map"], **own}
 
@@ -95,19 +101,15 @@ class Converter(OperatorConverter):
 
     def _check_options(self, op: Any, name: str) -> None:
         """Raises UnsupportedOpError for what TVM's converters would leave out, or compute otherwise than LiteRT."""
-        from tflite import ActivationFunctionType
-
         if name in REFUSED:
             raise UnsupportedOpError("there is no code for it; write it by other operators")
         inputs, outputs = self.get_input_tensors(op), self.get_output_tensors(op)
         options = _options(op)
         activation = getattr(options, "FusedActivationFunction", None)
-        if activation is not None and activation() in (ActivationFunctionType.TANH, ActivationFunctionType.SIGN_BIT):
+        if activation is not None and activation() in (_ACTIVATION.TANH, _ACTIVATION.SIGN_BIT):
             raise UnsupportedOpError("a fused TANH or SIGN_BIT, which LiteRT does not compute; write it as an operator")
         if name == "ATAN2" and len({tuple(tensor.tensor.ShapeAsNumpy()) for tensor in inputs}) > 1:
             raise UnsupportedOpError("LiteRT does not broadcast its operands; give it operands of one shape")
-        if name == "GATHER" and options is not None and options.BatchDims():
-            raise UnsupportedOpError("batch_dims is not supported; gather from each element of the batch")
         given = inputs[1 if name == "SPLIT" else 0] if inputs else None
         if name == "REDUCE_PROD" and given is not None and given.qnn_params:
             raise UnsupportedOpError("of quantized tensors it is not supported: LiteRT rounds every product")
@@ -137,10 +139,118 @@ class Converter(OperatorConverter):
     def _expand_dims(self, op: Any) -> Any:
         return relax.op.expand_dims(self._input(op), [int(axis) for axis in self._values(op, 1).ravel()])
 
+    def _places(self, op: Any, index: int, sizes: Sequence[Any]) -> Any:
+        """Returns the places that an input names, as int64; those of a constant are checked as LiteRT checks them.
+
+        Args:
+            op: the operator.
+            index: of the input.
+            sizes: of what the places lie in; several where the last dimension is of coordinates.
+        """
+        given = self.get_input_tensors(op)[index]
+        if self.has_expr(given.tensor_idx):
+            x = self.get_tensor_expr(given)
+            return x if str(x.ty.dtype) == "int64" else self.bb.normalize(relax.op.astype(x, "int64"))
+        places = self._values(op, index).astype(np.int64)
+        wrong = (places < 0) | (places >= np.asarray(sizes, np.int64))
+        if wrong.any():
+            raise UnsupportedOpError(f"takes place {places[wrong][0]} of {' x '.join(map(str, sizes))}, which LiteRT "
+                                     "refuses, too")  # fmt: skip
+        return constant(places, "int64")
+
+    def _gather(self, op: Any) -> Any:
+        """Takes slices along an axis; with batch_dims, of each element of the batch by its own places."""
+        x, options = self._input(op), _options(op)
+        shape = shape_of(x)
+        axis = options.Axis() % len(shape)
+        places = self._places(op, 1, [shape[axis]])
+        count, batch = len(shape_of(places)), options.BatchDims()
+        batch += count if batch < 0 else 0
+        if not batch:
+            return relax.op.take(x, places, axis=axis, mode="fast")
+        front = self.bb.normalize(relax.op.permute_dims(
+            x, [*range(batch), axis, *range(batch, axis), *range(axis + 1, len(shape))]
+        ))  # fmt: skip
+        each = self.bb.normalize(relax.op.expand_dims(places, -1))
+        taken = self.bb.normalize(relax.op.gather_nd(front, each, batch_dims=batch))
+        skipped, rank = axis - batch, len(shape) + count - batch - 1
+        return relax.op.permute_dims(
+            taken, [*range(batch), *range(count, count + skipped), *range(batch, count), *range(count + skipped, rank)]
+        )
+
     def _gather_nd(self, op: Any) -> Any:
-        places = self._input(op, 1)
-        places = places if str(places.ty.dtype) == "int64" else self.bb.normalize(relax.op.astype(places, "int64"))
-        return relax.op.gather_nd(self._input(op), places)
+        x, index = self._input(op), self.get_input_tensors(op)[1]
+        depth = int(index.tensor.ShapeAsNumpy()[-1])
+        return relax.op.gather_nd(x, self._places(op, 1, shape_of(x)[:depth]))
+
+    def _scatter_nd(self, op: Any) -> Any:
+        """Adds what has the same place, as LiteRT does."""
+        shape = [int(size) for size in self._values(op, 2).ravel()]
+        updates = self._input(op, 1)
+        depth = int(self.get_input_tensors(op)[0].tensor.ShapeAsNumpy()[-1])
+        zeros = self.bb.normalize(relax.op.zeros(shape, str(updates.ty.dtype)))
+        return relax.op.scatter_nd(zeros, self._places(op, 0, shape[:depth]), updates, "add")
+
+    def _cumsum(self, op: Any) -> Any:
+        """Sums from the first slice on, or from the last one."""
+        x, axis, options = self._input(op), int(self._values(op, 1).ravel()[0]), _options(op)
+        x = self.bb.normalize(relax.op.flip(x, axis)) if options.Reverse() else x
+        sums = self.bb.normalize(relax.op.cumsum(x, axis, str(x.ty.dtype), options.Exclusive()))
+        return relax.op.flip(sums, axis) if options.Reverse() else sums
+
+    def _mirror_pad(self, op: Any) -> Any:
+        """Repeats a border, the outermost elements themselves in mode SYMMETRIC only."""
+        if _options(op).Mode() == tflite.MirrorPadMode.REFLECT:
+            return super().convert_mirror_pad(op)
+        x = self._input(op)
+        for axis, (before, after) in enumerate(self._values(op, 1).tolist()):
+            size = shape_of(x)[axis]
+            if max(before, after) > size:
+                raise UnsupportedOpError(f"a border of {max(before, after)} elements around {size}")
+            if before or after:
+                places = np.pad(np.arange(size), (before, after), mode="symmetric")
+                x = self.bb.normalize(relax.op.take(x, constant(places, "int64"), axis=axis, mode="fast"))
+        return x
+
+    def _transpose_conv(self, op: Any) -> Any:
+        """Returns the transposed convolution in the size that the file says: what reaches beyond is left out.
+
+        Of padding SAME half of what reaches beyond lies in front.
+        """
+        _, weight, given, *bias = self.get_input_tensors(op)
+        (made,), options = self.get_output_tensors(op), _options(op)
+        sizes, strides = self._values(op, 0)[1:3].tolist(), (options.StrideH(), options.StrideW())
+        if self.has_expr(weight.tensor_idx):
+            raise UnsupportedOpError("a weight that is computed at run time, expected a constant")
+        ohwi = np.asarray(self.get_tensor_value(weight))
+        x, kernel = self.get_tensor_expr(given), constant(ohwi.transpose(3, 0, 1, 2), str(ohwi.dtype))
+        if given.qnn_params:
+            x = self.bb.normalize(self.dequantize(x, given))
+            parameters = (weight.qnn_params[name] for name in ("scale", "zero_point"))
+            kernel = self.bb.normalize(relax.op.dequantize(kernel, *parameters, axis=1))
+        cuts, missing = [], []
+        for size, before, step, reach in zip(sizes, shape_of(x)[1:3], strides, ohwi.shape[1:3], strict=True):
+            whole = (before - 1) * step + reach
+            front = max(whole - size, 0) // 2 if options.Padding() == tflite.Padding.SAME else 0
+            cuts.append((front, max(whole - size - front, 0)))
+            missing.append(max(size + front - whole, 0))
+        (top, bottom), (left, right) = cuts
+        y = self.bb.normalize(relax.op.nn.conv2d_transpose(
+            x, kernel, strides=strides, padding=(top, left, bottom, right), data_layout="NHWC", kernel_layout="IOHW",
+            out_dtype="float32",
+        ))  # fmt: skip
+        if any(missing):  # where no element of the input reaches
+            y = self.bb.normalize(relax.op.nn.pad(y, [0, 0, 0, missing[0], 0, missing[1], 0, 0]))
+        for term in bias:
+            addend = self.get_tensor_expr(term)
+            if term.qnn_params:
+                addend = self.dequantize(addend, term)
+            elif given.qnn_params:
+                step = relax.op.multiply(given.qnn_params["scale"], weight.qnn_params["scale"])
+                addend = relax.op.dequantize(addend, step, relax.const(0, "int32"), axis=0)
+            y = self.bb.normalize(relax.op.add(y, self.bb.normalize(addend)))
+        y = self.convert_fused_activation_function(y, options.FusedActivationFunction())
+        return self.quantize(self.bb.normalize(y), made) if made.qnn_params else y
 
     def _batch_matmul(self, op: Any) -> Any:
         if self.is_quantized(op):
@@ -246,10 +356,7 @@ class Converter(OperatorConverter):
 
 def _options(op: Any) -> Any:
     """Returns the options of an operator, or None where it has none."""
-    import tflite
-
-    kinds = {value: name for name, value in vars(tflite.BuiltinOptions).items() if isinstance(value, int)}
-    name = kinds[op.BuiltinOptionsType()]
+    name = _OPTIONS[op.BuiltinOptionsType()]
     if name == "NONE" or op.BuiltinOptions() is None:
         return None
     options = getattr(tflite, name)()
