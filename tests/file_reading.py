@@ -22,7 +22,7 @@ _MORE_BYTES = 4 << 30
 
 
 def _module_digest(module: Any) -> str:
-    from quantvm.runtime.cache_key import digest_of_module
+    from quantvm.compiler.cache_key import digest_of_module
 
     return digest_of_module(module)
 
@@ -70,7 +70,7 @@ def _image(path: str) -> str:
 
 
 def _schedules(path: str) -> str:
-    from quantvm.kernels.schedules import Schedules, read_schedules
+    from quantvm.kernels.schedule.schedules import Schedules, read_schedules
 
     return Schedules(read_schedules(Path(path)).records).digest()
 
@@ -86,7 +86,7 @@ def _compiled(path: str, kind: str) -> str:
     import numpy as np
 
     import quantvm
-    from quantvm.runtime import compile as build
+    from quantvm.compiler import compile as build
 
     if kind == "qvm":
         artifact = quantvm.load(path)

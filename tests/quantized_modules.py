@@ -13,7 +13,7 @@ import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
-from quantvm.kernels.dot import select_dot, select_pairs
+from quantvm.kernels.conv.dot import select_dot, select_pairs
 from quantvm.torch_compat import has_vnni
 
 from .random_network import quantized_weight

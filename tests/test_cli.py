@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from quantvm.cli import app
 
-from .evaluate.bench_fakes import FakeBenchStages, failing
-from .evaluate.fakes import FakeStages, scores_of
+from .jobs.evaluation.fakes import FakeStages, scores_of
+from .jobs.latency.bench_fakes import FakeBenchStages, failing
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def cli(tmp_path, monkeypatch):
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
 
     def run(*arguments, stages=FakeStages):
-        monkeypatch.setattr("quantvm.evaluate.benchmark.Stages", stages)
+        monkeypatch.setattr("quantvm.jobs.evaluation.evaluate.Stages", stages)
         return CliRunner().invoke(app, list(arguments))
 
     return run
@@ -182,7 +182,7 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
 
     def run(*arguments, stages=FakeBenchStages):
-        monkeypatch.setattr("quantvm.evaluate.bench.BenchStages", stages)
+        monkeypatch.setattr("quantvm.jobs.latency.bench.BenchStages", stages)
         return CliRunner().invoke(app, ["bench", *arguments])
 
     return run
@@ -272,7 +272,7 @@ def test_list_kernels_of_no_target_is_exit_2(cli):
 
 
 def test_list_ops_is_the_registry(cli):
-    import quantvm.frontend.torchscript  # noqa: F401 - registers the converters
+    import quantvm.frontend.torchscript.importer  # noqa: F401 - registers the converters
     from quantvm.frontend.registry import supported_ops
 
     assert json.loads(cli("list", "ops", "--json").stdout) == list(supported_ops())

@@ -13,8 +13,10 @@ import quantvm
 from quantvm import tvm_compat
 from quantvm.cli import app
 from quantvm.errors import CompileError, ConfigError, ModelImportError, RunError, gist, part, stage
-from quantvm.frontend import normalize, torchscript
-from quantvm.lowering import legalize, pipeline
+from quantvm.frontend import normalize
+from quantvm.frontend.torchscript import importer as torchscript
+from quantvm.lowering import pipeline
+from quantvm.lowering.torch import legalize
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -198,7 +200,7 @@ class TestCommand:
         assert "KeyError: 'foo'" in path.read_text()
 
     def test_what_no_stage_caught_is_exit_3_with_its_stack(self, file, monkeypatch):
-        monkeypatch.setattr("quantvm.report.compile_text.compile_lines", bug)
+        monkeypatch.setattr("quantvm.jobs.compilation.text.compile_lines", bug)
         result = CliRunner().invoke(app, ["compile", "m.pt", "--input-shape", "1,3,8,8"])
         assert result.exit_code == 3
         assert "Traceback" in result.stderr

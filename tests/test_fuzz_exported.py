@@ -11,7 +11,7 @@ import torch
 from hypothesis.errors import UnsatisfiedAssumption
 
 import quantvm
-from quantvm.runtime import compile as compile_model
+from quantvm.compiler import compile as compile_model
 
 from .drawn_plans import PARTS, check_together, drawn, searched
 from .random_module_plans import KINDS_OF_SEQUENCES, module_plans

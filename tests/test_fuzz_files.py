@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from quantvm.kernels.schedules import MEASURED
+from quantvm.kernels.schedule.schedules import MEASURED
 from tests.damaged_files import damaged_archive, damaged_bytes, damaged_json, damaged_message
 from tests.file_reading import SHAPE
 
@@ -127,11 +127,11 @@ def _tflite() -> bytes:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Returns a small file of each format."""
-    import quantvm.frontend.exported
-    from quantvm.runtime import compile as build
+    import quantvm.frontend.exported.importer
+    from quantvm.compiler import compile as build
 
     torch.manual_seed(0)
-    quantvm.frontend.exported.register_operators()
+    quantvm.frontend.exported.importer.register_operators()
     folder = tmp_path_factory.mktemp("whole")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

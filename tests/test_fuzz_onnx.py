@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 
 import quantvm
-from quantvm.runtime import compile as compile_model
+from quantvm.compiler import compile as compile_model
 
 from .drawn_plans import PARTS, check_together, drawn, searched
 from .random_onnx_plans import LEFT_OUT, OPSETS, onnx_plans

@@ -14,13 +14,17 @@ import pytest
 import quantvm
 from quantvm.data.preprocess import load_rgb
 from quantvm.errors import ModelImportError, QuantvmError, stage
-from quantvm.kernels.schedules import read_schedules
+from quantvm.kernels.schedule.schedules import read_schedules
 
 SECONDS = 20
 
 
 def _readers() -> dict[str, Callable[[Any], Any]]:
-    from quantvm.frontend import entry, exported, onnx_model, tflite_model, torchscript
+    from quantvm.frontend import entry
+    from quantvm.frontend.exported import importer as exported
+    from quantvm.frontend.onnx import model as onnx_model
+    from quantvm.frontend.tflite import model as tflite_model
+    from quantvm.frontend.torchscript import importer as torchscript
 
     example = [__import__("numpy").zeros((1, 3, 4, 4), "float32")]
     return {

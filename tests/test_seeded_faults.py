@@ -17,12 +17,17 @@ from torch import nn
 from tvm import DataType, relax, tirx
 
 import quantvm
-from quantvm import numerics, unary_tables
 from quantvm.errors import VerificationError
-from quantvm.frontend import builder, contractions
-from quantvm.kernels import arithmetic, conv_emitter, float_program, requantize
-from quantvm.lowering import float_programs, qdq_legalize
-from quantvm.numerics import QuantParams
+from quantvm.frontend import builder
+from quantvm.frontend.torchscript import contractions
+from quantvm.kernels import arithmetic
+from quantvm.kernels.conv import conv_emitter, requantize
+from quantvm.kernels.float import float_program
+from quantvm.lowering.qdq import float_programs
+from quantvm.lowering.qdq import legalize as qdq_legalize
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics import unary_tables
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.runtime import artifact
 from tests.frontend import pt2e
 from tests.quantized_modules import Quantized, conv2d, functional, image, linear

@@ -34,7 +34,7 @@ def test_torchvision_imports_after_a_plain_import_failed():
 
 def test_a_quantized_program_is_loaded_without_a_word(tmp_path):
     path = save_traced(SmallNetwork(), image(1, 3, 19, 17), tmp_path / "small.pt")
-    code = "import pathlib, sys, quantvm.frontend.loading as l; l.load_script(pathlib.Path(sys.argv[1]))"
+    code = "import pathlib, sys, quantvm.frontend.torchscript.loading as l; l.load_script(pathlib.Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stderr == ""
 

@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 from quantvm.errors import missing_package_named
 
 if TYPE_CHECKING:
+    from quantvm.compiler import audit
     from quantvm.data import Dataset, Preprocessing, load_dataset
     from quantvm.errors import QuantvmError
-    from quantvm.evaluate.bench import bench
-    from quantvm.evaluate.bench_config import BenchConfig
-    from quantvm.evaluate.benchmark import evaluate
-    from quantvm.evaluate.compile_config import CompileConfig
-    from quantvm.evaluate.compiling import compile_to_file
-    from quantvm.evaluate.config import RunConfig
-    from quantvm.evaluate.tuning import TuneConfig, tune_schedules
     from quantvm.frontend import register_converter
+    from quantvm.jobs.compilation.compile_to_file import compile_to_file
+    from quantvm.jobs.compilation.config import CompileConfig
+    from quantvm.jobs.evaluation.config import RunConfig
+    from quantvm.jobs.evaluation.evaluate import evaluate
+    from quantvm.jobs.latency.bench import bench
+    from quantvm.jobs.latency.config import BenchConfig
+    from quantvm.jobs.latency.schema import BenchResult
+    from quantvm.jobs.tuning.tune import TuneConfig, tune_schedules
     from quantvm.models import ModelSpec, get_model, list_models
     from quantvm.models.quantize import quantize
     from quantvm.models.weights import build_float_model, resolve_weights
-    from quantvm.report.bench_schema import BenchResult
     from quantvm.report.schema import RunResult
-    from quantvm.runtime import Artifact, CompileReport, TorchRunner, TvmRunner, audit, load
+    from quantvm.runtime import Artifact, CompileReport, load
     from quantvm.verification import compile  # noqa: A004
+    from quantvm.workload.runners import TorchRunner, TvmRunner
 
 __all__ = [
     "Artifact",
@@ -64,24 +66,25 @@ __all__ = [
 
 _HOME = {
     "Artifact": "quantvm.runtime",
-    "BenchConfig": "quantvm.evaluate.bench_config",
-    "BenchResult": "quantvm.report.bench_schema",
-    "CompileConfig": "quantvm.evaluate.compile_config",
+    "BenchConfig": "quantvm.jobs.latency.config",
+    "BenchResult": "quantvm.jobs.latency.schema",
+    "CompileConfig": "quantvm.jobs.compilation.config",
     "CompileReport": "quantvm.runtime",
     "Dataset": "quantvm.data",
     "ModelSpec": "quantvm.models",
     "Preprocessing": "quantvm.data",
     "QuantvmError": "quantvm.errors",
-    "RunConfig": "quantvm.evaluate.config",
+    "RunConfig": "quantvm.jobs.evaluation.config",
     "RunResult": "quantvm.report.schema",
-    "TorchRunner": "quantvm.runtime",
-    "TuneConfig": "quantvm.evaluate.tuning",
-    "TvmRunner": "quantvm.runtime",
-    "audit": "quantvm.runtime",
-    "bench": "quantvm.evaluate.bench",
+    "TorchRunner": "quantvm.workload.runners",
+    "TuneConfig": "quantvm.jobs.tuning.tune",
+    "TvmRunner": "quantvm.workload.runners",
+    "audit": "quantvm.compiler",
+    "bench": "quantvm.jobs.latency.bench",
     "build_float_model": "quantvm.models.weights",
     "compile": "quantvm.verification",
-    "compile_to_file": "quantvm.evaluate.compiling",
+    "compile_to_file": "quantvm.jobs.compilation.compile_to_file",
+    "evaluate": "quantvm.jobs.evaluation.evaluate",
     "get_model": "quantvm.models",
     "list_models": "quantvm.models",
     "load": "quantvm.runtime",
@@ -89,15 +92,13 @@ _HOME = {
     "quantize": "quantvm.models.quantize",
     "register_converter": "quantvm.frontend",
     "resolve_weights": "quantvm.models.weights",
-    "tune_schedules": "quantvm.evaluate.tuning",
+    "tune_schedules": "quantvm.jobs.tuning.tune",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("quantvm")
-    if name == "evaluate":  # a package that is also the function, see there
-        return import_module("quantvm.evaluate")
     if name in _HOME:
         with missing_package_named():
             return getattr(import_module(_HOME[name]), name)

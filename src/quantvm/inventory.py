@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from quantvm.data.sets import DATASETS, NamedSet
-from quantvm.download import cache_dir
 from quantvm.errors import QuantvmError
 from quantvm.models import MODELS, get_model
 from quantvm.models.weights import resolve_weights, weights_at_hand
 from quantvm.progress import SILENT, Progress
 from quantvm.runtime.target import cpu_features, cpu_model
+from quantvm.storage.download import cache_dir
 
 if TYPE_CHECKING:
     from quantvm.kernels.catalogue import Candidate

@@ -23,10 +23,13 @@ and the share of multiply-adds in int8."""
 def supported_ops_markdown() -> str:
     """Returns the page."""
     from quantvm import lowering
-    from quantvm.frontend import exported, onnx_operators, registry, torchscript
-    from quantvm.frontend.exported_registry import exported_ops, find_exported
-    from quantvm.lowering import float_regions
-    from quantvm.lowering.legalize import rules
+    from quantvm.frontend import registry
+    from quantvm.frontend.exported import importer as exported
+    from quantvm.frontend.exported.registry import exported_ops, find_exported
+    from quantvm.frontend.onnx import operators as onnx_operators
+    from quantvm.frontend.torchscript import importer as torchscript
+    from quantvm.lowering.float import float_regions
+    from quantvm.lowering.torch.legalize import rules
 
     assert exported
     assert lowering

@@ -19,7 +19,7 @@ import tvm
 import tvm_ffi
 
 from quantvm.errors import STATIC_MAY_HELP, CompileError, OutputError, stage
-from quantvm.scratch import file_size_limit, memory_file, room_advice, room_bytes, scratch_folder
+from quantvm.storage.scratch import file_size_limit, memory_file, room_advice, room_bytes, scratch_folder
 
 
 def release_pooled_memory() -> None:

@@ -7,10 +7,10 @@ import zipfile
 import pytest
 
 from quantvm.data import DATASETS, fetch_data, load_calibration, load_dataset, sets
-from quantvm.download import record_of
 from quantvm.errors import DataError, DownloadError, UnknownNameError
+from quantvm.storage.download import record_of
 
-from ..loopback import running_web, truncated, whole
+from ..storage.loopback import running_web, truncated, whole
 from .conftest import WNIDS, write_image
 
 
@@ -222,6 +222,6 @@ class TestDownloaded:
 
 
 def without_waiting(**fixed):
-    from quantvm.download import download
+    from quantvm.storage.download import download
 
     return lambda url, path, **options: download(url, path, **{**options, **fixed}, sleep=lambda _: None)

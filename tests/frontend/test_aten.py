@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from quantvm.compiler import compile as compile_model
 from quantvm.errors import UnsupportedOpError
 from quantvm.frontend import from_exported_program
-from quantvm.frontend.exported import register_operators
-from quantvm.frontend.exported_aten import SHARED
-from quantvm.frontend.exported_registry import exported_ops
-from quantvm.runtime import compile as compile_model
+from quantvm.frontend.exported.aten import SHARED
+from quantvm.frontend.exported.importer import register_operators
+from quantvm.frontend.exported.registry import exported_ops
 
 from .aten_cases import CASES
 from .aten_inputs import Case, exported, inputs

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from quantvm.frontend.exported_aten import SHARED
-from quantvm.frontend.exported_nodes import op_name
-from quantvm.frontend.exported_registry import exported_ops
-from quantvm.runtime import compile as compile_model
+from quantvm.compiler import compile as compile_model
+from quantvm.frontend.exported.aten import SHARED
+from quantvm.frontend.exported.nodes import op_name
+from quantvm.frontend.exported.registry import exported_ops
 from tests.quantized_modules import image
 
 from . import aten_cases

@@ -8,10 +8,10 @@ import pytest
 import torch
 import tvm
 
+from quantvm.compiler import compile as compile_model
 from quantvm.frontend import from_torch
-from quantvm.frontend.nodes import all_nodes
 from quantvm.frontend.registry import register_converter, supported_ops
-from quantvm.runtime import compile as compile_model
+from quantvm.frontend.torchscript.nodes import all_nodes
 from tests.quantized_modules import Together, image, outputs_of
 
 from .cases import CASES as QUANTIZED_CASES

@@ -10,9 +10,9 @@ from torch import nn
 
 from quantvm.errors import ModelImportError
 from quantvm.frontend import from_exported_program, import_model
-from quantvm.frontend.exported_aten import SHARED
-from quantvm.frontend.exported_nodes import op_name
-from quantvm.frontend.exported_registry import exported_ops, register_exported
+from quantvm.frontend.exported.aten import SHARED
+from quantvm.frontend.exported.nodes import op_name
+from quantvm.frontend.exported.registry import exported_ops, register_exported
 from tests.quantized_modules import image
 
 from . import aten_cases

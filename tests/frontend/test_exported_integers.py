@@ -10,7 +10,7 @@ from torch import nn
 
 import quantvm
 from quantvm.frontend import from_exported_program
-from quantvm.runtime.qdq_definition import ExactQdq
+from quantvm.verification.qdq_definition import ExactQdq
 from tests.quantized_modules import image
 
 D = torch.ops.quantized_decomposed

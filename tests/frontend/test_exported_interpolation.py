@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quantvm.compiler import compile as compile_model
 from quantvm.errors import UnsupportedOpError
-from quantvm.frontend.exported import register_operators
-from quantvm.runtime import compile as compile_model
+from quantvm.frontend.exported.importer import register_operators
 
 WAYS = [
     {"size": (3, 3), "mode": "nearest"},

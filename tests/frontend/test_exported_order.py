@@ -10,7 +10,7 @@ from tvm import relax
 
 import quantvm
 from quantvm.errors import CompileError, UnsupportedOpError
-from quantvm.lowering.float_ops import legalize_float_ops
+from quantvm.lowering.float.float_ops import legalize_float_ops
 from tests.quantized_modules import image
 
 from .exported_cases import dequantized, quantized

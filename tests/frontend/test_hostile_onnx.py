@@ -11,7 +11,7 @@ import pytest
 from quantvm.errors import ModelImportError
 
 onnx = pytest.importorskip("onnx")
-from quantvm.frontend.onnx_model import load_onnx  # noqa: E402
+from quantvm.frontend.onnx.model import load_onnx  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from quantvm.errors import ModelImportError, UnsupportedOpError
-from quantvm.frontend import pt2_archive
-from quantvm.frontend.exported import load_program
-from quantvm.frontend.pt2_checks import _is_guard, is_expression
-from tests.hostile_archives import MARK, Payload, in_json, members, pickled, write
+from quantvm.frontend.archive_checks import _is_guard, is_expression
+from quantvm.frontend.exported import archive as pt2_archive
+from quantvm.frontend.exported.importer import load_program
+from tests.storage.hostile_archives import MARK, Payload, in_json, members, pickled, write
 
 MODEL, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
 WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"

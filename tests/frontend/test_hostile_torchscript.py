@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from quantvm.errors import ModelImportError
-from quantvm.frontend import torchscript_archive
-from quantvm.frontend.loading import load_script
-from quantvm.frontend.torchscript_archive import check_code
-from tests.hostile_archives import MARK, Payload, members, write
+from quantvm.frontend.torchscript import archive as torchscript_archive
+from quantvm.frontend.torchscript.archive import check_code
+from quantvm.frontend.torchscript.loading import load_script
+from tests.storage.hostile_archives import MARK, Payload, members, write
 
 
 @pytest.fixture(autouse=True)

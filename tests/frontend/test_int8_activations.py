@@ -6,7 +6,7 @@ import torch
 import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 
-from quantvm.runtime import compile as compile_model
+from quantvm.compiler import compile as compile_model
 from quantvm.torch_compat import quantization_engine
 
 Q = torch.ops.quantized

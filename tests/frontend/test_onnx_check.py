@@ -10,7 +10,7 @@ import pytest
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError
 from quantvm.frontend import from_onnx
-from quantvm.frontend.onnx_check import check_onnx
+from quantvm.frontend.onnx.check import check_onnx
 
 from .onnx_graphs import Graph
 

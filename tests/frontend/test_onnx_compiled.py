@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import quantvm
-from quantvm.runtime import compile as compile_model
+from quantvm.compiler import compile as compile_model
 
 from .onnx_graphs import Graph, onnx_runtime
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from tvm_ffi import structural_equal
 
+from quantvm.compiler import compile as compile_model
 from quantvm.errors import QuantvmError, UnsupportedOpError
 from quantvm.frontend import from_onnx
-from quantvm.runtime import compile as compile_model
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from quantvm.frontend.onnx_operators import SWEPT, SWEPT_OF_MICROSOFT, version_of  # noqa: E402  (needs onnx)
+from quantvm.frontend.onnx.operators import SWEPT, SWEPT_OF_MICROSOFT, version_of  # noqa: E402  (needs onnx)
 
 from .onnx_case_table import TABLE, X4, X  # noqa: E402
 from .onnx_cases import MICROSOFT, Case, Network, held, longs  # noqa: E402

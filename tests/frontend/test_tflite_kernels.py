@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import quantvm
-from quantvm import tflite_numerics
 from quantvm.frontend import from_tflite
-from quantvm.numerics import QuantParams
-from quantvm.runtime.qdq_definition import ExactQdq
-from quantvm.runtime.qdq_in_float import QdqInFloat
+from quantvm.numerics import tflite as tflite_numerics
+from quantvm.numerics.torch_engines import QuantParams
+from quantvm.verification.qdq_definition import ExactQdq
+from quantvm.verification.qdq_in_float import QdqInFloat
 
 tflite = pytest.importorskip("tflite")
 litert = pytest.importorskip("ai_edge_litert.interpreter")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quantvm.compiler import compile as compile_model
 from quantvm.errors import ModelImportError, UnsupportedOpError
 from quantvm.frontend import from_tflite
-from quantvm.runtime import compile as compile_model
 
 tflite = pytest.importorskip("tflite")
 litert = pytest.importorskip("ai_edge_litert.interpreter")

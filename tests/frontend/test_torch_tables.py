@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from quantvm.compiler import compile as compile_model
 from quantvm.frontend import from_torch
-from quantvm.frontend.torch_tables import TABLES_ATTR, torch_table, with_torch_tables
-from quantvm.numerics import QuantParams
-from quantvm.runtime import compile as compile_model
+from quantvm.frontend.torchscript.torch_tables import TABLES_ATTR, torch_table, with_torch_tables
+from quantvm.numerics.torch_engines import QuantParams
+from quantvm.numerics.unary_tables import unary_tables
 from quantvm.torch_compat import has_vnni, quantization_engine
-from quantvm.unary_tables import unary_tables
 from tests.quantized_modules import Quantized, conv2d, image
 
 IN, UNIT, AROUND_ZERO = QuantParams(0.03125, 100), QuantParams(1 / 256, 0), QuantParams(1 / 128, 128)

@@ -7,9 +7,9 @@ import inspect
 
 import pytest
 
-from quantvm.kernels import conv2d
 from quantvm.kernels.catalogue import kernel_choices
-from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
+from quantvm.kernels.conv import conv2d
+from quantvm.kernels.conv.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.kernels.isa import select_isa
 from quantvm.tvm_compat import make_target
 

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from quantvm import dispatch, numerics
-from quantvm.kernels import Kernel, conv2d, depthwise
+from quantvm.kernels import Kernel
 from quantvm.kernels.builder import target_features
-from quantvm.kernels.conv2d import Conv2dShape
-from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
-from quantvm.kernels.epilogue import NO_POST_OPS
+from quantvm.kernels.conv import conv2d, depthwise
+from quantvm.kernels.conv.conv2d import Conv2dShape
+from quantvm.kernels.conv.dot import DOT_PRODUCTS, PORTABLE, select_dot
+from quantvm.kernels.conv.epilogue import NO_POST_OPS
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.numerics import QuantParams
+from quantvm.numerics import dispatch
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
 

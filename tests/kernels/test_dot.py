@@ -9,14 +9,14 @@ import pytest
 import torch
 import tvm
 
-from quantvm import numerics
 from quantvm.frontend import from_torch
 from quantvm.kernels.builder import target_features
-from quantvm.kernels.conv2d import linear
-from quantvm.kernels.dot import DOT_PRODUCTS, PORTABLE, select_dot
-from quantvm.kernels.schedule import Conv2dShape, choose_schedule
+from quantvm.kernels.conv.conv2d import linear
+from quantvm.kernels.conv.dot import DOT_PRODUCTS, PORTABLE, select_dot
+from quantvm.kernels.schedule.schedule import Conv2dShape, choose_schedule
 from quantvm.lowering import LoweringOptions, lower
-from quantvm.numerics import QuantParams
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import build_executable, make_target, native_target
 
 from ..quantized_modules import SmallNetwork, convolutions_here, image

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quantvm.kernels import concat, elementwise, quantize
+from quantvm.kernels.elementwise import concat, elementwise, quantize
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.numerics import QuantParams, qnnpack_add
-from quantvm.unary_tables import qnnpack_table, unary_tables
+from quantvm.numerics.torch_engines import QuantParams, qnnpack_add
+from quantvm.numerics.unary_tables import qnnpack_table, unary_tables
 
 from .conftest import nhwc, quantized, run
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantvm.kernels.float_matmul import NARROW, Tile, float_linear, float_matmul, select_tile
+from quantvm.kernels.float.float_matmul import NARROW, Tile, float_linear, float_matmul, select_tile
 from quantvm.tvm_compat import make_target
 
 from .conftest import run

@@ -11,15 +11,16 @@ import torch
 import torch.ao.quantization.fx._decomposed
 import tvm
 
-from quantvm import qdq_numerics
-from quantvm.kernels import conv2d, depthwise, float_pool, float_region
-from quantvm.kernels.dot import select_dot
+from quantvm.kernels.conv import conv2d, depthwise
+from quantvm.kernels.conv.dot import select_dot
+from quantvm.kernels.float import float_region
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.kernels.pool import PoolShape
+from quantvm.kernels.pool import float_pool
+from quantvm.kernels.pool.pool import PoolShape
 from quantvm.kernels.reference import accumulators_ref
-from quantvm.kernels.schedule import Conv2dShape
-from quantvm.numerics import QuantParams
-from quantvm.qdq_numerics import (
+from quantvm.kernels.schedule.schedule import Conv2dShape
+from quantvm.numerics import qdq as qdq_numerics
+from quantvm.numerics.qdq import (
     AccumulatorLeaf,
     ChannelLeaf,
     FloatProgram,
@@ -29,6 +30,7 @@ from quantvm.qdq_numerics import (
     TensorLeaf,
     evaluate,
 )
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import native_target
 
 from .conftest import run

@@ -7,14 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantvm import integer_numerics, numerics
-from quantvm.fixed_point import ROUNDINGS
-from quantvm.kernels import concat, conv2d, depthwise, integer_only, reference
-from quantvm.kernels.dot import missing_features, select_dot
+from quantvm.kernels import integer_only, reference
+from quantvm.kernels.conv import conv2d, depthwise
+from quantvm.kernels.conv.dot import missing_features, select_dot
+from quantvm.kernels.elementwise import concat
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.kernels.pool import PoolShape
-from quantvm.kernels.schedule import Conv2dShape
-from quantvm.numerics import QuantParams
+from quantvm.kernels.pool.pool import PoolShape
+from quantvm.kernels.schedule.schedule import Conv2dShape
+from quantvm.numerics import integer as integer_numerics
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.fixed_point import ROUNDINGS
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import native_target
 
 from .conftest import every_day, run
@@ -138,7 +141,7 @@ def test_adaptive_avg_pool2d(out_size, target):
 @pytest.mark.parametrize("target", ["native", "plain"], indirect=True)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_mean(rounding, target):
-    from quantvm.fixed_point import fixed_point, multiply
+    from quantvm.numerics.fixed_point import fixed_point, multiply
 
     x = codes(2, 4, 3, 37)
     centred = x.astype(int).sum((1, 2)) - 12 * A.zero_point

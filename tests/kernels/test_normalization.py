@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from quantvm import numerics
-from quantvm.kernels import normalization
-from quantvm.numerics import QuantParams
+from quantvm.kernels.elementwise import normalization
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.torch_engines import QuantParams
 
 from .conftest import nhwc, quantized, run
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantvm.dispatch import onednn_avx2_refuses
-from quantvm.kernels import conv2d, reference
+from quantvm.kernels import reference
 from quantvm.kernels.builder import target_features
-from quantvm.kernels.conv2d import Conv2dShape
-from quantvm.kernels.dot import PAIR_PRODUCTS, select_pairs
-from quantvm.numerics import QuantParams, requantization, requantize
+from quantvm.kernels.conv import conv2d
+from quantvm.kernels.conv.conv2d import Conv2dShape
+from quantvm.kernels.conv.dot import PAIR_PRODUCTS, select_pairs
+from quantvm.numerics.dispatch import onednn_avx2_refuses
+from quantvm.numerics.torch_engines import QuantParams, requantization, requantize
 from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quantvm.kernels import pool, reference
-from quantvm.kernels.avg_pool_words import avg_pool2d_words, word_factor
+from quantvm.kernels import reference
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.numerics import QuantParams
+from quantvm.kernels.pool import pool
+from quantvm.kernels.pool.avg_pool_words import avg_pool2d_words, word_factor
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.torch_compat import quantization_engine
 from quantvm.tvm_compat import native_target
 

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantvm import numerics
-from quantvm.kernels import conv2d, depthwise, elementwise
-from quantvm.kernels.depthwise_interleaved import can_saturate, channel_blocks
-from quantvm.kernels.dot import PORTABLE, select_dot
-from quantvm.kernels.epilogue import PostOps, ResidualAdd
+from quantvm.kernels.conv import conv2d, depthwise
+from quantvm.kernels.conv.depthwise_interleaved import can_saturate, channel_blocks
+from quantvm.kernels.conv.dot import PORTABLE, select_dot
+from quantvm.kernels.conv.epilogue import PostOps, ResidualAdd
+from quantvm.kernels.elementwise import elementwise
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.kernels.schedule import Conv2dShape, Schedule
-from quantvm.numerics import QuantParams
+from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import native_target
 
 from .conftest import run

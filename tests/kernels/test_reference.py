@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantvm import dispatch
-from quantvm.kernels import pool, reference
-from quantvm.numerics import QuantParams
+from quantvm.kernels import reference
+from quantvm.kernels.pool import pool
+from quantvm.numerics import dispatch
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
 
@@ -92,8 +93,8 @@ def test_pool_refs(channels, zero_point, seed, k):
 
 
 def test_a_kernel_agrees_with_its_oracle_where_pytorch_was_not_asked():
-    from quantvm.kernels.conv2d import conv2d
-    from quantvm.kernels.dot import select_dot
+    from quantvm.kernels.conv.conv2d import conv2d
+    from quantvm.kernels.conv.dot import select_dot
 
     case = Case(CASES["asymmetric kernel and padding"], seed=5)
     kernel = conv2d(case.shape, case.weight, 255, case.requantization, select_dot(native_target()))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantvm.errors import ConfigError, OutputError
-from quantvm.kernels.dot import DOT_PRODUCTS, VNNI512
-from quantvm.kernels.schedule import (
+from quantvm.kernels.conv.dot import DOT_PRODUCTS, VNNI512
+from quantvm.kernels.schedule.schedule import (
     Conv2dShape,
     Schedule,
     choose_schedule,
@@ -19,7 +19,14 @@ from quantvm.kernels.schedule import (
     shortlist,
     with_other_tasks,
 )
-from quantvm.kernels.schedules import MEASURED, ScheduleFile, ScheduleRecord, Schedules, read_schedules, write_schedules
+from quantvm.kernels.schedule.schedules import (
+    MEASURED,
+    ScheduleFile,
+    ScheduleRecord,
+    Schedules,
+    read_schedules,
+    write_schedules,
+)
 
 WIDE = Conv2dShape(14, 14, 64, 96, kernel=(3, 3), padding=(1, 1, 1, 1))
 POINTWISE = Conv2dShape(7, 7, 64, 96)

@@ -10,10 +10,10 @@ from hypothesis.extra.numpy import arrays
 
 from quantvm.kernels import reference
 from quantvm.kernels.builder import target_features
-from quantvm.kernels.conv2d import Conv2dShape, conv2d, linear
-from quantvm.kernels.dot import AVX2, AVX512, PORTABLE, SPLIT_PRODUCTS, VNNI512
-from quantvm.kernels.split_weights import split_pairs, split_product
-from quantvm.numerics import QuantParams, requantization, requantize
+from quantvm.kernels.conv.conv2d import Conv2dShape, conv2d, linear
+from quantvm.kernels.conv.dot import AVX2, AVX512, PORTABLE, SPLIT_PRODUCTS, VNNI512
+from quantvm.kernels.conv.split_weights import split_pairs, split_product
+from quantvm.numerics.torch_engines import QuantParams, requantization, requantize
 from quantvm.tvm_compat import native_target
 
 from .conftest import every_day, run

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantvm import numerics
 from quantvm.kernels.reference import accumulators_ref
-from quantvm.kernels.schedule import Conv2dShape
+from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.layer_rules import Environment, Operator, Window, preset_of
 from quantvm.layer_rules.family import family_of
-from quantvm.numerics import QuantParams, f32
-from quantvm.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
+from quantvm.numerics.torch_engines import QuantParams, f32
 
 INPUT, OUTPUT = QuantParams(float(f32(0.0417)), 100), QuantParams(float(f32(0.31)), 77)
 

@@ -8,7 +8,7 @@ import pytest
 from quantvm.layer_rules import PRESETS, preset_of
 from quantvm.layer_rules.facts import FACTS
 from quantvm.layer_rules.family import family_of
-from quantvm.runtime.layers import QdqLayerRun, TorchLayerRun, TvmLayerRun
+from quantvm.verification.layer_runs import QdqLayerRun, TorchLayerRun, TvmLayerRun
 
 from .conftest import ENVIRONMENT
 

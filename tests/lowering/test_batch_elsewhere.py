@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quantvm.compiler import compile as compile_model
 from quantvm.errors import CompileError
-from quantvm.runtime import compile as compile_model
 from tests.quantized_modules import Quantized, Together, conv2d, functional, linear
 
 Q = torch.ops.quantized

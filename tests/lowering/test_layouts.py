@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quantvm.compiler import compile as compile_model
 from quantvm.frontend import from_torch
 from quantvm.lowering import LoweringOptions, lower
-from quantvm.runtime import compile as compile_model
 from quantvm.tvm_compat import native_target
 from tests.quantized_modules import Quantized, Together, conv2d, image, linear, outputs_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantvm.runtime import compile as compile_model
+from quantvm.compiler import compile as compile_model
 
 
 class Passing(nn.Module):

@@ -15,8 +15,8 @@ from quantvm.errors import CompileError
 from quantvm.frontend import from_torch
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.lowering.fuse_qdq import fuse_qdq
-from quantvm.lowering.legalize import legalized_names
 from quantvm.lowering.patterns import all_patterns
+from quantvm.lowering.torch.legalize import legalized_names
 from quantvm.tvm_compat import native_target
 from tests.quantized_modules import convolutions_here
 

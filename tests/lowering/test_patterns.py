@@ -12,8 +12,8 @@ from tvm import relax
 
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.lowering.fuse_qdq import fuse_qdq
-from quantvm.lowering.legalize import legalized_names
 from quantvm.lowering.patterns import all_patterns
+from quantvm.lowering.torch.legalize import legalized_names
 from quantvm.tvm_compat import native_target
 
 op = relax.op

@@ -12,11 +12,11 @@ from tvm import relax
 import quantvm
 from quantvm.errors import CompileError
 from quantvm.frontend import import_model
-from quantvm.kernels import pool
+from quantvm.kernels.pool import pool
 from quantvm.lowering.tensors import Tensor, call_kernel, check_result
-from quantvm.pool_geometry import PoolAxis
-from quantvm.runtime.qdq_in_float import QdqInFloat
+from quantvm.numerics.pool_geometry import PoolAxis
 from quantvm.torch_compat import quantization_engine
+from quantvm.verification.qdq_in_float import QdqInFloat
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

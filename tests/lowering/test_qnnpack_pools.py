@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantvm.dispatch import qnnpack_window
-from quantvm.runtime import compile as compile_model
+from quantvm.compiler import compile as compile_model
+from quantvm.numerics.dispatch import qnnpack_window
 from quantvm.torch_compat import quantization_engine
 from tests.quantized_modules import Quantized
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from quantvm.compiler import compile as compile_model
 from quantvm.lowering import strides as torch_strides
-from quantvm.runtime import compile as compile_model
 from quantvm.torch_compat import quantization_engine
 from tests.quantized_modules import Quantized, Together, image
 

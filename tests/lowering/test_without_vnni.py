@@ -8,8 +8,8 @@ import torch
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
+from quantvm.compiler import compile as compile_model
 from quantvm.frontend import from_torch
-from quantvm.runtime import compile as compile_model
 from quantvm.torch_compat import has_vnni, quantization_engine
 from tests.quantized_modules import Quantized, outputs_of
 from tests.random_network import LARGEST_WEIGHT

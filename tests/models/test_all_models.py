@@ -7,14 +7,14 @@ import torch
 from torch.ao.nn.intrinsic.quantized import ConvReLU2d
 from torch.ao.nn.quantized import Conv2d, Linear, Quantize
 
+from quantvm.compiler import compile as compile_model
 from quantvm.frontend import import_layers
-from quantvm.frontend.exported_layers import import_exported_layers
+from quantvm.frontend.exported.layers import import_exported_layers
 from quantvm.models import MODELS, get_model
 from quantvm.models.quantize import quantize
 from quantvm.models.weights import build_float_model, resolve_weights
-from quantvm.runtime import compile as compile_model
-from quantvm.runtime.layers import TorchLayerRun, TvmLayerRun
 from quantvm.torch_compat import import_torchvision
+from quantvm.verification.layer_runs import TorchLayerRun, TvmLayerRun
 from tests.models.conftest import noise_batches
 
 N_CONVOLUTIONS = {

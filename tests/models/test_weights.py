@@ -20,8 +20,8 @@ from quantvm.models.weights import (
     resolve_weights,
     weights_at_hand,
 )
-from tests.loopback import running_web, whole
 from tests.models.conftest import noise_batches
+from tests.storage.loopback import running_web, whole
 
 
 @pytest.fixture(autouse=True)

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 import tvm
 from tvm import relax
 
+from quantvm.compiler import compile as compile_model
 from quantvm.errors import CompileError, ConfigError, ModelImportError
 from quantvm.frontend import from_torch
-from quantvm.kernels.dot import select_dot
+from quantvm.kernels.conv.dot import select_dot
 from quantvm.kernels.isa import select_isa
 from quantvm.lowering import LoweringOptions, lower
-from quantvm.runtime import Artifact, TorchRunner, TvmRunner
-from quantvm.runtime import compile as compile_model
+from quantvm.runtime import Artifact
 from quantvm.runtime.target import cpu_features, parse_target
 from quantvm.tvm_compat import build_executable, native_target
+from quantvm.workload.runners import TorchRunner, TvmRunner
 from tests.quantized_modules import Quantized, SmallNetwork, convolutions_here, image
 
 Q = torch.ops.quantized

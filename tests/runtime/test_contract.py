@@ -12,9 +12,9 @@ import quantvm
 from quantvm.errors import CompileError, ConfigError, ModelImportError
 from quantvm.frontend import from_torch
 from quantvm.lowering import LoweringOptions, lower
-from quantvm.runtime import TorchRunner, TvmRunner
 from quantvm.runtime.target import cpu_features, cpu_model, host_target, parse_target, physical_cores, target_text
 from quantvm.tvm_compat import build_executable, native_target
+from quantvm.workload.runners import TorchRunner, TvmRunner
 from tests.quantized_modules import convolutions_here
 
 from ..lowering.test_passes import Network

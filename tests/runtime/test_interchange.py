@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 import tvm
 
+from quantvm.compiler import compile as compile_model
 from quantvm.errors import ConfigError
-from quantvm.runtime import compile as compile_model
 from quantvm.runtime.interchange import aligned_empty, given, returned, shared
 from tests.quantized_modules import Quantized, image
 

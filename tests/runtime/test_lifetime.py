@@ -30,7 +30,7 @@ LIMIT_S = 60
 def compiled():
     """A model whose calls take two threads."""
     torch.backends.quantized.engine = "fbgemm"
-    artifact = quantvm.runtime.compile(SmallNetwork(), image(1, *SHAPE), engine="fbgemm", threads=1)
+    artifact = quantvm.compiler.compile(SmallNetwork(), image(1, *SHAPE), engine="fbgemm", threads=1)
     from quantvm.tvm_compat import use_threads
 
     if use_threads(2) < 2:  # an earlier test began the pool of this thread with one
@@ -268,7 +268,7 @@ def test_the_same_model_is_the_same_file(saved, tmp_path):
         "import sys, torch, quantvm.runtime\n"
         "from tests.quantized_modules import SmallNetwork, image\n"
         "torch.backends.quantized.engine = 'fbgemm'\n"
-        f"model = quantvm.runtime.compile(SmallNetwork(), image(1, *{SHAPE}), engine='fbgemm', threads=1)\n"
+        f"model = quantvm.compiler.compile(SmallNetwork(), image(1, *{SHAPE}), engine='fbgemm', threads=1)\n"
         "model.save(sys.argv[1])\n"
     )
     other = tmp_path / "some folder" / "other.qvm"

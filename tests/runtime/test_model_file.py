@@ -18,7 +18,7 @@ import torch
 import quantvm
 from quantvm.errors import CompileError, MachineError, ModelFileError, OutputError
 from quantvm.frontend import from_torch
-from quantvm.numerics import QuantParams
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.runtime import model_file, requirements
 from quantvm.runtime.manifest import _digest, parse_manifest
 from quantvm.runtime.requirements import Requirements, requirements_of

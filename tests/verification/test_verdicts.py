@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import quantvm
 from quantvm.cli import app
 from quantvm.errors import VerificationError
-from quantvm.frontend import contractions
+from quantvm.frontend.torchscript import contractions
 from quantvm.runtime.signature import Signature, TensorSpec
 from quantvm.verification import checking
 from quantvm.verification.inputs import runs_for

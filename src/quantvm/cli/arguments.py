@@ -14,7 +14,6 @@ from typing import Annotated
 import typer
 from typer.models import ArgumentInfo
 
-from quantvm.download import cache_dir
 from quantvm.errors import (
     ConfigError,
     ModelCodeError,
@@ -24,7 +23,6 @@ from quantvm.errors import (
     gist,
     is_output_failure,
 )
-from quantvm.output_files import make_folder, write_file
 from quantvm.report.schema import (
     EXIT_CHECK_FAILED,
     EXIT_INTERRUPTED,
@@ -32,6 +30,8 @@ from quantvm.report.schema import (
     EXIT_OUTPUT,
     EXIT_USAGE,
 )
+from quantvm.storage.download import cache_dir
+from quantvm.storage.output_files import make_folder, write_file
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

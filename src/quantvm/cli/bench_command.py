@@ -121,10 +121,10 @@ def bench(
     missing, 4 results could not be written, 130 interrupted.
     """
     with errors_to_exit_codes(bench):
-        from quantvm.evaluate.bench import bench as measure
-        from quantvm.evaluate.bench_config import BenchConfig
+        from quantvm.jobs.latency.bench import bench as measure
+        from quantvm.jobs.latency.config import BenchConfig
+        from quantvm.jobs.latency.text import bench_lines
         from quantvm.progress import progress_for_stderr
-        from quantvm.report.bench_text import bench_lines
         from quantvm.report.run_folder import default_run_folder, run_json
 
         config = BenchConfig(

@@ -13,8 +13,8 @@ cache_app = typer.Typer(help="Compiled models that are kept for the next time: l
 def list_cache(as_json: AsJson = False) -> None:
     """List the compiled models that are kept, the last used first."""
     with errors_to_exit_codes():
-        from quantvm.evaluate.compiled_cache import describe_cache
-        from quantvm.report.compile_text import cache_lines
+        from quantvm.jobs.compilation.compiled_cache import describe_cache
+        from quantvm.jobs.compilation.text import cache_lines
 
         cache = describe_cache()
         print_result(cache, cache_lines(cache), as_json)
@@ -24,8 +24,8 @@ def list_cache(as_json: AsJson = False) -> None:
 def clear_cache(as_json: AsJson = False) -> None:
     """Remove all compiled models that are kept; downloads stay."""
     with errors_to_exit_codes():
+        from quantvm.compiler.cache import default_cache
         from quantvm.report.table import bytes_text
-        from quantvm.runtime.cache import default_cache
 
         cache = default_cache()
         count, size_bytes = cache.clear()

@@ -137,10 +137,10 @@ def compile(  # noqa: A001 - the command's name
     could not be written, 130 interrupted.
     """
     with errors_to_exit_codes(compile):
-        from quantvm.evaluate.compile_config import CompileConfig
-        from quantvm.evaluate.compiling import compile_to_file
+        from quantvm.jobs.compilation.compile_to_file import compile_to_file
+        from quantvm.jobs.compilation.config import CompileConfig
+        from quantvm.jobs.compilation.text import compile_lines
         from quantvm.progress import progress_for_stderr
-        from quantvm.report.compile_text import compile_lines
 
         shapes = tuple(shape_of(text) for text in input_shape or ())
         config = CompileConfig(

@@ -116,10 +116,10 @@ def diff(
     could not be written, 130 interrupted.
     """
     with errors_to_exit_codes(diff):
-        from quantvm.evaluate.diff import DiffConfig
-        from quantvm.evaluate.diff import diff as compare
+        from quantvm.jobs.layer_differences.diff import DiffConfig
+        from quantvm.jobs.layer_differences.diff import diff as compare
+        from quantvm.jobs.layer_differences.text import diff_lines
         from quantvm.progress import progress_for_stderr
-        from quantvm.report.diff_text import diff_lines
 
         config = DiffConfig(
             model=model,

@@ -107,7 +107,7 @@ def fetch_data(
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, processor, threads, and what can run without a network; exit 1 if something is in the way."""
     with errors_to_exit_codes():
-        from quantvm.evaluate.doctor import doctor_lines, examine
+        from quantvm.jobs.doctor import doctor_lines, examine
 
         report = examine()
         print_result(report, doctor_lines(report), as_json)

@@ -189,8 +189,8 @@ def run(
     """
     options = {name: value for name, value in locals().items() if name not in _CONVERTED}
     with errors_to_exit_codes(run):
-        from quantvm.evaluate.benchmark import SILENT_OBSERVER, evaluate
-        from quantvm.evaluate.config import RunConfig
+        from quantvm.jobs.evaluation.config import RunConfig
+        from quantvm.jobs.evaluation.evaluate import SILENT_OBSERVER, evaluate
         from quantvm.progress import progress_for_stderr
         from quantvm.report.console import ConsolePrinter
         from quantvm.report.run_folder import default_run_folder, run_json

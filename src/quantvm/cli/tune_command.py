@@ -61,9 +61,9 @@ def tune(
     found until then written.
     """
     with errors_to_exit_codes(tune):
-        from quantvm.evaluate.tuning import TuneConfig, tune_schedules
+        from quantvm.jobs.tuning.text import tune_lines
+        from quantvm.jobs.tuning.tune import TuneConfig, tune_schedules
         from quantvm.progress import progress_for_stderr
-        from quantvm.report.tune_text import tune_lines
 
         shapes = tuple(shape_of(text) for text in input_shape or ())
         config = TuneConfig(

@@ -14,7 +14,7 @@ import numpy as np
 
 from quantvm.data.image_modes import to_rgb
 from quantvm.errors import ConfigError, DataError
-from quantvm.regular_files import open_regular
+from quantvm.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image

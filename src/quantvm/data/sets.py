@@ -10,11 +10,11 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantvm.archive import DamagedArchiveError
 from quantvm.data.layouts import Layout, index_files, index_folders, single_subfolder, wnid_files, wnid_folders
-from quantvm.download import cache_dir, download, exclusive, extract_archive, record_of
 from quantvm.errors import DataError, DownloadError, UnknownNameError
 from quantvm.progress import SILENT, Progress
+from quantvm.storage.archive import DamagedArchiveError
+from quantvm.storage.download import cache_dir, download, exclusive, extract_archive, record_of
 
 
 @dataclass(frozen=True)

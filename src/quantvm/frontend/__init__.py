@@ -12,14 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantvm.frontend.exported.importer import from_exported_program
+    from quantvm.frontend.onnx.model import from_onnx
+    from quantvm.frontend.tflite.model import from_tflite
+    from quantvm.frontend.torchscript.importer import from_torch, import_layers
+
     from .builder import QdqBuilder, QTensor, constant, shape_of
     from .entry import import_model
-    from .exported import from_exported_program
     from .layers import Layer, LayeredProgram, capture
-    from .onnx_model import from_onnx
     from .registry import register_converter
-    from .tflite_model import from_tflite
-    from .torchscript import from_torch, import_layers
 
 __all__ = [
     "Layer",
@@ -45,11 +46,11 @@ _HOME = {
     "QdqBuilder": "builder",
     "capture": "layers",
     "constant": "builder",
-    "from_exported_program": "exported",
-    "from_onnx": "onnx_model",
-    "from_tflite": "tflite_model",
-    "from_torch": "torchscript",
-    "import_layers": "torchscript",
+    "from_exported_program": "exported.importer",
+    "from_onnx": "onnx.model",
+    "from_tflite": "tflite.model",
+    "from_torch": "torchscript.importer",
+    "import_layers": "torchscript.importer",
     "import_model": "entry",
     "register_converter": "registry",
     "shape_of": "builder",

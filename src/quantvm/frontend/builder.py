@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
-from quantvm.numerics import QuantParams
+from quantvm.numerics.torch_engines import QuantParams
 
 Expr = Any
 

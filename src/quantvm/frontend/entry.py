@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tvm
 
 from quantvm.errors import ModelImportError, gist
-from quantvm.regular_files import checked_path, open_regular
+from quantvm.storage.regular_files import checked_path, open_regular
 
 from .program_inputs import bind_batch, importing
 
@@ -47,7 +47,7 @@ def _imported(model_or_path: Any, example_inputs: Any, engine: str | None, batch
     if isinstance(model_or_path, (str, Path)):
         return _import_file(checked_path(model_or_path, ModelImportError), example_inputs, examples, engine, batch)
     if type(model_or_path).__name__ == "ModelProto":
-        from .onnx_model import from_onnx
+        from quantvm.frontend.onnx.model import from_onnx
 
         return from_onnx(model_or_path, example_inputs=examples, batch=batch)
     import torch
@@ -120,11 +120,11 @@ def _import_file(
 ) -> tvm.IRModule:
     kind = format_of(path)
     if kind == "onnx":
-        from .onnx_model import from_onnx
+        from quantvm.frontend.onnx.model import from_onnx
 
         return from_onnx(path, example_inputs=examples, batch=batch)
     if kind == "tflite":
-        from .tflite_model import from_tflite
+        from quantvm.frontend.tflite.model import from_tflite
 
         return from_tflite(path, example_inputs=examples, batch=batch)
     if kind == "exported":
@@ -133,7 +133,7 @@ def _import_file(
 
 
 def _exported(program_or_path: Any, examples: Sequence[Any] | None, batch: str) -> tvm.IRModule:
-    from .exported import from_exported_program
+    from quantvm.frontend.exported.importer import from_exported_program
 
     if examples is None:
         return from_exported_program(program_or_path, batch=batch)
@@ -147,7 +147,7 @@ def _exported(program_or_path: Any, examples: Sequence[Any] | None, batch: str) 
 
 
 def _torchscript(model_or_path: Any, example_inputs: Any, engine: str | None, batch: str) -> tvm.IRModule:
-    from .torchscript import from_torch
+    from quantvm.frontend.torchscript.importer import from_torch
 
     if example_inputs is None:
         what = str(model_or_path) if isinstance(model_or_path, Path) else f"a {type(model_or_path).__name__}"
@@ -173,7 +173,7 @@ def _is_observer(module: Any) -> bool:
 
 
 def _check_converted(model: Any) -> None:
-    from .exported_checks import NOT_CONVERTED
+    from quantvm.frontend.exported.checks import NOT_CONVERTED
 
     observers = [name for name, inner in model.named_modules() if _is_observer(inner)]
     if observers:
@@ -184,7 +184,8 @@ def export_module(model: Any, examples: Any, batch: str) -> Any:
     """Returns the exported program of a live module, its batch symbolic if that is asked for."""
     import torch
 
-    from .exported import register_operators
+    from quantvm.frontend.exported.importer import register_operators
+
     from .interface import arguments_of, dynamic_shapes, parameters_of
 
     if examples is None:

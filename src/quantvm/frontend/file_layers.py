@@ -8,11 +8,12 @@ from typing import Any
 
 import tvm
 
+from quantvm.frontend.onnx.layers import OnnxSource
+
 from .builder import constant_array, definitions, is_call, per_tensor_params, shape_of
 from .entry import format_of
 from .layer_graphs import with_layers
 from .layers import Layer, LayeredProgram
-from .onnx_layers import OnnxSource
 from .program_inputs import ENGINE_ATTR, importing
 
 
@@ -35,12 +36,12 @@ def import_file_layers(path: Path, example_inputs: Sequence[Any]) -> LayeredProg
 def _layers_of(path: Path, inputs: tuple[Any, ...]) -> LayeredProgram:
     tensors: dict[str, str] = {}
     if format_of(path) == "onnx":
-        from .onnx_model import from_onnx_with_tensors, load_onnx
+        from quantvm.frontend.onnx.model import from_onnx_with_tensors, load_onnx
 
         model = load_onnx(path)
         module, tensors = from_onnx_with_tensors(model, inputs, "static")
     else:
-        from .tflite_model import from_tflite
+        from quantvm.frontend.tflite.model import from_tflite
 
         module = from_tflite(path, example_inputs=inputs, batch="static")
     found, layers = _layers(module, tensors)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 import tvm
 
-from quantvm.numerics import QuantParams
+from quantvm.numerics.torch_engines import QuantParams
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""TIR forms of the quantizers and dequantizers in `quantvm.numerics`, under the same names."""
+"""TIR forms of the quantizers and dequantizers in `quantvm.numerics.torch_engines`, under the same names."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from quantvm.numerics import QuantParams, f32, reciprocal_f32
+from quantvm.numerics.torch_engines import QuantParams, f32, reciprocal_f32
 
 from .builder import LANES, Expr, cast, clamp, fma, round_even, rounded, splat
 

@@ -14,7 +14,8 @@ from importlib import import_module
 
 import tvm
 
-from .dot import missing_features, select_dot
+from quantvm.kernels.conv.dot import missing_features, select_dot
+
 from .isa import missing_for_groups
 
 
@@ -65,7 +66,7 @@ def kernel_choices(target: tvm.target.Target) -> tuple[KernelChoice, ...]:
 
 def _kernel_functions() -> Iterator[Callable[..., object]]:
     package = import_module(__package__)
-    for module_info in pkgutil.iter_modules(package.__path__, f"{__package__}."):
+    for module_info in pkgutil.walk_packages(package.__path__, f"{__package__}."):
         module = import_module(module_info.name)
         for name, function in inspect.getmembers(module, inspect.isfunction):
             own = function.__module__ == module.__name__ and not name.startswith("_")

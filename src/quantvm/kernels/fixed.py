@@ -1,8 +1,8 @@
-"""TIR form of `quantvm.fixed_point.multiply`."""
+"""TIR form of `quantvm.numerics.fixed_point.multiply`."""
 
 from __future__ import annotations
 
-from quantvm.fixed_point import FixedPoint, Rounding
+from quantvm.numerics.fixed_point import FixedPoint, Rounding
 
 from .builder import LANES, Expr, cast, splat
 

@@ -1,6 +1,6 @@
 """Kernels of numerics=integer where they differ from PyTorch's: quantize, add, multiply, average pools, mean.
 
-Formulas: `quantvm.integer_numerics`. Convolutions and matrix products are those of `conv2d.py` and `depthwise.py` under
+Formulas: `quantvm.numerics.integer`. Convolutions and matrix products are those of `conv2d.py` and `depthwise.py` under
 the rule integer; tables, clips, maxima and copies have no rounding to differ in.
 """
 
@@ -12,10 +12,13 @@ import numpy as np
 import tvm.tirx.script.builder as T
 from tvm import tirx
 
-from quantvm.fixed_point import Rounding, fixed_point
-from quantvm.integer_numerics import product_factor, scale_factor
-from quantvm.numerics import QuantParams
-from quantvm.pool_geometry import Taps, adaptive_taps
+from quantvm.kernels.elementwise.elementwise import over_elements, over_products
+from quantvm.kernels.elementwise.quantize import nchw_to_nhwc
+from quantvm.kernels.pool.pool import PoolShape, averaged, window_sums
+from quantvm.numerics.fixed_point import Rounding, fixed_point
+from quantvm.numerics.integer import product_factor, scale_factor
+from quantvm.numerics.pool_geometry import Taps, adaptive_taps
+from quantvm.numerics.torch_engines import QuantParams
 
 from .builder import (
     Buffer,
@@ -33,10 +36,7 @@ from .builder import (
     symbolic_batch,
     typed,
 )
-from .elementwise import over_elements, over_products
 from .fixed import fixed_multiply_by
-from .pool import PoolShape, averaged, window_sums
-from .quantize import nchw_to_nhwc
 
 
 def _saturated(value_i32: Expr, q: QuantParams, relu: bool, lanes: int) -> Expr:

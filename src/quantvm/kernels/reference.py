@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm.numerics import (
+from quantvm.kernels.pool.pool import PoolShape
+from quantvm.kernels.schedule.schedule import Conv2dShape
+from quantvm.numerics.torch_engines import (
     QuantParams,
     Requantization,
     dequantize_val,
@@ -25,9 +27,6 @@ from quantvm.numerics import (
     requantize,
     vectorised_cut,
 )
-
-from .pool import PoolShape
-from .schedule import Conv2dShape
 
 Integers = NDArray[np.int64]
 

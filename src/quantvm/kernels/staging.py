@@ -10,7 +10,7 @@ from tvm import tirx
 from .builder import Buffer, Expr, for_vectors, ramp, splat
 
 if TYPE_CHECKING:
-    from .schedule import Conv2dShape
+    from quantvm.kernels.schedule.schedule import Conv2dShape
 
 _SLACK = 64
 """Bytes after the last row that a full-width vector load may touch."""

@@ -8,14 +8,14 @@ import numpy as np
 import tvm.tirx.script.builder as T
 from tvm import tirx
 
-from quantvm.numerics import QuantParams
-from quantvm.pool_geometry import Taps
-from quantvm.qdq_numerics import Quantization
-from quantvm.tflite_numerics import TfliteFactor, mean_factor, requantize
+from quantvm.kernels.elementwise.elementwise import table
+from quantvm.kernels.pool.pool import PoolShape, averaged, window_sums
+from quantvm.numerics.pool_geometry import Taps
+from quantvm.numerics.qdq import Quantization
+from quantvm.numerics.tflite import TfliteFactor, mean_factor, requantize
+from quantvm.numerics.torch_engines import QuantParams
 
 from .builder import Expr, Kernel, argument, cast, for_vectors, prim_func, ramp, splat, symbolic_batch
-from .elementwise import table
-from .pool import PoolShape, averaged, window_sums
 
 
 def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Kernel:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quantvm.dispatch import conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
-from quantvm.fixed_point import ROUNDINGS
-from quantvm.numerics import ENGINES, Engine
-from quantvm.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
+from quantvm.numerics.dispatch import conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
+from quantvm.numerics.fixed_point import ROUNDINGS
+from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
+from quantvm.numerics.torch_engines import ENGINES, Engine
 
 from .contraction import pair_cut, pairs_can_cross_taps
 from .elementwise import UNARY_TORCH

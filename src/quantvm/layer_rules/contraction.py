@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm import fixed_point, integer_numerics, numerics
-from quantvm.dispatch import onednn_avx2_linear_cut
-from quantvm.numerics import Requantization, f32, f64, i64, reciprocal_f32
+from quantvm.numerics import fixed_point
+from quantvm.numerics import integer as integer_numerics
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.dispatch import onednn_avx2_linear_cut
+from quantvm.numerics.torch_engines import Requantization, f32, f64, i64, reciprocal_f32
 
 from .facts import Facts
 from .family import Family, register_family

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm import integer_numerics, numerics
-from quantvm.numerics import (
+from quantvm.numerics import integer as integer_numerics
+from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.torch_engines import (
     F32,
     QuantParams,
     dequantize_val,
@@ -18,7 +19,7 @@ from quantvm.numerics import (
     reciprocal_f64,
     vectorised_cut,
 )
-from quantvm.unary_tables import hardsigmoid_f32, hardswish_f32, unary_tables
+from quantvm.numerics.unary_tables import hardsigmoid_f32, hardswish_f32, unary_tables
 
 from .facts import Facts
 from .family import Family, register_family

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm.numerics import QuantParams
-from quantvm.pool_geometry import PoolAxis
+from quantvm.numerics.pool_geometry import PoolAxis
+from quantvm.numerics.torch_engines import QuantParams
 
 
 @dataclass(frozen=True)

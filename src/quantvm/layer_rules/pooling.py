@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm import fixed_point, integer_numerics
-from quantvm.numerics import F32, dequantize_val, f32, i64, qnnpack_pool_multiplier, quantize_arr, reciprocal_f32
-from quantvm.pool_geometry import Taps, adaptive_taps
+from quantvm.numerics import fixed_point
+from quantvm.numerics import integer as integer_numerics
+from quantvm.numerics.pool_geometry import Taps, adaptive_taps
+from quantvm.numerics.torch_engines import (
+    F32,
+    dequantize_val,
+    f32,
+    i64,
+    qnnpack_pool_multiplier,
+    quantize_arr,
+    reciprocal_f32,
+)
 
 from .facts import Facts
 from .family import Family, register_family

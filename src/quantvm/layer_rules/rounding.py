@@ -7,8 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm.fixed_point import round_away
-from quantvm.numerics import F32, QuantParams, dequantize_val, dequantize_vec, f32, fma_f32, i64, reciprocal_f32
+from quantvm.numerics.fixed_point import round_away
+from quantvm.numerics.torch_engines import (
+    F32,
+    QuantParams,
+    dequantize_val,
+    dequantize_vec,
+    f32,
+    fma_f32,
+    i64,
+    reciprocal_f32,
+)
 
 from .facts import Facts
 

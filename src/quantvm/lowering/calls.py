@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import tvm
 from tvm.ir import GenericConst
 
-from .composite import is_call
+from quantvm.qdq.composite import is_call
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from .composite import constant_value, is_call, static_shape
+from quantvm.qdq.composite import constant_value, is_call, static_shape
 
 
 def merge_channel_affines(module: tvm.IRModule) -> tvm.IRModule:

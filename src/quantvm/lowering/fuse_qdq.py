@@ -5,7 +5,8 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from .composite import is_call
+from quantvm.qdq.composite import is_call
+
 from .patterns import all_patterns
 
 _ENDS = ("quantvm.quantize", "quantvm.dequantize")

@@ -11,10 +11,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from quantvm.qdq.bindings import count_uses, definitions, with_operands
+from quantvm.qdq.composite import is_call, is_per_tensor
 from quantvm.tvm_compat import dataflow
-
-from .bindings import count_uses, definitions, with_operands
-from .composite import is_call, is_per_tensor
 
 _COMMUTES = frozenset(
     f"relax.{name}"

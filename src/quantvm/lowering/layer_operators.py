@@ -12,16 +12,16 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from quantvm.dispatch import qnnpack_window
 from quantvm.layer_rules import Operator, Window
+from quantvm.lowering.torch.activation import leaky_slope
+from quantvm.lowering.torch.legalize import channels_last_inputs
+from quantvm.lowering.torch.pool_rules import pool_window
+from quantvm.numerics.dispatch import qnnpack_window
+from quantvm.qdq.bindings import definitions
+from quantvm.qdq.composite import Composite, constant_value, is_call, quant_params, static_shape
 
-from .activation import leaky_slope
-from .bindings import definitions
 from .channel_affine import merge_channel_affines
-from .composite import Composite, constant_value, is_call, quant_params, static_shape
 from .fuse_qdq import fuse_qdq
-from .legalize import channels_last_inputs
-from .pool_rules import pool_window
 
 Arrays = Sequence[NDArray]
 

@@ -8,8 +8,8 @@ import tvm
 from tvm import relax, topi
 from tvm.ir import GenericConst
 
-from .bindings import ValueOf, definitions, with_main_rewritten, with_operands
-from .composite import is_call
+from quantvm.qdq.bindings import ValueOf, definitions, with_main_rewritten, with_operands
+from quantvm.qdq.composite import is_call
 
 
 def copy_shared_outputs(module: tvm.IRModule) -> tvm.IRModule:

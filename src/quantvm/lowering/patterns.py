@@ -9,10 +9,9 @@ from typing import Any
 from tvm.relax.dpl import is_const, is_op, is_tuple, wildcard
 from tvm_ffi import structural_equal
 
-from quantvm.kernels.normalization import MAX_NORMALIZED
-from quantvm.numerics import add_scalar, mul_scalar
-
-from .composite import constant_value, quant_params, static_shape
+from quantvm.kernels.elementwise.normalization import MAX_NORMALIZED
+from quantvm.numerics.torch_engines import add_scalar, mul_scalar
+from quantvm.qdq.composite import constant_value, quant_params, static_shape
 
 Pattern = Any
 Check = Callable[[Any], bool]

@@ -10,40 +10,33 @@ import tvm
 from tvm import relax
 
 from quantvm.errors import STATIC_MAY_HELP, CompileError, stage
-from quantvm.integer_numerics import parse_numerics
 from quantvm.kernels.builder import target_features
-from quantvm.kernels.dot import PORTABLE, select_dot, select_pairs
-from quantvm.kernels.float_matmul import select_tile
+from quantvm.kernels.conv.dot import PORTABLE, select_dot, select_pairs
+from quantvm.kernels.float.float_matmul import select_tile
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.kernels.schedule import Conv2dShape
-from quantvm.kernels.schedules import Schedules
-from quantvm.numerics import ENGINES
+from quantvm.kernels.schedule.schedule import Conv2dShape
+from quantvm.kernels.schedule.schedules import Schedules
+from quantvm.lowering.float.float_kernels import call_float_kernels
+from quantvm.lowering.float.float_ops import PYTORCHS, float_ops, legalize_float_ops
+from quantvm.lowering.qdq.legalize import legalize_qdq
+from quantvm.lowering.torch.legalize import Legalization, legalize
+from quantvm.numerics.integer import parse_numerics
+from quantvm.numerics.torch_engines import ENGINES
+from quantvm.qdq.bindings import definitions
+from quantvm.qdq.composite import is_call, is_per_tensor, quant_params
 from quantvm.tvm_compat import is_dynamic
 
-from . import (  # noqa: F401  (registers the rules)
-    contraction_rules,
-    elementwise_rules,
-    integer_rules,
-    normalization_rules,
-    pool_rules,
-    reduction_rules,
-)
-from .bindings import definitions
 from .calls import KernelCall, kernel_calls
 from .channel_affine import merge_channel_affines
-from .composite import is_call, is_per_tensor, quant_params
-from .float_kernels import call_float_kernels
-from .float_ops import PYTORCHS, float_ops, legalize_float_ops
 from .fuse_qdq import fuse_qdq
 from .hoist_quantize import hoist_quantize
-from .legalize import Legalization, legalize
 from .owned_outputs import copy_shared_outputs
-from .qdq_legalize import legalize_qdq
 from .run_time_checks import add_run_time_checks
+from .torch import contraction_rules, elementwise_rules, integer_rules, normalization_rules, pool_rules, reduction_rules  # noqa: F401  (registers the rules)
 from .validate import validate
 
 ENGINE_ATTR = "quantvm.engine"
-AMX_ATTR = "quantvm.onednn_amx"
+AMX_ATTR = "quantvm.numerics.onednn_amx"
 _OF_FILES = ("onnx", "tflite")
 """Engines of programs that are not PyTorch's."""
 VNNI_ATTR = "quantvm.vnni"

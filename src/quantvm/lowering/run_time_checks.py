@@ -17,10 +17,9 @@ from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import INPUTS_MISFIT
 from quantvm.kernels.builder import argument, flat, prim_func
+from quantvm.qdq.bindings import ValueOf, definitions, described, with_main_rewritten, with_operands
+from quantvm.qdq.composite import static_shape
 from quantvm.sizes import product
-
-from .bindings import ValueOf, definitions, described, with_main_rewritten, with_operands
-from .composite import static_shape
 
 _OPAQUE = 8
 """TVM's pattern of functions that are left as they are."""

@@ -16,9 +16,9 @@ from tvm import relax, tirx
 
 from quantvm.errors import CompileError
 from quantvm.kernels import Kernel
+from quantvm.qdq.composite import static_shape
 
 from . import strides as torch_strides
-from .composite import static_shape
 from .strides import Strides
 
 Layout = Literal["NCHW", "NHWC", "flat"]

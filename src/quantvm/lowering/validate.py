@@ -15,10 +15,9 @@ import tvm
 from tvm.ir import GenericConst
 
 from quantvm.errors import CompileError, listed
+from quantvm.qdq.bindings import definitions, variables
+from quantvm.qdq.composite import constant_value, static_shape
 from quantvm.sizes import MOST_ELEMENTS
-
-from .bindings import definitions, variables
-from .composite import constant_value, static_shape
 
 _Problem = str | None
 _Rule = Callable[[Any], _Problem]

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from quantvm.download import cache_dir, download, sha256_of
 from quantvm.errors import ConfigError, DownloadError, WeightsError
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.progress import SILENT, Progress
+from quantvm.storage.download import cache_dir, download, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,11 +15,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from quantvm.errors import ConfigError
-from quantvm.output_files import file_problem, write_file
 from quantvm.progress import Progress, Task
 from quantvm.report.samples import samples_bytes
 from quantvm.report.schema import HeadRow, RunResult
 from quantvm.report.text import markdown_report
+from quantvm.storage.output_files import file_problem, write_file
 
 
 def default_run_folder(parent: Path = Path("runs")) -> Path:

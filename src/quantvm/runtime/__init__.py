@@ -1,9 +1,27 @@
-"""Compiling a quantized model, saving and loading it, and running it: PyTorch and TVM behind one contract."""
+"""What a deployed model needs: saving and loading it, checking that it can run here, and running it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 from .artifact import Artifact, CompileReport
-from .build import compile_model as compile  # noqa: A004 - quantvm.compile is meant
-from .code_audit import KernelAudit, audit
 from .model_file import load
-from .runners import Runner, TorchRunner, TvmRunner
 
-__all__ = ["Artifact", "CompileReport", "KernelAudit", "Runner", "TorchRunner", "TvmRunner", "audit", "compile", "load"]
+__all__ = ["Artifact", "CompileReport", "load"]
+
+_ELSEWHERE = {
+    "KernelAudit": "quantvm.compiler",
+    "Runner": "quantvm.workload.runners",
+    "TorchRunner": "quantvm.workload.runners",
+    "TvmRunner": "quantvm.workload.runners",
+    "audit": "quantvm.compiler",
+    "compile": "quantvm.compiler",
+}
+"""What was here before the compiler had a room of its own; a deployed model needs none of it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module 'quantvm.runtime' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_ELSEWHERE[name]), name)

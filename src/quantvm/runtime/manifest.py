@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from quantvm.errors import ModelFileError
-from quantvm.numerics import QuantParams
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.structure import checked
 
 from .artifact import CompileReport

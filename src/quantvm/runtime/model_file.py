@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from quantvm.errors import MachineError, ModelFileError, OutputError
-from quantvm.output_files import file_problem, replacing
-from quantvm.regular_files import checked_path, open_regular
-from quantvm.scratch import forbids_programs, room_advice, scratch_folder
+from quantvm.storage.output_files import file_problem, replacing
+from quantvm.storage.regular_files import checked_path, open_regular
+from quantvm.storage.scratch import forbids_programs, room_advice, scratch_folder
 
 from .artifact import Artifact
 from .manifest import Manifest, Member, parse_manifest

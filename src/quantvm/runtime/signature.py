@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from quantvm.numerics import QuantParams
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.structure import INTERFACE_ATTR, Structure, output_names
 
 
@@ -90,7 +90,7 @@ def _resolved(expr: Any, values: dict[Any, Any]) -> Any:
 def _input_quantization(param: Any, function: Any, values: dict[Any, Any]) -> QuantParams | None:
     from tvm import relax
 
-    from quantvm.lowering.composite import constant_value, is_call, quant_params
+    from quantvm.qdq.composite import constant_value, is_call, quant_params
 
     found: set[QuantParams] = set()
     for value in [*values.values(), function.body.body]:
@@ -103,7 +103,7 @@ def _input_quantization(param: Any, function: Any, values: dict[Any, Any]) -> Qu
 
 
 def _quantization(expr: Any) -> QuantParams | None:
-    from quantvm.lowering.composite import constant_value, is_call, quant_params
+    from quantvm.qdq.composite import constant_value, is_call, quant_params
 
     if not is_call(expr, "relax.dequantize") or constant_value(expr.args[1]).ndim:
         return None

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from quantvm.compiler.cache import CompileCache
 from quantvm.errors import MachineError, QuantvmError, VerificationError
 from quantvm.progress import Progress
 from quantvm.runtime import Artifact
-from quantvm.runtime.cache import CompileCache
-from quantvm.runtime.qdq_definition import ExactQdq, Unrounded
-from quantvm.runtime.qdq_in_float import QdqInFloat, unknown_ops
 from quantvm.runtime.verdict import Verdict, Verification
 from quantvm.structure import renesting, take_apart
+from quantvm.verification.qdq_definition import ExactQdq, Unrounded
+from quantvm.verification.qdq_in_float import QdqInFloat, unknown_ops
 
 from .inputs import Run, runs_for
 from .kept import find, keep, verdict_key

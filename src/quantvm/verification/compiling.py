@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from quantvm.compiler import compile as build
 from quantvm.errors import missing_package_named
 from quantvm.progress import SILENT, Progress
 from quantvm.runtime import Artifact
-from quantvm.runtime import compile as build
 from quantvm.runtime.verdict import Verification
 
 
@@ -30,13 +30,13 @@ def compile_model(
     `quantvm.runtime.verdict.MEANING`.
 
     Args:
-        model_or_path: as for `quantvm.runtime.compile`, which compiles without comparing.
+        model_or_path: as for `quantvm.compiler.compile`, which compiles without comparing.
         example_inputs: likewise.
         verify: whether the outputs are compared; without it the verdict is `not run`.
-        target: as for `quantvm.runtime.compile`.
+        target: as for `quantvm.compiler.compile`.
         cache: whether code and verdicts of earlier compilations are found, and kept for later ones.
         progress: where a long compilation reports to.
-        **options: numerics, engine, batch and threads, as for `quantvm.runtime.compile`.
+        **options: numerics, engine, batch and threads, as for `quantvm.compiler.compile`.
 
     Raises:
         ConfigError: a wrong option.
@@ -56,7 +56,7 @@ def compile_model(
 def _verified(
     artifact: Artifact, model_or_path: Any, example_inputs: Any, target: str, cache: bool, progress: Progress
 ) -> Verification:
-    from quantvm.runtime.cache import default_cache
+    from quantvm.compiler.cache import default_cache
 
     from .checking import Subject, verify
 

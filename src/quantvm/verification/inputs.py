@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantvm.numerics import QuantParams
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.runtime.signature import Signature, TensorSpec
 
 MAX_BATCH = 4

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from quantvm.compiler.cache import VERDICT_SUFFIX, CompileCache
 from quantvm.errors import OutputError
 from quantvm.frontend.entry import needs_export
-from quantvm.frontend.loading import load_program
-from quantvm.output_files import make_folder, write_file
-from quantvm.runtime.cache import VERDICT_SUFFIX, CompileCache
+from quantvm.frontend.torchscript.loading import load_program
 from quantvm.runtime.target import cpu_model
 from quantvm.runtime.verdict import VERDICTS, Verification
+from quantvm.storage.output_files import make_folder, write_file
 
 _MANGLED = re.compile(r"___torch_mangle_\d+\.?")
 """What TorchScript adds to the name of a class that it sees another time."""

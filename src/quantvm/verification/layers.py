@@ -12,8 +12,8 @@ import torch
 
 from quantvm.frontend import LayeredProgram
 from quantvm.frontend.layer_graphs import outputs_of_layers
-from quantvm.runtime.qdq_in_float import QdqInFloat, unknown_ops
-from quantvm.scratch import scratch_folder
+from quantvm.storage.scratch import scratch_folder
+from quantvm.verification.qdq_in_float import QdqInFloat, unknown_ops
 
 from .references import torch_state
 from .ties import NEAR
@@ -63,7 +63,7 @@ def layered_program(
     """
     from quantvm.frontend import import_layers
     from quantvm.frontend.entry import export_module, format_of, needs_export
-    from quantvm.frontend.exported_layers import import_exported_layers
+    from quantvm.frontend.exported.layers import import_exported_layers
     from quantvm.frontend.file_layers import import_file_layers
 
     tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
@@ -77,7 +77,7 @@ def layered_program(
         if held in ("onnx", "tflite"):
             return import_file_layers(Path(model_or_path), tensors)
         if held == "exported":
-            from quantvm.frontend.exported import load_program
+            from quantvm.frontend.exported.importer import load_program
 
             return import_exported_layers(load_program(Path(model_or_path)), tensors)
     elif isinstance(model_or_path, torch.export.ExportedProgram):
@@ -160,7 +160,7 @@ def first_difference(
 
     It compiles the program anew, with all layers as outputs.
     """
-    from quantvm.runtime.layers import TvmLayerRun
+    from quantvm.verification.layer_runs import TvmLayerRun
 
     program = reference.program
     run = TvmLayerRun(

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantvm.frontend.exported_interface import exported_call
+from quantvm.frontend.exported.interface import exported_call
 from quantvm.frontend.interface import parameters_of_model, split_examples
-from quantvm.numerics import ENGINES
+from quantvm.numerics.torch_engines import ENGINES
 from quantvm.structure import take_apart
 from quantvm.torch_compat import quantization_engine
 
@@ -104,10 +104,10 @@ def _run_of(model_or_path: Any, nested: Nesting, engine: str, threads: int) -> R
 
 def _loaded(path: Path, held: str) -> Any:
     if held == "exported":
-        from quantvm.frontend.exported import load_program
+        from quantvm.frontend.exported.importer import load_program
 
         return load_program(path)
-    from quantvm.frontend.loading import load_script
+    from quantvm.frontend.torchscript.loading import load_script
 
     return load_script(path)
 
@@ -151,7 +151,7 @@ def torch_state(engine: str, threads: int) -> Iterator[None]:
 
 
 def _onnxruntime(model: str | bytes, threads: int) -> Running:
-    from quantvm.frontend.onnx_layers import has_onnxruntime, unfused_session
+    from quantvm.frontend.onnx.layers import has_onnxruntime, unfused_session
 
     if not has_onnxruntime():
         raise NoReferenceError("ONNX Runtime is not installed (pip install onnxruntime)")

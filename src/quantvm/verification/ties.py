@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from quantvm.progress import Progress
-from quantvm.runtime.qdq_definition import ROUNDED_ALONE
+from quantvm.verification.qdq_definition import ROUNDED_ALONE
 
 NEAR = 1e-3
 """Steps from the middle between two integers within which a float32 sum may decide either way."""

@@ -1,0 +1,181 @@
+"""From a quantized torch program to an Artifact: import, lower, generate code, or find all that in the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantvm.errors import CompileError, ConfigError, OutputError, missing_package_named, stage
+from quantvm.progress import SILENT, Progress
+from quantvm.runtime.artifact import Artifact, CompileReport
+from quantvm.runtime.requirements import requirements_of
+from quantvm.runtime.signature import signature_of
+from quantvm.runtime.target import parse_target, target_text
+
+from .cache import CompileCache, default_cache
+
+
+class BuiltLibrary:
+    """Code that was compiled in this process.
+
+    Args:
+        executable: Relax VM executable.
+        kernel_of: the int8 kernel that each function of the code is; None for TVM's own functions.
+    """
+
+    def __init__(self, executable: Any, kernel_of: Mapping[str, str | None]) -> None:
+        self.executable, self.kernel_of = executable, dict(kernel_of)
+        self._vm: Any = None
+
+    def start(self) -> Any:
+        """Returns the model's main function."""
+        from quantvm.tvm_compat import copied, start_vm
+
+        self._vm = start_vm(copied(self.executable))
+        return self._vm["main"]
+
+    def write(self, path: Path) -> None:
+        """Writes the code as a shared library."""
+        from quantvm.tvm_compat import write_library
+
+        write_library(self.executable, path)
+
+
+@missing_package_named()
+def compile_model(
+    model_or_path: Any,
+    example_inputs: Any = None,
+    *,
+    numerics: str | None = None,
+    engine: str | None = None,
+    target: str = "native",
+    batch: str = "dynamic",
+    threads: int | None = None,
+    cache: bool = True,
+    progress: Progress = SILENT,
+) -> Artifact:
+    """Returns the quantized model compiled to int8 code, not compared with anything: `quantvm.compile` does that.
+
+    Args:
+        model_or_path: an eager-quantized `nn.Module`, a traced module, an exported program, or the path of a saved one:
+            TorchScript (.pt), `torch.export` (.pt2), ONNX (.onnx) or TFLite (.tflite).
+        example_inputs: one float32 NumPy or torch array (N, 3, H, W), or a sequence of them. It may be left out where
+            the program says its shapes: exported ones, ONNX and TFLite.
+        numerics: torch: the same bits as the PyTorch engine that the model was quantized for. integer: no float between
+            quantize and dequantize, near PyTorch's outputs; integer:to_even and integer:away round ties otherwise.
+            qdq: dequantize, operate and quantize in float32, as exported programs, ONNX and TFLite define themselves.
+            None: qdq for these, torch for the others.
+        engine: that engine; by default what the model says, else `torch.backends.quantized.engine`.
+        target: native, or a TVM target like `llvm -mcpu=cascadelake`.
+        batch: dynamic: any number of images; static: that of the example.
+        threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels; by default
+            `torch.get_num_threads()`.
+        cache: take the code from the user's cache if it was compiled before, else keep it there. The key is made of all
+            that the code depends on. Needs a C++ linker; without one the model is compiled, and `progress` told why.
+        progress: where a long compilation reports to.
+
+    Raises:
+        ConfigError: a wrong option.
+        ModelImportError, UnsupportedOpError: the model cannot be imported.
+        CompileError: the target or the numerics cannot be served.
+    """
+    import torch
+
+    from quantvm.frontend import import_model
+    from quantvm.lowering.pipeline import default_numerics
+
+    if batch not in ("dynamic", "static"):
+        raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ConfigError(f"threads: got {threads!r}, expected a whole number of at least 1")
+    if not isinstance(target, str):
+        raise ConfigError(f"target: got {target!r}, expected native or a TVM target like 'llvm -mcpu=cascadelake'")
+    tvm_target = parse_target(target)
+    threads = threads or torch.get_num_threads()
+    store = default_cache() if cache else None
+    with progress.task("compiling", total=3) as task, stage("compiling the model", CompileError):
+        start_s = time.perf_counter()
+        module = import_model(model_or_path, example_inputs, engine=engine, batch=batch)
+        import_s = time.perf_counter() - start_s
+        task.advance()
+        numerics = numerics or default_numerics(module)
+        if store is None or store.limit_bytes == 0:
+            artifact = _generate(module, tvm_target, numerics, threads)
+        else:
+            artifact = _cached(store, module, tvm_target, numerics, threads, progress)
+        task.advance(2)
+    artifact.report = dataclasses.replace(artifact.report, import_s=import_s)
+    return artifact
+
+
+def _cached(
+    store: CompileCache, module: Any, tvm_target: Any, numerics: str, threads: int, progress: Progress
+) -> Artifact:
+    """Returns the code of a module from the cache, or generates it and keeps it there."""
+    from .cache_key import cache_key
+
+    start_s = time.perf_counter()
+    key = cache_key(module, tvm_target, numerics=numerics, threads=threads)
+    found = store.find(key)
+    if found is not None:
+        found.key = key
+        found.report = dataclasses.replace(found.report, cached=True, load_s=time.perf_counter() - start_s)
+        return found
+    artifact = _generate(module, tvm_target, numerics, threads)
+    artifact.key = key
+    try:
+        store.store(key, artifact)
+    except (CompileError, OutputError) as error:
+        progress.note(f"the compiled model is not kept for the next time: {error}")
+        return artifact
+    stored = store.find(key)  # loading it takes less time than TVM's in-memory code generation
+    if stored is None:
+        return artifact
+    stored.key, stored.report = key, artifact.report
+    return stored
+
+
+def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Artifact:
+    """Lowers an imported module and generates its code; the report's import_s is not known here."""
+    from quantvm.lowering import LoweringOptions, lower
+    from quantvm.tvm_compat import build_executable
+
+    from .float_reasons import float_reasons
+    from .schedule_files import schedules_for
+
+    start_s = time.perf_counter()
+    options = LoweringOptions(tvm_target, numerics=numerics, threads=threads, schedules=schedules_for(tvm_target))
+    lowered, report = lower(module, options)
+    kernel_of = _kernel_names(lowered)
+    executable = build_executable(lowered, tvm_target)
+    return Artifact(
+        BuiltLibrary(executable, kernel_of),
+        signature_of(module),
+        CompileReport(
+            import_s=0.0,
+            compile_s=time.perf_counter() - start_s,
+            int8_mac_share=report.int8_mac_share,
+            float_ops=report.float_ops,
+            target=target_text(tvm_target),
+            kernels=report.kernels,
+            engine=report.engine,
+            numerics=numerics,
+            threads=threads,
+            output_scale=report.output_scale,
+            float_reasons=float_reasons(module, report.float_ops, numerics),
+        ),
+        requirements_of(tvm_target),
+    )
+
+
+def _kernel_names(lowered: Any) -> dict[str, str | None]:
+    """Returns the kernel of each function but main; None for TVM's own: operators left in float, and moved data."""
+    found = {}
+    for variable, function in lowered.functions.items():
+        kernel = function.attrs.get("quantvm.kernel") if function.attrs else None
+        found[str(variable.name_hint)] = None if kernel is None else str(kernel)
+    del found["main"]
+    return found

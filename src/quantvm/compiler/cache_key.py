@@ -1,0 +1,90 @@
+"""Under which name a compiled model is kept: a digest of everything that decides what code comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from quantvm.errors import InternalError
+from quantvm.runtime.manifest import SCHEMA_VERSION
+
+_SOURCES = ("kernels", "lowering", "qdq", "numerics", "compiler", "runtime", "sizes.py", "tvm_compat.py")
+"""What turns an imported module into an artifact. An edit of any of it makes all that was compiled before stale."""
+
+
+def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
+    """Returns 64 hexadecimal digits, equal in every process for what compiles to the same code.
+
+    Args:
+        module: Relax in QDQ form; its structure and every bit of its constants count.
+        target: TVM target.
+        numerics: as in LoweringOptions.
+        threads: likewise.
+    """
+    parts = key_parts(module, target, numerics=numerics, threads=threads)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def key_parts(module: Any, target: Any, *, numerics: str, threads: int) -> dict[str, Any]:
+    """Returns what a key is made of, by name."""
+    from quantvm.kernels.builder import target_features
+    from quantvm.runtime.requirements import this_architecture
+    from quantvm.runtime.target import target_text
+    from quantvm.tvm_compat import tvm_version
+
+    from .schedule_files import schedules_for
+
+    return {
+        "schema": SCHEMA_VERSION,
+        "quantvm": metadata.version("quantvm"),
+        "sources": digest_of_sources(),
+        "tvm": tvm_version(),
+        "architecture": this_architecture(),
+        "target": target_text(target),
+        "features": sorted(target_features(target)),
+        "numerics": numerics,
+        "threads": threads,
+        "schedules": schedules_for(target).digest(),
+        "module": digest_of_module(module),
+    }
+
+
+def digest_of_module(module: Any) -> str:
+    """Returns the SHA-256 of a Relax module: its script without the constants, and the bytes of each of them in order.
+
+    The script prints scalars with 17 digits, and which constants are one and the same.
+    """
+    from tvm import relax
+    from tvm.ir import GenericConst
+
+    digest = hashlib.sha256(module.script(show_meta=False).encode())
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, GenericConst):
+            array = expr.value.numpy()
+            digest.update(f"{array.dtype} {array.shape}\n".encode())
+            digest.update(array.tobytes())
+
+    for variable in sorted(module.get_global_vars(), key=lambda v: str(v.name_hint)):
+        function = module[variable]
+        if not isinstance(function, relax.Function):
+            raise InternalError(f"cannot digest {variable.name_hint}, which is no Relax function")
+        relax.analysis.post_order_visit(function, visit)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def digest_of_sources() -> str:
+    """Returns the SHA-256 of quantvm's own code that compiles a module."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for source in _SOURCES:
+        place = root / source
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Exported programs (PT2E, torchao) -> Relax in QDQ form."""

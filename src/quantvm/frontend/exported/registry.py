@@ -1,0 +1,50 @@
+"""Converters from operators of exported programs to Relax, keyed by qualified name with overload.
+
+To add one:
+ 1. Write a function `(builder, *arguments)` whose parameters follow the op's schema. Tensors arrive as Relax
+    expressions of their float values, or as `torch.Tensor` where they are constants of the program.
+ 2. Decorate it with `@register_exported("namespace::op.overload")`.
+ 3. Add a case to tests/frontend/exported_cases.py; a test fails while a registered converter has none.
+
+Operators that no converter is registered for are rewritten by PyTorch's decompositions into others, or refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from quantvm.frontend.registry import Converter
+
+_CONVERTERS: dict[str, Converter] = {}
+_QUALIFIED = re.compile(r"^[A-Za-z_0-9]+::[A-Za-z_0-9]+\.[A-Za-z_0-9]+$")
+
+
+def register_exported(*names: str) -> Callable[[Converter], Converter]:
+    """Returns a decorator that registers a converter for each qualified op name with its overload.
+
+    Raises:
+        ValueError: a name is not of the form `namespace::op.overload`, or has a converter already.
+    """
+    for name in names:
+        if not _QUALIFIED.match(name):
+            raise ValueError(f"converter name {name!r} is not of the form 'namespace::op.overload'")
+        if name in _CONVERTERS:
+            raise ValueError(f"{name} has a converter already: {_CONVERTERS[name].__qualname__}")
+
+    def register(function: Converter) -> Converter:
+        for name in names:
+            _CONVERTERS[name] = function
+        return function
+
+    return register
+
+
+def find_exported(name: str) -> Converter | None:
+    """Returns the converter of a qualified op name with overload, or None."""
+    return _CONVERTERS.get(name)
+
+
+def exported_ops() -> tuple[str, ...]:
+    """Returns the names of all ops of exported programs that have a converter of ours, sorted."""
+    return tuple(sorted(_CONVERTERS))

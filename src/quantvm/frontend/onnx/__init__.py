@@ -1,0 +1,1 @@
+"""ONNX files -> Relax in QDQ form."""

@@ -1,0 +1,274 @@
+"""Programs in channels-last order (N, H, W, C), as TFLite's are, rewritten to PyTorch's logical order (N, C, H, W).
+
+The function keeps the order of its inputs and outputs: a transposition follows each image that comes in and precedes
+each that goes out. In between, convolutions, pools, sums over channels or space and element-wise operators work on
+(N, C, H, W); others get their inputs transposed back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst
+
+from quantvm.errors import ModelImportError
+from quantvm.frontend.builder import Expr, constant, is_call, shape_of
+from quantvm.tvm_compat import dataflow
+
+_TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
+_AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
+"""Where an axis of (N, H, W, C) lies in (N, C, H, W)."""
+_ELEMENT_WISE = frozenset(
+    f"relax.{name}"
+    for name in (
+        "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "astype", "sigmoid", "tanh", "exp",
+        "sqrt", "rsqrt", "abs", "negative", "nn.relu", "nn.relu6", "nn.leakyrelu", "quantize", "dequantize",
+    )
+)  # fmt: skip
+_KEEPS_PARAMETERS = frozenset(f"relax.{name}" for name in ("clip", "reshape", "nn.max_pool2d", "nn.pad", "astype"))
+
+
+def channels_first(module: tvm.IRModule) -> tvm.IRModule:
+    """Returns the module with `main` in (N, C, H, W) order inside.
+
+    Raises:
+        ModelImportError: control flow, or a convolution whose weight is computed at run time.
+    """
+    return _Rewriter().go(module["main"])
+
+
+class _Rewriter:
+    def __init__(self) -> None:
+        self._values: dict[Any, Expr] = {}
+        self._is_first: set[Expr] = set()
+        self._calls: dict[Any, Any] = {}
+        self._quantizes: dict[Any, Any] = {}
+        self._other: dict[Expr, Expr] = {}
+
+    def go(self, main: Any) -> tvm.IRModule:
+        """Returns a module of the rewritten function."""
+        self._b = relax.BlockBuilder()
+        params = [relax.Var(param.name, param.ty) for param in main.params]
+        with self._b.function("main", params):
+            with dataflow(self._b):
+                for old, new in zip(main.params, params, strict=True):
+                    self._values[old] = new
+                    if _rank(new) == 4:
+                        self._values[old] = self._first(new)
+                for block in main.body.blocks:
+                    for binding in block.bindings:
+                        self._bind(binding)
+                result = self._b.emit_output(self._last_of(main.body.body))
+            self._b.emit_func_output(result)
+        return self._b.get()
+
+    def _last_of(self, expr: Expr) -> Expr:
+        value = self._values.get(expr, expr)
+        if isinstance(value, relax.Tuple):
+            return relax.Tuple([self._last(self._values.get(field, field)) for field in value.fields])
+        return self._last(value)
+
+    def _bind(self, binding: Any) -> None:
+        value = binding.value
+        if isinstance(value, relax.Call):
+            self._calls[binding.var] = value
+            made = self._call(value)
+            self._values[binding.var] = made
+            name = value.op.name
+            if name == "relax.quantize":
+                self._quantizes[binding.var] = value
+            elif name in _KEEPS_PARAMETERS and value.args[0] in self._quantizes:
+                self._quantizes[binding.var] = self._quantizes[value.args[0]]
+        elif isinstance(value, (relax.Tuple, tvm.ir.Var, GenericConst)):
+            self._values[binding.var] = self._values.get(value, value)
+        elif isinstance(value, relax.TupleGetItem):
+            source = self._values.get(value.tuple_value, value.tuple_value)
+            self._values[binding.var] = self._b.emit(relax.TupleGetItem(source, value.index))
+        else:
+            raise ModelImportError("the program has control flow or sizes that are known at run time only")
+
+    # ------------------------------------------------------------------ order of one value
+
+    def _emit_first(self, expr: Expr) -> Expr:
+        var = self._b.emit(expr)
+        self._is_first.add(var)
+        return var
+
+    def _first(self, value: Expr) -> Expr:
+        """Returns a value of four dimensions in (N, C, H, W)."""
+        if value in self._is_first:
+            return value
+        if isinstance(value, GenericConst):
+            return constant(value.value.numpy().transpose(_TO_FIRST), str(value.ty.dtype))
+        if value not in self._other:
+            self._other[value] = self._emit_first(relax.op.permute_dims(value, _TO_FIRST))
+        return self._other[value]
+
+    def _last(self, value: Expr) -> Expr:
+        """Returns a value in the file's own order."""
+        if value not in self._is_first:
+            return value
+        if value not in self._other:
+            self._other[value] = self._b.emit(relax.op.permute_dims(value, _TO_LAST))
+        return self._other[value]
+
+    # ------------------------------------------------------------------ operators
+
+    def _call(self, call: Any) -> Expr:
+        name = call.op.name
+        arguments = [self._values.get(a, a) if isinstance(a, tvm.ir.Var) else a for a in call.args]
+        special: dict[str, Callable[[Any, list[Expr]], Expr | None]] = {
+            "relax.nn.conv2d": self._conv2d,
+            "relax.nn.conv2d_transpose": self._conv2d_transpose,
+            "relax.nn.max_pool2d": self._pool,
+            "relax.nn.avg_pool2d": self._pool,
+            "relax.mean": self._mean,
+            "relax.concat": self._concat,
+            "relax.nn.pad": self._pad,
+            "relax.reshape": self._reshape,
+            "relax.astype": self._integer_average,
+        }
+        made = special[name](call, arguments) if name in special else None
+        if made is None and name in _ELEMENT_WISE:
+            made = self._element_wise(call, arguments)
+        if made is not None:
+            return made
+        plain = [self._last_of(a) if isinstance(a, relax.Tuple) else self._last(a) for a in arguments]
+        return self._b.emit(relax.Call(call.op, plain, call.attrs, call.ty_args))
+
+    def _element_wise(self, call: Any, arguments: list[Expr]) -> Expr | None:
+        if len(getattr(call.ty, "shape", None) or ()) != 4:
+            return None
+        if call.op.name in ("relax.quantize", "relax.dequantize"):
+            if call.args[1].value.numpy().size > 1:
+                return None
+            arguments = [self._first(arguments[0]), *arguments[1:]]
+        else:
+            arguments = [self._aligned(a) for a in arguments]
+        return self._emit_first(relax.Call(call.op, arguments, call.attrs, call.ty_args))
+
+    def _aligned(self, value: Expr) -> Expr:
+        """Returns an operand of an element-wise operator so that it broadcasts along the same dimensions."""
+        rank = _rank(value)
+        if rank == 4:
+            return self._first(value)
+        if rank == 1 and isinstance(value, GenericConst):
+            return constant(value.value.numpy().reshape(1, -1, 1, 1), str(value.ty.dtype))
+        if rank == 1:
+            return self._b.emit(relax.op.reshape(value, (1, -1, 1, 1)))
+        return value
+
+    def _conv2d(self, call: Any, arguments: list[Expr]) -> Expr:
+        if str(call.attrs.data_layout) != "NHWC":
+            raise ModelImportError(f"a convolution in layout {call.attrs.data_layout}, expected NHWC")
+        y = relax.op.nn.conv2d(
+            self._first(arguments[0]), self._weight(call), strides=list(call.attrs.strides),
+            padding=list(call.attrs.padding), dilation=list(call.attrs.dilation), groups=int(call.attrs.groups),
+            data_layout="NCHW", kernel_layout="OIHW", out_dtype="float32",
+        )  # fmt: skip
+        return self._emit_first(y)
+
+    def _conv2d_transpose(self, call: Any, arguments: list[Expr]) -> Expr:
+        attrs = call.attrs
+        if str(attrs.data_layout) != "NHWC":
+            raise ModelImportError(f"a transposed convolution in layout {attrs.data_layout}, expected NHWC")
+        y = relax.op.nn.conv2d_transpose(
+            self._first(arguments[0]), self._weight(call, "IOHW"), strides=list(attrs.strides),
+            padding=list(attrs.padding), output_padding=list(attrs.output_padding), dilation=list(attrs.dilation),
+            groups=int(attrs.groups), data_layout="NCHW", kernel_layout="IOHW", out_dtype="float32",
+        )  # fmt: skip
+        return self._emit_first(y)
+
+    def _weight(self, call: Any, letters: str = "OIHW") -> Expr:
+        """Returns the weight in this order; a quantized one as a dequantize of stored integers."""
+        layout = str(call.attrs.kernel_layout)
+        order, outputs = [layout.index(letter) for letter in letters], letters.index("O")
+        source = self._calls.get(call.args[1], call.args[1])
+        shape = shape_of(call.args[1])
+        if is_call(source, "relax.reshape"):
+            source = self._calls.get(source.args[0], source.args[0])
+        if isinstance(source, GenericConst):
+            return constant(source.value.numpy().reshape(shape).transpose(order), "float32")
+        if not is_call(source, "relax.dequantize") or not isinstance(source.args[0], GenericConst):
+            raise ModelImportError("a convolution whose weight is computed at run time, expected a constant")
+        integers, scale, zero_point = (argument.value.numpy() for argument in source.args)
+        if scale.size > 1 and scale.size != shape[order[outputs]]:
+            expected = shape[order[outputs]]
+            raise ModelImportError(f"a weight of shape {shape} with {scale.size} scales, expected {expected}")
+        moved = constant(integers.reshape(shape).transpose(order), str(integers.dtype))
+        axis = outputs if scale.size > 1 else -1
+        if scale.size > 1:
+            zero_point = np.broadcast_to(zero_point, scale.shape)
+        scale, zero_point = (v if v.size > 1 else v.reshape(()) for v in (scale, zero_point))
+        parameters = constant(scale, "float32"), constant(zero_point, str(integers.dtype))
+        return self._b.emit(relax.op.dequantize(moved, *parameters, axis=axis))
+
+    def _pool(self, call: Any, arguments: list[Expr]) -> Expr | None:
+        attrs = call.attrs
+        if str(attrs.layout) != "NHWC":
+            return None
+        return self._emit_first(self._pool_of(call.op.name, self._first(arguments[0]), attrs))
+
+    def _pool_of(self, name: str, x: Expr, attrs: Any) -> Expr:
+        op = relax.op.nn.max_pool2d if name == "relax.nn.max_pool2d" else relax.op.nn.avg_pool2d
+        return op(
+            x, pool_size=list(attrs.pool_size), strides=list(attrs.strides), padding=list(attrs.padding),
+            dilation=list(attrs.dilation), ceil_mode=bool(attrs.ceil_mode),
+            count_include_pad=bool(attrs.count_include_pad), layout="NCHW",
+        )  # fmt: skip
+
+    def _integer_average(self, call: Any, arguments: list[Expr]) -> Expr | None:
+        """TVM averages a quantized tensor in int32 and cuts the fraction off: here it is averaged in float."""
+        pool: Any = self._calls.get(call.args[0])
+        if not is_call(pool, "relax.nn.avg_pool2d"):
+            return None
+        widened: Any = self._calls.get(pool.args[0])
+        integers: Any = widened.args[0] if is_call(widened, "relax.astype") else None
+        if integers not in self._quantizes:
+            raise ModelImportError("an average pool of integers whose quantization is not known")
+        scale, zero_point = self._quantizes[integers].args[1:3]
+        x = self._emit_first(relax.op.dequantize(self._first(self._values[integers]), scale, zero_point))
+        mean = self._emit_first(self._pool_of("relax.nn.avg_pool2d", x, pool.attrs))
+        return self._emit_first(relax.op.quantize(mean, scale, zero_point, out_dtype=str(integers.ty.dtype)))
+
+    def _mean(self, call: Any, arguments: list[Expr]) -> Expr | None:
+        x = arguments[0]
+        axes = [int(a) % 4 for a in call.attrs.axis] if call.attrs.axis is not None else None
+        keeps = bool(call.attrs.keepdims)
+        if _rank(x) != 4 or axes is None or not (keeps or sorted(axes) == [1, 2]):
+            return None
+        y = relax.op.mean(self._first(x), sorted(_AXIS[a] for a in axes), keeps)
+        return self._emit_first(y) if keeps else self._b.emit(y)
+
+    def _concat(self, call: Any, arguments: list[Expr]) -> Expr | None:
+        fields = [self._values.get(field, field) for field in arguments[0].fields]
+        if any(_rank(field) != 4 for field in fields):
+            return None
+        axis = _AXIS[int(call.attrs.axis) % 4]
+        return self._emit_first(relax.op.concat([self._first(field) for field in fields], axis))
+
+    def _pad(self, call: Any, arguments: list[Expr]) -> Expr | None:
+        if _rank(arguments[0]) != 4:
+            return None
+        widths = [int(w) for w in call.attrs.pad_width]
+        moved = [width for axis in _TO_FIRST for width in widths[2 * axis : 2 * axis + 2]]
+        attrs = call.attrs
+        return self._emit_first(
+            relax.op.nn.pad(self._first(arguments[0]), moved, pad_value=float(attrs.pad_value), pad_mode=attrs.pad_mode)
+        )
+
+    def _reshape(self, call: Any, arguments: list[Expr]) -> Expr | None:
+        """A single pixel has the same order either way."""
+        x = arguments[0]
+        if x in self._is_first and shape_of(x)[2:] == [1, 1] and len(shape_of(call)) != 4:
+            return self._b.emit(relax.op.reshape(x, call.args[1]))
+        return None
+
+
+def _rank(value: Expr) -> int:
+    ty = getattr(value, "ty", None)
+    return int(ty.ndim) if isinstance(ty, relax.TensorType) else -1

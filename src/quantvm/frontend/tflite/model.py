@@ -1,0 +1,117 @@
+"""TFLite files -> Relax in QDQ form, through TVM's own importer; knows no torch.
+
+The form is dequantize, operate in float, quantize. The engine `tflite` says that averages, means and changes of
+parameters round as TFLite's kernels; its other kernels requantize in fixed point, so that single integers may differ by
+one from what its interpreter computes (docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import tvm
+
+from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError
+from quantvm.frontend.builder import is_call
+from quantvm.frontend.normalize import normalize
+from quantvm.frontend.program_inputs import ENGINE_ATTR, bind_batch, importing
+from quantvm.storage.regular_files import open_regular
+from quantvm.tvm_compat import closed_on_error
+
+from .channels_first import channels_first
+
+ENGINE = "tflite"
+_MAGIC = b"TFL3"
+
+
+def from_tflite(
+    model_or_path: Any, *, example_inputs: Sequence[Any] | None = None, batch: str = "dynamic"
+) -> tvm.IRModule:
+    """Returns the model in Relax QDQ form; images are (N, H, W, C) at its inputs and outputs, as in the file.
+
+    Args:
+        model_or_path: the path of a `.tflite` file, or its bytes.
+        example_inputs: their shapes are checked against the model's.
+        batch: as the file says, where a batch is mostly of one image; static as dynamic.
+
+    Raises:
+        UnsupportedOpError: operators that TVM's importer lacks, all in one message.
+        ModelImportError: no such file, not a TFLite file, not quantized, or inputs that are not float32.
+    """
+    with importing("the model" if isinstance(model_or_path, bytes) else model_or_path, batch):
+        return _imported(_read(model_or_path), model_or_path, example_inputs, batch)
+
+
+def _imported(data: bytes, model_or_path: Any, example_inputs: Sequence[Any] | None, batch: str) -> tvm.IRModule:
+    module, names = _with_tvm(data, "the model" if isinstance(model_or_path, bytes) else str(model_or_path))
+    main = module["main"]
+    values = [binding.value for block in main.body.blocks for binding in block.bindings]
+    if not any(is_call(value, "relax.quantize") or is_call(value, "relax.dequantize") for value in values):
+        raise ModelImportError("no quantized tensor found: this is a float model; convert it with representative data")
+    quantized = [p.name for p in main.params if str(p.ty.dtype) in ("int8", "uint8")]
+    if quantized:
+        raise ModelImportError(
+            f"the inputs {', '.join(quantized)} are quantized already; convert the model with "
+            "inference_input_type=tf.float32 and inference_output_type=tf.float32"
+        )
+    module = bind_batch(normalize(channels_first(module), names), example_inputs, batch)
+    return module.with_attr(ENGINE_ATTR, ENGINE)
+
+
+def _read(model_or_path: Any) -> bytes:
+    if isinstance(model_or_path, bytes):
+        data, name = model_or_path, "the model"
+    else:
+        with open_regular(model_or_path, ModelImportError) as file:
+            data, name = file.read(), model_or_path
+    if data[4:8] != _MAGIC:
+        raise ModelImportError(f"{name} is no TFLite file: it does not have the identifier TFL3")
+    return data
+
+
+def _with_tvm(data: bytes, name: str) -> tuple[tvm.IRModule, list[str]]:
+    try:
+        import tflite
+    except ImportError as error:
+        raise ModelImportError("TFLite models need the package tflite: pip install 'quantvm[tflite]'") from error
+    from tvm.relax.frontend.tflite import from_tflite as tvm_from_tflite
+
+    from .converters import Converter
+
+    try:
+        model = tflite.Model.GetRootAsModel(data, 0)
+        with ExitStack() as stack:
+
+            def converter(*arguments: Any) -> Converter:
+                made = Converter(*arguments)
+                stack.enter_context(closed_on_error(made.bb))
+                return made
+
+            return tvm_from_tflite(model, op_converter=converter), _contraction_names(model)
+    except QuantvmError:
+        raise
+    except tvm.error.OpNotImplemented as error:
+        text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise UnsupportedOpError(f"TVM's TFLite importer cannot import {name}: {text}") from error
+    except Exception as error:  # a damaged flatbuffer ends in any of Python's errors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ModelImportError(f"{name} is damaged, or TVM's TFLite importer cannot read it: {reason}") from error
+
+
+def _contraction_names(model: Any) -> list[str]:
+    """Returns the names of what convolutions and matrix products compute, in order."""
+    import tflite
+
+    operators = tflite.BuiltinOperator
+    kinds = (operators.CONV_2D, operators.DEPTHWISE_CONV_2D, operators.TRANSPOSE_CONV, operators.FULLY_CONNECTED,
+             operators.BATCH_MATMUL)  # fmt: skip
+    graph = model.Subgraphs(0)
+    names = []
+    for index in range(graph.OperatorsLength()):
+        operator = graph.Operators(index)
+        code = model.OperatorCodes(operator.OpcodeIndex())
+        if max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) in kinds:
+            names.append(graph.Tensors(operator.Outputs(0)).Name().decode("utf-8", "replace"))
+    return names

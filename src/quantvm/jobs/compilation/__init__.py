@@ -1,0 +1,1 @@
+"""`quantvm compile`: a model into a file."""

@@ -1,0 +1,1 @@
+"""`quantvm bench`: how long a call takes, beside other engines."""

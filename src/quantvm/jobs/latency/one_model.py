@@ -1,0 +1,369 @@
+"""One model through all engines: files built, workers started, bits checked, and only then anything timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantvm.errors import ConfigError
+from quantvm.jobs.latency.config import BENCH_FLOWS, BenchConfig
+from quantvm.jobs.latency.engines import Job
+from quantvm.jobs.latency.rounds import alternate, summarize
+from quantvm.jobs.latency.schema import BenchModelRow, EngineRow, EngineStatus, ProfileRow
+from quantvm.jobs.latency.stages import BenchStages
+from quantvm.jobs.latency.workers import Worker, WorkerError
+from quantvm.score.parity import OutputShapeError, check_outputs
+
+if TYPE_CHECKING:
+    from quantvm.models import ModelSpec
+    from quantvm.report.schema import WeightsRow
+
+GREATEST_COMPILING_LOSS = 1.0
+"""How far TVM may be from a PyTorch that sums floats (PT2E, networks float in part), in its own distance from fp32."""
+_MIN_CALLS = 5
+_WARM_UP_SECONDS = 0.3
+
+
+@dataclass
+class ModelBench:
+    """One model whose files lie in the job's folder.
+
+    Attributes:
+        spec: the model.
+        weights: where they came from.
+        engines: the names to measure.
+        missing: those among them that cannot run here, and why.
+        job: what the workers are for; engine and threads are put in here.
+        config: the options.
+        stages: the calls.
+        note: shows a line to the user.
+        log: keeps details of a failure.
+    """
+
+    spec: ModelSpec
+    weights: WeightsRow
+    engines: Sequence[str]
+    missing: dict[str, str]
+    job: Job
+    config: BenchConfig
+    stages: BenchStages
+    note: Callable[[str], None]
+    log: Callable[[str], None]
+    built: dict[str, dict[str, Any]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str | None:
+        """The engine whose outputs TVM must give; measured only if it is asked for."""
+        return self.config.reference if "tvm" in self.engines else None
+
+    def go(self, threads: Sequence[int]) -> Iterator[BenchModelRow]:
+        """Yields a row for each thread count and batch size, as soon as it is final."""
+        self._build(tuple(threads))
+        for count in threads:
+            yield from self._measure(count)
+
+    def _names(self) -> list[str]:
+        """Returns the engines to start, the reference before TVM."""
+        first = [self.reference] if self.reference else []
+        return [*first, *(name for name in self.engines if name not in first and name not in self.missing)]
+
+    def _build(self, threads: tuple[int, ...]) -> None:
+        for name in self._names():
+            self.note(f"{self.spec.title}: {name} builds")
+            try:
+                job = replace(
+                    self.job, engine=name, threads=max(threads), thread_counts=threads,
+                    batch_sizes=tuple(self.config.batch_sizes),
+                )  # fmt: skip
+                worker = self.stages.start_worker(job)
+                try:
+                    self.built[name] = worker.request("build")
+                finally:
+                    worker.close()
+            except WorkerError as error:
+                self.broken[name] = self._told(name, "build", error)
+
+    def _measure(self, threads: int) -> Iterator[BenchModelRow]:
+        with ExitStack() as stack:
+            session = _Session(self, threads)
+            for name in self._names():
+                session.start(name, stack)
+            for batch in self.config.batch_sizes:
+                session.check(batch)
+            for batch in self.config.batch_sizes:
+                session.time(batch)
+                if self.config.profile:
+                    session.profile(batch)
+                yield self._row(session, batch)
+
+    def _row(self, session: _Session, batch: int) -> BenchModelRow:
+        row = session.row(batch)
+        self.note(_outcome(row))
+        return row
+
+    def _told(self, engine: str, what: str, error: WorkerError) -> str:
+        """Returns why an engine failed, having logged the details."""
+        self.log(f"{self.spec.name}, {engine}, {what}: {error}\n{error.details}")
+        self.note(f"{self.spec.title}: {engine} failed at {what}: {error}")
+        return " ".join(f"{what}: {error}".split())
+
+
+class _Session:
+    """The workers of one model and thread count, all alive, of which one at a time does anything."""
+
+    def __init__(self, bench: ModelBench, threads: int) -> None:
+        self._bench, self._threads = bench, threads
+        self._workers: dict[str, Worker] = {}
+        self._rows: dict[tuple[str, int], EngineRow] = {}
+        self._profiles: dict[int, ProfileRow] = {}
+
+    def start(self, name: str, stack: ExitStack) -> None:
+        """Starts an engine and loads it for every batch size; saves the outputs of each first call."""
+        bench = self._bench
+        facts = bench.built.get(name, {})
+        for batch in bench.config.batch_sizes:
+            self._rows[name, batch] = engine_row(facts)
+        if name in bench.broken:
+            self._fail(name, "error", bench.broken[name])
+            return
+        bench.note(f"{bench.spec.title}, threads {self._threads}: {name} loads")
+        batch = bench.config.batch_sizes[0]
+        try:
+            worker = bench.stages.start_worker(self._job(name))
+            stack.callback(worker.close)
+            self._workers[name] = worker
+            for batch in bench.config.batch_sizes:
+                self._rows[name, batch].update(worker.request("load", batch=batch))  # type: ignore[typeddict-item]
+        except WorkerError as error:
+            self._fail(name, "error", bench._told(name, f"load of batch {batch}", error))
+
+    def check(self, batch: int) -> None:
+        """Compares all outputs with the float model's, and TVM's with the reference's; wrong ones get no time."""
+        float_f32 = np.load(self._bench.job.float_output_path)[:batch]
+        outputs = {}
+        for (name, of_batch), row in self._rows.items():
+            if of_batch != batch or row["status"] != "measured":
+                continue
+            try:
+                outputs[name] = check_outputs(name, np.load(self._job(name).output_path(batch)), batch)
+                row["cosine_to_float"] = _cosine(outputs[name], float_f32)
+            except (OutputShapeError, ValueError) as error:
+                self._fail(name, "failed", str(error), batch)
+        if "tvm" in outputs:
+            self._check_tvm(outputs["tvm"], outputs.get(self._bench.reference or ""), float_f32, batch)
+
+    def _check_tvm(
+        self, actual_f32: np.ndarray, expected_f32: np.ndarray | None, float_f32: np.ndarray, batch: int
+    ) -> None:
+        reference = self._bench.reference
+        if expected_f32 is None:
+            self._fail("tvm", "error", f"its outputs cannot be checked, for {reference} gave none", batch)
+            return
+        if actual_f32.shape != expected_f32.shape:
+            shapes = f"got {actual_f32.shape}, {reference} gives {expected_f32.shape}"
+            self._fail("tvm", "failed", f"wrong output shape: {shapes}", batch)
+            return
+        identical = actual_f32.view(np.uint32) == expected_f32.view(np.uint32)
+        row = self._rows["tvm", batch]
+        row["outputs_identical"], row["outputs_total"] = int(identical.sum()), identical.size
+        row["cosine_to_reference"] = _cosine(actual_f32, expected_f32)
+        row["compiling_loss"] = loss = _compiling_loss(actual_f32, expected_f32, float_f32)
+        share = row["int8_mac_share"]
+        if self._bench.job.flow == "pt2e" or (share is not None and share < 1):
+            if loss is None or loss > GREATEST_COMPILING_LOSS:
+                times = "immeasurably many" if loss is None else f"{loss:.3g}"
+                reason = (
+                    f"its outputs are {times} times as far from {reference}'s as those are from the float model's, "
+                    f"expected at most {GREATEST_COMPILING_LOSS:g}: no time"
+                )
+                self._fail("tvm", "failed", reason, batch)
+        elif not identical.all():
+            n = identical.size - int(identical.sum())
+            greatest = float(np.abs(actual_f32 - expected_f32).max())
+            reason = f"{n} of {identical.size} raw outputs differ from {reference}'s, by up to {greatest:.6g}: no time"
+            self._fail("tvm", "failed", reason, batch)
+
+    def time(self, batch: int) -> None:
+        """Times the engines that are in order, in rounds."""
+        bench, config = self._bench, self._bench.config
+        ready = [name for name in bench.engines if self._is_ready(name, batch)]
+        ready = [name for name in ready if self._ask(name, batch, "warm_up", seconds=_WARM_UP_SECONDS) is not None]
+
+        def measure(name: str, seconds: float) -> Sequence[float] | None:
+            found = self._ask(name, batch, "measure", seconds=seconds)
+            return None if found is None else found["samples_ms"]
+
+        rounds = alternate(ready, measure, min_rounds=config.rounds, min_seconds=config.seconds)
+        for name, rounds_ms in rounds.items():
+            try:
+                memory = self._workers[name].request("memory")
+            except WorkerError as error:
+                self._fail(name, "error", bench._told(name, "memory", error), batch)
+            else:
+                self._rows[name, batch].update({**summarize(rounds_ms, batch), **memory})  # type: ignore[typeddict-item]
+
+    def profile(self, batch: int) -> None:
+        """Asks TVM, in a process that can compile, where its time goes."""
+        if not self._is_ready("tvm", batch):
+            return
+        bench = self._bench
+        try:
+            worker = bench.stages.start_worker(replace(self._job("tvm"), deployed=False))
+            try:
+                found = worker.request("profile", batch=batch, calls=_MIN_CALLS, seconds=bench.config.seconds)
+            finally:
+                worker.close()
+        except WorkerError as error:
+            self._fail("tvm", "error", bench._told("tvm", f"profile of batch {batch}", error), batch)
+        else:
+            self._profiles[batch] = found  # type: ignore[assignment]
+
+    def _is_ready(self, name: str, batch: int) -> bool:
+        row = self._rows.get((name, batch))
+        return row is not None and row["status"] == "measured"
+
+    def _ask(self, name: str, batch: int, operation: str, seconds: float) -> dict[str, Any] | None:
+        """Returns what a worker measured; None, with the reason in its row, if it failed."""
+        try:
+            return self._workers[name].request(operation, batch=batch, calls=_MIN_CALLS, seconds=seconds)
+        except WorkerError as error:
+            reason = self._bench._told(name, f"{operation.replace('_', ' ')} of batch {batch}", error)
+            self._fail(name, "error", reason, batch)
+            return None
+
+    def _fail(self, name: str, status: EngineStatus, reason: str, batch: int | None = None) -> None:
+        """Notes that an engine has no time, for one batch size or for all."""
+        for of_batch in self._bench.config.batch_sizes if batch is None else (batch,):
+            row = self._rows[name, of_batch]
+            row["status"], row["reason"] = status, reason
+
+    def _job(self, name: str) -> Job:
+        # TVM runs in a process like that of a deployed model, unless it still has to be compiled there.
+        deployed = name == "tvm" and "artifact_bytes" in self._bench.built.get(name, {})
+        return replace(self._bench.job, engine=name, threads=self._threads, deployed=deployed)
+
+    def row(self, batch: int) -> BenchModelRow:
+        """Returns what was found for one batch size."""
+        bench = self._bench
+        engines: dict[str, EngineRow] = {}
+        for name in bench.engines:
+            if name in bench.missing:
+                engines[name] = engine_row({"status": "missing", "reason": bench.missing[name]})
+            else:
+                engines[name] = self._rows[name, batch]
+        return {
+            "name": bench.spec.name,
+            "title": bench.spec.title,
+            "flow": bench.job.flow,
+            "batch": batch,
+            "threads": self._threads,
+            "weights": bench.weights,
+            "engines": engines,
+            "tvm_vs_best": tvm_vs_best(engines),
+            "profile": self._profiles.get(batch),
+        }
+
+
+def engine_row(known: dict[str, Any]) -> EngineRow:
+    """Returns a row that says `measured` until something goes wrong, with `known` in place of what is unknown."""
+    row: EngineRow = {
+        "status": "measured",
+        "reason": None,
+        "p50_ms": None,
+        "p90_ms": None,
+        "p99_ms": None,
+        "min_ms": None,
+        "n": 0,
+        "n_rounds": 0,
+        "round_p50_ms": [],
+        "images_per_s": None,
+        "spread": None,
+        "spread_warning": False,
+        "first_call_ms": None,
+        "build_s": None,
+        "import_s": None,
+        "compile_s": None,
+        "load_s": None,
+        "artifact_bytes": None,
+        "peak_rss_bytes": None,
+        "inference_peak_rss_bytes": None,
+        "outputs_identical": None,
+        "outputs_total": None,
+        "cosine_to_float": None,
+        "cosine_to_reference": None,
+        "compiling_loss": None,
+        "int8_mac_share": None,
+    }
+    return {**row, **known}  # type: ignore[typeddict-item]
+
+
+def tvm_vs_best(engines: dict[str, EngineRow]) -> float | None:
+    """Returns the p50 of the best other engine over TVM's: above 1, TVM is faster; None without either."""
+    p50_ms = {name: row["p50_ms"] for name, row in engines.items() if row["p50_ms"] is not None}
+    tvm_ms = p50_ms.pop("tvm", None)
+    return min(p50_ms.values()) / tvm_ms if tvm_ms and p50_ms else None
+
+
+def _cosine(actual_f32: np.ndarray, expected_f32: np.ndarray) -> float | None:
+    """Returns how alike the outputs are in direction, their means taken off; None if either is constant."""
+    actual, expected = (np.asarray(y - y.mean(), dtype=np.float64).ravel() for y in (actual_f32, expected_f32))
+    norm = float(np.linalg.norm(actual) * np.linalg.norm(expected))
+    return float(actual @ expected) / norm if norm > 0 and np.isfinite(norm) else None
+
+
+def _compiling_loss(actual_f32: np.ndarray, expected_f32: np.ndarray, float_f32: np.ndarray) -> float | None:
+    """Returns |actual - expected| over |expected - float|, Euclidean: what compiling changed, in what quantizing did.
+
+    0 if nothing differs, None if there is no such number: where quantizing changed nothing, or an output is not finite.
+
+    A difference at a rounding tie grows on its way through a network as the rounding errors of quantization itself
+    grow, so the quotient stays small whatever the weights are, where a cosine does not.
+    """
+    actual, expected, reference = (
+        np.asarray(y, dtype=np.float64).ravel() for y in (actual_f32, expected_f32, float_f32)
+    )
+    if np.array_equal(actual, expected, equal_nan=True):
+        return 0.0
+    changed, quantized = np.linalg.norm(actual - expected), np.linalg.norm(expected - reference)
+    return float(changed / quantized) if quantized > 0 and np.isfinite([changed, quantized]).all() else None
+
+
+def _outcome(row: BenchModelRow) -> str:
+    times = [
+        f"{name} {found['p50_ms']:.2f} ms" if found["p50_ms"] else f"{name} {found['status']}"
+        for name, found in row["engines"].items()
+    ]
+    return f"{row['title']}, batch {row['batch']}, threads {row['threads']}: {', '.join(times)}"
+
+
+def _flow(spec: ModelSpec, config: BenchConfig) -> str:
+    """Returns how PyTorch quantizes the model.
+
+    Raises:
+        ConfigError: it cannot, by the flow that was asked for.
+    """
+    possible = [flow for flow in BENCH_FLOWS if flow in spec.flows]
+    flow = config.flow or next((flow for flow in possible if flow != "pt2e"), "eager")
+    if flow not in possible:
+        raise ConfigError(f"PyTorch cannot quantize it by the flow {flow}; use {' or '.join(possible)}")
+    return flow
+
+
+def model_job(folder: Path, spec: ModelSpec, config: BenchConfig) -> Job:
+    """Returns the job that all workers of a model share."""
+    return Job(
+        engine="",
+        model=spec.name,
+        folder=str(folder),
+        threads=1,
+        scheme=config.scheme,
+        flow=_flow(spec, config),
+        tvm_engine=config.tvm_engine,
+        target=config.target,
+    )

@@ -1,0 +1,122 @@
+"""Worker processes, one for each engine: started, asked, and ended. The other end is ``engine_worker.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from quantvm.jobs.latency.engines import Job
+
+REQUEST_LIMIT_S = 1800.0
+"""What takes longer hangs."""
+
+
+class WorkerError(Exception):
+    """An engine failed or its process ended; `details` holds the stack or what the process last printed."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class Worker(Protocol):
+    """One engine in a process of its own, which does nothing between two requests."""
+
+    def request(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Returns what the operation gave; the caller sleeps until then.
+
+        Raises:
+            WorkerError: the engine failed, or the process ended.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the process."""
+        ...
+
+
+class ProcessWorker:
+    """A Worker that is a process."""
+
+    def __init__(self, job: Job, *, limit_s: float = REQUEST_LIMIT_S) -> None:
+        self._job, self._limit_s = job, limit_s
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "quantvm.jobs.latency.engine_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=_environment(job.threads),
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C is for the parent, which then ends the workers
+        )
+        self._send(dataclasses.asdict(job))
+
+    def request(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Returns what the operation gave; the caller sleeps until then."""
+        self._send({"op": operation, **arguments})
+        assert self._process.stdout is not None
+        timer = threading.Timer(self._limit_s, self._process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            expired = not timer.is_alive()
+            timer.cancel()
+        if not line:
+            raise self._ended(operation, expired)
+        answer = json.loads(line)
+        if not answer["ok"]:
+            raise WorkerError(answer["error"], answer["stack"])
+        return answer["facts"]
+
+    def close(self) -> None:
+        """Ends the process, in the middle of a request too; it has nothing to save."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            with suppress(OSError):  # what was not sent yet is of no use any more
+                stream.close()  # type: ignore[union-attr]
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps(message), file=self._process.stdin, flush=True)
+        except OSError as error:
+            raise self._ended(message.get("op", "start"), False) from error
+
+    def _ended(self, operation: str, expired: bool) -> WorkerError:
+        code = self._process.wait()
+        self._stderr.seek(0)
+        printed = self._stderr.read().decode(errors="replace").strip()
+        if expired:
+            return WorkerError(f"no answer to '{operation}' in {self._limit_s:.0f} s, the process was ended", printed)
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        last = f": {printed.splitlines()[-1]}" if printed else ""
+        return WorkerError(f"the process ended at '{operation}' with {how}{last}", printed)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Returns the environment of a worker: that of this process, with the thread count for every library."""
+    count = str(threads)
+    # -P or a working directory must not decide which quantvm a worker imports.
+    source = str(Path(__file__).resolve().parents[3])
+    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "TVM_NUM_THREADS": count,
+        "TVM_BIND_THREADS": "0",
+        "PYTHONPATH": path,
+    }

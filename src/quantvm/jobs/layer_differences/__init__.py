@@ -1,0 +1,1 @@
+"""`quantvm diff`: in which layer two computations differ, and why."""

@@ -1,0 +1,1 @@
+"""`quantvm tune`: a model's convolutions are measured, and the fastest schedules are kept in a file."""

@@ -1,0 +1,171 @@
+"""TIR form of `numerics.requantize`: int32 accumulators to quantized integers, under each engine's rule."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import tirx
+
+from quantvm.kernels.builder import LANES, Buffer, Expr, argument, cast, clamp, fma, ramp, round_even, rounded, splat
+from quantvm.kernels.fixed import fixed_multiply
+from quantvm.numerics.torch_engines import Requantization
+
+
+class RequantizeEpilogue:
+    """Declares a requantization's per-channel constants in the open PrimFunc and applies the rule to vectors.
+
+    Args:
+        r: the rule and its vectors.
+        channels_padded: length that the per-channel vectors are padded to, a multiple of LANES.
+        acc_bound: greatest |acc_i32| that can occur; proves that the float-to-int conversion cannot overflow.
+        order: channel whose constants stand at each place of the vectors; by default its own.
+    """
+
+    def __init__(
+        self, r: Requantization, channels_padded: int, acc_bound: int, order: np.ndarray | None = None
+    ) -> None:
+        self._r, self._padded, self._order = r, channels_padded, order
+        self.output = r.output
+        if r.combined_f32 is not None:
+            # both ways' multipliers, one behind the other; where no batch takes the first, it is left out
+            ways = [r.multiplier_f32] if r.separate_up_to else []
+            self.constants: list[np.ndarray] = [np.concatenate([self._pad(way) for way in (*ways, r.combined_f32)])]
+        elif r.fixed is None:
+            self.constants = [self._pad(r.multiplier_f32)]
+        else:
+            shift = self._pad(r.fixed.right_shift)
+            self.constants = [self._pad(r.fixed.scaled_multiplier), np.where(shift == 0, 1, shift)]
+        if r.bias_f32 is not None:
+            self.constants.append(self._pad(r.bias_f32))
+        elif r.bias_i32 is not None:
+            self.constants.append(self._pad(r.bias_i32))
+        self.may_overflow = self._greatest(acc_bound) >= 2.0**31
+
+    def _pad(self, vector: np.ndarray) -> np.ndarray:
+        padded = np.zeros(self._padded, vector.dtype)
+        if self._order is None:
+            padded[: vector.size] = vector
+        else:
+            padded[: self._order.size] = vector[self._order]
+        return padded
+
+    def _greatest(self, acc_bound: int) -> float:
+        r = self._r
+        bias = 0.0 if r.bias_f32 is None else np.abs(r.bias_f32.astype(np.float64)) * float(r.bias_scale_f32 or 1)
+        bias = bias if r.bias_i32 is None else np.abs(r.bias_i32.astype(np.float64))
+        scale = np.abs(r.multiplier_f32.astype(np.float64))
+        if r.rule == "onednn":
+            scale = scale * float(r.source_scale_f32)
+            bias = 0.0 if r.bias_f32 is None else np.abs(r.bias_f32.astype(np.float64))
+            return float(np.max((acc_bound * scale + bias) * float(r.inverse_output_scale_f32) * 1.001 + 256))
+        return float(np.max((acc_bound + bias) * scale * 1.001))
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Least and greatest quantized value, with the relu if there is one."""
+        output = self._r.output
+        return max(output.quant_min, output.zero_point) if self._r.relu else output.quant_min, output.quant_max
+
+    @property
+    def zero_included(self) -> bool:
+        """Whether `scaled` has the output's zero point in it already."""
+        return self._r.rule == "onednn"
+
+    def declare(self, n: Expr) -> None:
+        """Adds the constants as arguments of the open PrimFunc of `n` images, in the order of `constants`."""
+        if self._r.separate_up_to:
+            self._separate: Expr = n <= tirx.const(self._r.separate_up_to, "int64")
+        names = ["multiplier", "right_shift", "bias"] if self._r.fixed is not None else ["multiplier", "bias"]
+        views = {
+            name: argument(name, vector.shape, str(vector.dtype))
+            for name, vector in zip(names, self.constants, strict=False)
+        }
+        self._multiplier: Buffer = views["multiplier"]
+        self._right_shift: Buffer = views.get("right_shift")
+        self._bias: Buffer = views.get("bias")
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether no float is computed, so that `integers` takes the place of `scaled` and `real`."""
+        return self._r.fixed is not None
+
+    def integers(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns the int32 value before the zero point is added and it is clipped, under the rule integer."""
+        fixed, index = self._r.fixed, ramp(channel, lanes)
+        assert fixed is not None
+        if self._bias is not None:
+            acc_i32 = acc_i32 + self._bias[index]
+        return fixed_multiply(acc_i32, self._multiplier[index], self._right_shift[index], fixed.rounding, lanes)
+
+    def scaled(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns the float32 value before it is rounded to an integer and clipped; no zero point is added yet.
+
+        Under the rule onednn the zero point is in it, and so is the relu.
+        """
+        r, index = self._r, ramp(channel, lanes)
+
+        def constant(value: object) -> Expr:
+            return splat(value, lanes, "float32")
+
+        if r.bias_i32 is not None:
+            acc_i32 = acc_i32 + self._bias[index]
+        v = cast(acc_i32, "float32", lanes)
+        if r.rule == "onednn":
+            v = self._real_f32(v, channel, lanes)
+            v = v if r.bias_f32 is None else rounded(v, lanes) + self._bias[index]
+            v = tirx.max(v, constant(0.0)) if r.relu else v
+            divides = r.output_scale_f32 is not None
+            v = v / constant(r.output_scale_f32) if divides else v * constant(r.inverse_output_scale_f32)
+            return rounded(v, lanes) + constant(float(r.output.zero_point))
+        if r.bias_f32 is not None:
+            fused = r.bias_scale_f32 is not None
+            scale = constant(r.bias_scale_f32) if fused else None
+            v = fma(self._bias[index], scale, v, lanes) if fused else v + self._bias[index]
+        return v * self._multiplier[index]
+
+    def _real_f32(self, acc_f32: Expr, channel: Expr, lanes: int) -> Expr:
+        """Returns the accumulators in real units under the rule onednn, not yet rounded."""
+        r = self._r
+        if r.separate_up_to is None:
+            scaled = acc_f32 * splat(r.source_scale_f32, lanes, "float32")
+            return rounded(scaled, lanes) * self._multiplier[ramp(channel, lanes)]
+        if r.separate_up_to == 0:
+            return acc_f32 * self._multiplier[ramp(channel, lanes)]
+        # in larger batches the first multiplication is by 1, which is exact
+        one, source = (tirx.const(float(value), "float32") for value in (1.0, r.source_scale_f32))
+        scaled = acc_f32 * splat(tirx.Select(self._separate, source, one), lanes)
+        zero, behind = (tirx.const(value, "int32") for value in (0, self._padded))
+        way = tirx.Select(self._separate, zero, behind)
+        return rounded(scaled, lanes) * self._multiplier[ramp(channel + way, lanes)]
+
+    def real(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns float32 integers inside the output dtype's range for channels channel..channel+lanes-1."""
+
+        def constant(value: object) -> Expr:
+            return splat(value, lanes, "float32")
+
+        (low, high), zero = self.bounds, self._r.output.zero_point
+        v = self.scaled(acc_i32, channel, lanes)
+        if self.zero_included:
+            # this rule clips before it rounds; the bounds are integers, so that the order is of no consequence
+            return clamp(round_even(v), constant(float(low)), constant(float(high)))
+        v = round_even(v)
+        if self.may_overflow:
+            # cvtps2dq turns what does not fit int32 into INT32_MIN, which ends at quant_min
+            v = tirx.Select(v >= constant(2.0**31), constant(-32768.0), v)
+        # Clamping the float integer before the zero point is added equals clamping after: both are exact below 2^24.
+        return clamp(v, constant(float(low - zero)), constant(float(high - zero))) + constant(float(zero))
+
+    def apply(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
+        """Returns int32 values inside the output dtype's range for channels channel..channel+lanes-1."""
+        if self.is_integer:
+            (low, high), zero = self.bounds, self._r.output.zero_point
+            value = self.integers(acc_i32, channel, lanes)
+            # clipping before the zero point is added is the same, and cannot overflow
+            value = clamp(value, *(splat(bound - zero, lanes, "int32") for bound in (low, high)))
+            return value + splat(zero, lanes, "int32")
+        return cast(self.real(acc_i32, channel, lanes), "int32", lanes)
+
+
+def padded_channels(channels: int) -> int:
+    """Returns `channels` rounded up to whole vectors."""
+    return -(-channels // LANES) * LANES

@@ -1,0 +1,1 @@
+"""Element-wise operators, concatenation, normalization and the change between float and integers."""

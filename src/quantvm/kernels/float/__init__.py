@@ -1,0 +1,1 @@
+"""Kernels of operators in float, and float programs inside of quantized ones."""

@@ -1,0 +1,177 @@
+"""TIR form of `qdq_numerics.FloatProgram`: float32 operators on vectors, each rounded alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tvm.tirx.script.builder as T
+from tvm import tirx
+
+from quantvm.kernels.arithmetic import dequantize_val
+from quantvm.kernels.builder import LANES, Expr, cast, clamp, fma, local, ramp, round_even, rounded, splat
+from quantvm.numerics.qdq import AccumulatorLeaf, ChannelLeaf, FloatProgram, Quantization, ScalarLeaf, Step, TensorLeaf
+from quantvm.numerics.torch_engines import f32, reciprocal_f64
+
+_BEYOND_BYTES = 65536.0
+"""No byte is left of what exceeds this many steps; it is cut off, as converting it might not fit."""
+_BEHIND_A_TIE = 1 + 2.0**-9
+"""Moves halves of up to 256 steps away from zero, and not as far as to the next integer."""
+_TO_INTEGERS = 1.5 * 2.0**23
+"""Added and taken away, it leaves the nearest integer, ties to even, of what is below 2**22 in magnitude."""
+
+
+def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
+    """Returns the float32 number of steps of the scale, before rounding, not above `_BEYOND_BYTES`.
+
+    Where halves round away from zero they are moved off the middle, so that all ways to round give that.
+    """
+    q = quantization.q
+    if quantization.divides:
+        steps = tirx.div(x_f32, splat(q.scale_f32, lanes, "float32"))
+    else:
+        steps = x_f32 * splat(reciprocal_f64(q.scale), lanes, "float32")
+    steps = T.min(steps, splat(_BEYOND_BYTES, lanes, "float32"))
+    if not quantization.ties_away:
+        return steps
+    off = steps - round_even(steps)  # exact
+    half = off * off == splat(0.25, lanes, "float32")
+    return tirx.Select(half, steps * splat(_BEHIND_A_TIE, lanes, "float32"), steps)
+
+
+def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int, *, stays_float: bool = False) -> Expr:
+    """Returns float32 integers: clip(rne(steps) + zero_point) - zero_point.
+
+    Args:
+        x_f32: what is quantized.
+        quantization: how.
+        lanes: of the vector.
+        stays_float: whether a result of -0, which no integer minus a zero point is, would be seen. `nearbyint` keeps
+            the sign of what it rounds to zero; a sum of two numbers that cancel out is +0.
+    """
+    zero, steps = quantization.q.zero_point, steps_of(x_f32, quantization, lanes)
+    low, high = (splat(float(bound - zero), lanes, "float32") for bound in (quantization.low, quantization.high))
+    if not stays_float:
+        return clamp(round_even(steps), low, high)
+    shift = splat(_TO_INTEGERS, lanes, "float32")
+    return clamp(rounded(steps + shift, lanes) - shift, low, high)
+
+
+def quantize(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
+    """Returns int32 integers, as `qdq_numerics.quantize`."""
+    value = cast(quantize_steps(x_f32, quantization, lanes), "int32", lanes)
+    return value + splat(quantization.q.zero_point, lanes, "int32")
+
+
+def run_program(
+    program: FloatProgram, lanes: int, tensor: Callable[[int], Expr], vector: Callable[[int], Expr],
+    acc_i32: Expr | None = None,
+) -> Expr:  # fmt: skip
+    """Emits the operators on one vector and returns the float32 result, before it is quantized.
+
+    Args:
+        program: what to compute.
+        lanes: elements of the vector.
+        tensor: load of the i-th tensor.
+        vector: load of the i-th per-channel constant.
+        acc_i32: the accumulators, if it has a leaf for them.
+    """
+    registers: list[Expr] = []
+    n_tensors = n_vectors = 0
+    uses = _uses(program)
+    for index, leaf in enumerate(program.leaves):
+        if isinstance(leaf, TensorLeaf):
+            x = tensor(n_tensors)
+            value = x if leaf.q is None else dequantize_val(x, leaf.q, lanes)
+            n_tensors += 1
+        elif isinstance(leaf, AccumulatorLeaf):
+            value = rounded(cast(acc_i32, "float32", lanes) * vector(n_vectors), lanes)
+            n_vectors += 1
+        elif isinstance(leaf, ChannelLeaf):
+            value = vector(n_vectors)
+            n_vectors += 1
+        else:
+            assert isinstance(leaf, ScalarLeaf)
+            value = splat(leaf.value, lanes, "float32")
+        registers.append(_kept(value, lanes) if uses[index] > 1 and not isinstance(leaf, ScalarLeaf) else value)
+    for index, step in enumerate(program.steps, len(program.leaves)):
+        value = _apply(step, [registers[i] for i in step.args], lanes)
+        registers.append(_kept(value, lanes) if uses[index] > 1 else value)
+    return registers[-1]
+
+
+def _uses(program: FloatProgram) -> list[int]:
+    uses = [0] * (len(program.leaves) + len(program.steps))
+    for step in program.steps:
+        for argument in step.args:
+            uses[argument] += _READS.get(step.op, 1)
+    return uses
+
+
+_READS = {"silu": 2, "leaky_relu": 2}
+"""How often an operator reads its argument, where that is more than once."""
+
+
+def _kept(value: Expr, lanes: int) -> Expr:
+    """Returns a register that holds a value which is read more than once."""
+    register = local(lanes, "float32")
+    T.buffer_store(register, value, [ramp(0, lanes)])
+    return register[ramp(0, lanes)]
+
+
+def _apply(step: Step, args: Sequence[Expr], lanes: int) -> Expr:
+    def number(value: float) -> Expr:
+        return splat(f32(value), lanes, "float32")
+
+    if step.op == "requantize":
+        assert step.quantization is not None
+        scale = splat(step.quantization.q.scale_f32, lanes, "float32")
+        return rounded(quantize_steps(args[0], step.quantization, lanes, stays_float=True) * scale, lanes)
+    return _OPERATORS[step.op](lanes, *args, *(number(option) for option in step.options))
+
+
+def _sigmoid(lanes: int, x: Expr) -> Expr:
+    one = splat(1.0, lanes, "float32")
+    return tirx.div(one, one + exp(splat(0.0, lanes, "float32") - x, lanes))
+
+
+_OPERATORS: dict[str, Callable[..., Expr]] = {
+    "add": lambda lanes, a, b: a + b,
+    "subtract": lambda lanes, a, b: a - b,
+    "multiply": lambda lanes, a, b: rounded(a * b, lanes),
+    "divide": lambda lanes, a, b: tirx.div(a, b),
+    "maximum": lambda lanes, a, b: T.max(a, b),
+    "minimum": lambda lanes, a, b: T.min(a, b),
+    "relu": lambda lanes, a: T.max(a, splat(0.0, lanes, "float32")),
+    "clip": lambda lanes, a, low, high: clamp(a, low, high),
+    "leaky_relu": lambda lanes, a, slope: tirx.Select(a > splat(0.0, lanes, "float32"), a, rounded(a * slope, lanes)),
+    "negative": lambda lanes, a: splat(-0.0, lanes, "float32") - a,
+    "sigmoid": _sigmoid,
+    "silu": lambda lanes, a: rounded(a * _sigmoid(lanes, a), lanes),
+}
+
+_LOG2_E = f32(1.4426950408889634)
+_LN_2_HIGH, _LN_2_LOW = f32(0.693359375), f32(-2.12194440e-4)
+_EXP_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_EXP_RANGE = (-87.3, 88.3)
+
+
+def exp(x_f32: Expr, lanes: int = LANES) -> Expr:
+    """Returns e**x within one unit of the last place; what lies outside of the normal numbers' range is cut off.
+
+    Computes: x = k*ln2 + r with |r| <= ln2/2; 2**k * (1 + r + r**2 * p(r)).
+    Reference: S. L. Moshier, Cephes Mathematical Library, expf.
+    """
+
+    def number(value: float | np.float32) -> Expr:
+        return splat(f32(value), lanes, "float32")
+
+    x = _kept(clamp(x_f32, number(_EXP_RANGE[0]), number(_EXP_RANGE[1])), lanes)
+    k = _kept(round_even(x * number(_LOG2_E)), lanes)
+    r = _kept(fma(k, number(-_LN_2_LOW), fma(k, number(-_LN_2_HIGH), x, lanes), lanes), lanes)
+    polynomial = number(_EXP_COEFFICIENTS[0])
+    for coefficient in _EXP_COEFFICIENTS[1:]:
+        polynomial = fma(polynomial, r, number(coefficient), lanes)
+    y = fma(polynomial, r * r, r + number(1.0), lanes)
+    exponent = (cast(k, "int32", lanes) + splat(127, lanes, "int32")) << splat(23, lanes, "int32")
+    return y * tirx.reinterpret("float32" if lanes == 1 else f"float32x{lanes}", exponent)

@@ -1,0 +1,1 @@
+"""Pools, means and interpolation."""

@@ -1,0 +1,167 @@
+"""Schedules that were measured: which is the fastest for a convolution on one kind of CPU, as a file of JSON.
+
+A file holds the records of one CPU, one on each line: a geometry, a dot product and a number of threads, the fastest
+schedule, and the times of it and of the cost model's choice. `measured/` holds those that come with the project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from quantvm.errors import ConfigError
+from quantvm.kernels.conv.dot import BY_NAME, DotProduct
+from quantvm.storage.output_files import make_folder, write_file
+from quantvm.storage.regular_files import open_regular
+
+from .schedule import Conv2dShape, Schedule, schedule_problem
+
+SCHEMA_VERSION = 1
+MEASURED = Path(__file__).parent / "measured"
+"""Folder of the records that come with the project, one file for each CPU, as znver5.json."""
+
+
+@dataclass(frozen=True)
+class ScheduleRecord:
+    """The fastest schedule of a convolution.
+
+    Attributes:
+        shape: geometry, as `Conv2dShape.merged` gives it.
+        dot: name of the dot product.
+        threads: cores that the work was cut for.
+        schedule: the fastest.
+        time_us: of one call for one image, in microseconds, the weights not in the first-level caches.
+        model_time_us: likewise, with the schedule that the cost model chose.
+    """
+
+    shape: Conv2dShape
+    dot: str
+    threads: int
+    schedule: Schedule
+    time_us: float
+    model_time_us: float
+
+
+@dataclass(frozen=True)
+class ScheduleFile:
+    """The records of one CPU, as a file holds them.
+
+    Attributes:
+        mcpu: LLVM's name of the CPU.
+        measured_on: the processor's own name, and versions that the times depend on.
+        records: one for each convolution.
+    """
+
+    mcpu: str
+    measured_on: dict[str, str]
+    records: tuple[ScheduleRecord, ...]
+
+
+class Schedules:
+    """The fastest known schedules of one CPU, by geometry, dot product and threads."""
+
+    def __init__(self, records: Iterable[ScheduleRecord] = ()) -> None:
+        """Takes records; of two for the same convolution, the later."""
+        self._records = {_key(record.shape, record.dot, record.threads): record for record in records}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[ScheduleRecord]:
+        return iter(self._records.values())
+
+    def find(self, shape: Conv2dShape, dot: DotProduct, threads: int) -> Schedule | None:
+        """Returns the schedule to use, or None if nothing was measured."""
+        record = self._records.get(_key(shape, dot.name, threads))
+        return None if record is None else record.schedule
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of what `find` can return."""
+        lines = sorted(repr((key, record.schedule)) for key, record in self._records.items())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _key(shape: Conv2dShape, dot: str, threads: int) -> tuple[Conv2dShape, str, int]:
+    return shape.merged(), dot, threads
+
+
+def read_schedules(path: Path) -> ScheduleFile:
+    """Returns the records of a file.
+
+    Raises:
+        ConfigError: the file is damaged, of another version, or a schedule in it cannot be.
+    """
+    advice = "remove the file, or write it anew with quantvm tune"
+    try:
+        with open_regular(path, ConfigError) as file:
+            content = json.loads(file.read().decode("utf-8"))
+        if content["schema_version"] != SCHEMA_VERSION:
+            found = content["schema_version"]
+            raise ConfigError(f"{path} has schema version {found!r}, expected {SCHEMA_VERSION}; {advice}")
+        records = tuple(_record(item) for item in content["records"])
+        found = ScheduleFile(str(content["mcpu"]), dict(content["measured_on"]), records)
+    except ConfigError as error:
+        raise (
+            error if str(path) in str(error) else ConfigError(f"{path} holds no schedules ({error}); {advice}")
+        ) from None
+    except Exception as error:  # JSON may hold anything in any place
+        raise ConfigError(f"{path} holds no schedules ({type(error).__name__}: {error}); {advice}") from error
+    problems = [f"record {i + 1}: {text}" for i, record in enumerate(records) if (text := _problem(record))]
+    if problems:
+        raise ConfigError(f"{path} has schedules that cannot be: {'; '.join(problems)}; {advice}")
+    return found
+
+
+def write_schedules(path: Path, content: ScheduleFile) -> None:
+    """Writes records, sorted, one on each line; the file appears whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    head = {"schema_version": SCHEMA_VERSION, "mcpu": content.mcpu, "measured_on": content.measured_on}
+    lines = [json.dumps(_item(record)) for record in sorted(content.records, key=_order)]
+    text = json.dumps(head, indent=1).removesuffix("\n}") + ',\n "records": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
+    make_folder(path.parent)
+    write_file(path, text.encode())
+
+
+def _order(record: ScheduleRecord) -> tuple[Any, ...]:
+    return (record.dot, record.threads, *asdict(record.shape).values())
+
+
+def _item(record: ScheduleRecord) -> dict[str, Any]:
+    times = {"time_us": round(record.time_us, 2), "model_time_us": round(record.model_time_us, 2)}
+    return {
+        "dot": record.dot, "threads": record.threads, "shape": asdict(record.shape),
+        "schedule": asdict(record.schedule), **times,
+    }  # fmt: skip
+
+
+def _record(item: dict[str, Any]) -> ScheduleRecord:
+    shape: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in item["shape"].items()}
+    return ScheduleRecord(
+        _of_integers(Conv2dShape(**shape)).merged(), str(item["dot"]), int(item["threads"]),
+        _of_integers(Schedule(**item["schedule"])), float(item["time_us"]), float(item["model_time_us"]),
+    )  # fmt: skip
+
+
+def _of_integers(value: Any) -> Any:
+    for field in fields(value):
+        held = getattr(value, field.name)
+        expected = len(field.default) if isinstance(field.default, tuple) else None
+        numbers = held if isinstance(held, tuple) else (held,)
+        if (len(held) if isinstance(held, tuple) else None) != expected or not all(type(n) is int for n in numbers):
+            raise TypeError(f"{field.name} is {held!r}, expected {'an integer' if expected is None else 'integers'}")
+    return value
+
+
+def _problem(record: ScheduleRecord) -> str | None:
+    if record.dot not in BY_NAME:
+        return f"dot product {record.dot!r}, expected one of {', '.join(BY_NAME)}"
+    if record.threads < 1:
+        return f"{record.threads} threads"
+    return schedule_problem(record.schedule, record.shape, BY_NAME[record.dot])

@@ -1,0 +1,1 @@
+"""Operators that stay in float: which they are, and their kernels."""

@@ -1,0 +1,93 @@
+"""Matrix products that stay in float run in kernels of ours: TVM would make plain loops of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import GenericConst
+
+from quantvm.kernels import Kernel
+from quantvm.kernels.float.float_matmul import Tile, float_linear, float_matmul
+from quantvm.lowering.tensors import product
+from quantvm.qdq.bindings import ValueOf, definitions, with_main_rewritten, with_operands
+from quantvm.qdq.composite import constant_value, is_call, static_shape
+
+from .float_regions import same_shape
+
+
+def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:
+    """Returns the module with float32 matrix products of known sizes as calls of kernels.
+
+    A right side that is constant, dequantized weights among them, is packed; else both sides must have the same batch.
+
+    Args:
+        module: its matrix products are in `main`.
+        tile: of the kernels.
+    """
+    bound = definitions(module["main"])
+    if not any(is_call(value, "relax.matmul") and _kernel(value, bound, tile) is not None for value in bound.values()):
+        return module
+
+    def bind(builder: relax.BlockBuilder, var: Any, value: Any, value_of: ValueOf) -> Any:
+        found = _kernel(value, bound, tile) if is_call(value, "relax.matmul") else None
+        if found is None:
+            return builder.emit(with_operands(value, value_of), var.name)
+        return _call(builder, found, [value_of(argument) for argument in value.args], value, var.name)
+
+    return relax.transform.DeadCodeElimination()(with_main_rewritten(module, bind))
+
+
+def _kernel(matmul: Any, bound: dict[Any, Any], tile: Tile) -> Kernel | None:
+    a, b = matmul.args
+    if any(str(expr.ty.dtype) != "float32" for expr in (a, b, matmul)):
+        return None
+    left, right = static_shape(a), static_shape(b)
+    if len(left) < 2 or len(right) < 2 or not all(isinstance(d, int) for d in (*left[-1:], *right[-2:])):
+        return None
+    weight = _constant(b, bound) if len(right) == 2 else None
+    if weight is not None:
+        return float_linear(np.ascontiguousarray(weight), tile)
+    if not isinstance(left[-2], int) or len(left) < 3 or not same_shape(left[:-2], right[:-2]):
+        return None
+    return float_matmul(left[-2], left[-1], right[-1], tile)
+
+
+def _constant(expr: Any, bound: dict[Any, Any]) -> np.ndarray | None:
+    """Returns a float32 constant, perhaps dequantized or transposed, or None for all else."""
+    if isinstance(expr, GenericConst):
+        return constant_value(expr)
+    value: Any = bound.get(expr)
+    if is_call(value, "relax.permute_dims"):
+        inner = _constant(value.args[0], bound)
+        axes = None if value.attrs.axes is None else [int(a) for a in value.attrs.axes]
+        return None if inner is None else inner.transpose(axes)
+    if is_call(value, "relax.dequantize") and isinstance(value.args[0], GenericConst):
+        integers, scale, zero_point = (constant_value(argument) for argument in value.args[:3])
+        if scale.ndim:
+            along = [1] * integers.ndim
+            along[int(value.attrs.axis)] = -1
+            scale, zero_point = scale.reshape(along), np.asarray(zero_point).reshape(along)
+        centred = (integers.astype(np.int32) - zero_point.astype(np.int32)).astype(np.float32)
+        return np.multiply(centred, scale.astype(np.float32), dtype=np.float32)
+    return None
+
+
+def _call(builder: relax.BlockBuilder, kernel: Kernel, operands: list[Any], matmul: Any, name: str) -> Any:
+    """Emits the call of a kernel over dense batches, and returns its result in the product's shape."""
+    shape = static_shape(matmul)
+    function = kernel.func.with_attr("global_symbol", kernel.name).with_attr("op_pattern", tirx.const(8, "int32"))
+    target = builder.add_func(function, kernel.name)
+    constants = [relax.const(c, "float32") for c in kernel.constants]
+    kept = 1 if constants else 2
+
+    def dense(expr: Any) -> Any:
+        dims = static_shape(expr)
+        return builder.emit(relax.op.reshape(expr, relax.ShapeExpr([product(dims[:-kept]), *dims[-kept:]])))
+
+    arrays = [dense(operands[0])] if constants else [dense(operand) for operand in operands]
+    out = [product(shape[:-kept]), *shape[-kept:]]
+    call = relax.call_tir(target, [*arrays, *constants], relax.TensorType(out, "float32"))
+    return builder.emit(relax.op.reshape(builder.emit(call), relax.ShapeExpr(shape)), name)

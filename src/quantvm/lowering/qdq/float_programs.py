@@ -1,0 +1,152 @@
+"""The float program of a region: what its kernel computes, and from which operands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst
+
+from quantvm.lowering.float.float_regions import BINARY, UNARY, Region, same_shape
+from quantvm.numerics import qdq as qdq_numerics
+from quantvm.numerics.qdq import (
+    AccumulatorLeaf,
+    ChannelLeaf,
+    FloatProgram,
+    Leaf,
+    Quantization,
+    ScalarLeaf,
+    Step,
+    TensorLeaf,
+)
+from quantvm.numerics.torch_engines import F32, QuantParams
+from quantvm.qdq.composite import constant_value, is_call, quant_params, static_shape
+
+
+def unsigned(q: QuantParams) -> QuantParams:
+    """Returns the parameters of the same values with 128 added to integers of int8."""
+    return q if q.dtype == "uint8" else QuantParams(q.scale, q.zero_point + 128, "uint8")
+
+
+def limits_of(clip: Any) -> tuple[int, int]:
+    """Returns the limits of a clip of integers, as those of `unsigned` ones."""
+    low, high = (int(getattr(limit, "value", limit)) for limit in clip.args[1:3])
+    shift = 128 if str(clip.ty.dtype) == "int8" else 0
+    return low + shift, high + shift
+
+
+class ProgramBuilder:
+    """Reads a region.
+
+    Args:
+        region: the region.
+        bound: what each variable of the function is bound to.
+        divides: whether quantization divides by the scale.
+        ties_away: whether it rounds halves away from zero.
+
+    Attributes:
+        operands: variables from outside, in the order of the program's tensors.
+    """
+
+    def __init__(self, region: Region, bound: dict[Any, Any], divides: bool, ties_away: bool = False) -> None:
+        self._region, self._bound, self._divides, self._ties_away = region, bound, divides, ties_away
+        self._leaves: list[Any] = []
+        self._steps: list[tuple[str, tuple[Any, ...], tuple[float, ...], Quantization | None]] = []
+        self._known: dict[Any, Any] = {}
+        self.operands: list[Any] = []
+        if region.host is not None:
+            self._leaves.append("accumulator")
+            self._known[region.host] = ("leaf", 0)
+        root = bound[region.root]
+        self._output: Quantization | None = None
+        if is_call(root, "relax.quantize") or str(root.ty.dtype) in ("uint8", "int8"):
+            self._output, source = self._quantization(region.root)
+            self._register(source)
+        else:
+            self._register(region.root)
+
+    def program(self, params: Mapping[Any, QuantParams | None], multiplier_f32: F32 | None = None) -> FloatProgram:
+        """Returns the program.
+
+        Args:
+            params: of each operand that is integers; None of floats.
+            multiplier_f32: of the accumulators, where there is a host.
+        """
+        leaves = tuple(self._leaf(leaf, params, multiplier_f32) for leaf in self._leaves)
+
+        def register(reference: tuple[str, int]) -> int:
+            kind, index = reference
+            return index if kind == "leaf" else len(leaves) + index
+
+        steps = tuple(Step(op, tuple(map(register, args)), options, q) for op, args, options, q in self._steps)
+        program = FloatProgram(leaves, steps, self._output)
+        return _limited_by_last_steps(program)
+
+    def _leaf(self, leaf: Any, params: Mapping[Any, QuantParams | None], multiplier_f32: F32 | None) -> Leaf:
+        if isinstance(leaf, str):
+            assert multiplier_f32 is not None
+            return AccumulatorLeaf(multiplier_f32)
+        if isinstance(leaf, relax.Var):
+            shape, whole = static_shape(leaf), static_shape(self._bound[self._region.root])
+            return TensorLeaf(params[leaf], gate=not same_shape(shape, whole))
+        values = constant_value(leaf).astype(np.float32)
+        return ScalarLeaf(float(values.reshape(()))) if values.size == 1 else ChannelLeaf(values.reshape(-1))
+
+    def _quantization(self, var: Any) -> tuple[Quantization, Any]:
+        """Returns how a quantize, perhaps limited, rounds, and what it quantizes."""
+        value, limits = self._bound[var], None
+        if is_call(value, "relax.clip"):
+            limits = limits_of(value)
+            value = self._bound[value.args[0]]
+        q = unsigned(quant_params(value))
+        quantization = Quantization.full_range(q, divides=self._divides, ties_away=self._ties_away)
+        return quantization if limits is None else quantization.limited(*limits), value.args[0]
+
+    def _register(self, expr: Any) -> tuple[str, int]:
+        """Returns the register that holds a value; operands and constants become leaves, members steps."""
+        if isinstance(expr, relax.Var) and expr in self._known:
+            return self._known[expr]
+        if isinstance(expr, GenericConst) or expr not in self._region.members:
+            self._leaves.append(expr)
+            found = ("leaf", len(self._leaves) - 1)
+            if isinstance(expr, relax.Var):
+                self.operands.append(expr)
+                self._known[expr] = found
+            return found
+        call = self._bound[expr]
+        name = call.op.name
+        quantization: Quantization | None = None
+        options: tuple[float, ...] = ()
+        args: tuple[tuple[str, int], ...]
+        if name == "relax.dequantize":
+            quantization, source = self._quantization(call.args[0])
+            op, args = "requantize", (self._register(source),)
+        elif name in UNARY:
+            op, args = UNARY[name], (self._register(call.args[0]),)
+            if op == "clip":
+                options = tuple(float(getattr(limit, "value", limit)) for limit in call.args[1:3])
+            elif op == "leaky_relu":
+                options = (float(call.attrs.alpha),)
+        else:
+            op, args = BINARY[name], tuple(self._register(argument) for argument in call.args[:2])
+        self._steps.append((op, args, options, quantization))
+        self._known[expr] = ("step", len(self._steps) - 1)
+        return self._known[expr]
+
+
+def _limited_by_last_steps(program: FloatProgram) -> FloatProgram:
+    """Returns the program with a ReLU or clip in front of the quantization taken into its range.
+
+    Rounding is monotonic: quantizing what was clipped equals clipping what was quantized, by the quantized limits.
+    """
+    while program.output is not None and program.steps:
+        last, at = program.steps[-1], len(program.leaves) + len(program.steps) - 1
+        if last.op not in ("relu", "clip") or last.args != (at - 1,):
+            return program
+        limits = (0.0, np.inf) if last.op == "relu" else last.options
+        low, high = (int(v) for v in qdq_numerics.quantize(np.array(limits, np.float32), program.output))
+        program = replace(program, steps=program.steps[:-1], output=program.output.limited(low, high))
+    return program

@@ -1,0 +1,82 @@
+"""Average pools and means under numerics=qdq, of integers or of floats, quantized or not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from tvm import relax
+
+from quantvm.kernels import tflite
+from quantvm.kernels.pool import float_pool
+from quantvm.lowering.tensors import Tensor, expect_batch_first, logical_tensor
+from quantvm.lowering.torch.legalize import Legalization
+from quantvm.lowering.torch.pool_rules import is_spatial_mean, mean_axes, pool_shape
+from quantvm.numerics.qdq import Quantization
+from quantvm.numerics.torch_engines import QuantParams
+
+
+def is_average(call: Any) -> bool:
+    """Returns whether an expression is an average pool, an adaptive one, or a mean over H and W."""
+    name = getattr(getattr(call, "op", None), "name", "")
+    return is_spatial_mean(call) or name in ("relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
+
+
+def averaged(
+    state: Legalization, call: Any, x: Tensor, q: QuantParams | None, output: Quantization | None, name: str,
+    dtype_in_file: str,
+) -> Tensor:  # fmt: skip
+    """Emits the kernel of what `is_average` says.
+
+    Args:
+        state: of the lowering.
+        call: the average.
+        x: what it takes: uint8 that stands for reals by `q`, or float32 where that is None.
+        q: see x.
+        output: how the result is quantized to uint8; None leaves it in float32.
+        name: of the layer.
+        dtype_in_file: of the quantized result; TFLite rounds int8 and uint8 in ways of their own.
+    """
+    is_tflite = state.engine == "tflite"
+    op = str(call.op.name).rsplit(".", 1)[-1]
+    expect_batch_first(op, name, x)
+    x = state.nhwc(x)
+    dtype = "float32" if output is None else "uint8"
+    state.op = op
+    if op == "avg_pool2d":
+        shape = pool_shape(call, x)
+        like = replace(x, expr=None, shape=(*x.shape[:2], shape.out_height, shape.out_width))
+        include = bool(call.attrs.count_include_pad)
+        kernel = float_pool.float_avg_pool2d(shape, q, output, count_include_pad=include)
+        if is_tflite and output is not None and q == output.q and not include:
+            kernel = tflite.tflite_avg_pool2d(shape, output, 128 if dtype_in_file == "int8" else 0)
+        return state.run(kernel, [x], like, dtype, name)
+    height, width = (1, 1) if op == "mean" else (int(d) for d in call.attrs.output_size)
+    like = replace(x, expr=None, shape=(*x.shape[:2], height, width))
+    plane, channels = (int(x.shape[2]), int(x.shape[3])), int(x.shape[1])
+    kernel = float_pool.float_adaptive_avg_pool2d(plane, channels, (height, width), q, output)
+    if is_tflite and op == "mean" and output is not None and q is not None:
+        kernel = tflite.tflite_spatial_mean(plane, channels, q, output)
+    y = state.run(kernel, [x], like, dtype, name)
+    if op != "mean" or call.attrs.keepdims:
+        return y
+    flat = relax.op.reshape(y.expr, relax.ShapeExpr([*y.shape[:2]]))
+    return logical_tensor(state.builder.emit(flat, name))
+
+
+def mean_of_items(state: Legalization, call: Any, x: Tensor, q: QuantParams, output: Quantization, name: str) -> Tensor:
+    """Emits a mean over any axes but the first, in TFLite's rounding: of rows that are moved to the front."""
+    builder, x, axes = state.builder, state.logical(x), mean_axes(call) or []
+    kept = [i for i in range(1, len(x.shape)) if i not in axes]
+    count, items = (math.prod(int(x.shape[i]) for i in group) for group in (axes, kept))
+    moved = builder.emit(relax.op.permute_dims(x.expr, [0, *axes, *kept]))
+    rows = builder.emit(relax.op.reshape(moved, relax.ShapeExpr([x.expr.ty.shape[0], count, 1, items])))
+    state.op = "mean"
+    y = state.run(
+        tflite.tflite_spatial_mean((count, 1), items, q, output),
+        [Tensor(rows, (x.shape[0], items, count, 1), "NHWC")],
+        Tensor(None, (x.shape[0], items, 1, 1), "NHWC"), "uint8", name,
+    )  # fmt: skip
+    shape = relax.ShapeExpr([x.expr.ty.shape[0], *list(call.ty.shape)[1:]])
+    return logical_tensor(builder.emit(relax.op.reshape(y.expr, shape), name))

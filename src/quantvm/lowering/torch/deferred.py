@@ -1,0 +1,176 @@
+"""Contractions that wait for what follows: element-wise operators on their only result are fused behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantvm.kernels import Kernel
+from quantvm.kernels.builder import LANES
+from quantvm.kernels.conv.epilogue import NO_POST_OPS, PostOps, ResidualAdd
+from quantvm.lowering.strides import equal
+from quantvm.lowering.tensors import Tensor, have_one_order
+from quantvm.numerics.torch_engines import VEC_BLOCK, QuantParams, vectorised_piece
+from quantvm.qdq.composite import Composite, quant_params
+
+from .activation import clamp_limits, unary_tables
+
+if TYPE_CHECKING:
+    from .legalize import Legalization
+
+
+@dataclass
+class Deferred:
+    """A contraction that is not emitted yet.
+
+    Attributes:
+        build: makes its kernel, with operators fused behind it.
+        x: its input.
+        like: shape and layout of its result.
+        output: parameters of its result, before what is fused.
+        name: of the variable that will hold the result.
+        takes_residual: whether the kernel can add a second tensor.
+        post: what is fused so far.
+        residual: the tensor that `post.residual` adds.
+        tensor: the result, once it is emitted.
+        layer: of the contraction, for profiles.
+        op: likewise.
+    """
+
+    build: Callable[[PostOps], Kernel]
+    x: Tensor
+    like: Tensor
+    output: QuantParams
+    name: str
+    takes_residual: bool = False
+    post: PostOps = NO_POST_OPS
+    residual: Tensor | None = None
+    tensor: Tensor | None = None
+    layer: str = ""
+    op: str = ""
+
+    @property
+    def stored(self) -> QuantParams:
+        """Parameters of what would be stored now."""
+        return self.post.output(self.output)
+
+    def emit(self, state: Legalization) -> Tensor:
+        """Returns the result, emitting the kernel on the first call."""
+        if self.tensor is None:
+            inputs = [self.x] if self.residual is None else [self.x, self.residual]
+            kernel, of = self.build(self.post), (self.layer, self.op)
+            self.tensor = state.run(kernel, inputs, self.like, self.stored.dtype, self.name, of)
+        return self.tensor
+
+
+Fusion = Callable[["Legalization", Composite, Deferred, list[Any], str], "Deferred | None"]
+
+
+def fuse(
+    state: Legalization, composite: Composite, inputs: list[Any], single_use: list[bool], name: str
+) -> Deferred | None:
+    """Returns the contraction that takes the composite in, or None if there is none.
+
+    Args:
+        state: the numerics to follow.
+        composite: the operator that might be fused.
+        inputs: its inputs: tensors, and contractions that wait.
+        single_use: of each input, whether nothing else uses it.
+        name: of the variable that holds the composite's result.
+    """
+    rule = _FUSIONS.get(composite.name)
+    if rule is None or (state.numerics != "torch" and composite.name != "relu"):
+        return None  # the fused forms are PyTorch's
+    for value, only in zip(inputs, single_use, strict=True):
+        if isinstance(value, Deferred) and value.tensor is None and only and value.post.table is None:
+            fused = rule(state, composite, value, inputs, name)
+            if fused is not None:
+                return fused
+    return None
+
+
+def _fuse_add(
+    state: Legalization, composite: Composite, host: Deferred, inputs: list[Any], name: str
+) -> Deferred | None:
+    params = dict(composite.inputs(composite.call("relax.add")))
+    if (
+        not host.takes_residual
+        or state.engine == "qnnpack"
+        or host.residual is not None
+        or host.post.limits is not None
+        or len(params) != 2
+    ):
+        return None
+    mine = next(i for i, value in enumerate(inputs) if value is host)
+    add = ResidualAdd(params[1 - mine], composite.output, composite.has("relax.nn.relu"))
+    dtypes = {q.dtype for q in (*params.values(), composite.output)}
+    fits = len(host.like.shape) == 4 and host.like.shape[1] % LANES == 0
+    if not fits or dtypes != {"uint8"} or not add.fits_int32(host.stored) or not _tail_free(host.like, state.threads):
+        return None
+    other = inputs[1 - mine]
+    other = other.emit(state) if isinstance(other, Deferred) else other
+    if len(other.shape) != 4 or not equal(host.like.shape, other.shape) or not have_one_order(host.like, other):
+        return None
+    return replace(host, post=replace(host.post, residual=add), residual=state.nhwc(other), name=name)
+
+
+def misreads_clip(state: Legalization, composite: Composite, x: Tensor) -> bool:
+    """Returns whether PyTorch's clamp (hardtanh, relu6) takes the bytes of a tensor for those of a contiguous one.
+
+    With QNNPACK it does so of channels-last uint8: the result is allocated without a memory format.
+    """
+    is_qnnpacks = state.numerics == "torch" and composite.name == "clip" and state.may_use_qnnpack(composite)
+    return is_qnnpacks and x.channels_last and len(x.shape) == 4
+
+
+def _fuse_clamp(
+    state: Legalization, composite: Composite, host: Deferred, inputs: list[Any], name: str
+) -> Deferred | None:
+    if misreads_clip(state, composite, host.like):
+        return None
+    low, high = clamp_limits(composite)
+    if host.post.limits is not None:
+        low, high = (min(max(limit, low), high) for limit in host.post.limits)
+    return replace(host, post=replace(host.post, limits=(low, high)), name=name)
+
+
+def _fuse_table(
+    state: Legalization, composite: Composite, host: Deferred, inputs: list[Any], name: str
+) -> Deferred | None:
+    q = quant_params(composite.call("relax.dequantize"))
+    main, tail = unary_tables(state.engine, composite, state.torch_tables)
+    if not state.isa.byte_tables or q.dtype != "uint8" or composite.output.dtype != "uint8":
+        return None
+    if not (np.array_equal(main, tail) or _tail_free(host.like, state.threads)):
+        return None
+    post = replace(host.post, table=np.ascontiguousarray(main), table_output=composite.output)
+    return replace(host, post=post, name=name)
+
+
+def _tail_free(like: Tensor, threads: int) -> bool:
+    """Whether PyTorch vectorises every element, whatever the batch: no piece of a thread has a scalar tail."""
+    batch, *rest = like.shape
+    count = math.prod(int(d) for d in rest)
+    if isinstance(batch, int):
+        numel = batch * count
+        return vectorised_piece(numel, threads) % VEC_BLOCK == 0 and numel % VEC_BLOCK == 0
+    return all(count % (VEC_BLOCK * pieces) == 0 for pieces in range(1, threads + 1))
+
+
+_FUSIONS: dict[str, Fusion] = {
+    "add": _fuse_add,
+    "relu": _fuse_clamp,
+    "clip": _fuse_clamp,
+    "hardswish": _fuse_table,
+    "hardsigmoid": _fuse_table,
+    "sigmoid": _fuse_table,
+    "tanh": _fuse_table,
+    "leaky_relu": _fuse_table,
+    "silu": _fuse_table,
+    "gelu": _fuse_table,
+    "gelu_tanh": _fuse_table,
+}

@@ -1,0 +1,320 @@
+"""Replaces each composite by a call of one int8 kernel, choosing memory layouts on the way.
+
+Quantized 4-d tensors live in NHWC. How a composite becomes a kernel is registered per composite name by the rules in
+contraction_rules.py and elementwise_rules.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from quantvm.errors import part
+from quantvm.kernels import Kernel
+from quantvm.kernels.conv.dot import PORTABLE_PAIRS, DotProduct
+from quantvm.kernels.elementwise import quantize
+from quantvm.kernels.isa import Isa
+from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule
+from quantvm.kernels.schedule.schedules import Schedules
+from quantvm.lowering.calls import KernelCall
+from quantvm.lowering.tensors import (
+    Tensor,
+    as_rows,
+    bordered,
+    call_kernel,
+    check_result,
+    expect_batch_first,
+    in_layout,
+    of_one_image,
+    rows_and_item,
+)
+from quantvm.numerics.fixed_point import Rounding
+from quantvm.numerics.torch_engines import Engine, Numerics
+from quantvm.qdq.bindings import count_uses, described
+from quantvm.qdq.composite import Composite, is_call, static_shape
+from quantvm.tvm_compat import dataflow
+
+from .deferred import Deferred, fuse
+from .formats import formatted, permuted
+
+
+@dataclass
+class Legalization:
+    """State of one legalization: the builder, the numerics to follow, and counts for the report."""
+
+    builder: relax.BlockBuilder
+    engine: Engine
+    threads: int
+    dot: DotProduct
+    isa: Isa
+    has_avx512: bool
+    schedules: Schedules = field(default_factory=Schedules)
+    numerics: Numerics = "torch"
+    rounding: Rounding = "upward"
+    onednn_amx: bool = False
+    vnni: bool = True
+    pairs: DotProduct = PORTABLE_PAIRS
+    torch_tables: Mapping[str, str] = field(default_factory=dict)
+    kernels: Counter[str] = field(default_factory=Counter)
+    int8_macs: int = 0
+    calls: list[KernelCall] = field(default_factory=list)
+    convolutions: dict[tuple[Conv2dShape, str], None] = field(default_factory=dict)
+    op: str = ""
+
+    def run(
+        self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str,
+        of: tuple[str, str] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Emits `kernel`; the result has the layout, shape and memory format of `like`.
+
+        The kernel takes and returns (n, *item): what has its batch elsewhere is viewed so, see `as_rows`.
+
+        Args:
+            kernel: what is called.
+            inputs: its activations.
+            like: what the result is like.
+            dtype: of the result.
+            name: of the variable that holds the result.
+            of: (layer, operator) that profiles name; by default `name` and the composite under way.
+        """
+        physical = list(like.physical)
+        rows, item = rows_and_item(physical)
+        arguments = [as_rows(self.builder, x.expr) for x in inputs]
+        expr = call_kernel(self.builder, kernel, arguments, [rows, *item], dtype, name)
+        if len(physical) != 1 + len(item) or tuple(physical[1:]) != item:
+            expr = self.builder.emit(relax.op.reshape(expr, relax.ShapeExpr(physical)))
+        self.kernels[kernel.name] += 1
+        self.int8_macs += kernel.macs
+        layer, op = of or (name, self.op)
+        self.calls.append(KernelCall(layer, op, kernel.name, "", len(inputs), kernel.macs))
+        return Tensor(expr, like.shape, like.layout, like.channels_last)
+
+    def schedule(self, shape: Conv2dShape, dot: DotProduct) -> Schedule | None:
+        """Returns the measured schedule of a convolution, or None if there is none; notes that it was asked for."""
+        self.convolutions[shape.merged(), dot.name] = None
+        return self.schedules.find(shape, dot, self.threads)
+
+    def may_use_qnnpack(self, composite: Composite) -> bool:
+        """Returns whether QNNPACK may compute an operator."""
+        return self.engine == "qnnpack" and composite.output.dtype == "uint8"
+
+    def nhwc(self, x: Tensor) -> Tensor:
+        """Returns x in NHWC."""
+        return in_layout(self.builder, x, "NHWC")
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Returns x in NHWC where its batch comes first, else in logical order, where its rows are longest."""
+        return self.nhwc(x) if x.batch_first else self.logical(x)
+
+    def logical(self, x: Tensor) -> Tensor:
+        """Returns x in PyTorch's logical order."""
+        return in_layout(self.builder, x, "NCHW")
+
+    def memory_order(self, x: Tensor) -> Tensor:
+        """Returns x with its elements in the order in which PyTorch stores a dense tensor like it."""
+        return self.nhwc(x) if x.channels_last or x.behaves_channels_last else self.logical(x)
+
+
+_OF_IMAGES = frozenset(
+    {"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "mean_of_axes", "bilinear", "prelu"}
+    | {"quantize_affine"}
+)
+CHANNELS_LAST_ATTR = "quantvm.channels_last"
+
+Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
+_RULES: dict[tuple[str, str], Rule] = {}
+
+
+def legalizes(*names: str, numerics: str = "torch") -> Callable[[Rule], Rule]:
+    """Returns a decorator that registers how composites of these names become kernels under `numerics`.
+
+    Where other numerics than torch have no rule of their own, torch's holds.
+    """
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            if (numerics, name) in _RULES:
+                raise ValueError(f"composite {name} has a rule already, under numerics {numerics}")
+            _RULES[numerics, name] = rule
+        return rule
+
+    return register
+
+
+def rules() -> dict[tuple[str, str], Rule]:
+    """Returns the rule of every (numerics, composite name)."""
+    return dict(_RULES)
+
+
+def legalized_names() -> frozenset[str]:
+    """Returns the composite names that have a rule."""
+    return frozenset(name for _, name in _RULES)
+
+
+def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
+    """Returns the module with every composite of `main` replaced by a kernel call.
+
+    Args:
+        module: output of `fuse_qdq`.
+        state: numerics and target; its counts are filled in.
+    """
+    main = module["main"]
+    builder = state.builder
+    values: dict[Any, Any] = {}
+    uses = count_uses(main)
+    params = [relax.Var(p.name, p.ty) for p in main.params]
+    channels_last = channels_last_inputs(module)
+    for index, (old, new) in enumerate(zip(main.params, params, strict=True)):
+        values[old] = replace(_tensor(new), channels_last=index in channels_last)
+    with builder.function("main", params):
+        with dataflow(builder):
+            for block in main.body.blocks:
+                for binding in block.bindings:
+                    with part(lambda: _described(module, binding)):  # noqa: B023 - called in the loop
+                        value = _binding(module, state, binding, values, uses)
+                        _check_made(value, binding.var)
+                    values[binding.var] = value
+            result = builder.emit_output(_plain(state, main.body.body, values))
+        builder.emit_func_output(result)
+    lowered = builder.get()
+    return lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
+
+
+def _described(module: tvm.IRModule, binding: Any) -> str:
+    """Returns the layer and operator of a binding, for messages."""
+    callee = getattr(binding.value, "op", None)
+    if not isinstance(callee, tvm.ir.GlobalVar) or "Composite" not in (module[callee].attrs or {}):
+        return described(binding)
+    composite = Composite(module[callee])
+    return f"{composite.layer or binding.var.name} ({composite.name})"
+
+
+def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:
+    """Returns the numbers of the inputs that PyTorch would hold in channels-last order."""
+    attrs = module.attrs
+    return (
+        frozenset(int(i) for i in attrs[CHANNELS_LAST_ATTR]) if attrs and CHANNELS_LAST_ATTR in attrs else frozenset()
+    )
+
+
+def _check_made(value: Any, var: Any) -> None:
+    """Checks that what a variable became has the shape that Relax deduced."""
+    if isinstance(value, Deferred):
+        check_result(replace(value.like, expr=None), var.ty, value.layer or var.name)
+    elif isinstance(value, Tensor):
+        check_result(value, var.ty, var.name)
+
+
+def _tensor(expr: Any) -> Tensor:
+    """A value in PyTorch's default order."""
+    shape = tuple(static_shape(expr))
+    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
+
+
+def _binding(
+    module: tvm.IRModule, state: Legalization, binding: Any, values: dict[Any, Any], uses: Counter[Any]
+) -> Any:
+    value = binding.value
+    function = module[value.op] if isinstance(getattr(value, "op", None), tvm.ir.GlobalVar) else None
+    if function is not None and function.attrs and "Composite" in function.attrs:
+        composite = Composite(function)
+        # a composite of derived dynamic sizes, like 8*n, also takes these; its kernel does not
+        arguments = [argument for argument in value.args if not isinstance(argument, relax.ShapeExpr)]
+        name = composite.layer or composite.name
+        single_use = [uses[argument] == 1 for argument in arguments]
+        fused = fuse(state, composite, [values[argument] for argument in arguments], single_use, name)
+        if fused is not None:
+            return fused
+        inputs = [_emitted(state, values[argument]) for argument in arguments]
+        if not inputs:  # a parameter of the model, as a class token, is all that is quantized or dequantized
+            inputs = [_tensor(composite.call(f"relax.{composite.name}").args[0])]
+        state.op = composite.name
+        if composite.name in _OF_IMAGES:
+            expect_batch_first(composite.name, name, *inputs)
+        rule = _RULES.get((state.numerics, composite.name)) or _RULES["torch", composite.name]
+        result = _by_batch(state, rule, composite, inputs, name)
+        return replace(result, layer=name, op=composite.name) if isinstance(result, Deferred) else result
+    if isinstance(value, relax.Var):
+        return values[value]
+    if isinstance(value, relax.Tuple):
+        return relax.Tuple([_plain(state, f, values) for f in value.fields])
+    if isinstance(value, relax.TupleGetItem):
+        return _wrap(state.builder.emit(relax.TupleGetItem(_plain(state, value.tuple_value, values), value.index)))
+    if not hasattr(value, "args"):
+        return value
+    if is_call(value, "relax.nn.pad"):
+        padded = _padded(_emitted(state, values.get(value.args[0])), value)
+        if padded is not None:
+            return padded
+    if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype and value.args[0] in values:
+        same = _emitted(state, values[value.args[0]])
+        # of integers this stands for PyTorch's contiguous() in the memory format that is suggested
+        return replace(same, strides=None) if value.ty.dtype in ("uint8", "int8") else same
+    if is_call(value, "relax.permute_dims"):
+        turned = permuted(_emitted(state, values.get(value.args[0])), [int(axis) for axis in value.attrs.axes or ()])
+        if turned is not None:
+            return turned
+    arguments = [_plain(state, argument, values) for argument in value.args]
+    call = tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args)
+    operands = [_emitted(state, values[argument]) for argument in _operands(value) if argument in values]
+    return formatted(_wrap(state.builder.emit(call, binding.var.name)), value, operands)
+
+
+_FOLLOW_FORMAT = ("concat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "mean_of_axes", "bilinear")
+"""Composites for which PyTorch has one formula for contiguous tensors and another for channels-last ones."""
+
+
+def _by_batch(
+    state: Legalization, rule: Rule, composite: Composite, inputs: list[Tensor], name: str
+) -> Tensor | Deferred:
+    """Applies a rule; twice where one image of a view is dense in PyTorch's eyes, and several are not."""
+    result = rule(state, composite, inputs, name)
+    if state.numerics != "torch" or composite.name not in _FOLLOW_FORMAT:
+        return result
+    alone = [of_one_image(x) for x in inputs]
+    if all(a is x for a, x in zip(alone, inputs, strict=True)) or isinstance(result, Deferred):
+        return result
+    single = rule(state, composite, alone, name)
+    assert isinstance(single, Tensor)
+    several = state.logical(result)
+    kernel = quantize.chosen_by_batch(several.item_shape, composite.output.dtype)
+    chosen = state.run(kernel, [state.logical(single), several], several, composite.output.dtype, name)
+    return replace(chosen, strides=several.strides)
+
+
+def _operands(call: Any) -> list[Any]:
+    """Returns the arguments of a call, those inside of tuples one by one."""
+    return [x for argument in call.args for x in (getattr(argument, "fields", None) or [argument])]
+
+
+def _padded(x: Any, call: Any) -> Tensor | None:
+    """Returns a tensor of integers with a constant border around height and width, not filled in yet."""
+    widths = [int(w) for w in call.attrs.pad_width]
+    if not isinstance(x, Tensor) or len(x.shape) != 4 or any(x.border) or any(widths[:4]):
+        return None
+    if call.ty.dtype not in ("uint8", "int8") or min(widths) < 0 or call.attrs.pad_mode != "constant":
+        return None
+    top, bottom, left, right = widths[4:]
+    return bordered(x, (top, left, bottom, right), int(call.attrs.pad_value))
+
+
+def _emitted(state: Legalization, value: Any) -> Any:
+    """Returns a value that waits no longer."""
+    return value.emit(state) if isinstance(value, Deferred) else value
+
+
+def _wrap(var: Any) -> Any:
+    return _tensor(var) if isinstance(var.ty, relax.TensorType) else var
+
+
+def _plain(state: Legalization, expr: Any, values: dict[Any, Any]) -> Any:
+    """Returns an argument of an operator that knows nothing of layouts."""
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([_plain(state, f, values) for f in expr.fields])
+    value = _emitted(state, values.get(expr, expr)) if isinstance(expr, relax.Var) else expr
+    return state.logical(value).expr if isinstance(value, Tensor) else value

@@ -1,0 +1,148 @@
+"""The arithmetic of numerics=integer, in NumPy: no float between quantize and dequantize.
+
+It is that of TVM's former QNN dialect, which the original benchmark compiled PyTorch's models to: exact integer
+accumulators, biases rounded to the accumulator's steps at compile time, requantization in fixed point. It is near
+PyTorch's, which computes with floats between the integers, and not equal to it. Unary operators are tables of 256
+entries, made at compile time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantvm.numerics import fixed_point
+from quantvm.numerics.fixed_point import ROUNDINGS, FixedPoint, Rounding
+from quantvm.numerics.torch_engines import Numerics, QuantParams, Requantization, dequantize_val, f32, f64
+from quantvm.numerics.unary_tables import FLOAT_UNARY, hardsigmoid_f32, hardswish_f32
+
+Values = Any
+"""Numbers, or an array of any numeric dtype."""
+
+
+NUMERICS = ("torch", "qdq", "integer", *(f"integer:{rounding}" for rounding in ROUNDINGS))
+"""What `--numerics` takes; integer alone rounds upward, as QNN does by default."""
+
+
+def parse_numerics(text: str) -> tuple[Numerics, Rounding]:
+    """Returns which numerics a text of `NUMERICS` names, and how ties of fixed-point products are rounded.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if text not in NUMERICS:
+        raise ValueError(f"unknown numerics '{text}', expected {', '.join(NUMERICS)}")
+    name, _, rounding = text.partition(":")
+    return name, rounding or "upward"  # type: ignore[return-value]  # NUMERICS holds nothing else
+
+
+def quantize(x_f32: Values, q: QuantParams) -> NDArray[np.int64]:
+    """Returns clip(round(fl(x / scale)) + zero_point), ties away from zero; NaN is quantized as 0."""
+    steps = fixed_point.round_away(np.divide(x_f32, q.scale_f32, dtype=f32))
+    return np.clip(np.nan_to_num(steps) + q.zero_point, q.quant_min, q.quant_max).astype(np.int64)
+
+
+def requantization(
+    *, input_q: QuantParams, weight_scales: NDArray[np.float64], bias_f32: NDArray[np.float32] | None,
+    output_q: QuantParams, relu: bool, channels: int, rounding: Rounding,
+) -> Requantization:  # fmt: skip
+    """Returns the requantization of a convolution or matrix product.
+
+    Computes: p = fl(sa * sw); bias_i32 = clip(round(fl(bias / p))), ties away from zero; factor = p / so, in double.
+
+    Args:
+        input_q: parameters of the activation.
+        weight_scales: (C,) for per-channel weights, (1,) for per-tensor ones.
+        bias_f32: (C,) or None.
+        output_q: parameters of the output.
+        relu: whether a ReLU follows.
+        channels: C, the number of output channels.
+        rounding: of ties.
+
+    Reference: python/tvm/relay/frontend/qnn_torch.py `_do_bias_and_requantize` of TVM 0.16.
+    """
+    product = np.multiply(input_q.scale_f32, weight_scales.astype(f32), dtype=f32)
+    product = np.ascontiguousarray(np.broadcast_to(product, (channels,)))
+    factor = product.astype(f64) / f64(output_q.scale_f32)
+    bias_i32 = None
+    if bias_f32 is not None:
+        steps = fixed_point.round_away(np.divide(bias_f32, product, dtype=f32))
+        bias_i32 = np.clip(steps, np.iinfo(np.int32).min, np.iinfo(np.int32).max).astype(np.int32)
+    return Requantization(
+        "integer", factor.astype(f32), None, output_q, relu, bias_i32=bias_i32,
+        fixed=fixed_point.fixed_point(factor, rounding),
+    )  # fmt: skip
+
+
+def scale_factor(q: QuantParams, out_q: QuantParams, rounding: Rounding) -> FixedPoint | None:
+    """Returns the factor s / so of a requantization, or None where the scales are equal and nothing is multiplied."""
+    if q.scale_f32 == out_q.scale_f32:
+        return None
+    return fixed_point.fixed_point(f64(q.scale_f32) / f64(out_q.scale_f32), rounding)
+
+
+def requantized(x_q: Values, q: QuantParams, out_q: QuantParams, rounding: Rounding) -> NDArray[np.int64]:
+    """Returns integers under other parameters, not clipped: fixed_point.multiply(x - zero_point, s / so) + zo."""
+    centred, factor = np.asarray(x_q, np.int64) - q.zero_point, scale_factor(q, out_q, rounding)
+    return (centred if factor is None else fixed_point.multiply(centred, factor)) + out_q.zero_point
+
+
+def requantize_table(q: QuantParams, out_q: QuantParams, rounding: Rounding) -> NDArray:
+    """Returns `requantized` of every integer of q's dtype, in their order, clipped to the output's range."""
+    values = requantized(np.arange(q.quant_min, q.quant_max + 1), q, out_q, rounding)
+    return np.clip(values, out_q.quant_min, out_q.quant_max).astype(out_q.dtype)
+
+
+def add(
+    a_q: Values, b_q: Values, params: tuple[QuantParams, QuantParams], out_q: QuantParams, *, relu: bool,
+    rounding: Rounding,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Returns clip(a' + b' - zo) of both operands requantized to the output's parameters; max(., zo) if relu."""
+    a, b = (requantized(x, q, out_q, rounding) for x, q in zip((a_q, b_q), params, strict=True))
+    y = np.clip(a + b - out_q.zero_point, out_q.quant_min, out_q.quant_max)
+    return np.maximum(y, out_q.zero_point) if relu else y
+
+
+def product_factor(a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, rounding: Rounding) -> FixedPoint:
+    """Returns the factor fl(sa * sb) / so of (a - za) * (b - zb)."""
+    scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
+    return fixed_point.fixed_point(f64(scale) / f64(out_q.scale_f32), rounding)
+
+
+def multiply(
+    a_q: Values, b_q: Values, params: tuple[QuantParams, QuantParams], out_q: QuantParams, *, relu: bool,
+    rounding: Rounding,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Returns clip(fixed_point.multiply((a - za) * (b - zb), fl(sa*sb) / so) + zo); max(., zo) if relu."""
+    first, second = (np.asarray(x, np.int64) - q.zero_point for x, q in zip((a_q, b_q), params, strict=True))
+    y = fixed_point.multiply(first * second, product_factor(*params, out_q, rounding)) + out_q.zero_point
+    y = np.clip(y, out_q.quant_min, out_q.quant_max)
+    return np.maximum(y, out_q.zero_point) if relu else y
+
+
+def average(total: Values, count: Values) -> NDArray[np.int64]:
+    """Returns a pool's average of integers as they are stored: total / count, rounded towards zero."""
+    quotient = np.abs(np.asarray(total, np.int64)) // np.asarray(count, np.int64)
+    return np.sign(total) * quotient
+
+
+def unary_table(name: str, q_in: QuantParams, q_out: QuantParams, slope: float = 0.0) -> NDArray:
+    """Returns what each of the 256 integers becomes: `quantize` of the function of fl(scale * (x - zero_point)).
+
+    Args:
+        name: hardswish, hardsigmoid, sigmoid, leaky_relu, silu, gelu or gelu_tanh.
+        q_in: parameters of the input.
+        q_out: parameters of the output.
+        slope: negative slope, for leaky_relu only.
+    """
+    x_f32 = dequantize_val(np.arange(q_in.quant_min, q_in.quant_max + 1), q_in)
+    functions = {
+        "hardswish": hardswish_f32,
+        "hardsigmoid": hardsigmoid_f32,
+        "sigmoid": lambda x: (1.0 / (1.0 + np.exp(-x.astype(f64)))).astype(f32),
+        "leaky_relu": lambda x: np.where(x > 0, x, np.multiply(x, f32(slope), dtype=f32)),
+    }
+    function = functions.get(name) or (lambda x: FLOAT_UNARY[name](x.astype(f64)).astype(f32))
+    return quantize(function(x_f32), q_out).astype(q_out.dtype)

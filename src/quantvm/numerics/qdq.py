@@ -1,0 +1,234 @@
+"""The arithmetic of numerics=qdq, in NumPy: dequantize, float32 operators one by one, quantize, as the QDQ form says.
+
+PT2E's `quantized_decomposed` operators and ONNX's QuantizeLinear define quantize and dequantize exactly. What lies
+between is float32: a `FloatProgram` is such an island, each of its operators rounded alone. Only a convolution's or a
+matrix product's sum has no order that a reference prescribes; here its products are summed as exact integers, so that
+it has the least error of all orders, and differs from a reference where that one's error carries it over a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantvm.numerics.torch_engines import F32, QuantParams, dequantize_val, f32, f64, i64, reciprocal_f64
+
+Values = Any
+"""Numbers, or an array of any numeric dtype."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a float32 tensor is quantized.
+
+    Computes: clip(rne(fl(x * (float)(1/scale))) + zero_point, low, high), or rne(fl(x / scale)) if `divides`.
+    Exactness: `quantized_decomposed.quantize_per_tensor` (torch/ao/quantization/fx/_decomposed.py), bit for bit; if
+        `divides`, QuantizeLinear of ONNX; if `ties_away` besides, QUANTIZE of float32 in TFLite's reference kernels.
+
+    Attributes:
+        q: parameters.
+        low, high: range, inside of the dtype's.
+        divides: whether x is divided by the scale, not multiplied by its reciprocal.
+        ties_away: whether halves round away from zero, not to even.
+    """
+
+    q: QuantParams
+    low: int
+    high: int
+    divides: bool = False
+    ties_away: bool = False
+
+    @classmethod
+    def full_range(cls, q: QuantParams, *, divides: bool, ties_away: bool = False) -> Quantization:
+        """Returns the quantization whose range is that of the dtype."""
+        return cls(q, q.quant_min, q.quant_max, divides, ties_away)
+
+    def limited(self, low: int, high: int) -> Quantization:
+        """Returns the quantization with its integers limited to [low, high] besides."""
+        low, high = max(self.low, low), min(self.high, high)
+        return replace(self, low=low, high=max(low, high))
+
+
+def quantize(x_f32: Values, quantization: Quantization) -> NDArray[np.int64]:
+    """Returns the integers that `Quantization` defines."""
+    q = quantization.q
+    if quantization.divides:
+        steps = np.divide(x_f32, q.scale_f32, dtype=f32)
+    else:
+        steps = np.multiply(x_f32, reciprocal_f64(q.scale), dtype=f32)
+    steps = steps.astype(f64)
+    rounded = np.trunc(steps + np.copysign(0.5, steps)) if quantization.ties_away else np.rint(steps)
+    return np.clip(rounded + q.zero_point, quantization.low, quantization.high).astype(i64)
+
+
+def multiplier(input_q: QuantParams, weight_scales: NDArray[np.float64], channels: int) -> F32:
+    """Returns (channels,) fl(sa * sw), what one unit of an integer accumulator stands for."""
+    product = np.multiply(input_q.scale_f32, weight_scales.astype(f32), dtype=f32)
+    return np.ascontiguousarray(np.broadcast_to(product, (channels,)))
+
+
+# ------------------------------------------------------------------ programs
+
+
+@dataclass(frozen=True)
+class TensorLeaf:
+    """An input: integers that are dequantized by fl(scale * (x - zero_point)), or float32 where `q` is None.
+
+    `gate` says that it has one value a channel: (n, 1, 1, C).
+    """
+
+    q: QuantParams | None
+    gate: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the tensor."""
+        return "float32" if self.q is None else self.q.dtype
+
+
+@dataclass(frozen=True)
+class AccumulatorLeaf:
+    """fl(acc * multiplier) of an exact int32 accumulator; a program of a contraction has it as its first leaf."""
+
+    multiplier_f32: F32
+
+
+@dataclass(frozen=True)
+class ChannelLeaf:
+    """A constant for each channel, (C,) float32."""
+
+    values_f32: F32
+
+
+@dataclass(frozen=True)
+class ScalarLeaf:
+    """A float32 constant."""
+
+    value: float
+
+
+Leaf = TensorLeaf | AccumulatorLeaf | ChannelLeaf | ScalarLeaf
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator.
+
+    Attributes:
+        op: a key of `OPERATORS`, or `requantize`: quantize and dequantize again.
+        args: registers: the leaves in order, then the results of the steps.
+        options: numbers that the operator takes besides, like the limits of clip.
+        quantization: of `requantize`.
+    """
+
+    op: str
+    args: tuple[int, ...]
+    options: tuple[float, ...] = ()
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True)
+class FloatProgram:
+    """Element-wise float32 operators between integers; the last register is the result.
+
+    Attributes:
+        leaves: what it starts from.
+        steps: operators, in order.
+        output: how the result is quantized; None if it stays float32.
+    """
+
+    leaves: tuple[Leaf, ...]
+    steps: tuple[Step, ...]
+    output: Quantization | None
+
+    @property
+    def tensors(self) -> tuple[TensorLeaf, ...]:
+        """The leaves that are inputs, in order."""
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, TensorLeaf))
+
+    @property
+    def accumulator(self) -> AccumulatorLeaf | None:
+        """The leaf that a contraction fills, if there is one."""
+        return next((leaf for leaf in self.leaves if isinstance(leaf, AccumulatorLeaf)), None)
+
+    @property
+    def out_dtype(self) -> str:
+        """Dtype of the result."""
+        return "float32" if self.output is None else self.output.q.dtype
+
+    def channel_vectors(self) -> list[F32]:
+        """Returns the per-channel constants: the multiplier of accumulators, and every `ChannelLeaf`, in order."""
+        vectors = []
+        for leaf in self.leaves:
+            if isinstance(leaf, AccumulatorLeaf):
+                vectors.append(leaf.multiplier_f32)
+            elif isinstance(leaf, ChannelLeaf):
+                vectors.append(leaf.values_f32)
+        return vectors
+
+
+def _sigmoid(x: F32) -> F32:
+    with np.errstate(over="ignore"):
+        return np.divide(f32(1), np.add(f32(1), np.exp(-x.astype(f64)).astype(f32), dtype=f32), dtype=f32)
+
+
+OPERATORS: dict[str, Callable[..., F32]] = {
+    "add": lambda a, b: np.add(a, b, dtype=f32),
+    "subtract": lambda a, b: np.subtract(a, b, dtype=f32),
+    "multiply": lambda a, b: np.multiply(a, b, dtype=f32),
+    "divide": lambda a, b: np.divide(a, b, dtype=f32),
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "relu": lambda a: np.maximum(a, f32(0)),
+    "clip": lambda a, low, high: np.minimum(np.maximum(a, f32(low)), f32(high)),
+    "leaky_relu": lambda a, slope: np.where(a > 0, a, np.multiply(a, f32(slope), dtype=f32)),
+    "negative": lambda a: -a,
+    "sigmoid": _sigmoid,
+    "silu": lambda a: np.multiply(a, _sigmoid(a), dtype=f32),
+}
+"""Float32 operators; exp, inside of sigmoid and silu, is rounded correctly here and to a last bit in kernels."""
+
+
+def evaluate(program: FloatProgram, tensors: Sequence[Values], acc_i32: Values | None = None) -> NDArray:
+    """Returns what a program computes, with the channels of all arrays last.
+
+    Args:
+        program: the program.
+        tensors: an array for each `TensorLeaf`, integers or float32.
+        acc_i32: accumulators, if it has a leaf for them.
+    """
+    given = iter(tensors)
+    registers: list[F32] = []
+    for leaf in program.leaves:
+        if isinstance(leaf, TensorLeaf):
+            x = next(given)
+            registers.append(np.asarray(x, f32) if leaf.q is None else dequantize_val(x, leaf.q))
+        elif isinstance(leaf, AccumulatorLeaf):
+            registers.append(np.multiply(np.asarray(acc_i32).astype(f32), leaf.multiplier_f32, dtype=f32))
+        elif isinstance(leaf, ChannelLeaf):
+            registers.append(leaf.values_f32)
+        else:
+            registers.append(np.asarray(leaf.value, f32))
+    for step in program.steps:
+        args = [registers[i] for i in step.args]
+        if step.op == "requantize":
+            assert step.quantization is not None
+            registers.append(dequantize_val(quantize(args[0], step.quantization), step.quantization.q))
+        else:
+            registers.append(np.asarray(OPERATORS[step.op](*args, *step.options), f32))
+    result = registers[-1]
+    return result if program.output is None else quantize(result, program.output).astype(program.out_dtype)
+
+
+def table(program: FloatProgram) -> NDArray | None:
+    """Returns the (256,) results for every input of a program of one quantized tensor and scalars; else None."""
+    (*tensors,) = program.tensors
+    if len(tensors) != 1 or tensors[0].q is None or program.output is None:
+        return None
+    if any(isinstance(leaf, (AccumulatorLeaf, ChannelLeaf)) for leaf in program.leaves):
+        return None
+    return evaluate(program, [np.arange(256, dtype=i64) + tensors[0].q.quant_min])

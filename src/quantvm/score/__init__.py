@@ -1,0 +1,1 @@
+"""Figures from outputs: accuracy, parity with the reference, agreement between reports."""

@@ -1,0 +1,99 @@
+"""Stages and workers of a benchmark without processes, engines or clocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quantvm.jobs.latency.stages import BenchStages
+from quantvm.jobs.latency.workers import WorkerError
+
+from ..evaluation.fakes import CLASSES, FakeStages
+
+MS = {
+    "tvm": 2.0, "torch_fbgemm": 4.0, "torch_x86": 3.0, "torch_onednn": 5.0, "torch_pt2e": 40.0, "torch_inductor": 3.5,
+    "onnxruntime": 6.0, "openvino": 2.5,
+}  # fmt: skip
+
+
+@dataclass
+class FakeWorker:
+    """Each call takes the engine's time in MS for each image; `trouble` maps an operation to what it raises or does."""
+
+    stages: FakeBenchStages
+    job: object
+    trouble: dict = field(default_factory=dict)
+    open: bool = True
+
+    def request(self, operation, **arguments):
+        assert self.open
+        self.stages.asked.append((self.job.model, self.job.engine, self.job.threads, operation, arguments))
+        if isinstance(self.trouble.get(operation), BaseException):
+            raise self.trouble[operation]
+        return getattr(self, f"_{operation}")(**arguments)
+
+    def _build(self):
+        return {"build_s": 1.0, "artifact_bytes": 2**20, **self.trouble.get("facts", {})}
+
+    def _load(self, batch):
+        y_f32 = np.load(self.job.float_output_path)[:batch] + np.float32(0.25)
+        change = self.trouble.get("outputs")
+        np.save(self.job.output_path(batch), change(y_f32) if change else y_f32)
+        return {"load_s": 0.5, "first_call_ms": 9.0}
+
+    def _warm_up(self, batch, calls, seconds):
+        return {}
+
+    def _measure(self, batch, calls, seconds):
+        return {"samples_ms": [MS.get(self.job.engine, 1.0) * batch / self.job.threads] * 1000}
+
+    def _memory(self):
+        return {"peak_rss_bytes": 3 * 2**20, "inference_peak_rss_bytes": 2**20}
+
+    def _profile(self, batch, calls, seconds):
+        assert not self.job.deployed, "a profile has to compile"
+        call = {
+            "layer": "stem", "op": "conv2d", "kernel": "conv2d_u8i8acc32_fake", "in_shapes": [[batch, 8, 8, 3]],
+            "out_shape": [batch, 4, 4, 16], "macs": 6912 * batch, "p50_ms": 0.75,
+        }  # fmt: skip
+        return {
+            "total_ms": 1.0, "kernels_ms": 0.75, "hook_ms": 0.001, "instrumented_ms": 1.5, "n": 20, "calls": [call],
+        }  # fmt: skip
+
+    def close(self):
+        self.open = False
+
+
+class FakeBenchStages(FakeStages, BenchStages):
+    """`trouble` maps an engine to its worker's; `missing` maps an engine to why it cannot run."""
+
+    def __init__(self, models=("alpha", "beta"), trouble=None, missing=None, unavailable=(), broken_models=()):
+        FakeStages.__init__(self, models=models, unavailable=unavailable)
+        self.trouble, self.missing_engines, self.broken_models = trouble or {}, missing or {}, broken_models
+        self.asked, self.workers = [], []
+
+    def why_missing(self, engine):
+        return self.missing_engines.get(engine)
+
+    def write_model(self, spec, weights, plan, job, max_batch):
+        if spec.name in self.broken_models:
+            raise RuntimeError("weights on fire")
+        rng = np.random.default_rng(0)
+        np.save(job.float_output_path, rng.standard_normal((max_batch, CLASSES)).astype(np.float32))
+
+    def start_worker(self, job):
+        same = [worker.job for worker in self.workers if worker.open and worker.job.engine == job.engine]
+        assert all(other.deployed and not job.deployed for other in same), "only a profile beside the timed process"
+        self.workers.append(FakeWorker(self, job, self.trouble.get(job.engine, {})))
+        return self.workers[-1]
+
+    def peer_versions(self):
+        return {"onnxruntime": "1.2.3"}
+
+    def load_average(self):
+        return 0.25
+
+
+def failing(text="engine on fire"):
+    return WorkerError(f"RuntimeError: {text}", "the stack")
