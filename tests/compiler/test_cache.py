@@ -145,7 +145,8 @@ def test_the_digest_of_the_sources_sees_every_file_that_compiles(tmp_path, monke
     sources = cache_key_module._SOURCES
     assert {"kernels", "lowering", "qdq", "numerics", "compiler", "runtime", "tvm_compat.py"} <= set(sources)
     modules = [source for source in sources if source.endswith(".py")]
-    inside = ("kernels/conv/conv2d.py", "lowering/pipeline.py", "numerics/torch_engines.py", "compiler/cache_key.py")
+    inside = ("kernels/conv/conv2d.py", "lowering/pipeline.py", "qdq/composite.py", "numerics/torch_engines.py")
+    inside += ("compiler/cache_key.py", "runtime/target.py")
     for name in (*inside, *modules):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("first")
@@ -157,7 +158,7 @@ def test_the_digest_of_the_sources_sees_every_file_that_compiles(tmp_path, monke
         seen.add(digest())
     (package / "kernels" / "new.py").write_text("")
     seen.add(digest())
-    assert len(seen) == 6 + len(modules)
+    assert len(seen) == 8 + len(modules)
 
 
 def test_two_processes_agree_on_the_key(tmp_path):
