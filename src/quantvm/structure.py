@@ -13,8 +13,6 @@ import keyword
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-INTERFACE_ATTR = "quantvm.interface"
-"""Module attribute: JSON with the names of the inputs, and the structure of the outputs where it needs describing."""
 Structure = Any
 _CONSTANTS = (bool, int, float, str, type(None))
 MAX_DEPTH = 32

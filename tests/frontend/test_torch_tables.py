@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from quantvm.compiler import compile as compile_model
 from quantvm.frontend import from_torch
-from quantvm.frontend.torchscript.torch_tables import TABLES_ATTR, torch_table, with_torch_tables
+from quantvm.frontend.torchscript.torch_tables import torch_table, with_torch_tables
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.numerics.unary_tables import unary_tables
+from quantvm.qdq.attributes import TORCH_TABLES
 from quantvm.torch_compat import has_vnni, quantization_engine
 from tests.quantized_modules import Quantized, conv2d, image
 
@@ -74,7 +75,7 @@ def test_an_output_that_pytorch_does_not_have():
 def test_compiled_code_holds_the_table_that_the_module_carries():
     network, x = Quantized(torch.sigmoid), image(2, 3, 9, 7)
     module = from_torch(network, x, engine="fbgemm")
-    (key,) = module.attrs[TABLES_ATTR]
+    (key,) = module.attrs[TORCH_TABLES]
     assert str(key).startswith("sigmoid uint8(")
     with quantization_engine("fbgemm"):
         assert torch.equal(compile_model(network, x, engine="fbgemm", threads=1, cache=False)(x), network(x))
@@ -82,5 +83,5 @@ def test_compiled_code_holds_the_table_that_the_module_carries():
 
 def test_a_module_without_such_operators_carries_none():
     module = from_torch(Quantized(torch.relu), image(2, 3, 9, 7), engine="fbgemm")
-    assert TABLES_ATTR not in module.attrs
+    assert TORCH_TABLES not in module.attrs
     assert with_torch_tables(module, "fbgemm").same_as(module)

@@ -10,6 +10,7 @@ from typing import Any
 
 from quantvm.errors import CompileError, ConfigError, OutputError, missing_package_named, stage
 from quantvm.progress import SILENT, Progress
+from quantvm.qdq.attributes import kernel_name
 from quantvm.runtime.artifact import Artifact, CompileReport
 from quantvm.runtime.requirements import requirements_of
 from quantvm.runtime.signature import signature_of
@@ -173,9 +174,8 @@ def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Arti
 
 def _kernel_names(lowered: Any) -> dict[str, str | None]:
     """Returns the kernel of each function but main; None for TVM's own: operators left in float, and moved data."""
-    found = {}
-    for variable, function in lowered.functions.items():
-        kernel = function.attrs.get("quantvm.kernel") if function.attrs else None
-        found[str(variable.name_hint)] = None if kernel is None else str(kernel)
-    del found["main"]
-    return found
+    return {
+        str(variable.name_hint): kernel_name(function)
+        for variable, function in lowered.functions.items()
+        if variable.name_hint != "main"
+    }

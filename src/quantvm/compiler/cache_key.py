@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantvm.errors import InternalError
+from quantvm.qdq.expressions import is_constant
 from quantvm.runtime.manifest import SCHEMA_VERSION
 
 _SOURCES = ("kernels", "lowering", "qdq", "numerics", "compiler", "runtime", "sizes.py", "tvm_compat.py")
@@ -59,12 +60,11 @@ def digest_of_module(module: Any) -> str:
     The script prints scalars with 17 digits, and which constants are one and the same.
     """
     from tvm import relax
-    from tvm.ir import GenericConst
 
     digest = hashlib.sha256(module.script(show_meta=False).encode())
 
     def visit(expr: Any) -> None:
-        if isinstance(expr, GenericConst):
+        if is_constant(expr):
             array = expr.value.numpy()
             digest.update(f"{array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tvm import relax
-from tvm.ir import GenericConst, GlobalVar
+from tvm.ir import GlobalVar
 
 from quantvm.lowering.float.float_regions import BINARY, UNARY, dequantized_params
 from quantvm.lowering.fuse_qdq import fuse_qdq
 from quantvm.lowering.patterns import all_patterns
+from quantvm.qdq.attributes import composite_name
 from quantvm.qdq.bindings import definitions
-from quantvm.qdq.composite import constant_value, is_call, is_per_tensor
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, is_per_tensor
 
 _WEIGHTED = ("relax.nn.conv2d", "relax.matmul")
 _POOLS = ("relax.mean", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d", "relax.nn.max_pool2d")
@@ -84,7 +85,7 @@ class _Graph:
         tensors = [a for a in _arguments(call) if str(getattr(a.ty, "dtype", "")) == "float32"]
         if any(is_call(self._values.get(a), "relax.astype") for a in tensors):
             return "the program itself computes it in float"
-        if not all(isinstance(a, GenericConst) or self._is(self._values.get(a), "dequantize") for a in tensors):
+        if not all(is_constant(a) or self._is(self._values.get(a), "dequantize") for a in tensors):
             return "its input is not just dequantized"
         readers = self._readers.get(binding.var, [])
         if len(readers) != 1 or not self._is(readers[0], "quantize"):
@@ -93,19 +94,19 @@ class _Graph:
 
     def _end(self, call: Any) -> str:
         """Returns why a quantize or dequantize was not taken."""
-        if isinstance(call.args[0], GenericConst):
+        if is_constant(call.args[0]):
             return "what reads it is computed in float"
-        per_channel = isinstance(call.args[1], GenericConst) and constant_value(call.args[1]).ndim > 0
+        per_channel = is_constant(call.args[1]) and constant_value(call.args[1]).ndim > 0
         return _PER_CHANNEL if per_channel else "its tensor has no batch"
 
     def _weight(self, call: Any) -> str | None:
         weight = call.args[1]
         while is_call(self._values.get(weight), "relax.permute_dims"):
             weight = self._values[weight].args[0]
-        if isinstance(weight, GenericConst):
+        if is_constant(weight):
             return "its weight is not quantized"
         source: Any = self._values.get(weight)
-        if self._is(source, "dequantize") and isinstance(source.args[0], GenericConst):
+        if self._is(source, "dequantize") and is_constant(source.args[0]):
             return None
         return "its weight is no constant"
 
@@ -114,10 +115,7 @@ class _Graph:
         if is_call(value, f"relax.{operator}"):
             return True
         callee = getattr(value, "op", None)
-        if not isinstance(callee, GlobalVar):
-            return False
-        attrs = self._module[callee].attrs
-        return bool(attrs) and str(attrs.get("Composite", "")) == f"quantvm.{operator}"
+        return isinstance(callee, GlobalVar) and composite_name(self._module[callee]) == operator
 
 
 class _QdqGraph(_Graph):

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 from quantvm.numerics.torch_engines import QuantParams
-
-Expr = Any
+from quantvm.qdq import expressions
+from quantvm.qdq.expressions import Expr
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,7 @@ class QTensor:
 
 def shape_of(x: Expr | QTensor) -> list[Any]:
     """Returns the logical shape: Python ints, and symbolic expressions where a dimension is dynamic."""
-    expr = x.expr if isinstance(x, QTensor) else x
-    return [int(d) if hasattr(d, "value") else d for d in expr.ty.shape]
-
-
-def is_call(expr: Any, op: str) -> bool:
-    """Returns whether `expr` calls the operator."""
-    return getattr(getattr(expr, "op", None), "name", None) == op
+    return expressions.shape_of(x.expr if isinstance(x, QTensor) else x)
 
 
 def constant(value: Any, dtype: str) -> Expr:
@@ -47,21 +40,9 @@ def constant_array(expr: Expr) -> np.ndarray:
     Raises:
         ModelImportError: it is not constant.
     """
-    if not isinstance(expr, GenericConst):
+    if not expressions.is_constant(expr):
         raise ModelImportError(f"expected a tensor that is known at import, got {expr}")
-    return expr.value.numpy()
-
-
-def definitions(main: Any) -> dict[Any, Expr]:
-    """Returns what each variable of a function is bound to, in order."""
-    return {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
-
-
-def per_tensor_params(call: Expr) -> QuantParams:
-    """Returns the parameters of a quantize or dequantize that has one scale."""
-    scale, zero_point = (constant_array(argument) for argument in call.args[1:3])
-    dtype = call.attrs.out_dtype if is_call(call, "relax.quantize") else call.args[0].ty.dtype
-    return QuantParams(float(scale), int(zero_point), str(dtype))  # type: ignore[arg-type]
+    return expressions.constant_value(expr)
 
 
 class QdqBuilder:

@@ -9,12 +9,14 @@ from typing import Any
 import tvm
 
 from quantvm.frontend.onnx.layers import OnnxSource
+from quantvm.qdq.attributes import engine_of
+from quantvm.qdq.bindings import definitions
+from quantvm.qdq.expressions import is_call, is_per_tensor, quant_params, shape_of
 
-from .builder import constant_array, definitions, is_call, per_tensor_params, shape_of
 from .entry import format_of
 from .layer_graphs import with_layers
 from .layers import Layer, LayeredProgram
-from .program_inputs import ENGINE_ATTR, importing
+from .program_inputs import importing
 
 
 def import_file_layers(path: Path, example_inputs: Sequence[Any]) -> LayeredProgram:
@@ -48,7 +50,7 @@ def _layers_of(path: Path, inputs: tuple[Any, ...]) -> LayeredProgram:
     chained = with_layers(module, found)
     source = OnnxSource(model) if tensors and OnnxSource.is_installed() else None
     n_outputs = len(chained["main"].ret_ty.fields) - len(layers)
-    return LayeredProgram(source, layers, chained, n_outputs, str(module.attrs[ENGINE_ATTR]), inputs)
+    return LayeredProgram(source, layers, chained, n_outputs, engine_of(module), inputs)
 
 
 def _layers(module: tvm.IRModule, tensors: dict[str, str]) -> tuple[list[Any], tuple[Layer, ...]]:
@@ -56,9 +58,9 @@ def _layers(module: tvm.IRModule, tensors: dict[str, str]) -> tuple[list[Any], t
     bound = definitions(module["main"])
     found, layers = [], []
     for var, call in bound.items():
-        if not is_call(call, "relax.quantize") or constant_array(call.args[1]).ndim:
+        if not is_call(call, "relax.quantize") or not is_per_tensor(call):
             continue
-        name, q = str(var.name), per_tensor_params(call)
+        name, q = str(var.name), quant_params(call)
         found.append(var)
         layers.append(Layer(name, _made_by(call, bound), tensors.get(name, name), tuple(shape_of(var)), q))
     return found, tuple(layers)

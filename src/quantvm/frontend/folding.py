@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm.ir import GenericConst
+
+from quantvm.qdq.expressions import constant_value, is_constant, op_name
 
 
 def _shape(expr: Any) -> list[int]:
@@ -60,13 +61,13 @@ _OPERATORS: dict[str, Callable[..., np.ndarray]] = {
 
 def folded(call: Any) -> np.ndarray | None:
     """Returns the value of a call whose tensors are constants, or None where it has others or is not known here."""
-    name = getattr(call.op, "name", "")
+    name = op_name(call)
     if name not in _OPERATORS:
         return None
-    tensors = [a for a in call.args if not hasattr(a, "values") or isinstance(a, GenericConst)]
-    shapes = [a for a in call.args if hasattr(a, "values") and not isinstance(a, GenericConst)]
-    if not tensors or not all(isinstance(a, GenericConst) for a in tensors):
+    tensors = [a for a in call.args if not hasattr(a, "values") or is_constant(a)]
+    shapes = [a for a in call.args if hasattr(a, "values") and not is_constant(a)]
+    if not tensors or not all(is_constant(a) for a in tensors):
         return None
     if any(not hasattr(d, "value") for shape in shapes for d in shape.values):
         return None
-    return np.asarray(_OPERATORS[name](call, *(a.value.numpy() for a in tensors)))
+    return np.asarray(_OPERATORS[name](call, *(constant_value(a) for a in tensors)))

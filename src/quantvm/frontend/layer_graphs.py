@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
+from quantvm.qdq.attributes import CHANNELS_LAST, with_attributes_of
+from quantvm.qdq.bindings import definitions
 from quantvm.tvm_compat import dataflow
-
-from .builder import definitions
 
 if TYPE_CHECKING:
     from .layers import LayeredProgram
-
-CHANNELS_LAST_ATTR = "quantvm.channels_last"
-"""Module attribute: the inputs, by number, that PyTorch holds in channels-last order; they are passed as NCHW."""
 
 
 def with_layers(module: tvm.IRModule, layers: Sequence[Any]) -> tvm.IRModule:
@@ -66,7 +63,7 @@ def isolated(
 
     module = _rebuilt(program.chained, wanted_of, given, replaced)
     formats = [i + n_inputs for i, is_last in enumerate(channels_last) if is_last]
-    return module.with_attr(CHANNELS_LAST_ATTR, formats)
+    return module.with_attr(CHANNELS_LAST, formats)
 
 
 def _results(module: tvm.IRModule) -> list[Any]:
@@ -129,4 +126,4 @@ def _rebuilt(
             result = builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
         builder.emit_func_output(result)
     rebuilt = relax.transform.DeadCodeElimination()(builder.get())
-    return rebuilt.with_attrs(dict(module.attrs)) if module.attrs else rebuilt
+    return with_attributes_of(rebuilt, module)

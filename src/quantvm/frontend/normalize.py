@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax, tirx
-from tvm.ir import GenericConst
 from tvm_ffi import structural_equal
 
 from quantvm.errors import ModelImportError, part
+from quantvm.qdq.bindings import definitions
+from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name, size_of
 from quantvm.tvm_compat import dataflow
 
-from .builder import Expr, QdqBuilder, constant, is_call, shape_of
+from .builder import QdqBuilder, constant, shape_of
 from .folding import folded
 
 _INHERITS = frozenset(
@@ -94,8 +95,8 @@ class _Normalizer:
         self._values: dict[Any, Any] = {}
         self._layers: dict[Any, str] = {}
         self._clips: dict[Any, tuple[Any, tuple[float, float]]] = {}
-        calls = [b.value for block in module["main"].body.blocks for b in block.bindings]
-        contractions = [c for c in calls if getattr(getattr(c, "op", None), "name", "") in _CONTRACTIONS]
+        calls = definitions(module["main"]).values()
+        contractions = [c for c in calls if op_name(c) in _CONTRACTIONS]
         self._names = list(layer_names) if len(layer_names) == len(contractions) else []
         quantizes = [c for c in calls if is_call(c, "relax.quantize")]
         known = len(tensor_names) == len(quantizes)
@@ -142,7 +143,7 @@ class _Normalizer:
         """Returns the expression of a value; a dequantized one by a dequantize of its own."""
         value = self._value(expr)
         if isinstance(value, _Dequantized):
-            hint = "weight" if isinstance(value.integers, GenericConst) else "dq"
+            hint = "weight" if is_constant(value.integers) else "dq"
             dtype = str(value.integers.ty.dtype)
             scale, zero_point = constant(value.scale, "float32"), constant(value.zero_point, dtype)
             return self._b.emit(relax.op.dequantize(value.integers, scale, zero_point, axis=value.axis), hint)
@@ -198,12 +199,12 @@ class _Normalizer:
         found = []
         for argument, dtype in zip(call.args[1:3], (np.float32, np.int64), strict=True):
             value = self._value(argument)
-            if not isinstance(value, GenericConst):
+            if not is_constant(value):
                 raise ModelImportError(
                     f"{self._b.where}: quantization parameters are computed at run time (dynamic quantization); "
                     "quantize statically, with calibration data"
                 )
-            array = value.value.numpy().astype(dtype)
+            array = constant_value(value).astype(dtype)
             found.append(array.reshape(()) if array.size == 1 else array)
         scale, zero_point = found
         return scale, np.broadcast_to(zero_point, scale.shape) if scale.ndim else zero_point
@@ -226,8 +227,8 @@ class _Normalizer:
         scale, zero_point = self._params(call)
         integers = self._read(call.args[0])
         dtype, axis = str(integers.ty.dtype), int(call.attrs.axis)
-        if isinstance(integers, GenericConst) and dtype in ("int32", "int16"):
-            array = integers.value.numpy()
+        if is_constant(integers) and dtype in ("int32", "int16"):
+            array = constant_value(integers)
             sizes = [1] * array.ndim
             if scale.ndim:
                 sizes[axis] = -1
@@ -240,8 +241,8 @@ class _Normalizer:
 
     def _permute(self, call: Any) -> Any:
         x = self._value(call.args[0])
-        if isinstance(x, _Dequantized) and isinstance(x.integers, GenericConst):
-            array = x.integers.value.numpy()
+        if isinstance(x, _Dequantized) and is_constant(x.integers):
+            array = constant_value(x.integers)
             order = list(range(array.ndim))[::-1] if call.attrs.axes is None else [int(a) for a in call.attrs.axes]
             moved = constant(array.transpose(order), str(array.dtype))
             return _Dequantized(moved, x.scale, x.zero_point, order.index(x.axis) if x.scale.ndim else -1)
@@ -251,8 +252,8 @@ class _Normalizer:
         """A constant weight (K, N) becomes permute_dims of one (N, K)."""
         weight = self._value(call.args[1])
         x = self._read(call.args[0])
-        if isinstance(weight, _Dequantized) and isinstance(weight.integers, GenericConst):
-            array = weight.integers.value.numpy()
+        if isinstance(weight, _Dequantized) and is_constant(weight.integers):
+            array = constant_value(weight.integers)
             if array.ndim == 2 and (weight.scale.ndim == 0 or weight.axis == 1):
                 axis = 0 if weight.scale.ndim else -1
                 rows = _Dequantized(constant(array.T, str(array.dtype)), weight.scale, weight.zero_point, axis)
@@ -267,7 +268,7 @@ class _Normalizer:
 
     def _add(self, call: Any) -> Expr:
         first, second = (self._read(a) for a in call.args)
-        if isinstance(first, GenericConst) and not isinstance(second, GenericConst):
+        if is_constant(first) and not is_constant(second):
             first, second = second, first
         return self._plain(call, [first, second])
 
@@ -282,11 +283,11 @@ class _Normalizer:
         """TVM's ONNX importer writes a Clip as two element-wise functions: here they are R.clip."""
         arguments = [self._read(a) for a in call.args[1].fields]
         kind = _limit_of(self._module[call.args[0]])
-        if kind is None or len(arguments) != 2 or not isinstance(arguments[1], GenericConst):
+        if kind is None or len(arguments) != 2 or not is_constant(arguments[1]):
             return self._b.emit(
                 relax.Call(call.op, [call.args[0], relax.Tuple(arguments)], call.attrs, call.ty_args), "call"
             )
-        x, limit = arguments[0], float(arguments[1].value.numpy())
+        x, limit = arguments[0], float(constant_value(arguments[1]))
         bound = (limit, float("inf")) if kind == "max" else (float("-inf"), limit)
         inner = self._clips.get(x)
         if inner is not None:
@@ -299,7 +300,7 @@ class _Normalizer:
 
 
 def _same_size(a: Any, b: Any) -> bool:
-    a, b = (int(d) if hasattr(d, "value") else d for d in (a, b))
+    a, b = size_of(a), size_of(b)
     return a == b if isinstance(a, int) or isinstance(b, int) else structural_equal(a, b)
 
 

@@ -12,10 +12,9 @@ import tvm
 from tvm import relax, tirx
 
 from quantvm.errors import STATIC_MAY_HELP, ModelImportError, stage
-from quantvm.structure import INTERFACE_ATTR, Structure, in_order, is_flat
-
-ENGINE_ATTR = "quantvm.engine"
-"""Module attribute: the engine whose arithmetic the quantized operators have."""
+from quantvm.qdq.attributes import INTERFACE, interface_of
+from quantvm.qdq.expressions import shape_of
+from quantvm.structure import Structure, in_order, is_flat
 
 
 def importing(program_or_path: Any, batch: str = "static") -> AbstractContextManager[None]:
@@ -32,7 +31,7 @@ def with_interface(module: tvm.IRModule, inputs: Sequence[str], outputs: Structu
         text = json.dumps({"inputs": list(inputs), "outputs": described})
     except (TypeError, ValueError) as error:
         raise ModelImportError(f"the structure of the outputs cannot be stored: {error}") from error
-    return module.with_attr(INTERFACE_ATTR, text)
+    return module.with_attr(INTERFACE, text)
 
 
 def _is_alone(outputs: Structure) -> bool:
@@ -43,7 +42,7 @@ def _is_alone(outputs: Structure) -> bool:
 
 def input_shapes(module: tvm.IRModule) -> list[list[Any]]:
     """Returns the shape of each input: Python ints, and a variable where a dimension is dynamic."""
-    return [[int(d) if hasattr(d, "value") else d for d in param.ty.shape] for param in module["main"].params]
+    return [shape_of(param) for param in module["main"].params]
 
 
 def examples_in_order(names: Sequence[str], example_inputs: Sequence[Any]) -> list[Any]:
@@ -56,9 +55,7 @@ def examples_in_order(names: Sequence[str], example_inputs: Sequence[Any]) -> li
 
 def input_names(module: tvm.IRModule) -> list[str]:
     """Returns the names of the program's inputs: the framework's, or else those of the function's parameters."""
-    attrs = module.attrs
-    known = json.loads(str(attrs[INTERFACE_ATTR]))["inputs"] if attrs and INTERFACE_ATTR in attrs else None
-    return known or [str(param.name) for param in module["main"].params]
+    return interface_of(module).get("inputs") or [str(param.name) for param in module["main"].params]
 
 
 def check_examples(module: tvm.IRModule, example_inputs: Sequence[Any]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import tvm
-from tvm.ir import GenericConst
 
-from quantvm.qdq.composite import is_call
+from quantvm.qdq.attributes import kernel_name
+from quantvm.qdq.expressions import is_call, is_constant
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ def kernel_calls(module: tvm.IRModule, legalized: Iterable[KernelCall]) -> tuple
             if not is_call(binding.value, "relax.call_tir"):
                 continue
             callee, arguments = binding.value.args[:2]
-            attrs = module[callee].attrs
-            if attrs and "quantvm.kernel" in attrs:
+            kernel = kernel_name(module[callee])
+            if kernel is not None:
                 found.append(replace(next(known), function=callee.name_hint))
-                assert found[-1].kernel == str(attrs["quantvm.kernel"]), "calls are not in the order of their emission"
+                assert found[-1].kernel == kernel, "calls are not in the order of their emission"
             else:
-                activations = [a for a in arguments.fields if not isinstance(a, GenericConst)]
+                activations = [a for a in arguments.fields if not is_constant(a)]
                 name = callee.name_hint
                 found.append(KernelCall(binding.var.name, name, "", name, len(activations), 0))
     assert next(known, None) is None, "a kernel's call was removed"

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from quantvm.qdq.composite import constant_value, is_call, static_shape
+from quantvm.qdq.attributes import with_attributes_of
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, shape_of
 
 
 def merge_channel_affines(module: tvm.IRModule) -> tvm.IRModule:
@@ -25,7 +25,7 @@ def merge_channel_affines(module: tvm.IRModule) -> tvm.IRModule:
         return module
     merger.builder_.update_func(module.get_global_var("main"), main)
     merged = merger.builder_.get()
-    merged = merged.with_attrs(dict(module.attrs)) if module.attrs else merged
+    merged = with_attributes_of(merged, module)
     return relax.transform.DeadCodeElimination()(merged)
 
 
@@ -43,7 +43,7 @@ class _Merger(PyExprMutator):
         source = parts[0][0]
         channels = [channel for _, channel, _, _ in parts]
         same = all(x.same_as(source) for x, *_ in parts)
-        if not same or channels != list(range(static_shape(source)[1])):
+        if not same or channels != list(range(shape_of(source)[1])):
             return call
         self.found = True
         factors, terms = (
@@ -72,7 +72,7 @@ class _Merger(PyExprMutator):
     def _scalar_operand(self, expr: Any, op: str) -> tuple[np.float32 | None, Any]:
         """Returns the float32 scalar that is added to or multiplied with a value, and that value."""
         call = self._bound(expr)
-        if not is_call(call, op) or not isinstance(call.args[1], GenericConst):
+        if not is_call(call, op) or not is_constant(call.args[1]):
             return None, expr
         value = constant_value(call.args[1])
         return (

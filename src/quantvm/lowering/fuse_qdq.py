@@ -5,7 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from quantvm.qdq.composite import is_call
+from quantvm.qdq.expressions import is_call
 
 from .patterns import all_patterns
 

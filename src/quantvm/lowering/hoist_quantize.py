@@ -11,8 +11,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from quantvm.qdq.attributes import with_attributes_of
 from quantvm.qdq.bindings import count_uses, definitions, with_operands
-from quantvm.qdq.composite import is_call, is_per_tensor
+from quantvm.qdq.expressions import is_call, is_per_tensor, op_name
 from quantvm.tvm_compat import dataflow
 
 _COMMUTES = frozenset(
@@ -38,7 +39,7 @@ def hoist_quantize(module: tvm.IRModule) -> tvm.IRModule:
             result = hoister.builder.emit_output(with_operands(main.body.body, hoister.value))
         hoister.builder.emit_func_output(result)
     hoisted = hoister.builder.get()
-    hoisted = hoisted.with_attrs(dict(module.attrs)) if module.attrs else hoisted
+    hoisted = with_attributes_of(hoisted, module)
     return relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(hoisted))
 
 
@@ -66,7 +67,7 @@ class _Hoister:
             if isinstance(operands, relax.Tuple):
                 parts = [self._quantized(field, quantize, f"{name}_part") for field in operands.fields]
                 return self.builder.emit(relax.op.concat(parts, int(source.attrs.axis)), name)
-        elif getattr(getattr(source, "op", None), "name", "") in _COMMUTES:
+        elif op_name(source) in _COMMUTES:
             first = self._quantized(source.args[0], quantize, f"{name}_hoisted")
             rest = [self.value(argument) for argument in source.args[1:]]
             return self.builder.emit(tvm.ir.Call(source.op, [first, *rest], source.attrs, source.ty_args), name)

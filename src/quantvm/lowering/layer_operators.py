@@ -14,11 +14,12 @@ from tvm import relax
 
 from quantvm.layer_rules import Operator, Window
 from quantvm.lowering.torch.activation import leaky_slope
-from quantvm.lowering.torch.legalize import channels_last_inputs
 from quantvm.lowering.torch.pool_rules import pool_window
 from quantvm.numerics.dispatch import qnnpack_window
+from quantvm.qdq.attributes import channels_last_inputs, composite_name
 from quantvm.qdq.bindings import definitions
-from quantvm.qdq.composite import Composite, constant_value, is_call, quant_params, static_shape
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import constant_value, is_call, op_name, quant_params, shape_of
 
 from .channel_affine import merge_channel_affines
 from .fuse_qdq import fuse_qdq
@@ -71,7 +72,7 @@ class _Reader:
         """Returns the operator that a result comes from."""
         call = self._resolved(result)
         function = self._module[call.op] if isinstance(getattr(call, "op", None), tvm.ir.GlobalVar) else None
-        if function is None or not (function.attrs and "Composite" in function.attrs):
+        if composite_name(function) is None:
             return None
         arguments = [argument for argument in call.args if not isinstance(argument, relax.ShapeExpr)]
         if not all(self._is_moved(argument) for argument in arguments):
@@ -99,7 +100,7 @@ class _Reader:
         value = self._resolved(expr)
         if isinstance(value, relax.Var):
             return value in self._index
-        name = getattr(getattr(value, "op", None), "name", None)
+        name = op_name(value)
         return name in _MOVES and self._is_moved(value.args[0])
 
     def _value(self, expr: Any, given: Arrays) -> NDArray:
@@ -191,8 +192,8 @@ def _details(composite: Composite, call: Any) -> dict[str, Any]:
     kind, attrs = composite.name, call.attrs
     if kind in ("conv2d", "linear"):
         if kind == "linear":
-            return {**_weight(composite), "rows": math.prod(int(d) for d in static_shape(call.args[0])[1:-1])}
-        in_size = _pair(static_shape(call.args[0])[2:])
+            return {**_weight(composite), "rows": math.prod(int(d) for d in shape_of(call.args[0])[1:-1])}
+        in_size = _pair(shape_of(call.args[0])[2:])
         return {**_weight(composite), "window": _conv_window(composite, attrs), "in_size": in_size}
     if kind == "concat":
         return {"axis": int(attrs.axis)}
@@ -200,7 +201,7 @@ def _details(composite: Composite, call: Any) -> dict[str, Any]:
         return {"window": pool_window(call)}
     if kind == "adaptive_avg_pool2d":
         out_size = _pair(attrs.output_size)
-        tile = qnnpack_window(_pair(static_shape(call.args[0])[2:]), out_size)
+        tile = qnnpack_window(_pair(shape_of(call.args[0])[2:]), out_size)
         return {"out_size": out_size, "window": None if tile is None else Window(tile, tile)}
     return {"keepdims": bool(attrs.keepdims)} if kind == "mean" else {}
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import tvm
 from tvm import relax, topi
-from tvm.ir import GenericConst
 
 from quantvm.qdq.bindings import ValueOf, definitions, with_main_rewritten, with_operands
-from quantvm.qdq.composite import is_call
+from quantvm.qdq.expressions import is_call, is_constant
 
 
 def copy_shared_outputs(module: tvm.IRModule) -> tvm.IRModule:
@@ -56,7 +55,7 @@ def _fields(result: Any, bound: dict[Any, Any]) -> list[Any]:
 def _is_shared(expr: Any, bound: dict[Any, Any]) -> bool:
     """Whether an output is an input, a constant, or a view of one."""
     while True:
-        if isinstance(expr, GenericConst):
+        if is_constant(expr):
             return True
         if not isinstance(expr, relax.Var):
             return False

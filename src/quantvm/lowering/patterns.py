@@ -11,7 +11,7 @@ from tvm_ffi import structural_equal
 
 from quantvm.kernels.elementwise.normalization import MAX_NORMALIZED
 from quantvm.numerics.torch_engines import add_scalar, mul_scalar
-from quantvm.qdq.composite import constant_value, quant_params, static_shape
+from quantvm.qdq.expressions import constant_value, quant_params, shape_of
 
 Pattern = Any
 Check = Callable[[Any], bool]
@@ -128,7 +128,7 @@ def _quantize_affine() -> tuple[str, Pattern, dict[str, Pattern], Check]:
 
 def _is_channel_affine(context: Any) -> bool:
     found = context.annotated_expr
-    shape = static_shape(found["x"])
+    shape = shape_of(found["x"])
     expected = (1, shape[1], 1, 1) if len(shape) == 4 else None
     constants = [constant_value(found[name]) for name in ("factors", "terms")]
     return all(c.shape == expected and c.dtype == "float32" for c in constants) and _is_per_tensor(context)
@@ -155,7 +155,7 @@ def _is_mean_of_an_image(context: Any) -> bool:
 
 def _averaged(context: Any) -> tuple[list[Any], list[int]]:
     call = context.annotated_expr["mean"]
-    shape = static_shape(call.args[0])
+    shape = shape_of(call.args[0])
     given = range(len(shape)) if call.attrs.axis is None else call.attrs.axis
     return shape, sorted(int(axis) % len(shape) for axis in given)
 
@@ -229,7 +229,7 @@ def _is_over_last_dimensions(context: Any) -> bool:
 
 
 def _operand_shapes(context: Any) -> list[list[Any]]:
-    return [static_shape(context.annotated_expr[name]) for name in ("a", "b")]
+    return [shape_of(context.annotated_expr[name]) for name in ("a", "b")]
 
 
 def _can_be_broadcast(context: Any) -> bool:

@@ -22,8 +22,9 @@ from quantvm.lowering.qdq.legalize import legalize_qdq
 from quantvm.lowering.torch.legalize import Legalization, legalize
 from quantvm.numerics.integer import parse_numerics
 from quantvm.numerics.torch_engines import ENGINES
+from quantvm.qdq.attributes import engine_of, has_vnni, torch_tables, uses_onednn_amx
 from quantvm.qdq.bindings import definitions
-from quantvm.qdq.composite import is_call, is_per_tensor, quant_params
+from quantvm.qdq.expressions import is_call, is_per_tensor, quant_params
 from quantvm.tvm_compat import is_dynamic
 
 from .calls import KernelCall, kernel_calls
@@ -35,12 +36,8 @@ from .run_time_checks import add_run_time_checks
 from .torch import contraction_rules, elementwise_rules, integer_rules, normalization_rules, pool_rules, reduction_rules  # noqa: F401  (registers the rules)
 from .validate import validate
 
-ENGINE_ATTR = "quantvm.engine"
-AMX_ATTR = "quantvm.numerics.onednn_amx"
 _OF_FILES = ("onnx", "tflite")
 """Engines of programs that are not PyTorch's."""
-VNNI_ATTR = "quantvm.vnni"
-TABLES_ATTR = "quantvm.torch_tables"
 
 
 @dataclass(frozen=True)
@@ -102,8 +99,7 @@ class LoweringReport:
 
 def default_numerics(module: tvm.IRModule) -> str:
     """Returns torch for a module of a PyTorch engine, and qdq for one whose engine is pt2e, onnx or tflite."""
-    engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
-    return "torch" if engine in ENGINES else "qdq"
+    return "torch" if engine_of(module) in ENGINES else "qdq"
 
 
 def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule, LoweringReport]:
@@ -133,7 +129,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     output_scale = _output_scale(module)
     module = merge_channel_affines(relax.transform.CanonicalizeBindings()(module))
     dump(module, "channel_affine")
-    engine = str(module.attrs[ENGINE_ATTR]) if module.attrs and ENGINE_ATTR in module.attrs else "fbgemm"
+    engine = engine_of(module)
     try:
         dot = select_dot(options.target, options.dot)
     except ValueError as error:
@@ -142,9 +138,8 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     has_avx512 = "avx512f" in target_features(options.target)
     state = Legalization(
         relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
-        followed, rounding, bool(module.attrs and module.attrs.get(AMX_ATTR, 0)),
-        not module.attrs or bool(module.attrs.get(VNNI_ATTR, 1)), select_pairs(options.target, options.dot),
-        {str(key): str(digits) for key, digits in (module.attrs or {}).get(TABLES_ATTR, {}).items()},
+        followed, rounding, uses_onednn_amx(module), has_vnni(module), select_pairs(options.target, options.dot),
+        torch_tables(module),
     )  # fmt: skip
     if followed == "qdq":
         module = hoist_quantize(module)

@@ -12,13 +12,12 @@ from typing import Any
 import tvm
 import tvm.tirx.script.builder as T
 from tvm import relax, tirx
-from tvm.ir import GenericConst
 from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import INPUTS_MISFIT
 from quantvm.kernels.builder import argument, flat, prim_func
 from quantvm.qdq.bindings import ValueOf, definitions, described, with_main_rewritten, with_operands
-from quantvm.qdq.composite import static_shape
+from quantvm.qdq.expressions import is_constant, op_name, shape_of
 from quantvm.sizes import product
 
 _OPAQUE = 8
@@ -65,9 +64,9 @@ def add_run_time_checks(module: tvm.IRModule) -> tvm.IRModule:
         for check in checks[var]:
             x = arguments[check.operand]
             make = _checked_places if check.are_places else _checked_sizes
-            target = builder.add_func(make(static_shape(x), str(x.ty.dtype), check, where), "checked")
+            target = builder.add_func(make(shape_of(x), str(x.ty.dtype), check, where), "checked")
             sizes = [_as_i64(size) for size in check.sizes]
-            out = relax.TensorType(static_shape(x), x.ty.dtype)
+            out = relax.TensorType(shape_of(x), x.ty.dtype)
             arguments[check.operand] = builder.emit(relax.call_tir(target, [x, *sizes], out), f"{var.name}_checked")
         return builder.emit(tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args), var.name)
 
@@ -79,34 +78,34 @@ def _as_i64(size: Any) -> Any:
 
 
 def _checks(value: Any) -> list[_Check]:
-    name = getattr(getattr(value, "op", None), "name", "")
+    name = op_name(value)
     if name == "relax.take" and str(value.attrs.mode) == "fast":
-        shape = static_shape(value.args[0])
+        shape = shape_of(value.args[0])
         size = product(shape) if value.attrs.axis is None else shape[int(value.attrs.axis)]
         return _places(value, (size,), counts_back=False)
     if name in ("relax.gather_elements", "relax.scatter_elements"):
-        size = static_shape(value.args[0])[int(value.attrs.axis)]
+        size = shape_of(value.args[0])[int(value.attrs.axis)]
         return _places(value, (size,), counts_back=name == "relax.scatter_elements")
     if name in ("relax.gather_nd", "relax.scatter_nd"):
         first = int(getattr(value.attrs, "batch_dims", 0) or 0)
-        depth = static_shape(value.args[1])[-1]
-        return _places(value, tuple(static_shape(value.args[0])[first : first + depth]), counts_back=False)
+        depth = shape_of(value.args[1])[-1]
+        return _places(value, tuple(shape_of(value.args[0])[first : first + depth]), counts_back=False)
     if name == "relax.reshape":
-        before, after = static_shape(value.args[0]), static_shape(value)
+        before, after = shape_of(value.args[0]), shape_of(value)
         return _equal([(product(before), product(after))], f"{_text(before)} becomes {_text(after)}")
     if name == "relax.broadcast_to":
-        before, after = static_shape(value.args[0]), static_shape(value)
+        before, after = shape_of(value.args[0]), shape_of(value)
         pairs = [(a, b) for a, b in zip(before[::-1], after[::-1], strict=False) if not (isinstance(a, int) and a == 1)]
         return _equal(pairs, f"{_text(before)} is repeated to {_text(after)}")
     if name == "relax.matmul":
-        a, b = static_shape(value.args[0]), static_shape(value.args[1])
+        a, b = shape_of(value.args[0]), shape_of(value.args[1])
         return _equal([(a[-1], b[-2] if len(b) > 1 else b[0])], f"{_text(a)} times {_text(b)}")
     return []
 
 
 def _places(call: Any, sizes: tuple[Any, ...], *, counts_back: bool) -> list[_Check]:
     """Returns the check of places that are computed; those of constants in known sizes are looked at by `validate`."""
-    if isinstance(call.args[1], GenericConst) and all(isinstance(size, int) for size in sizes):
+    if is_constant(call.args[1]) and all(isinstance(size, int) for size in sizes):
         return []
     return [_Check(1, sizes, True, counts_back, f"it takes a place outside of {_text(list(sizes))}")]
 

@@ -16,7 +16,8 @@ from tvm import relax, tirx
 
 from quantvm.errors import CompileError
 from quantvm.kernels import Kernel
-from quantvm.qdq.composite import static_shape
+from quantvm.qdq.attributes import KERNEL
+from quantvm.qdq.expressions import shape_of, size_of
 
 from . import strides as torch_strides
 from .strides import Strides
@@ -57,7 +58,7 @@ class Tensor:
     @property
     def item_shape(self) -> tuple[int, ...]:
         """Physical shape of one row: what a kernel takes n of, see `as_rows`."""
-        return rows_and_item(static_shape(self.expr))[1]
+        return rows_and_item(shape_of(self.expr))[1]
 
     @property
     def batch_first(self) -> bool:
@@ -121,7 +122,7 @@ def have_one_order(a: Tensor, b: Tensor) -> bool:
 
 def logical_tensor(expr: Any) -> Tensor:
     """Returns a value that lies in its logical order, as what is no kernel of ours makes it."""
-    shape = tuple(static_shape(expr))
+    shape = tuple(shape_of(expr))
     return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
 
 
@@ -171,7 +172,7 @@ def rows_and_item(dims: Sequence[Any]) -> tuple[Any, tuple[int, ...]]:
 
 def as_rows(builder: relax.BlockBuilder, expr: Any) -> Any:
     """Returns a dense tensor as (n, *item), the view of it that kernels take."""
-    dims = static_shape(expr)
+    dims = shape_of(expr)
     rows, item = rows_and_item(dims)
     if len(dims) == 1 + len(item) and tuple(dims[1:]) == item:
         return expr
@@ -213,8 +214,8 @@ def check_result(x: Tensor, ty: Any, layer: str) -> None:
 
 
 def _check(what: str, layer: str, ty: Any, shape: list[Any], dtype: str | None) -> None:
-    expected = [_static(d) for d in ty.shape]
-    found = [_static(d) for d in shape]
+    expected = [size_of(d) for d in ty.shape]
+    found = [size_of(d) for d in shape]
     same = len(expected) == len(found) and all(
         a == b for a, b in zip(expected, found, strict=True) if isinstance(a, int) and isinstance(b, int)
     )
@@ -223,10 +224,6 @@ def _check(what: str, layer: str, ty: Any, shape: list[Any], dtype: str | None) 
             f"internal error in layer {layer}: {what} is {dtype or ''}{tuple(found)}, expected "
             f"{ty.dtype if dtype else ''}{tuple(expected)}; please report this model. As it is, no code is made of it"
         )
-
-
-def _static(dim: Any) -> Any:
-    return int(dim) if isinstance(dim, int) or hasattr(dim, "value") else dim
 
 
 def arranged(builder: relax.BlockBuilder, x: Tensor, order: tuple[int, ...]) -> Tensor:
@@ -319,7 +316,7 @@ def call_kernel(
         if ty is not None:
             place = "result" if what == len(types) - 1 else f"input {what}"
             _check(f"the {place} of kernel {kernel.name}", name, ty, [*buffer.shape], str(buffer.dtype))
-    function = kernel.func.with_attr("global_symbol", kernel.name).with_attr("quantvm.kernel", kernel.name)
+    function = kernel.func.with_attr("global_symbol", kernel.name).with_attr(KERNEL, kernel.name)
     function = function.with_attr("op_pattern", tirx.const(8, "int32"))  # opaque: TVM must not fuse into it
     constants = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]
     target = builder.add_func(function, kernel.name)

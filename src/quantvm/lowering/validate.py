@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm.ir import GenericConst
 
 from quantvm.errors import CompileError, listed
 from quantvm.qdq.bindings import definitions, variables
-from quantvm.qdq.composite import constant_value, static_shape
+from quantvm.qdq.expressions import constant_value, is_constant, op_name, shape_of
 from quantvm.sizes import MOST_ELEMENTS
 
 _Problem = str | None
@@ -45,7 +44,7 @@ def validate(module: tvm.IRModule) -> None:
         if known.intersection(variables(value)):
             known.add(variable)  # it only follows
             continue
-        name = getattr(getattr(value, "op", None), "name", "")
+        name = op_name(value)
         rule = _RULES.get(name)
         problem = (rule(value) if rule else None) or _size_problem(variable)
         if problem is not None:
@@ -66,7 +65,7 @@ def _of(*names: str) -> Callable[[_Rule], _Rule]:
 def _size_problem(value: Any) -> _Problem:
     if getattr(value.ty, "shape", None) is None or not hasattr(value.ty.shape, "values"):
         return None
-    shape = static_shape(value)
+    shape = shape_of(value)
     sizes = [size for size in shape if isinstance(size, int)]
     text = f"has the shape {_text(shape)}"
     if min(sizes, default=1) < 0:
@@ -116,7 +115,7 @@ def _reach(kernel: list[int], dilations: list[int]) -> tuple[int, ...]:
 
 def _ordered(tensor: Any, layout: str, first: str) -> list[Any]:
     """Returns the sizes of a tensor of some layout with two of its dimensions first, and those of the image behind."""
-    sizes = dict(zip(layout, static_shape(tensor), strict=True))
+    sizes = dict(zip(layout, shape_of(tensor), strict=True))
     return [sizes[letter] for letter in (*first, *(letter for letter in layout if letter not in first))]
 
 
@@ -161,9 +160,9 @@ def _pool(call: Any) -> _Problem:
 
 @_of("quantize", "dequantize")
 def _quantization(call: Any) -> _Problem:
-    if not all(isinstance(argument, GenericConst) for argument in call.args[1:3]):
+    if not all(is_constant(argument) for argument in call.args[1:3]):
         return None
-    x, scale, zero_point = static_shape(call.args[0]), constant_value(call.args[1]), constant_value(call.args[2])
+    x, scale, zero_point = shape_of(call.args[0]), constant_value(call.args[1]), constant_value(call.args[2])
     wrong = ~(np.isfinite(scale) & (scale > 0))
     if wrong.any():
         return f"has the scale {scale[wrong].ravel()[0]}, expected a positive, finite one"
@@ -184,7 +183,7 @@ def _quantization(call: Any) -> _Problem:
 
 @_of("take")
 def _taken(call: Any) -> _Problem:
-    x, places = static_shape(call.args[0]), call.args[1]
+    x, places = shape_of(call.args[0]), call.args[1]
     if call.attrs.axis is None:
         size: Any = math.prod(x) if all(isinstance(d, int) for d in x) else None
     else:
@@ -194,16 +193,16 @@ def _taken(call: Any) -> _Problem:
 
 @_of("gather_elements", "scatter_elements")
 def _along_axis(call: Any) -> _Problem:
-    return _places_problem(call.args[1], static_shape(call.args[0])[int(call.attrs.axis)])
+    return _places_problem(call.args[1], shape_of(call.args[0])[int(call.attrs.axis)])
 
 
 @_of("gather_nd", "scatter_nd")
 def _in_all_dimensions(call: Any) -> _Problem:
-    if not isinstance(call.args[1], GenericConst):
+    if not is_constant(call.args[1]):
         return None
     places = constant_value(call.args[1])
     first = int(getattr(call.attrs, "batch_dims", 0) or 0)
-    for index, size in enumerate(static_shape(call.args[0])[first : first + places.shape[-1]]):
+    for index, size in enumerate(shape_of(call.args[0])[first : first + places.shape[-1]]):
         problem = _outside(places[..., index], size)
         if problem is not None:
             return problem
@@ -211,7 +210,7 @@ def _in_all_dimensions(call: Any) -> _Problem:
 
 
 def _places_problem(places: Any, size: Any) -> _Problem:
-    return _outside(constant_value(places), size) if isinstance(places, GenericConst) else None
+    return _outside(constant_value(places), size) if is_constant(places) else None
 
 
 def _outside(places: np.ndarray, size: Any) -> _Problem:

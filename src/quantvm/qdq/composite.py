@@ -5,38 +5,27 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.numerics.torch_engines import QuantParams
 
-Expr = Any
-
-
-def constant_value(expr: Expr) -> np.ndarray:
-    """Returns the value of a Relax constant."""
-    return expr.value.numpy()
-
-
-def static_shape(expr: Expr) -> list[Any]:
-    """Returns the shape: Python ints, and symbolic expressions where a dimension is dynamic."""
-    return [int(d) if hasattr(d, "value") else d for d in expr.ty.shape]
+from .attributes import composite_name
+from .expressions import Expr, is_call, is_constant, op_name, quant_params
 
 
 class Composite:
     """One quantized operator: a composite function made by `fuse_qdq`."""
 
     def __init__(self, function: relax.Function) -> None:
-        self.name = str(function.attrs["Composite"]).removeprefix("quantvm.")
+        self.name = composite_name(function) or ""
         self.params = list(function.params)
         self._values: dict[Any, Expr] = {}
         self._calls: dict[str, list[Expr]] = {}
         for block in function.body.blocks:
             for binding in block.bindings:
                 self._values[binding.var] = binding.value
-                if hasattr(binding.value, "op") and hasattr(binding.value.op, "name"):
-                    self._calls.setdefault(binding.value.op.name, []).append(binding.value)
+                if op_name(binding.value):
+                    self._calls.setdefault(op_name(binding.value), []).append(binding.value)
         self.result = self.resolve(function.body.body)
 
     @property
@@ -78,23 +67,6 @@ class Composite:
         found = []
         for argument in arguments:
             value = self.resolve(argument)
-            if is_call(value, "relax.dequantize") and not isinstance(value.args[0], GenericConst):
+            if is_call(value, "relax.dequantize") and not is_constant(value.args[0]):
                 found.append((self.params.index(value.args[0]), quant_params(value)))
         return found
-
-
-def is_call(expr: Expr, op: str) -> bool:
-    """Returns whether `expr` calls the operator."""
-    return getattr(getattr(expr, "op", None), "name", None) == op
-
-
-def is_per_tensor(call: Expr) -> bool:
-    """Returns whether a quantize or dequantize has one scale, which is known."""
-    return all(isinstance(argument, GenericConst) and not constant_value(argument).ndim for argument in call.args[1:3])
-
-
-def quant_params(call: Expr) -> QuantParams:
-    """Returns the per-tensor parameters of a quantize or dequantize call."""
-    dtype = call.attrs.out_dtype if is_call(call, "relax.quantize") else call.args[0].ty.dtype
-    scale, zero_point = (constant_value(argument) for argument in call.args[1:3])
-    return QuantParams(float(scale), int(zero_point), str(dtype))  # type: ignore[arg-type]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from quantvm.numerics.torch_engines import QuantParams
-from quantvm.structure import INTERFACE_ATTR, Structure, output_names
+from quantvm.qdq.attributes import interface_of
+from quantvm.structure import Structure, output_names
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def signature_of(module: Any) -> Signature:
     """Returns the signature of the function `main` of a module in Relax QDQ form."""
     function = module["main"]
     values = {binding.var: binding.value for block in function.body.blocks for binding in block.bindings}
-    attrs = module.attrs
-    interface = json.loads(str(attrs[INTERFACE_ATTR])) if attrs and INTERFACE_ATTR in attrs else {}
+    interface = interface_of(module)
     input_names = interface.get("inputs") or [str(p.name) for p in function.params]
     inputs = tuple(
         TensorSpec(name, _shape(p.ty), str(p.ty.dtype), _input_quantization(p, function, values), _symbols(p.ty))
@@ -90,7 +89,7 @@ def _resolved(expr: Any, values: dict[Any, Any]) -> Any:
 def _input_quantization(param: Any, function: Any, values: dict[Any, Any]) -> QuantParams | None:
     from tvm import relax
 
-    from quantvm.qdq.composite import constant_value, is_call, quant_params
+    from quantvm.qdq.expressions import constant_value, is_call, quant_params
 
     found: set[QuantParams] = set()
     for value in [*values.values(), function.body.body]:
@@ -103,7 +102,7 @@ def _input_quantization(param: Any, function: Any, values: dict[Any, Any]) -> Qu
 
 
 def _quantization(expr: Any) -> QuantParams | None:
-    from quantvm.qdq.composite import constant_value, is_call, quant_params
+    from quantvm.qdq.expressions import constant_value, is_call, quant_params
 
     if not is_call(expr, "relax.dequantize") or constant_value(expr.args[1]).ndim:
         return None

@@ -10,6 +10,7 @@ import numpy as np
 
 from quantvm.errors import UnsupportedOpError
 from quantvm.numerics.torch_engines import ENGINES, quantize_arr
+from quantvm.qdq.attributes import ENGINE
 from quantvm.runtime.target import parse_target
 
 ArrayInt = Any
@@ -257,7 +258,7 @@ class TvmLayerRun:
             self._target, numerics=self._numerics or "torch", threads=self._threads,
             schedules=schedules_for(self._target), in_float=self._numerics is None,
         )  # fmt: skip
-        lowered, _ = lower(module.with_attr("quantvm.engine", self._engine), options)
+        lowered, _ = lower(module.with_attr(ENGINE, self._engine), options)
         return start_vm(build_executable(lowered, self._target))["main"]
 
 

@@ -21,8 +21,9 @@ from quantvm.lowering.torch.pool_rules import mean_axes, pool_window
 from quantvm.numerics import tflite as tflite_numerics
 from quantvm.numerics.pool_geometry import PoolAxis
 from quantvm.numerics.torch_engines import QuantParams
+from quantvm.qdq.attributes import engine_of
 from quantvm.qdq.bindings import definitions
-from quantvm.qdq.composite import constant_value, is_call, quant_params
+from quantvm.qdq.expressions import constant_value, is_call, quant_params
 
 
 def unknown_ops(module: tvm.IRModule) -> list[str]:
@@ -47,7 +48,7 @@ class QdqInFloat:
 
     def __init__(self, module: tvm.IRModule, *, double: bool = False) -> None:
         self._main, self._double = module["main"], double
-        engine = str(module.attrs["quantvm.engine"]) if module.attrs and "quantvm.engine" in module.attrs else ""
+        engine = engine_of(module)
         self._ties_away = engine == "tflite"
         self._tflite = _rounded_by_tflite(self._main) if engine == "tflite" else {}
         self._constants: dict[Any, Tensor] = {}

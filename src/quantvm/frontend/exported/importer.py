@@ -13,8 +13,9 @@ import tvm
 from tvm import relax, tirx
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
-from quantvm.frontend.program_inputs import ENGINE_ATTR, importing, with_interface
+from quantvm.frontend.program_inputs import importing, with_interface
 from quantvm.frontend.torchscript import contractions, elementwise, pooling, rearranging, shapes  # noqa: F401  (registers the converters)
+from quantvm.qdq import attributes
 from quantvm.storage.regular_files import check_regular, checked_path
 from quantvm.tvm_compat import dataflow
 
@@ -47,7 +48,7 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
     """
     with importing(program_or_path, batch):
         imported = _Import(importable(program_or_path), batch)
-        module = imported.go().with_attr(ENGINE_ATTR, ENGINE)
+        module = imported.go().with_attr(attributes.ENGINE, ENGINE)
         return with_interface(module, imported.input_names, imported.outputs)
 
 
@@ -61,7 +62,7 @@ def import_with_quantized(program: Any) -> tuple[tvm.IRModule, list[tuple[Any, s
     imported = _Import(importable(program), "dynamic")
     module = imported.go(lambda results: [*results, *(expr for _, _, _, _, expr in imported.quantized)])
     found = [(node, name, scale, zero_point) for node, name, scale, zero_point, _ in imported.quantized]
-    return module.with_attr(ENGINE_ATTR, ENGINE), found
+    return module.with_attr(attributes.ENGINE, ENGINE), found
 
 
 def importable(program_or_path: Any) -> Any:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.errors import UnsupportedOpError
 from quantvm.frontend.builder import constant, shape_of
+from quantvm.qdq.expressions import constant_value, is_constant
 
 Converter = Callable[[relax.BlockBuilder, Sequence[Any], dict[str, Any]], Any]
 """Takes the builder, the inputs (None where one is left out) and the attributes.
@@ -49,9 +49,9 @@ def constant_input(inputs: Sequence[Any], index: int, what: str) -> np.ndarray |
     value = optional_input(inputs, index)
     if value is None:
         return None
-    if not isinstance(value, GenericConst):
+    if not is_constant(value):
         raise UnsupportedOpError(f"its {what} are computed at run time; they have to be constant")
-    return value.value.numpy()
+    return constant_value(value)
 
 
 def taken(bb: relax.BlockBuilder, x: Any, axis: int, places: np.ndarray) -> Any:
@@ -76,9 +76,9 @@ def _clip(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
     for index, name, none in ((1, "min", -np.inf), (2, "max", np.inf)):
         bound = optional_input(inputs, index)
         bounds.append(constant(attrs.get(name, none), str(x.ty.dtype)) if bound is None else bound)
-    if not all(isinstance(bound, GenericConst) for bound in bounds) or str(x.ty.dtype) != "float32":
+    if not all(is_constant(bound) for bound in bounds) or str(x.ty.dtype) != "float32":
         return bb.normalize(relax.op.minimum(bb.normalize(relax.op.maximum(x, bounds[0])), bounds[1]))
-    low, high = (float(bound.value.numpy()) for bound in bounds)
+    low, high = (float(constant_value(bound)) for bound in bounds)
     low, high = (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)
     low = min(low, high)  # ONNX: all values are max where min is above it
     if (low, high) == (-np.inf, np.inf):
@@ -133,9 +133,9 @@ def _tile(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
 @converts("Expand")
 def _expand(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     x = inputs[0]
-    if not isinstance(inputs[1], GenericConst):
+    if not is_constant(inputs[1]):
         return None  # TVM's takes sizes that are computed at run time
-    target = inputs[1].value.numpy()
+    target = constant_value(inputs[1])
     given, wanted = shape_of(x), [int(d) for d in target]
     rank = max(len(given), len(wanted))
     given, wanted = [1] * (rank - len(given)) + given, [1] * (rank - len(wanted)) + wanted
@@ -180,8 +180,8 @@ def _gemm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
         return y
     if beta != 1.0:
         factor = np.float32(beta)
-        is_known = isinstance(c, GenericConst)
-        c = constant(c.value.numpy() * factor, "float32") if is_known else bb.normalize(
+        is_known = is_constant(c)
+        c = constant(constant_value(c) * factor, "float32") if is_known else bb.normalize(
             relax.op.multiply(c, constant(factor, "float32"))
         )  # fmt: skip
     return relax.op.add(y, c)

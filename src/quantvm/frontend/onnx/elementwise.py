@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.errors import UnsupportedOpError
 from quantvm.frontend.builder import constant
+from quantvm.qdq.expressions import constant_value, is_constant
 
 from .converters import converts, optional_input
 
@@ -74,8 +74,8 @@ def _mod(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -
 
 
 def _as(bb: relax.BlockBuilder, x: Any, dtype: str) -> Any:
-    if isinstance(x, GenericConst):
-        return constant(x.value.numpy().astype(dtype), dtype)
+    if is_constant(x):
+        return constant(constant_value(x).astype(dtype), dtype)
     return x if _dtype(x) == dtype else bb.normalize(relax.op.astype(x, dtype))
 
 
@@ -83,8 +83,8 @@ def _as(bb: relax.BlockBuilder, x: Any, dtype: str) -> Any:
 def _dropout(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """Takes TVM's converter where nothing is dropped."""
     training, ratio = optional_input(inputs, 2), optional_input(inputs, 1)
-    is_off = training is None or (isinstance(training, GenericConst) and not training.value.numpy().any())
-    is_zero = isinstance(ratio, GenericConst) and not ratio.value.numpy().any()
+    is_off = training is None or (is_constant(training) and not constant_value(training).any())
+    is_zero = is_constant(ratio) and not constant_value(ratio).any()
     if not is_off and not is_zero:
         raise UnsupportedOpError("it drops values at random; export the model for inference (training_mode false)")
     return None

@@ -9,10 +9,10 @@ from typing import Any
 
 import tvm
 from tvm import relax
-from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
+from quantvm.qdq.expressions import is_constant
 from quantvm.tvm_compat import closed_on_error
 
 from . import elementwise as onnx_elementwise  # noqa: F401 (register converters)
@@ -90,7 +90,7 @@ class _Importer(ONNXGraphImporter):
         converter = CONVERTERS.get(op_name)
         attrs["tvm_custom"]["opset"] = opset
         if op_name == "Resize":  # TVM's takes what is empty for given
-            inputs = type(inputs)(None if isinstance(x, GenericConst) and 0 in x.value.shape else x for x in inputs)
+            inputs = type(inputs)(None if is_constant(x) and 0 in x.value.shape else x for x in inputs)
         try:
             made = None if converter is None else converter(self.bb, list(inputs), attrs)
             made = super()._convert_operator(op_name, inputs, attrs, opset) if made is None else self.bb.normalize(made)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.errors import UnsupportedOpError
 from quantvm.frontend.builder import constant, shape_of
+from quantvm.qdq.expressions import is_constant
 
 from .converters import constant_input, converts, taken
 
@@ -28,7 +28,7 @@ def _slice(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any])
     """Takes TVM's converter, but for bounds that are attributes (before opset 10)."""
     x = inputs[0]
     if not isinstance(x.ty, relax.TensorType) or any(
-        value is not None and not isinstance(value, GenericConst) for value in inputs[1:]
+        value is not None and not is_constant(value) for value in inputs[1:]
     ):
         return None
     shape = shape_of(x)
@@ -51,7 +51,7 @@ def _unsqueeze(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, A
     axes = _listed(inputs, 1, attrs, "axes")
     if axes is None:
         raise UnsupportedOpError("it has no axes")
-    if isinstance(x, GenericConst) or not isinstance(x.ty, relax.TensorType):
+    if is_constant(x) or not isinstance(x.ty, relax.TensorType):
         return None
     return relax.op.expand_dims(x, axes)
 

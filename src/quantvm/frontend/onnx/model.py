@@ -17,7 +17,8 @@ import tvm
 
 from quantvm.errors import ModelImportError, UnsupportedOpError, listed
 from quantvm.frontend.normalize import normalize_with_tensors
-from quantvm.frontend.program_inputs import ENGINE_ATTR, bind_batch, examples_in_order, importing, with_interface
+from quantvm.frontend.program_inputs import bind_batch, examples_in_order, importing, with_interface
+from quantvm.qdq import attributes
 from quantvm.storage.regular_files import checked_path
 
 from .check import check_onnx, check_sizes
@@ -72,7 +73,7 @@ def from_onnx_with_tensors(
     imported = import_graph(prepared, shapes)
     module, tensors = normalize_with_tensors(imported, _contraction_names(prepared.graph), quantized)
     module = with_interface(module, names, None)
-    return bind_batch(module, example_inputs, batch).with_attr(ENGINE_ATTR, ENGINE), tensors
+    return bind_batch(module, example_inputs, batch).with_attr(attributes.ENGINE, ENGINE), tensors
 
 
 def _input_names(graph: Any) -> list[str]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.errors import UnsupportedOpError
 from quantvm.frontend.builder import constant, shape_of
+from quantvm.qdq.expressions import constant_value, is_constant
 
 from .converters import converts, taken
 
@@ -78,9 +78,9 @@ def _constant(inputs: Sequence[Any], index: int) -> np.ndarray | None:
     value = inputs[index] if index < len(inputs) else None
     if value is None:
         return None
-    if not isinstance(value, GenericConst):
+    if not is_constant(value):
         raise UnsupportedOpError("its sizes are computed at run time; give example_inputs, or constant sizes or scales")
-    array = value.value.numpy()
+    array = constant_value(value)
     return array if array.size else None
 
 

@@ -16,7 +16,8 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
-from quantvm.frontend.builder import Expr, constant, is_call, shape_of
+from quantvm.frontend.builder import constant, shape_of
+from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant
 from quantvm.tvm_compat import dataflow
 
 _TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
@@ -102,8 +103,8 @@ class _Rewriter:
         """Returns a value of four dimensions in (N, C, H, W)."""
         if value in self._is_first:
             return value
-        if isinstance(value, GenericConst):
-            return constant(value.value.numpy().transpose(_TO_FIRST), str(value.ty.dtype))
+        if is_constant(value):
+            return constant(constant_value(value).transpose(_TO_FIRST), str(value.ty.dtype))
         if value not in self._other:
             self._other[value] = self._emit_first(relax.op.permute_dims(value, _TO_FIRST))
         return self._other[value]
@@ -144,7 +145,7 @@ class _Rewriter:
         if len(getattr(call.ty, "shape", None) or ()) != 4:
             return None
         if call.op.name in ("relax.quantize", "relax.dequantize"):
-            if call.args[1].value.numpy().size > 1:
+            if constant_value(call.args[1]).size > 1:
                 return None
             arguments = [self._first(arguments[0]), *arguments[1:]]
         else:
@@ -156,8 +157,8 @@ class _Rewriter:
         rank = _rank(value)
         if rank == 4:
             return self._first(value)
-        if rank == 1 and isinstance(value, GenericConst):
-            return constant(value.value.numpy().reshape(1, -1, 1, 1), str(value.ty.dtype))
+        if rank == 1 and is_constant(value):
+            return constant(constant_value(value).reshape(1, -1, 1, 1), str(value.ty.dtype))
         if rank == 1:
             return self._b.emit(relax.op.reshape(value, (1, -1, 1, 1)))
         return value
@@ -191,11 +192,11 @@ class _Rewriter:
         shape = shape_of(call.args[1])
         if is_call(source, "relax.reshape"):
             source = self._calls.get(source.args[0], source.args[0])
-        if isinstance(source, GenericConst):
-            return constant(source.value.numpy().reshape(shape).transpose(order), "float32")
-        if not is_call(source, "relax.dequantize") or not isinstance(source.args[0], GenericConst):
+        if is_constant(source):
+            return constant(constant_value(source).reshape(shape).transpose(order), "float32")
+        if not is_call(source, "relax.dequantize") or not is_constant(source.args[0]):
             raise ModelImportError("a convolution whose weight is computed at run time, expected a constant")
-        integers, scale, zero_point = (argument.value.numpy() for argument in source.args)
+        integers, scale, zero_point = (constant_value(argument) for argument in source.args)
         if scale.size > 1 and scale.size != shape[order[outputs]]:
             expected = shape[order[outputs]]
             raise ModelImportError(f"a weight of shape {shape} with {scale.size} scales, expected {expected}")

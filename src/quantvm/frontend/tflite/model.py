@@ -14,9 +14,11 @@ from typing import Any
 import tvm
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError
-from quantvm.frontend.builder import is_call
 from quantvm.frontend.normalize import normalize
-from quantvm.frontend.program_inputs import ENGINE_ATTR, bind_batch, importing
+from quantvm.frontend.program_inputs import bind_batch, importing
+from quantvm.qdq import attributes
+from quantvm.qdq.bindings import definitions
+from quantvm.qdq.expressions import is_call
 from quantvm.storage.regular_files import open_regular
 from quantvm.tvm_compat import closed_on_error
 
@@ -47,7 +49,7 @@ def from_tflite(
 def _imported(data: bytes, model_or_path: Any, example_inputs: Sequence[Any] | None, batch: str) -> tvm.IRModule:
     module, names = _with_tvm(data, "the model" if isinstance(model_or_path, bytes) else str(model_or_path))
     main = module["main"]
-    values = [binding.value for block in main.body.blocks for binding in block.bindings]
+    values = definitions(main).values()
     if not any(is_call(value, "relax.quantize") or is_call(value, "relax.dequantize") for value in values):
         raise ModelImportError("no quantized tensor found: this is a float model; convert it with representative data")
     quantized = [p.name for p in main.params if str(p.ty.dtype) in ("int8", "uint8")]
@@ -57,7 +59,7 @@ def _imported(data: bytes, model_or_path: Any, example_inputs: Sequence[Any] | N
             "inference_input_type=tf.float32 and inference_output_type=tf.float32"
         )
     module = bind_batch(normalize(channels_first(module), names), example_inputs, batch)
-    return module.with_attr(ENGINE_ATTR, ENGINE)
+    return module.with_attr(attributes.ENGINE, ENGINE)
 
 
 def _read(model_or_path: Any) -> bytes:

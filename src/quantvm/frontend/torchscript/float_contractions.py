@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import Expr, QdqBuilder, constant, constant_array, shape_of
 from quantvm.frontend.registry import register_converter
+from quantvm.qdq.expressions import is_constant
 
 from .float_elementwise import float_operands
 
 
 def _transposed(b: QdqBuilder, weight: Expr) -> Expr:
     """Returns an (out, in) weight as (in, out); a constant is turned when the model is imported."""
-    if isinstance(weight, GenericConst):
+    if is_constant(weight):
         return constant(np.ascontiguousarray(constant_array(weight).T), "float32")
     return b.emit(relax.op.permute_dims(weight, [1, 0]), "weight_t")
 

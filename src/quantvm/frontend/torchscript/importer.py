@@ -15,10 +15,10 @@ from tvm import relax, tirx
 
 from quantvm.errors import ModelImportError, UnsupportedOpError, gist, part
 from quantvm.frontend.builder import QdqBuilder, QTensor, constant, shape_of
-from quantvm.frontend.layer_graphs import CHANNELS_LAST_ATTR
 from quantvm.frontend.layers import Layer, LayeredProgram, is_channels_last
-from quantvm.frontend.program_inputs import ENGINE_ATTR, importing, with_interface
+from quantvm.frontend.program_inputs import importing, with_interface
 from quantvm.frontend.registry import find_converter
+from quantvm.qdq import attributes
 from quantvm.structure import put_together, take_apart
 from quantvm.torch_compat import has_vnni, onednn_uses_amx
 from quantvm.tvm_compat import dataflow
@@ -40,11 +40,6 @@ from .layers import TorchScriptSource
 from .loading import Program, check_converters, load_program
 from .nodes import module_path, source_line, weight_owner
 from .torch_tables import with_torch_tables
-
-AMX_ATTR = "quantvm.numerics.onednn_amx"
-"""Module attribute: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
-VNNI_ATTR = "quantvm.vnni"
-"""Module attribute: 1 if this PyTorch finds AVX512-VNNI here: who convolves under x86, and whether sums saturate."""
 
 
 def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, batch: str = "dynamic") -> tvm.IRModule:
@@ -97,9 +92,11 @@ def _layers_of(model: Any, example_inputs: Any, engine: str | None) -> LayeredPr
 def _following(program: Program, module: tvm.IRModule) -> tvm.IRModule:
     """Returns the module with attributes that say whose bits it stands for: this PyTorch's, for such inputs."""
     engine, inputs = program.engine, program.arguments.tensors
-    attrs: dict[str, Any] = {ENGINE_ATTR: engine, AMX_ATTR: int(onednn_uses_amx()), VNNI_ATTR: int(has_vnni())}
+    attrs: dict[str, Any] = {
+        attributes.ENGINE: engine, attributes.ONEDNN_AMX: int(onednn_uses_amx()), attributes.VNNI: int(has_vnni()),
+    }  # fmt: skip
     channels_last = [i for i, x in enumerate(inputs) if is_channels_last(x)]
-    attrs |= {CHANNELS_LAST_ATTR: channels_last} if channels_last else {}
+    attrs |= {attributes.CHANNELS_LAST: channels_last} if channels_last else {}
     return with_torch_tables(module.with_attrs(attrs), engine)
 
 
@@ -293,8 +290,6 @@ def _constant(node: Any) -> Any:
 
 
 __all__: Sequence[str] = [
-    "AMX_ATTR",
-    "ENGINE_ATTR",
     "QTensor",
     "from_torch",
     "import_layers",

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import Expr, QdqBuilder, QTensor, constant, constant_array, shape_of
 from quantvm.frontend.registry import register_converter
+from quantvm.qdq.expressions import is_constant
 
 from .shapes import axis_of, in_default_order, slice_
 
@@ -90,7 +90,7 @@ def unflatten(b: QdqBuilder, x: Any, dim: int, sizes: Sequence[Any]) -> QTensor 
 def index(b: QdqBuilder, x: Any, indices: Sequence[Any]) -> QTensor | Expr:
     """Returns x[:, ..., table] for one table of integers."""
     given = [(axis, table) for axis, table in enumerate(indices) if table is not None]
-    if len(given) != 1 or not isinstance(given[0][1], GenericConst) or str(given[0][1].ty.dtype) == "bool":
+    if len(given) != 1 or not is_constant(given[0][1]) or str(given[0][1].ty.dtype) == "bool":
         raise ModelImportError(f"indexing at {b.where} is supported by one table of known integers only")
     axis, table = given[0]
     y = _taken(b, x, axis, constant_array(table))

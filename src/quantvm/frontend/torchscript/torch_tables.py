@@ -15,15 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 import tvm
-from tvm.ir import GenericConst
 
-from quantvm.frontend.builder import constant_array, definitions, is_call, per_tensor_params
 from quantvm.numerics.torch_engines import VEC_BLOCK, QuantParams
 from quantvm.numerics.unary_tables import elu_factors, elu_name, table_key
+from quantvm.qdq.attributes import TORCH_TABLES
+from quantvm.qdq.bindings import definitions
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, is_per_tensor, quant_params
 from quantvm.torch_compat import quantization_engine
-
-TABLES_ATTR = "quantvm.torch_tables"
-"""Module attribute: `unary_tables.table_key` -> 512 bytes in hexadecimal, as `torch_table` has them."""
 
 _DTYPES = {"uint8": torch.quint8, "int8": torch.qint8}
 _STORED = {"uint8": torch.uint8, "int8": torch.int8}
@@ -50,7 +48,7 @@ def with_torch_tables(module: tvm.IRModule, engine: str) -> tvm.IRModule:
             entries = torch_table(*found, engine=engine)
             if entries is not None:
                 tables[table_key(*found)] = entries.tobytes().hex()
-    return module.with_attr(TABLES_ATTR, tables) if tables else module
+    return module.with_attr(TORCH_TABLES, tables) if tables else module
 
 
 def torch_table(name: str, q_in: QuantParams, q_out: QuantParams, *, engine: str) -> np.ndarray | None:
@@ -110,14 +108,14 @@ def _unary(quantize: Any, values: Mapping[Any, Any]) -> tuple[str, QuantParams, 
     inner: Any = values.get(quantize.args[0])
     elu = _elu(inner, values)
     if elu is not None:
-        return elu[0], per_tensor_params(elu[1]), per_tensor_params(quantize)
+        return elu[0], quant_params(elu[1]), quant_params(quantize)
     for name, op in _OPERATORS.items():
         if is_call(inner, op):
             dequantize: Any = values.get(inner.args[0])
             if name in _OF_FLOATS and is_call(dequantize, "relax.astype"):
                 dequantize = values.get(dequantize.args[0])
-            if is_call(dequantize, "relax.dequantize") and not constant_array(dequantize.args[1]).ndim:
-                return name, per_tensor_params(dequantize), per_tensor_params(quantize)
+            if is_call(dequantize, "relax.dequantize") and is_per_tensor(dequantize):
+                return name, quant_params(dequantize), quant_params(quantize)
     return None
 
 
@@ -128,9 +126,9 @@ def _elu(product: Any, values: Mapping[Any, Any]) -> tuple[str, Any] | None:
         if not is_call(expr, f"relax.{op}"):
             return None
         if op == "multiply":
-            if not isinstance(expr.args[1], GenericConst):
+            if not is_constant(expr.args[1]):
                 return None
-            factors.append(float(constant_array(expr.args[1])))
+            factors.append(float(constant_value(expr.args[1])))
         expr = values.get(expr.args[argument])
     if not is_call(expr, "relax.minimum") or not is_call(values.get(expr.args[0]), "relax.dequantize"):
         return None

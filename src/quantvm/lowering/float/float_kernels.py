@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax, tirx
-from tvm.ir import GenericConst
 
 from quantvm.kernels import Kernel
 from quantvm.kernels.float.float_matmul import Tile, float_linear, float_matmul
 from quantvm.lowering.tensors import product
 from quantvm.qdq.bindings import ValueOf, definitions, with_main_rewritten, with_operands
-from quantvm.qdq.composite import constant_value, is_call, static_shape
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, shape_of
 
 from .float_regions import same_shape
 
@@ -44,7 +43,7 @@ def _kernel(matmul: Any, bound: dict[Any, Any], tile: Tile) -> Kernel | None:
     a, b = matmul.args
     if any(str(expr.ty.dtype) != "float32" for expr in (a, b, matmul)):
         return None
-    left, right = static_shape(a), static_shape(b)
+    left, right = shape_of(a), shape_of(b)
     if len(left) < 2 or len(right) < 2 or not all(isinstance(d, int) for d in (*left[-1:], *right[-2:])):
         return None
     weight = _constant(b, bound) if len(right) == 2 else None
@@ -57,14 +56,14 @@ def _kernel(matmul: Any, bound: dict[Any, Any], tile: Tile) -> Kernel | None:
 
 def _constant(expr: Any, bound: dict[Any, Any]) -> np.ndarray | None:
     """Returns a float32 constant, perhaps dequantized or transposed, or None for all else."""
-    if isinstance(expr, GenericConst):
+    if is_constant(expr):
         return constant_value(expr)
     value: Any = bound.get(expr)
     if is_call(value, "relax.permute_dims"):
         inner = _constant(value.args[0], bound)
         axes = None if value.attrs.axes is None else [int(a) for a in value.attrs.axes]
         return None if inner is None else inner.transpose(axes)
-    if is_call(value, "relax.dequantize") and isinstance(value.args[0], GenericConst):
+    if is_call(value, "relax.dequantize") and is_constant(value.args[0]):
         integers, scale, zero_point = (constant_value(argument) for argument in value.args[:3])
         if scale.ndim:
             along = [1] * integers.ndim
@@ -77,14 +76,14 @@ def _constant(expr: Any, bound: dict[Any, Any]) -> np.ndarray | None:
 
 def _call(builder: relax.BlockBuilder, kernel: Kernel, operands: list[Any], matmul: Any, name: str) -> Any:
     """Emits the call of a kernel over dense batches, and returns its result in the product's shape."""
-    shape = static_shape(matmul)
+    shape = shape_of(matmul)
     function = kernel.func.with_attr("global_symbol", kernel.name).with_attr("op_pattern", tirx.const(8, "int32"))
     target = builder.add_func(function, kernel.name)
     constants = [relax.const(c, "float32") for c in kernel.constants]
     kept = 1 if constants else 2
 
     def dense(expr: Any) -> Any:
-        dims = static_shape(expr)
+        dims = shape_of(expr)
         return builder.emit(relax.op.reshape(expr, relax.ShapeExpr([product(dims[:-kept]), *dims[-kept:]])))
 
     arrays = [dense(operands[0])] if constants else [dense(operand) for operand in operands]

@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import CompileError
+from quantvm.qdq.expressions import op_name
 
 _CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul", "relax.nn.conv1d", "relax.nn.conv3d", "relax.nn.conv2d_transpose")
 
@@ -23,7 +24,7 @@ def float_ops(module: tvm.IRModule) -> tuple[tuple[str, ...], int]:
     for block in module["main"].body.blocks:
         for binding in block.bindings:
             call = binding.value
-            name = getattr(getattr(call, "op", None), "name", "")
+            name = op_name(call)
             if not name.startswith("relax.") or name in ("relax.call_tir",):
                 continue
             if str(getattr(call.ty, "dtype", "")) == "float32" and name not in _MOVEMENT:

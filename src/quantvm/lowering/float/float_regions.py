@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tvm import relax
-from tvm.ir import GenericConst
 from tvm_ffi import structural_equal
 
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.bindings import definitions, variables
-from quantvm.qdq.composite import constant_value, is_call, is_per_tensor, quant_params, static_shape
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, is_per_tensor, op_name, quant_params, shape_of
 
 UNARY = {
     "relax.nn.relu": "relu",
@@ -128,7 +127,7 @@ class _Finder:
 
     def _kind(self, value: Any) -> str | None:
         """Returns what part in a region an operator can play."""
-        name = getattr(getattr(value, "op", None), "name", "")
+        name = op_name(value)
         if name == "relax.quantize":
             per_tensor = is_integer(value) and is_per_tensor(value)
             return "quantize" if per_tensor and _is_float(value.args[0]) else None
@@ -161,30 +160,30 @@ class _Finder:
 
     def _fits(self, call: Any) -> bool:
         """Whether every operand has the result's shape, is a constant for each channel or a scalar, or a gate."""
-        shape = static_shape(call)
+        shape = shape_of(call)
         if not shape:
             return False
         for operand in call.args:
-            if isinstance(operand, GenericConst):
+            if is_constant(operand):
                 if _axis_of(constant_value(operand).shape, shape) == "no":
                     return False
-            elif not same_shape(static_shape(operand), shape) and not _is_gate(static_shape(operand), shape):
+            elif not same_shape(shape_of(operand), shape) and not _is_gate(shape_of(operand), shape):
                 return False
-        return any(not isinstance(operand, GenericConst) for operand in call.args)
+        return any(not is_constant(operand) for operand in call.args)
 
     def _axis(self, var: Any) -> Axis | None:
         call = self._definitions[var]
-        shape = static_shape(call)
+        shape = shape_of(call)
         if self._kinds[var] == "contraction":
             return "channels" if len(shape) == 4 and is_call(call, "relax.nn.conv2d") else "last"
         if self._kinds[var] != "elementwise" or getattr(call.op, "name", "") not in BINARY:
             return None
         for operand in call.args:
-            if isinstance(operand, GenericConst):
+            if is_constant(operand):
                 axis = _axis_of(constant_value(operand).shape, shape)
                 if axis in ("channels", "last"):
                     return axis  # type: ignore[return-value]
-            elif _is_gate(static_shape(operand), shape):
+            elif _is_gate(shape_of(operand), shape):
                 return "channels"
         return None
 
@@ -199,8 +198,8 @@ class _Finder:
             return None
         if kind == "requantize" and self._requantizes_apart and any(self._kinds[c] == "quantize" for c in consumers):
             return None
-        shape = static_shape(self._definitions[var])
-        if any(not same_shape(static_shape(self._definitions[c]), shape) for c in consumers):
+        shape = shape_of(self._definitions[var])
+        if any(not same_shape(shape_of(self._definitions[c]), shape) for c in consumers):
             return None  # a gate is computed once, not for every pixel
         if any(self._kinds[c] == "contraction" for c in consumers):
             return None
@@ -232,13 +231,13 @@ class _Finder:
                 continue
             outside = [x for x in variables(self._definitions[var]) if x not in region.members]
             region.tensors.update(outside)
-            shape = static_shape(self._definitions[var])
-            region.has_gate |= any(not same_shape(static_shape(x), shape) for x in outside)
+            shape = shape_of(self._definitions[var])
+            region.has_gate |= any(not same_shape(shape_of(x), shape) for x in outside)
 
     def _takes_tensors(self, host: Any) -> bool:
         contraction = contraction_of(self._definitions[host], self._definitions)
         assert contraction is not None
-        channels = static_shape(contraction.call)[1 if contraction.kind == "conv2d" else -1]
+        channels = shape_of(contraction.call)[1 if contraction.kind == "conv2d" else -1]
         return channels % 16 == 0 and (contraction.kind == "linear" or int(contraction.call.attrs.groups) == 1)
 
     def _cut(self, contraction: Any, region: Region, regions: dict[Any, Region]) -> None:
@@ -260,7 +259,7 @@ class _Finder:
 
 def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
     """Returns what a call contracts, if it is a conv2d or matmul of a quantized activation and a constant weight."""
-    kind = {"relax.nn.conv2d": "conv2d", "relax.matmul": "linear"}.get(getattr(getattr(value, "op", None), "name", ""))
+    kind = {"relax.nn.conv2d": "conv2d", "relax.matmul": "linear"}.get(op_name(value))
     if kind is None or dequantized_params(value.args[0], bound) is None:
         return None
     weight: Any = bound.get(value.args[1], value.args[1])
@@ -270,7 +269,7 @@ def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
         if len(weight.ty.shape) != 2 or (axes is not None and [int(a) for a in axes] != [1, 0]):
             return None
         weight, transposed = bound.get(weight.args[0], weight.args[0]), True
-    if not is_call(weight, "relax.dequantize") or not all(isinstance(part, GenericConst) for part in weight.args):
+    if not is_call(weight, "relax.dequantize") or not all(is_constant(part) for part in weight.args):
         return None
     if not is_integer(weight.args[0]):
         return None
@@ -289,12 +288,12 @@ def dequantized_params(expr: Any, bound: dict[Any, Any]) -> QuantParams | None:
     value: Any = bound.get(expr)
     if is_call(value, "relax.dequantize"):
         per_tensor = is_integer(value.args[0]) and is_per_tensor(value)
-        return quant_params(value) if per_tensor and not isinstance(value.args[0], GenericConst) else None
+        return quant_params(value) if per_tensor and not is_constant(value.args[0]) else None
     if is_call(value, "relax.concat"):
         parts = getattr(bound.get(value.args[0], value.args[0]), "fields", ())
         params = {dequantized_params(part, bound) for part in parts}
         return params.pop() if len(params) == 1 else None
-    if getattr(getattr(value, "op", None), "name", "") in MOVES:
+    if op_name(value) in MOVES:
         return dequantized_params(value.args[0], bound)
     return None
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
-from quantvm.qdq.composite import constant_value, static_shape
+from quantvm.qdq.expressions import constant_value, is_constant, shape_of
 
 
 def has_known_axis(quantize: Any) -> bool:
     """Returns whether a quantize has known scales and zero points, one for each index along an axis."""
-    return all(isinstance(argument, GenericConst) and constant_value(argument).ndim for argument in quantize.args[1:3])
+    return all(is_constant(argument) and constant_value(argument).ndim for argument in quantize.args[1:3])
 
 
 def quantized_along_axis(builder: relax.BlockBuilder, x_f32: Any, quantize: Any, *, divides: bool, name: str) -> Any:
@@ -33,7 +32,7 @@ def quantized_along_axis(builder: relax.BlockBuilder, x_f32: Any, quantize: Any,
         divides: whether x is divided by the scale, not multiplied by its reciprocal.
         name: of the result.
     """
-    rank, axis, dtype = len(static_shape(x_f32)), int(quantize.attrs.axis), str(quantize.attrs.out_dtype)
+    rank, axis, dtype = len(shape_of(x_f32)), int(quantize.attrs.axis), str(quantize.attrs.out_dtype)
 
     def along(vector: np.ndarray) -> Any:
         shape = [1] * rank

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.ir import GenericConst
 
 from quantvm.lowering.float.float_regions import BINARY, UNARY, Region, same_shape
 from quantvm.numerics import qdq as qdq_numerics
@@ -23,7 +22,7 @@ from quantvm.numerics.qdq import (
     TensorLeaf,
 )
 from quantvm.numerics.torch_engines import F32, QuantParams
-from quantvm.qdq.composite import constant_value, is_call, quant_params, static_shape
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, quant_params, shape_of
 
 
 def unsigned(q: QuantParams) -> QuantParams:
@@ -90,7 +89,7 @@ class ProgramBuilder:
             assert multiplier_f32 is not None
             return AccumulatorLeaf(multiplier_f32)
         if isinstance(leaf, relax.Var):
-            shape, whole = static_shape(leaf), static_shape(self._bound[self._region.root])
+            shape, whole = shape_of(leaf), shape_of(self._bound[self._region.root])
             return TensorLeaf(params[leaf], gate=not same_shape(shape, whole))
         values = constant_value(leaf).astype(np.float32)
         return ScalarLeaf(float(values.reshape(()))) if values.size == 1 else ChannelLeaf(values.reshape(-1))
@@ -109,7 +108,7 @@ class ProgramBuilder:
         """Returns the register that holds a value; operands and constants become leaves, members steps."""
         if isinstance(expr, relax.Var) and expr in self._known:
             return self._known[expr]
-        if isinstance(expr, GenericConst) or expr not in self._region.members:
+        if is_constant(expr) or expr not in self._region.members:
             self._leaves.append(expr)
             found = ("leaf", len(self._leaves) - 1)
             if isinstance(expr, relax.Var):

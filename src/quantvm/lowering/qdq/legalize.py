@@ -52,8 +52,9 @@ from quantvm.lowering.torch.pool_rules import mean_axes, pool_shape
 from quantvm.numerics import qdq as qdq_numerics
 from quantvm.numerics.qdq import FloatProgram, Quantization
 from quantvm.numerics.torch_engines import QuantParams
+from quantvm.qdq.attributes import with_attributes_of
 from quantvm.qdq.bindings import count_uses, definitions, described, with_operands
-from quantvm.qdq.composite import constant_value, is_call, quant_params, static_shape
+from quantvm.qdq.expressions import constant_value, is_call, op_name, quant_params, shape_of
 from quantvm.tvm_compat import dataflow
 
 from . import pools as qdq_pools
@@ -100,7 +101,7 @@ def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) ->
             result = state.builder.emit_output(with_operands(main.body.body, lowering.plain))
         state.builder.emit_func_output(result)
     lowered = state.builder.get()
-    lowered = lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
+    lowered = with_attributes_of(lowered, module)
     return relax.transform.DeadCodeElimination()(lowered)  # weights that were read from the old function
 
 
@@ -185,7 +186,7 @@ class _Lowering:
             if region.root == var:
                 self.values[var] = self._region(region)
             return
-        name = getattr(getattr(value, "op", None), "name", "")
+        name = op_name(value)
         if is_call(value, "relax.dequantize") and dequantized_params(var, self._definitions) is not None:
             self.values[var] = Dequantized(self.integers(value.args[0]), unsigned(quant_params(value)))
         elif name in MOVES and isinstance(self.values.get(value.args[0]), Dequantized):
@@ -319,7 +320,7 @@ class _Lowering:
                 return self._pooled(pool_call.call, program.output, name, str(root.ty.dtype))
         operands = {var: self._settled(var) for var in builder.operands}
         tensors = [v.tensor if isinstance(v, Dequantized) else v for v in operands.values()]
-        shape = static_shape(root)
+        shape = shape_of(root)
         self.state.op = "elementwise"
         if program.output is not None and not program.steps and len(tensors) == 1 and tensors[0].layout == "NCHW":
             (x,) = tensors
@@ -397,7 +398,7 @@ class _Lowering:
         out_features, in_features = weight.integers.shape
         dot, w = weight.for_dot(state.dot, weight.integers)
         kernel = conv2d.linear(in_features, w, value.q.zero_point, program, dot, threads=state.threads, isa=state.isa)
-        shape = (*static_shape(contraction.call),)
+        shape = (*shape_of(contraction.call),)
         kernel = replace(kernel, macs=kernel.macs * rows_of_one_image(list(shape[:-1])))
         rows = product(shape[:-1])
 

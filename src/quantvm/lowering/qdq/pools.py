@@ -15,11 +15,12 @@ from quantvm.lowering.torch.legalize import Legalization
 from quantvm.lowering.torch.pool_rules import is_spatial_mean, mean_axes, pool_shape
 from quantvm.numerics.qdq import Quantization
 from quantvm.numerics.torch_engines import QuantParams
+from quantvm.qdq.expressions import op_name
 
 
 def is_average(call: Any) -> bool:
     """Returns whether an expression is an average pool, an adaptive one, or a mean over H and W."""
-    name = getattr(getattr(call, "op", None), "name", "")
+    name = op_name(call)
     return is_spatial_mean(call) or name in ("relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
 
 

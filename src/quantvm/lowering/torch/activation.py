@@ -9,7 +9,8 @@ import numpy as np
 from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics import unary_tables as tables
 from quantvm.numerics.torch_engines import Engine
-from quantvm.qdq.composite import Composite, constant_value, quant_params
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import constant_value, quant_params
 
 
 def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:

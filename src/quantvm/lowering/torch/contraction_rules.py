@@ -21,7 +21,8 @@ from quantvm.numerics import integer as integer_numerics
 from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
 from quantvm.numerics.torch_engines import QuantParams, Requantization, Rule
-from quantvm.qdq.composite import Composite, constant_value, is_call
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import constant_value, is_call
 
 from .deferred import Deferred
 from .legalize import Legalization, legalizes

@@ -15,7 +15,8 @@ from quantvm.kernels.conv.epilogue import NO_POST_OPS, PostOps, ResidualAdd
 from quantvm.lowering.strides import equal
 from quantvm.lowering.tensors import Tensor, have_one_order
 from quantvm.numerics.torch_engines import VEC_BLOCK, QuantParams, vectorised_piece
-from quantvm.qdq.composite import Composite, quant_params
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import quant_params
 
 from .activation import clamp_limits, unary_tables
 

@@ -26,7 +26,8 @@ from quantvm.lowering.tensors import (
 from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.numerics.unary_tables import add_scalar_table, prelu_tables
-from quantvm.qdq.composite import Composite, constant_value, quant_params
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import constant_value, quant_params
 
 from .activation import clamp_limits, unary_tables
 from .deferred import misreads_clip

@@ -10,7 +10,8 @@ from quantvm.kernels import integer_only
 from quantvm.kernels.elementwise import concat, elementwise
 from quantvm.lowering.tensors import Tensor, broadcast, broadcast_shape, in_layout, is_gate
 from quantvm.numerics import integer as integer_numerics
-from quantvm.qdq.composite import Composite, constant_value, quant_params
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import constant_value, quant_params
 
 from .activation import leaky_slope
 from .legalize import Legalization, legalizes

@@ -35,8 +35,10 @@ from quantvm.lowering.tensors import (
 )
 from quantvm.numerics.fixed_point import Rounding
 from quantvm.numerics.torch_engines import Engine, Numerics
+from quantvm.qdq.attributes import channels_last_inputs, composite_name, with_attributes_of
 from quantvm.qdq.bindings import count_uses, described
-from quantvm.qdq.composite import Composite, is_call, static_shape
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import is_call, shape_of
 from quantvm.tvm_compat import dataflow
 
 from .deferred import Deferred, fuse
@@ -124,7 +126,6 @@ _OF_IMAGES = frozenset(
     {"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "mean_of_axes", "bilinear", "prelu"}
     | {"quantize_affine"}
 )
-CHANNELS_LAST_ATTR = "quantvm.channels_last"
 
 Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
 _RULES: dict[tuple[str, str], Rule] = {}
@@ -181,25 +182,16 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
                     values[binding.var] = value
             result = builder.emit_output(_plain(state, main.body.body, values))
         builder.emit_func_output(result)
-    lowered = builder.get()
-    return lowered.with_attrs(dict(module.attrs)) if module.attrs else lowered
+    return with_attributes_of(builder.get(), module)
 
 
 def _described(module: tvm.IRModule, binding: Any) -> str:
     """Returns the layer and operator of a binding, for messages."""
     callee = getattr(binding.value, "op", None)
-    if not isinstance(callee, tvm.ir.GlobalVar) or "Composite" not in (module[callee].attrs or {}):
+    if not isinstance(callee, tvm.ir.GlobalVar) or composite_name(module[callee]) is None:
         return described(binding)
     composite = Composite(module[callee])
     return f"{composite.layer or binding.var.name} ({composite.name})"
-
-
-def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:
-    """Returns the numbers of the inputs that PyTorch would hold in channels-last order."""
-    attrs = module.attrs
-    return (
-        frozenset(int(i) for i in attrs[CHANNELS_LAST_ATTR]) if attrs and CHANNELS_LAST_ATTR in attrs else frozenset()
-    )
 
 
 def _check_made(value: Any, var: Any) -> None:
@@ -212,7 +204,7 @@ def _check_made(value: Any, var: Any) -> None:
 
 def _tensor(expr: Any) -> Tensor:
     """A value in PyTorch's default order."""
-    shape = tuple(static_shape(expr))
+    shape = tuple(shape_of(expr))
     return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
 
 
@@ -221,7 +213,7 @@ def _binding(
 ) -> Any:
     value = binding.value
     function = module[value.op] if isinstance(getattr(value, "op", None), tvm.ir.GlobalVar) else None
-    if function is not None and function.attrs and "Composite" in function.attrs:
+    if composite_name(function) is not None:
         composite = Composite(function)
         # a composite of derived dynamic sizes, like 8*n, also takes these; its kernel does not
         arguments = [argument for argument in value.args if not isinstance(argument, relax.ShapeExpr)]

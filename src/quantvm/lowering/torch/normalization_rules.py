@@ -9,7 +9,8 @@ import numpy as np
 from quantvm.kernels.elementwise import normalization
 from quantvm.lowering.tensors import Tensor
 from quantvm.numerics import torch_engines as numerics
-from quantvm.qdq.composite import Composite, constant_value, quant_params
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import constant_value, quant_params
 
 from .legalize import Legalization, legalizes
 

@@ -10,7 +10,8 @@ from quantvm.kernels.pool.pool import PoolShape
 from quantvm.layer_rules import Window
 from quantvm.lowering.tensors import Tensor, of_single_pixels
 from quantvm.numerics.dispatch import qnnpack_window
-from quantvm.qdq.composite import Composite, is_call
+from quantvm.qdq.composite import Composite
+from quantvm.qdq.expressions import is_call
 
 from .legalize import Legalization, legalizes
 

@@ -1,0 +1,82 @@
+"""The attributes of modules in QDQ form, and of functions that the lowering makes: each name stands here alone.
+
+An importer writes them once, the lowering reads them, and every pass keeps them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tvm
+
+ENGINE = "quantvm.engine"
+"""Of a module: the engine whose arithmetic the quantized operators have; one of PyTorch's, pt2e, onnx or tflite."""
+ONEDNN_AMX = "quantvm.numerics.onednn_amx"
+"""Of a module: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
+VNNI = "quantvm.vnni"
+"""Of a module: 1 if this PyTorch finds AVX512-VNNI here: who convolves under x86, and whether sums saturate."""
+CHANNELS_LAST = "quantvm.channels_last"
+"""Of a module: the inputs, by number, that PyTorch holds in channels-last order; they are passed as NCHW."""
+TORCH_TABLES = "quantvm.torch_tables"
+"""Of a module: `unary_tables.table_key` -> 512 bytes in hexadecimal, as `torch_table` has them."""
+INTERFACE = "quantvm.interface"
+"""Of a module: JSON with the names of the inputs, and the structure of the outputs where it needs describing."""
+KERNEL = "quantvm.kernel"
+"""Of a PrimFunc: the name of the kernel that it is."""
+COMPOSITE = "Composite"
+"""Of a Relax function: which quantized operator it is, with `COMPOSITE_PREFIX`; TVM's own name."""
+COMPOSITE_PREFIX = "quantvm."
+
+
+def engine_of(module: tvm.IRModule, default: str = "fbgemm") -> str:
+    """Returns the engine whose arithmetic a module has; `default` where it does not say."""
+    return str(_read(module, ENGINE, default))
+
+
+def uses_onednn_amx(module: tvm.IRModule) -> bool:
+    """Returns whether the PyTorch that a module stands for computes with AMX in oneDNN; False if it does not say."""
+    return bool(_read(module, ONEDNN_AMX, 0))
+
+
+def has_vnni(module: tvm.IRModule) -> bool:
+    """Returns whether the PyTorch that a module stands for finds AVX512-VNNI; True if it does not say."""
+    return bool(_read(module, VNNI, 1))
+
+
+def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:
+    """Returns the numbers of the inputs that PyTorch would hold in channels-last order."""
+    return frozenset(int(number) for number in _read(module, CHANNELS_LAST, ()))
+
+
+def torch_tables(module: tvm.IRModule) -> dict[str, str]:
+    """Returns the tables of unary operators that PyTorch was asked for."""
+    return {str(key): str(digits) for key, digits in _read(module, TORCH_TABLES, {}).items()}
+
+
+def interface_of(module: tvm.IRModule) -> dict[str, Any]:
+    """Returns the names of the inputs, `inputs`, and the structure of the outputs, `outputs`; empty if not known."""
+    return json.loads(str(_read(module, INTERFACE, "{}")))
+
+
+def with_attributes_of(module: tvm.IRModule, source: tvm.IRModule) -> tvm.IRModule:
+    """Returns the module with the attributes of another, which it was made of."""
+    return module.with_attrs(dict(source.attrs)) if source.attrs else module
+
+
+def composite_name(function: Any) -> str | None:
+    """Returns which quantized operator a function is, without prefix; None of a function that is none."""
+    attrs: Mapping[str, Any] = getattr(function, "attrs", None) or {}
+    return str(attrs[COMPOSITE]).removeprefix(COMPOSITE_PREFIX) if COMPOSITE in attrs else None
+
+
+def kernel_name(function: Any) -> str | None:
+    """Returns which kernel a function is; None of a function that is none."""
+    attrs: Mapping[str, Any] = getattr(function, "attrs", None) or {}
+    return str(attrs[KERNEL]) if KERNEL in attrs else None
+
+
+def _read(module: tvm.IRModule, name: str, default: Any) -> Any:
+    return module.attrs[name] if module.attrs and name in module.attrs else default
