@@ -11,6 +11,7 @@ import quantvm
 from quantvm.frontend import from_tflite
 from quantvm.numerics import tflite as tflite_numerics
 from quantvm.numerics.torch_engines import QuantParams
+from quantvm.verification.litert import is_defined, needs_optimized_kernels
 from quantvm.verification.qdq_definition import ExactQdq
 from quantvm.verification.qdq_in_float import QdqInFloat
 
@@ -79,6 +80,18 @@ class Model:
         for name, axis, shape in (("mean_channels", 3, IMAGE[:3]), ("mean_rows", 1, [1, *IMAGE[2:]])):
             axes = FileTensor(f"{name}_axes", [1], "int32", value=np.array([axis], np.int32))
             self.add(name, OP.MEAN, KIND.ReducerOptions, {"KeepDims": False}, shape, 0.02, constants=(axes,))
+        for name, axes, shape, scale in (("sum_channels", [3], IMAGE[:3], 0.2), ("sum_plane", [1, 2], [1, 8], 0.9)):
+            axes = FileTensor(f"{name}_axes", [len(axes)], "int32", value=np.array(axes, np.int32))
+            options = {"KeepDims": False}
+            self.add(name, OP.SUM, KIND.ReducerOptions, options, shape, scale, constants=(axes,), version=2)
+        zero = self.zero
+        divisor = FileTensor("divisor", [9, 8], self.dtype, 0.05, zero, value=np.arange(72, dtype=self.dtype))
+        divisor.value[divisor.value == zero] = 1
+        self.add("div", OP.DIV, KIND.DivOptions, {}, IMAGE, 0.01, constants=(divisor,), version=2)
+        least = FileTensor("least", [8], self.dtype, SCALE, zero, value=np.full(8, zero + 9, self.dtype))
+        self.add("greater", OP.MAXIMUM, 0, {}, IMAGE, constants=(least,))
+        self.add("div_relu", OP.DIV, KIND.DivOptions, {"FusedActivationFunction": ACT.RELU6}, IMAGE, 0.007,
+                 operands=("q", "greater_q"), version=2)  # fmt: skip
         self.add("half", OP.QUANTIZE, KIND.QuantizeOptions, {}, IMAGE, 2 * SCALE)
         self.add("finer", OP.QUANTIZE, KIND.QuantizeOptions, {}, IMAGE, 0.03)
 
@@ -120,6 +133,10 @@ def test_averages_round_as_tflite(tmp_path, dtype):
     halves = np.abs(x[0, 0] / np.float32(SCALE)) % 1 == 0.5
     assert halves.sum() > 20
     expected = reference(model.data, x)
+    unsigned = Model("uint8")
+    unsigned.averages()
+    sums = [name for name in model.outputs if name.startswith("sum")]  # the kernel of int8 reads it as uint8
+    expected.update({name: value for name, value in reference(unsigned.data, x).items() if name in sums})
     got = compiled(tmp_path, model.data, model.outputs, x)
     module = from_tflite(model.data)
     plain = dict(zip(model.outputs, QdqInFloat(module)(x), strict=True))
@@ -180,6 +197,56 @@ def test_other_operators_are_equal_or_a_step_away(tmp_path):
         if name != "logistic" and name != "tanh":  # whose exp may differ in the last bit
             np.testing.assert_array_equal(got[name], exact[name], err_msg=name)
         assert (apart > 0.5).mean() <= shares[name], (name, (apart > 0.5).mean())
+
+
+@pytest.mark.parametrize(("q", "divisor_q", "out_q", "share"), [
+    ((0.068, 2), (0.0059, -59), (0.0021, -84), 0), ((0.1, 0), (0.05, 0), (0.01, 0), 0),
+    ((0.07, -31), (0.0717, 47), (0.0895, 52), 0.02),
+])  # fmt: skip
+def test_quotients(q, divisor_q, out_q, share):
+    """All quotients that are defined are LiteRT's; the others are less than half a step."""
+    parameters = [QuantParams(scale, zero, "int8") for scale, zero in (q, divisor_q, out_q)]
+    table, defined = tflite_numerics.quotients(*parameters, -128, 127)
+    integers = np.arange(-128, 128)
+    divisors = integers[integers != divisor_q[1]]
+    tensors = [
+        FileTensor("x", [256, 1], "float32"), FileTensor("a", [256, 1], "int8", *q),
+        FileTensor("b", [255], "int8", *divisor_q, value=divisors.astype(np.int8)),
+        FileTensor("c", [256, 255], "int8", *out_q), FileTensor("y", [256, 255], "float32"),
+    ]  # fmt: skip
+    operators = [
+        FileOperator(OP.QUANTIZE, ["x"], ["a"], KIND.QuantizeOptions),
+        FileOperator(OP.DIV, ["a", "b"], ["c"], KIND.DivOptions, version=2),
+        FileOperator(OP.DEQUANTIZE, ["c"], ["y"], KIND.DequantizeOptions),
+    ]  # fmt: skip
+    x = ((integers - q[1]) * np.float32(q[0])).astype(np.float32)[:, None]
+    y = reference(model_bytes(tensors, operators, ["x"], ["y"]), x)["y"]
+    found = np.rint(y / np.float32(out_q[0])).astype(int) + out_q[1]
+    table, defined = table[:, divisors + 128], defined[:, divisors + 128]
+    np.testing.assert_array_equal(table[defined], found[defined])
+    assert (~defined).mean() <= share
+    assert (~defined).any() == (share > 0)
+    real = (integers - q[1])[:, None] * q[0] / ((divisors - divisor_q[1]) * divisor_q[0]) / out_q[0]
+    assert np.abs(real[~defined]).max(initial=0) < 0.5
+    assert (table[~defined] == out_q[1]).all()
+
+
+def test_which_kernels_are_the_reference(tmp_path):
+    path, found = tmp_path / "model.tflite", {}
+    for dtype in ("int8", "uint8"):
+        for scale in (0.01, 0.1):
+            model = Model(dtype)
+            divisor = FileTensor("d", [8], dtype, 0.05, model.zero, value=np.full(8, model.zero + 100, dtype))
+            model.add("div", OP.DIV, KIND.DivOptions, {}, IMAGE, scale, constants=(divisor,), version=2)
+            if scale == 0.01:
+                axes = FileTensor("axes", [1], "int32", value=np.array([3], np.int32))
+                model.add("sum", OP.SUM, KIND.ReducerOptions, {}, IMAGE[:3], constants=(axes,), version=2)
+            path.write_bytes(model.data)
+            found[dtype, scale] = (needs_optimized_kernels(path), is_defined(path))
+    assert found == {
+        ("int8", 0.01): (True, True), ("uint8", 0.01): (False, True),
+        ("int8", 0.1): (False, False), ("uint8", 0.1): (False, False),
+    }  # fmt: skip
 
 
 def test_formulas():

@@ -81,7 +81,8 @@ class Network:
             if isinstance(value, Constant):
                 names.append(f"c{at}_{place}")
                 held = value.value
-                self.tensors.append(FileTensor(names[-1], held.shape, held.dtype.name, value=held))
+                given = PARAMETERS if held.dtype == np.int8 else ()
+                self.tensors.append(FileTensor(names[-1], held.shape, held.dtype.name, *given, value=held))
             else:
                 names.append(self._given(value, case.parameters and PARAMETERS))
         name, kind = f"o{at}", getattr(KIND, case.kind) if case.kind else 0
@@ -99,9 +100,9 @@ class Network:
             self.operators.append(after)
 
 
-def reference(network: Network) -> list[np.ndarray]:
-    """Returns what LiteRT's reference kernels compute."""
-    kind = litert.OpResolverType.BUILTIN_REF
+def reference(network: Network, kernels: str = "BUILTIN_REF") -> list[np.ndarray]:
+    """Returns what LiteRT's kernels compute."""
+    kind = getattr(litert.OpResolverType, kernels)
     interpreter = litert.Interpreter(model_content=network.data, num_threads=1, experimental_op_resolver_type=kind)
     interpreter.allocate_tensors()
     places = {d["name"]: d["index"] for d in interpreter.get_input_details()}
@@ -112,7 +113,7 @@ def reference(network: Network) -> list[np.ndarray]:
     return [interpreter.get_tensor(places[name]) for name in network.outputs]
 
 
-X, Y = floats(1, 4, 5, 3), floats(2, 3, 4)
+X, Y, CUBE = floats(1, 4, 5, 3), floats(2, 3, 4), floats(1, 3, 3, 3)
 BLOCKS = (ints([2, 3]), ints([[1, 1], [0, 1]]))
 CASES = [
     Case("GELU", (X,), X.shape, "GeluOptions", {"Approximate": True}),
@@ -181,6 +182,11 @@ CASES = [
     Case("ARG_MAX", (X, ints(-1)), (1, 4, 5), "ArgMaxOptions", {"OutputType": 2}, "int32", parameters=PARAMETERS),
     Case("ARG_MIN", (floats(1, 4, 9, 3, scale=0.1), ints(2)), (1, 4, 3), "ArgMinOptions", {"OutputType": 4}, "int64",
          parameters=PARAMETERS),
+    Case("LOCAL_RESPONSE_NORMALIZATION", (floats(1, 2, 3, 9),), (1, 2, 3, 9), "LocalResponseNormalizationOptions",
+         {"Radius": 2, "Bias": 1.5, "Alpha": 0.3, "Beta": 0.75}),
+    Case("ADD", (CUBE, weight(3, 3)), CUBE.shape, "AddOptions"),
+    Case("MUL", (floats(3, 3), CUBE), CUBE.shape, "MulOptions"),
+    Case("SUB", (CUBE, weight(3, 1, 1)), CUBE.shape, "SubOptions"),
 ]  # fmt: skip
 
 
@@ -194,7 +200,10 @@ def test_operators(tmp_path):
     (tmp_path / "model.tflite").write_bytes(network.data)
     found = compile_model(tmp_path / "model.tflite", cache=False)(*network.feeds)
     expected = reference(network)
-    for case, a, b in zip([None, *CASES], found, expected, strict=True):
+    optimized = reference(network, "BUILTIN_WITHOUT_DEFAULT_DELEGATES")
+    for case, a, b, other in zip([None, *CASES], found, expected, optimized, strict=True):
+        if case is not None and case.op == "LOCAL_RESPONSE_NORMALIZATION":  # docs/numerics.md
+            b = other
         assert a.dtype == b.dtype, case
         tolerance = 1e-6 * float(np.abs(b).max()) if a.dtype == np.float32 else 0
         np.testing.assert_allclose(a, b, 0, tolerance, err_msg=str(case))
@@ -208,6 +217,8 @@ REFUSED = [
     Case("ATAN2", (X, floats(1, 1, 1, 3)), X.shape),
     Case("RESIZE_BILINEAR", (X, ints([1, 1])), (1, 1, 1, 3), "ResizeBilinearOptions", {"AlignCorners": True}),
     Case("MIRROR_PAD", (X, ints([[0, 0], [5, 0], [0, 0], [0, 0]])), (1, 9, 5, 3), "MirrorPadOptions", {"Mode": 1}),
+    Case("DIV", (X, Constant(np.full(3, 3, np.int8))), X.shape, "DivOptions", parameters=PARAMETERS),
+    Case("SUM", (X, ints([3])), (1, 4, 5), "ReducerOptions", parameters=(1e-9, 0)),
     Case("NEG", (X,), X.shape, "NegOptions", parameters=PARAMETERS),
     Case("REDUCE_PROD", (X, ints([3])), (1, 4, 5), "ReducerOptions", parameters=PARAMETERS),
     Case("TILE", (X, ints([1, 2, 1, 3])), (1, 8, 5, 9), parameters=(0.06, 3)),

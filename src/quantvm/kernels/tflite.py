@@ -1,4 +1,4 @@
-"""Averages and changes of parameters that round as TFLite's reference kernels; NHWC, integers stored as uint8."""
+"""Averages, sums and changes of parameters that round as TFLite's reference kernels; NHWC, integers stored as uint8."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantvm.kernels.elementwise.elementwise import table
 from quantvm.kernels.pool.pool import PoolShape, averaged, window_sums
 from quantvm.numerics.pool_geometry import Taps
 from quantvm.numerics.qdq import Quantization
-from quantvm.numerics.tflite import TfliteFactor, mean_factor, requantize
+from quantvm.numerics.tflite import TfliteFactor, mean_factor, requantize, scale_factor
 from quantvm.numerics.torch_engines import QuantParams
 
 from .builder import Expr, Kernel, argument, cast, for_vectors, prim_func, ramp, splat, symbolic_batch
@@ -49,10 +49,20 @@ def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Ke
     return Kernel("avg_pool2d_tflite_u8", builder.get())
 
 
-def tflite_spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, output: Quantization) -> Kernel:
-    """Returns MEAN over height and width: (n, H, W, C) -> (n, 1, 1, C), `tflite_numerics.mean`."""
+def tflite_reduction(
+    kind: str, in_size: tuple[int, int], channels: int, q: QuantParams, output: Quantization
+) -> Kernel:
+    """Returns MEAN or SUM over height and width: (n, H, W, C) -> (n, 1, 1, C), `tflite_numerics.mean` or `.total`.
+
+    Args:
+        kind: mean or sum.
+        in_size: height and width.
+        channels: of the image.
+        q: parameters of the image.
+        output: how the result is quantized.
+    """
     count = in_size[0] * in_size[1]
-    factor = mean_factor(q, output.q, count)
+    factor = mean_factor(q, output.q, count) if kind == "mean" else scale_factor(q, output.q)
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
@@ -63,11 +73,11 @@ def tflite_spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams,
             def emit(channel: Expr, lanes: int) -> None:
                 sums = window_sums(x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)
                 total = sums[ramp(0, lanes)] - splat(count * q.zero_point, lanes, "int32")
-                mean = _multiplied(total, factor, lanes) + splat(output.q.zero_point, lanes, "int32")
-                T.buffer_store(y, _stored(mean, output, lanes), [image, 0, 0, ramp(channel, lanes)])
+                value = _multiplied(total, factor, lanes) + splat(output.q.zero_point, lanes, "int32")
+                T.buffer_store(y, _stored(value, output, lanes), [image, 0, 0, ramp(channel, lanes)])
 
             for_vectors(channels, emit)
-    return Kernel("spatial_mean_tflite_u8", builder.get())
+    return Kernel(f"spatial_{kind}_tflite_u8", builder.get())
 
 
 def tflite_requantize(item_shape: Sequence[int], q: QuantParams, output: Quantization, threads: int) -> Kernel:

@@ -1,4 +1,4 @@
-"""TFLite's own rounding, in NumPy, where it is not that of the QDQ form: averages, means and changes of parameters.
+"""TFLite's own rounding, in NumPy, where it is not that of the QDQ form: of reductions, quotients, new parameters.
 
 A TFLite file says between which integers an operator computes; how it rounds is its kernels' definition, of which the
 reference kernels (`tensorflow/lite/kernels/internal/reference`) are the measure here.
@@ -47,12 +47,8 @@ def multiply(x: Values, factor: TfliteFactor) -> NDArray[np.int64]:
     Computes: `MultiplyByQuantizedMultiplier`: h = round(x * 2^max(shift, 0) * multiplier / 2^31), halves upward; then
         h / 2^max(-shift, 0), halves away from zero.
     """
-    product = (np.asarray(x, np.int64) << max(factor.shift, 0)) * factor.multiplier
-    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-    high = np.sign(nudged) * (np.abs(nudged) >> 31)
-    right = max(-factor.shift, 0)
-    mask = (1 << right) - 1
-    return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0))
+    high = _high(np.asarray(x, np.int64) << max(factor.shift, 0), factor.multiplier)
+    return _rounded_right(high, max(-factor.shift, 0))
 
 
 def average(total: Values, count: Values) -> NDArray[np.int64]:
@@ -66,7 +62,7 @@ def mean_factor(q: QuantParams, out_q: QuantParams, count: int) -> TfliteFactor:
 
     Computes: that of s / so, its multiplier * 2^k / count rounded down, k the greatest with 2^k <= count.
     """
-    factor = _scales(q, out_q)
+    factor = scale_factor(q, out_q)
     bits = min(count.bit_length() - 1, 32, 31 + factor.shift)
     return TfliteFactor((factor.multiplier << bits) // count, factor.shift - bits)
 
@@ -77,11 +73,79 @@ def mean(total: Values, count: int, q: QuantParams, out_q: QuantParams) -> NDArr
     return np.clip(y, out_q.quant_min, out_q.quant_max)
 
 
-def requantize(x: Values, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:
-    """Returns QUANTIZE of integers: the same values under other parameters."""
-    y = multiply(np.asarray(x, np.int64) - q.zero_point, _scales(q, out_q)) + out_q.zero_point
+def total(summed: Values, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:
+    """Returns SUM of integers that are `summed`, less their zero points."""
+    y = multiply(summed, scale_factor(q, out_q)) + out_q.zero_point
     return np.clip(y, out_q.quant_min, out_q.quant_max)
 
 
-def _scales(q: QuantParams, out_q: QuantParams) -> TfliteFactor:
+def requantize(x: Values, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:
+    """Returns QUANTIZE of integers: the same values under other parameters."""
+    y = multiply(np.asarray(x, np.int64) - q.zero_point, scale_factor(q, out_q)) + out_q.zero_point
+    return np.clip(y, out_q.quant_min, out_q.quant_max)
+
+
+def quotient_factor(q: QuantParams, divisor_q: QuantParams, out_q: QuantParams) -> TfliteFactor:
+    """Returns the factor of DIV: s / (sd * so), the product and the quotient of the scales in float32."""
+    steps = np.multiply(divisor_q.scale_f32, out_q.scale_f32, dtype=np.float32)
+    return factor_of(float(np.divide(q.scale_f32, steps, dtype=np.float32)))
+
+
+def quotients(
+    q: QuantParams, divisor_q: QuantParams, out_q: QuantParams, low: int, high: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Returns DIV of all integers, and where it is defined; (256, 256) by dividend and divisor less `quant_min`.
+
+    Computes: `DivElementwise`: a fixed-point reciprocal of the divisor times the dividend, both of 31 bits, times
+        `quotient_factor`, limited to [low, high].
+    Exactness: that of TFLite's kernels where they are defined. Where a quotient is less than half a step they can shift
+        by more than 31 bits, which C++ leaves undefined: it is 0 here, as it is of real numbers. They refuse divisors
+        of 0; the quotient by 0 is the limit of its sign here.
+    """
+    factor = quotient_factor(q, divisor_q, out_q)
+    dividend = (np.arange(256) + q.quant_min - q.zero_point)[:, None]
+    divisor = (np.arange(256) + divisor_q.quant_min - divisor_q.zero_point)[None, :]
+    a, b = dividend * np.where(divisor < 0, -1, 1), np.abs(divisor)
+    inverse, bits = np.array([_reciprocal(int(value)) if value else (0, 0) for value in b[0]], np.int64).T
+    free = 31 - np.frexp(np.where(a < 0, -a - 1, a))[1].astype(np.int64)  # leading bits that equal the sign
+    unscaled = _high(a << free, inverse)
+    right = bits + free - factor.shift
+    is_defined = (right >= 0) & (right <= 31)
+    scaled = _rounded_right(_high(unscaled, np.int64(factor.multiplier)), np.where(is_defined, right, 0))
+    y = np.where(is_defined, scaled, np.where(right < 0, np.sign(a) << 32, 0))
+    y = np.where(b == 0, np.sign(dividend) << 32, y)
+    return np.clip(y + out_q.zero_point, low, high), is_defined | (b == 0)
+
+
+def _reciprocal(x: int) -> tuple[int, int]:
+    """Returns 1 / x as (multiplier, bits): multiplier / 2^(31 + bits), by Newton's method in 32 bits."""
+    bits = x.bit_length() - 1
+    fraction = (x << (31 - bits)) - (1 << 31)  # of x / 2^bits, 31 bits behind the point
+    half = (fraction + (1 << 31) - 1 + 1) // 2
+    inverse = 1515870810 + int(_high(half, -1010580540))  # 48/17 - 32/17 * half, with 29 bits behind the point
+    for _ in range(3):
+        rest = (1 << 29) - int(_high(half, inverse))
+        inverse += _saturated(int(_high(inverse, rest)) << 2)
+    return _saturated(inverse << 1), bits
+
+
+def _saturated(x: int) -> int:
+    return max(min(x, (1 << 31) - 1), -(1 << 31))
+
+
+def _high(x: Values, y: Values) -> NDArray[np.int64]:
+    """Returns x * y / 2^31 of 32 bits, halves upward."""
+    product = np.asarray(x, np.int64) * np.asarray(y, np.int64)
+    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    return np.sign(nudged) * (np.abs(nudged) >> 31)
+
+
+def _rounded_right(x: Values, bits: Values) -> NDArray[np.int64]:
+    """Returns x / 2^bits, halves away from zero."""
+    mask = (np.int64(1) << np.asarray(bits, np.int64)) - 1
+    return (x >> bits) + ((x & mask) > (mask >> 1) + (x < 0))
+
+
+def scale_factor(q: QuantParams, out_q: QuantParams) -> TfliteFactor:
+    """Returns the factor s / so by which steps of one tensor become steps of another."""
     return factor_of(float(q.scale_f32) / float(out_q.scale_f32))

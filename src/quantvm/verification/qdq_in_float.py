@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
-from quantvm.lowering.torch.pool_rules import mean_axes, pool_window
+from quantvm.lowering.torch.pool_rules import pool_window, reduced_axes
 from quantvm.numerics import tflite as tflite_numerics
 from quantvm.numerics.pool_geometry import PoolAxis
 from quantvm.numerics.torch_engines import QuantParams
@@ -42,8 +42,8 @@ class QdqInFloat:
 
     Computes: dequantize: fl(scale * (q - zero_point)); quantize: clip(rne(fl(x / scale)) + zero_point), as Relax
         defines them; everything between in float32, convolutions and sums in the order of PyTorch's kernels. Of a
-        TFLite model halves are rounded away from zero, and average pools, means over height and width and changes of
-        parameters are those of `tflite_numerics`.
+        TFLite model halves are rounded away from zero, and average pools, means, sums and changes of parameters are
+        those of `tflite_numerics`.
     """
 
     def __init__(self, module: tvm.IRModule, *, double: bool = False) -> None:
@@ -108,7 +108,7 @@ def _rounded_by_tflite(main: Any) -> dict[Any, _Tflite]:
         if not is_call(value, "relax.quantize") or constant_value(value.args[1]).ndim:
             continue
         inner: Any = bound.get(value.args[0])
-        is_average = is_call(inner, "relax.nn.avg_pool2d") or bool(mean_axes(inner))
+        is_average = is_call(inner, "relax.nn.avg_pool2d") or bool(reduced_axes(inner))
         source: Any = bound.get(inner.args[0]) if is_average else inner
         turns: list[Any] = []
         while is_average and is_call(source, "relax.permute_dims"):
@@ -122,7 +122,7 @@ def _rounded_by_tflite(main: Any) -> dict[Any, _Tflite]:
 
 @dataclass(frozen=True)
 class _Tflite:
-    """An average pool (of equal parameters), a mean, or with no operator integers that are requantized."""
+    """An average pool (of equal parameters), a mean, a sum, or with no operator integers that are requantized."""
 
     source: Any
     operator: Any
@@ -136,11 +136,13 @@ class _Tflite:
             x = _permuted(turn, x)
         if operator is None:
             y = tflite_numerics.requantize(x.numpy(), q, out_q)
-        elif is_call(operator, "relax.mean"):
-            axes = mean_axes(operator) or []
+        elif not is_call(operator, "relax.nn.avg_pool2d"):
+            axes = reduced_axes(operator) or []
             total = x.to(torch.int64).sum(axes, keepdim=bool(operator.attrs.keepdims)).numpy()
             count = math.prod(x.shape[axis] for axis in axes)
-            y = tflite_numerics.mean(total - count * q.zero_point, count, q, out_q)
+            reduced = total - count * q.zero_point
+            is_mean = is_call(operator, "relax.mean")
+            y = tflite_numerics.mean(reduced, count, q, out_q) if is_mean else tflite_numerics.total(reduced, q, out_q)
         else:
             y = self._average(x)
         return torch.from_numpy(y.astype(out_q.dtype))

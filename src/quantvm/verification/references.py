@@ -19,6 +19,8 @@ from quantvm.numerics.torch_engines import ENGINES
 from quantvm.structure import take_apart
 from quantvm.torch_compat import quantization_engine
 
+from .litert import UNDEFINED_QUOTIENT, is_defined, needs_optimized_kernels
+
 Arrays = list[np.ndarray]
 Running = Callable[[Sequence[np.ndarray]], Arrays]
 """The inputs of one call, in order -> the outputs, nested ones flattened."""
@@ -57,7 +59,8 @@ def reference_name(model_or_path: Any, engine: str) -> tuple[str, str]:
 
         held = format_of(Path(model_or_path))
     if held == "tflite":
-        return "LiteRT, reference kernels,", _version("ai-edge-litert")
+        kernels = "optimized" if needs_optimized_kernels(model_or_path) else "reference"
+        return f"LiteRT, {kernels} kernels,", _version("ai-edge-litert")
     if held in ("onnx", "ModelProto"):
         return "ONNX Runtime, unfused,", _version("onnxruntime")
     return (f"PyTorch ({engine})" if engine in ENGINES else "PyTorch"), torch.__version__
@@ -172,11 +175,12 @@ def _litert(path: str, threads: int) -> Running:
         raise NoReferenceError("LiteRT is not installed (pip install ai-edge-litert)")
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+    if not is_defined(path):
+        raise NoReferenceError(UNDEFINED_QUOTIENT)
+    kinds = OpResolverType  # the optimized kernels round otherwise than TFLite's definition of its operators
+    kernels = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if needs_optimized_kernels(path) else kinds.BUILTIN_REF
     try:
-        # the optimized kernels round otherwise than TFLite's definition of its operators
-        interpreter = Interpreter(
-            path, num_threads=threads, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
-        )  # fmt: skip
+        interpreter = Interpreter(path, num_threads=threads, experimental_op_resolver_type=kernels)
         interpreter.allocate_tensors()
     except Exception as error:  # Python's own kinds, of whatever is wrong
         raise NoReferenceError(f"LiteRT cannot load the model: {_gist(error)}") from error

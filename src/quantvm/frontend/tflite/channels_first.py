@@ -161,6 +161,11 @@ class _Rewriter:
             return constant(constant_value(value).reshape(1, -1, 1, 1), str(value.ty.dtype))
         if rank == 1:
             return self._b.emit(relax.op.reshape(value, (1, -1, 1, 1)))
+        if rank in (2, 3):
+            shape = [1] * (4 - rank) + shape_of(value)
+            if isinstance(value, GenericConst):
+                return self._first(constant(value.value.numpy().reshape(shape), str(value.ty.dtype)))
+            return self._first(self._b.emit(relax.op.reshape(value, shape)))
         return value
 
     def _conv2d(self, call: Any, arguments: list[Expr]) -> Expr:

@@ -5,6 +5,7 @@ Each result has the shape and the type that the file says, or the import fails; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from tvm.relax.frontend.tflite.tflite_frontend import OperatorConverter, get_ten
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
 from quantvm.frontend.builder import constant, shape_of
+from quantvm.numerics import tflite as tflite_numerics
+from quantvm.numerics.torch_engines import QuantParams
 
 REFUSED = frozenset(("MATRIX_DIAG", "MATRIX_SET_DIAG", "SPARSE_TO_DENSE"))
 """Operators that TVM's importer takes, and that there is no code for."""
@@ -40,7 +43,8 @@ class Converter(OperatorConverter):
         super().__init__(*arguments)
         own = {
             "BATCH_MATMUL": self._batch_matmul, "BATCH_TO_SPACE_ND": self._batch_to_space,
-            "CUMSUM": self._cumsum, "EXPAND_DIMS": self._expand_dims, "FULLY_CONNECTED": self._fully_connected,
+            "CUMSUM": self._cumsum, "DIV": self._div, "EXPAND_DIMS": self._expand_dims,
+            "FULLY_CONNECTED": self._fully_connected,
             "GATHER": self._gather, "GATHER_ND": self._gather_nd, "GELU": self._gelu, "MIRROR_PAD": self._mirror_pad,
             "RESIZE_BILINEAR": self._resize_bilinear, "RESIZE_NEAREST_NEIGHBOR": self._resize_nearest,
             "SCATTER_ND": self._scatter_nd, "SOFTMAX": self._softmax, "SPACE_TO_BATCH_ND": self._space_to_batch,
@@ -117,9 +121,19 @@ class Converter(OperatorConverter):
         ):  # fmt: skip
             raise UnsupportedOpError("LiteRT negates the integers, which is right where both zero points are 0 and the "
                                      "scales are equal")  # fmt: skip
+        if name == "SUM" and given is not None and given.qnn_params:
+            self._check_sum(given, outputs[0])
         is_move = name in MOVES and given is not None and given.qnn_params
         if is_move and not all(self.has_same_qnn_params(given, other) for other in outputs):
             raise UnsupportedOpError("it moves quantized integers, and its result has other parameters")
+
+    def _check_sum(self, given: Any, made: Any) -> None:
+        """Raises UnsupportedOpError where LiteRT's product of a sum and its factor can leave 32 bits."""
+        count = math.prod(map(int, given.tensor.ShapeAsNumpy())) // math.prod(map(int, made.tensor.ShapeAsNumpy()))
+        q, out_q = self._parameters(given), self._parameters(made)
+        if 255 * count << max(tflite_numerics.scale_factor(q, out_q).shift, 0) >= 1 << 31:
+            raise UnsupportedOpError(f"a sum of {count} integers of scale {q.scale:g}, in steps of {out_q.scale:g}, is "
+                                     "beyond LiteRT's 32 bits; use a greater scale for the result")  # fmt: skip
 
     # ------------------------------------------------------------------ converters
 
@@ -251,6 +265,39 @@ class Converter(OperatorConverter):
         y = self.convert_fused_activation_function(y, options.FusedActivationFunction())
         return self.quantize(self.bb.normalize(y), made) if made.qnn_params else y
 
+    def _div(self, op: Any) -> Any:
+        """Takes quotients of integers from the table of all of them, which TFLite computes in fixed point."""
+        if not self.is_quantized(op):
+            return self._convert_elemwise(op, relax.op.divide)
+        given, (made,) = self.get_input_tensors(op), self.get_output_tensors(op)
+        q, divisor_q, out_q = (self._parameters(tensor) for tensor in (*given, made))
+        if not self.has_expr(given[1].tensor_idx) and (self._values(op, 1) == divisor_q.zero_point).any():
+            raise UnsupportedOpError("divides by a constant 0, which LiteRT refuses, too")
+        low, high = _limits(_options(op).FusedActivationFunction(), out_q)
+        table = tflite_numerics.quotients(q, divisor_q, out_q, low, high)[0]
+        dividend, divisor = (
+            self.bb.normalize(relax.op.astype(self.get_tensor_expr(tensor), "int32")) for tensor in given
+        )
+        row = self.bb.normalize(relax.op.multiply(dividend, relax.const(256, "int32")))
+        place = self.bb.normalize(relax.op.add(row, divisor))
+        place = self.bb.normalize(relax.op.add(place, relax.const(-257 * q.quant_min, "int32")))
+        return relax.op.take(constant(table.ravel(), out_q.dtype), place, axis=0, mode="clip")
+
+    def _parameters(self, tensor: Any) -> QuantParams:
+        """Returns the parameters of a tensor that has one scale.
+
+        Raises:
+            UnsupportedOpError: it has none or several, or is of neither int8 nor uint8.
+        """
+        dtype = self.get_tensor_type_str(tensor.tensor.Type())
+        name = get_tensor_name(self.subgraph, tensor.tensor_idx)
+        if dtype not in ("int8", "uint8") or not tensor.qnn_params:
+            raise UnsupportedOpError(f"{name} is {dtype}, expected int8 or uint8 with a scale")
+        scale, zero_point = (tensor.qnn_params[key].value.numpy() for key in ("scale", "zero_point"))
+        if scale.size > 1:
+            raise UnsupportedOpError(f"{name} has {scale.size} scales, expected one")
+        return QuantParams(float(scale.item()), int(zero_point.item()), dtype)
+
     def _batch_matmul(self, op: Any) -> Any:
         if self.is_quantized(op):
             raise UnsupportedOpError("of quantized tensors it is not supported; use FULLY_CONNECTED")
@@ -351,6 +398,16 @@ class Converter(OperatorConverter):
             return x
         ends = [size - end for size, (_, end) in zip(grown, crops, strict=True)]
         return relax.op.strided_slice(x, list(range(1, count + 1)), [begin for begin, _ in crops], ends)
+
+
+def _limits(activation: int, q: QuantParams) -> tuple[int, int]:
+    """Returns the range of integers that a fused activation leaves."""
+    low, high = {
+        _ACTIVATION.RELU: (0.0, np.inf), _ACTIVATION.RELU_N1_TO_1: (-1.0, 1.0), _ACTIVATION.RELU6: (0.0, 6.0),
+    }.get(activation, (-np.inf, np.inf))  # fmt: skip
+    steps = (np.float32(limit) / q.scale_f32 for limit in (low, high))
+    low, high = (np.trunc(step + np.copysign(0.5, step)) + q.zero_point for step in steps)
+    return int(max(low, q.quant_min)), int(min(high, q.quant_max))
 
 
 def _options(op: Any) -> Any:

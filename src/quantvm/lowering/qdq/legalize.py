@@ -48,7 +48,7 @@ from quantvm.lowering.tensors import (
 )
 from quantvm.lowering.torch.contraction_rules import conv_shape
 from quantvm.lowering.torch.legalize import Legalization
-from quantvm.lowering.torch.pool_rules import mean_axes, pool_shape
+from quantvm.lowering.torch.pool_rules import pool_shape, reduced_axes
 from quantvm.numerics import qdq as qdq_numerics
 from quantvm.numerics.qdq import FloatProgram, Quantization
 from quantvm.numerics.torch_engines import QuantParams
@@ -294,10 +294,10 @@ class _Lowering:
             return qdq_pools.averaged(state, call, x, q, output, name, dtype_in_file)
         if output is None or q is None:
             return logical_tensor(state.builder.emit(with_operands(call, self.plain), name))
-        return qdq_pools.mean_of_items(state, call, x, q, output, name)
+        return qdq_pools.reduced_items(state, call, x, q, output, name)
 
     def _averages_integers(self, call: Any) -> bool:
-        return mean_axes(call) is not None and isinstance(self.values.get(call.args[0]), Dequantized)
+        return reduced_axes(call) is not None and isinstance(self.values.get(call.args[0]), Dequantized)
 
     # ---- regions
 

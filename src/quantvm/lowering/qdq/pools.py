@@ -1,4 +1,4 @@
-"""Average pools and means under numerics=qdq, of integers or of floats, quantized or not."""
+"""Average pools, means and sums under numerics=qdq, of integers or of floats, quantized or not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantvm.kernels import tflite
 from quantvm.kernels.pool import float_pool
 from quantvm.lowering.tensors import Tensor, expect_batch_first, logical_tensor
 from quantvm.lowering.torch.legalize import Legalization
-from quantvm.lowering.torch.pool_rules import is_spatial_mean, mean_axes, pool_shape
+from quantvm.lowering.torch.pool_rules import is_spatial_mean, pool_shape, reduced_axes
 from quantvm.numerics.qdq import Quantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.expressions import op_name
@@ -58,7 +58,7 @@ def averaged(
     plane, channels = (int(x.shape[2]), int(x.shape[3])), int(x.shape[1])
     kernel = float_pool.float_adaptive_avg_pool2d(plane, channels, (height, width), q, output)
     if is_tflite and op == "mean" and output is not None and q is not None:
-        kernel = tflite.tflite_spatial_mean(plane, channels, q, output)
+        kernel = tflite.tflite_reduction("mean", plane, channels, q, output)
     y = state.run(kernel, [x], like, dtype, name)
     if op != "mean" or call.attrs.keepdims:
         return y
@@ -66,16 +66,16 @@ def averaged(
     return logical_tensor(state.builder.emit(flat, name))
 
 
-def mean_of_items(state: Legalization, call: Any, x: Tensor, q: QuantParams, output: Quantization, name: str) -> Tensor:
-    """Emits a mean over any axes but the first, in TFLite's rounding: of rows that are moved to the front."""
-    builder, x, axes = state.builder, state.logical(x), mean_axes(call) or []
+def reduced_items(state: Legalization, call: Any, x: Tensor, q: QuantParams, output: Quantization, name: str) -> Tensor:
+    """Emits a mean or a sum over any axes but the first, in TFLite's rounding: of rows that are moved to the front."""
+    builder, x, axes = state.builder, state.logical(x), reduced_axes(call) or []
     kept = [i for i in range(1, len(x.shape)) if i not in axes]
     count, items = (math.prod(int(x.shape[i]) for i in group) for group in (axes, kept))
     moved = builder.emit(relax.op.permute_dims(x.expr, [0, *axes, *kept]))
     rows = builder.emit(relax.op.reshape(moved, relax.ShapeExpr([x.expr.ty.shape[0], count, 1, items])))
-    state.op = "mean"
+    state.op = str(call.op.name).rsplit(".", 1)[-1]
     y = state.run(
-        tflite.tflite_spatial_mean((count, 1), items, q, output),
+        tflite.tflite_reduction(state.op, (count, 1), items, q, output),
         [Tensor(rows, (x.shape[0], items, count, 1), "NHWC")],
         Tensor(None, (x.shape[0], items, 1, 1), "NHWC"), "uint8", name,
     )  # fmt: skip

@@ -43,9 +43,9 @@ def is_spatial_mean(call: Any) -> bool:
     return sorted(int(a) % 4 for a in call.attrs.axis) == [2, 3]
 
 
-def mean_axes(call: Any) -> list[int] | None:
-    """Returns the axes of a mean of each image by itself; None for what is none."""
-    if not is_call(call, "relax.mean") or call.attrs.axis is None:
+def reduced_axes(call: Any) -> list[int] | None:
+    """Returns the axes of a mean or a sum of each image by itself; None for what is none."""
+    if not (is_call(call, "relax.mean") or is_call(call, "relax.sum")) or call.attrs.axis is None:
         return None
     axes = sorted(int(axis) % len(call.args[0].ty.shape) for axis in call.attrs.axis)
     return axes if 0 not in axes else None
