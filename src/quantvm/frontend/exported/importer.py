@@ -19,7 +19,21 @@ from quantvm.qdq import attributes
 from quantvm.storage.regular_files import check_regular, checked_path
 from quantvm.tvm_compat import dataflow
 
-from . import aten as exported_aten  # noqa: F401  (registers the converters)
+from . import (  # noqa: F401  (registers the converters)
+    aten,
+    binary,
+    creation,
+    indexing,
+    moving,
+    norms,
+    order,
+    products,
+    quantize,
+    reductions,
+    torchao_operators,
+    unary,
+    windows,
+)
 from .archive import read_program
 from .aten import shared_converter
 from .checks import check_operators, check_program

@@ -15,7 +15,7 @@ from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, g
 from quantvm.qdq.expressions import is_constant
 from quantvm.tvm_compat import closed_on_error
 
-from . import elementwise as onnx_elementwise  # noqa: F401 (register converters)
+from . import elementwise, indexing, reductions, resize  # noqa: F401 (register converters)
 from .converters import CONVERTERS, is_function
 from .graph import subgraphs
 from .operators import opset_of, refused_operators
