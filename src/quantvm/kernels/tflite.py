@@ -9,13 +9,26 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 
 from quantvm.kernels.elementwise.elementwise import table
+from quantvm.kernels.float.float_program import behind_ties
 from quantvm.kernels.pool.pool import PoolShape, averaged, window_sums
 from quantvm.numerics.pool_geometry import Taps
 from quantvm.numerics.qdq import Quantization
-from quantvm.numerics.tflite import TfliteFactor, mean_factor, requantize, scale_factor
+from quantvm.numerics.tflite import TfliteFactor, mean_factor, requantize, scale_factor, sum_factor
 from quantvm.numerics.torch_engines import QuantParams
 
-from .builder import Expr, Kernel, argument, cast, for_vectors, prim_func, ramp, splat, symbolic_batch
+from .builder import (
+    Expr,
+    Kernel,
+    argument,
+    cast,
+    for_vectors,
+    prim_func,
+    ramp,
+    round_even,
+    rounded,
+    splat,
+    symbolic_batch,
+)
 
 
 def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Kernel:
@@ -50,7 +63,7 @@ def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Ke
 
 
 def tflite_reduction(
-    kind: str, in_size: tuple[int, int], channels: int, q: QuantParams, output: Quantization
+    kind: str, in_size: tuple[int, int], channels: int, q: QuantParams, output: Quantization, offset: int
 ) -> Kernel:
     """Returns MEAN or SUM over height and width: (n, H, W, C) -> (n, 1, 1, C), `tflite_numerics.mean` or `.total`.
 
@@ -60,9 +73,12 @@ def tflite_reduction(
         channels: of the image.
         q: parameters of the image.
         output: how the result is quantized.
+        offset: what was added to the integers that TFLite has: 128 where they are int8. Of a mean it does not matter.
     """
     count = in_size[0] * in_size[1]
     factor = mean_factor(q, output.q, count) if kind == "mean" else scale_factor(q, output.q)
+    in_float = kind == "sum" and offset > 0
+    ratio, bias = sum_factor(QuantParams(q.scale, q.zero_point - offset, "int8"), output.q, count)
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
@@ -72,8 +88,14 @@ def tflite_reduction(
 
             def emit(channel: Expr, lanes: int) -> None:
                 sums = window_sums(x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)
-                total = sums[ramp(0, lanes)] - splat(count * q.zero_point, lanes, "int32")
-                value = _multiplied(total, factor, lanes) + splat(output.q.zero_point, lanes, "int32")
+                total = sums[ramp(0, lanes)] - splat(count * (offset if in_float else q.zero_point), lanes, "int32")
+                if in_float:
+                    scaled = rounded(cast(total, "float32", lanes) * splat(ratio, lanes, "float32"), lanes)
+                    steps = behind_ties(scaled + splat(bias, lanes, "float32"), lanes)
+                    value = cast(round_even(steps), "int32", lanes)
+                else:
+                    value = _multiplied(total, factor, lanes)
+                value += splat(output.q.zero_point, lanes, "int32")
                 T.buffer_store(y, _stored(value, output, lanes), [image, 0, 0, ramp(channel, lanes)])
 
             for_vectors(channels, emit)

@@ -73,10 +73,28 @@ def mean(total: Values, count: int, q: QuantParams, out_q: QuantParams) -> NDArr
     return np.clip(y, out_q.quant_min, out_q.quant_max)
 
 
-def total(summed: Values, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:
-    """Returns SUM of integers that are `summed`, less their zero points."""
-    y = multiply(summed, scale_factor(q, out_q)) + out_q.zero_point
-    return np.clip(y, out_q.quant_min, out_q.quant_max)
+def total(summed: Values, count: int, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:
+    """Returns SUM of `count` integers whose sum, less their zero points, is `summed`.
+
+    Computes: of uint8, `summed` times s / so in fixed point. Of int8, which the reference kernel reads as uint8, what
+        the optimized kernel does in float32: fl(fl(stored * (s / so)) + bias), halves away from zero, where `stored` is
+        the sum of the integers as they are stored and bias is `sum_factor`'s.
+    """
+    if q.dtype == "int8":
+        ratio, bias = sum_factor(q, out_q, count)
+        stored = (np.asarray(summed, np.int64) + count * q.zero_point).astype(np.float32)
+        real = np.add(np.multiply(stored, ratio, dtype=np.float32), bias, dtype=np.float32).astype(np.float64)
+        y = np.trunc(real + np.copysign(0.5, real)).astype(np.int64)
+    else:
+        y = multiply(summed, scale_factor(q, out_q))
+    return np.clip(y + out_q.zero_point, out_q.quant_min, out_q.quant_max)
+
+
+def sum_factor(q: QuantParams, out_q: QuantParams, count: int) -> tuple[np.float32, np.float32]:
+    """Returns s / so in float32, and fl(fl(-z * (s / so)) * count)."""
+    ratio = np.divide(q.scale_f32, out_q.scale_f32, dtype=np.float32)
+    one = np.multiply(np.float32(-q.zero_point), ratio, dtype=np.float32)
+    return ratio, np.multiply(one, np.float32(count), dtype=np.float32)
 
 
 def requantize(x: Values, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:

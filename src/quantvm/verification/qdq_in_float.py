@@ -140,9 +140,8 @@ class _Tflite:
             axes = reduced_axes(operator) or []
             total = x.to(torch.int64).sum(axes, keepdim=bool(operator.attrs.keepdims)).numpy()
             count = math.prod(x.shape[axis] for axis in axes)
-            reduced = total - count * q.zero_point
-            is_mean = is_call(operator, "relax.mean")
-            y = tflite_numerics.mean(reduced, count, q, out_q) if is_mean else tflite_numerics.total(reduced, q, out_q)
+            rule = tflite_numerics.mean if is_call(operator, "relax.mean") else tflite_numerics.total
+            y = rule(total - count * q.zero_point, count, q, out_q)
         else:
             y = self._average(x)
         return torch.from_numpy(y.astype(out_q.dtype))

@@ -32,8 +32,11 @@ def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
     else:
         steps = x_f32 * splat(reciprocal_f64(q.scale), lanes, "float32")
     steps = T.min(steps, splat(_BEYOND_BYTES, lanes, "float32"))
-    if not quantization.ties_away:
-        return steps
+    return behind_ties(steps, lanes) if quantization.ties_away else steps
+
+
+def behind_ties(steps: Expr, lanes: int) -> Expr:
+    """Returns float32 steps with halves of up to 256 moved away from zero, where rounding to even then takes them."""
     off = steps - round_even(steps)  # exact
     half = off * off == splat(0.25, lanes, "float32")
     return tirx.Select(half, steps * splat(_BEHIND_A_TIE, lanes, "float32"), steps)

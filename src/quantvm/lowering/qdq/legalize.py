@@ -294,7 +294,7 @@ class _Lowering:
             return qdq_pools.averaged(state, call, x, q, output, name, dtype_in_file)
         if output is None or q is None:
             return logical_tensor(state.builder.emit(with_operands(call, self.plain), name))
-        return qdq_pools.reduced_items(state, call, x, q, output, name)
+        return qdq_pools.reduced_items(state, call, x, q, output, name, dtype_in_file)
 
     def _averages_integers(self, call: Any) -> bool:
         return reduced_axes(call) is not None and isinstance(self.values.get(call.args[0]), Dequantized)

@@ -58,7 +58,7 @@ def averaged(
     plane, channels = (int(x.shape[2]), int(x.shape[3])), int(x.shape[1])
     kernel = float_pool.float_adaptive_avg_pool2d(plane, channels, (height, width), q, output)
     if is_tflite and op == "mean" and output is not None and q is not None:
-        kernel = tflite.tflite_reduction("mean", plane, channels, q, output)
+        kernel = tflite.tflite_reduction("mean", plane, channels, q, output, 0)
     y = state.run(kernel, [x], like, dtype, name)
     if op != "mean" or call.attrs.keepdims:
         return y
@@ -66,7 +66,9 @@ def averaged(
     return logical_tensor(state.builder.emit(flat, name))
 
 
-def reduced_items(state: Legalization, call: Any, x: Tensor, q: QuantParams, output: Quantization, name: str) -> Tensor:
+def reduced_items(
+    state: Legalization, call: Any, x: Tensor, q: QuantParams, output: Quantization, name: str, dtype_in_file: str
+) -> Tensor:
     """Emits a mean or a sum over any axes but the first, in TFLite's rounding: of rows that are moved to the front."""
     builder, x, axes = state.builder, state.logical(x), reduced_axes(call) or []
     kept = [i for i in range(1, len(x.shape)) if i not in axes]
@@ -74,8 +76,9 @@ def reduced_items(state: Legalization, call: Any, x: Tensor, q: QuantParams, out
     moved = builder.emit(relax.op.permute_dims(x.expr, [0, *axes, *kept]))
     rows = builder.emit(relax.op.reshape(moved, relax.ShapeExpr([x.expr.ty.shape[0], count, 1, items])))
     state.op = str(call.op.name).rsplit(".", 1)[-1]
+    offset = 128 if dtype_in_file == "int8" else 0
     y = state.run(
-        tflite.tflite_reduction(state.op, (count, 1), items, q, output),
+        tflite.tflite_reduction(state.op, (count, 1), items, q, output, offset),
         [Tensor(rows, (x.shape[0], items, count, 1), "NHWC")],
         Tensor(None, (x.shape[0], items, 1, 1), "NHWC"), "uint8", name,
     )  # fmt: skip
