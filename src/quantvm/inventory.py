@@ -171,7 +171,7 @@ def list_ops() -> list[str]:
     """
     spec = importlib.util.find_spec("quantvm.frontend")
     folders = list(spec.submodule_search_locations or ()) if spec else []
-    sources = [path for folder in folders for path in sorted(Path(folder).glob("*.py"))]
+    sources = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
     return sorted({name for path in sources for name in _registered_in(path.read_text(encoding="utf-8"))})
 
 

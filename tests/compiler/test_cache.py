@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import quantvm.runtime
+import quantvm.compiler
 from quantvm.compiler import cache_key as cache_key_module
 from quantvm.compiler.cache import CompileCache, default_cache
 from quantvm.compiler.cache_key import digest_of_module, key_parts
@@ -309,7 +309,7 @@ def test_entries_say_what_they_are_and_damaged_ones_are_listed(folder):
 _PROGRAM = """
 import json, sys, time
 import numpy as np, torch
-import quantvm.runtime
+import quantvm.compiler
 from tests.quantized_modules import Quantized, conv2d, image
 torch.backends.quantized.engine = "fbgemm"
 while time.time() < float(sys.argv[1]):

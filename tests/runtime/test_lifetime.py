@@ -265,7 +265,7 @@ def test_a_linker_without_room(compiled, tmp_path, monkeypatch, said):
 
 def test_the_same_model_is_the_same_file(saved, tmp_path):
     script = (
-        "import sys, torch, quantvm.runtime\n"
+        "import sys, torch, quantvm.compiler\n"
         "from tests.quantized_modules import SmallNetwork, image\n"
         "torch.backends.quantized.engine = 'fbgemm'\n"
         f"model = quantvm.compiler.compile(SmallNetwork(), image(1, *{SHAPE}), engine='fbgemm', threads=1)\n"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quantvm.errors import ConfigError, ModelCodeError, QuantvmError, UnsupportedOpError
+from quantvm.errors import ConfigError, ModelCodeError, QuantvmError, UnsupportedOpError, missing_package_named
 from quantvm.jobs.evaluation.config import RunConfig, raise_problems, with_engine
 from quantvm.jobs.evaluation.measurement import Measurement
 from quantvm.jobs.evaluation.plan import Entry, Plan, prepare, unknown_labels
@@ -52,6 +52,7 @@ class _SilentObserver:
 SILENT_OBSERVER: Observer = _SilentObserver()
 
 
+@missing_package_named()
 def evaluate(
     config: RunConfig | None = None,
     *,
