@@ -268,6 +268,8 @@ def test_options_that_are_not_supported(body, message):
         lambda x: (F.relu_(x[:, :2]), x)[1],
         lambda x: (x.view(x.size(0), -1), F.relu_(x))[0],
         lambda x: (F.relu_(x.chunk(2, 1)[0]), x)[1],
+        lambda x: (lambda again, first: (F.relu_(first), again)[1])(x.chunk(2, 1)[0], x.chunk(2, 1)[0]),
+        lambda x: (lambda third, half: (F.relu_(half), third)[1])(x.chunk(3, 1)[0], x.chunk(2, 1)[0]),
     ],
 )
 def test_write_to_a_tensor_that_is_read_under_another_name(body):

@@ -38,8 +38,8 @@ _WRITES = frozenset(
 )
 
 
-Region = tuple[str, ...]
-"""A value whose memory it is, and which piece of it; one region overlaps another if it begins with it."""
+Region = tuple[tuple[str, str], ...]
+"""A value whose memory it is, then which piece of which list it is; pieces of one list share nothing."""
 
 
 def stale_reads(graph: Any, known: Container[str] = ()) -> Iterator[tuple[Any, Any]]:
@@ -55,19 +55,22 @@ def stale_reads(graph: Any, known: Container[str] = ()) -> Iterator[tuple[Any, A
     for index, node in enumerate([*graph.nodes(), graph.return_node()]):
         inputs, outputs = ([v.debugName() for v in values] for values in (node.inputs(), node.outputs()))
         for name in inputs:
-            region = regions.get(name, (name,))
+            region = regions.get(name, (("", name),))
             for written_at, written, write in writes:
                 if written_at > made.get(name, -1) and _overlap(region, written):
                     yield write, node
         made.update(dict.fromkeys(outputs, index))
         if inputs and node.kind() in _VIEWS | _WRITES:
-            region = regions.get(inputs[0], (inputs[0],))
-            is_cut = node.kind() == "prim::ListUnpack"  # the pieces of a chunk share nothing
-            regions.update({name: (*region, name) if is_cut else region for name in outputs})
+            region = regions.get(inputs[0], (("", inputs[0]),))
+            is_cut = node.kind() == "prim::ListUnpack"
+            regions.update({name: (*region, (inputs[0], name)) if is_cut else region for name in outputs})
         if node.kind() in _WRITES and inputs[0] not in known:
             writes.append((index, region, node))
 
 
 def _overlap(a: Region, b: Region) -> bool:
-    shared = min(len(a), len(b))
-    return a[:shared] == b[:shared]
+    for (list_a, piece_a), (list_b, piece_b) in zip(a, b, strict=False):
+        if piece_a != piece_b:
+            # pieces of two chunks of one tensor may be the same memory; two tensors are pieces of no list
+            return list_a != list_b
+    return True
