@@ -27,7 +27,11 @@ class ModulePlan:
 
 
 class RandomModule(nn.Module):
-    """Runs a plan; returns one tensor, or several as a tuple."""
+    """Runs a plan; returns one tensor, or several as a tuple.
+
+    Attributes:
+        shapes: of the plan's values, without the batch.
+    """
 
     def __init__(self, plan: ModulePlan) -> None:
         super().__init__()
@@ -42,6 +46,7 @@ class RandomModule(nn.Module):
                 _randomize(module, generator)
                 self.modules_by_step.append(module)
                 values.append(module(*(x.clone() for x in inputs)))
+        self.shapes = [tuple(x.shape[1:]) for x in values]
         self.eval().requires_grad_(False)
 
     def sample(self, batch: int, seed: int) -> torch.Tensor:
