@@ -8,17 +8,20 @@ it has the least error of all orders, and differs from a reference where that on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantvm.numerics.float_operators import numpy_arithmetic
 from quantvm.numerics.torch_engines import F32, QuantParams, dequantize_val, f32, f64, i64, reciprocal_f64
 
 Values = Any
 """Numbers, or an array of any numeric dtype."""
+_FLOAT32 = numpy_arithmetic(f32)
+"""Every operator rounded alone; exp, inside of others, is rounded correctly here and to a last bit in kernels."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Step:
     """One operator.
 
     Attributes:
-        op: a key of `OPERATORS`, or `requantize`: quantize and dequantize again.
+        op: a name of `FLOAT_OPERATORS`, or `requantize`: quantize and dequantize again.
         args: registers: the leaves in order, then the results of the steps.
         options: numbers that the operator takes besides, like the limits of clip.
         quantization: of `requantize`.
@@ -171,28 +174,6 @@ class FloatProgram:
         return vectors
 
 
-def _sigmoid(x: F32) -> F32:
-    with np.errstate(over="ignore"):
-        return np.divide(f32(1), np.add(f32(1), np.exp(-x.astype(f64)).astype(f32), dtype=f32), dtype=f32)
-
-
-OPERATORS: dict[str, Callable[..., F32]] = {
-    "add": lambda a, b: np.add(a, b, dtype=f32),
-    "subtract": lambda a, b: np.subtract(a, b, dtype=f32),
-    "multiply": lambda a, b: np.multiply(a, b, dtype=f32),
-    "divide": lambda a, b: np.divide(a, b, dtype=f32),
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "relu": lambda a: np.maximum(a, f32(0)),
-    "clip": lambda a, low, high: np.minimum(np.maximum(a, f32(low)), f32(high)),
-    "leaky_relu": lambda a, slope: np.where(a > 0, a, np.multiply(a, f32(slope), dtype=f32)),
-    "negative": lambda a: -a,
-    "sigmoid": _sigmoid,
-    "silu": lambda a: np.multiply(a, _sigmoid(a), dtype=f32),
-}
-"""Float32 operators; exp, inside of sigmoid and silu, is rounded correctly here and to a last bit in kernels."""
-
-
 def evaluate(program: FloatProgram, tensors: Sequence[Values], acc_i32: Values | None = None) -> NDArray:
     """Returns what a program computes, with the channels of all arrays last.
 
@@ -219,7 +200,7 @@ def evaluate(program: FloatProgram, tensors: Sequence[Values], acc_i32: Values |
             assert step.quantization is not None
             registers.append(dequantize_val(quantize(args[0], step.quantization), step.quantization.q))
         else:
-            registers.append(np.asarray(OPERATORS[step.op](*args, *step.options), f32))
+            registers.append(np.asarray(getattr(_FLOAT32, step.op)(*args, *step.options), f32))
     result = registers[-1]
     return result if program.output is None else quantize(result, program.output).astype(program.out_dtype)
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from tvm import relax
 
 from quantvm.lowering.torch.pool_rules import pool_window
+from quantvm.numerics.float_operators import RELAX_OPERATORS
 
 from .qdq_in_float import (
     _OPS,
@@ -32,12 +33,11 @@ from .qdq_in_float import (
     _round_away,
 )
 
-ROUNDED_ALONE = frozenset(
+ROUNDED_ALONE = frozenset(name for name, operator in RELAX_OPERATORS.items() if operator.is_exact) | frozenset(
     f"relax.{name}"
     for name in (
-        "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "negative", "abs", "nn.relu",
-        "nn.leakyrelu", "concat", "reshape", "expand_dims", "squeeze", "strided_slice", "nn.pad", "permute_dims",
-        "broadcast_to", "nn.max_pool2d", "astype", "quantize", "dequantize",
+        "concat", "reshape", "expand_dims", "squeeze", "strided_slice", "nn.pad", "permute_dims", "broadcast_to",
+        "nn.max_pool2d", "astype", "quantize", "dequantize",
     )
 )  # fmt: skip
 """Operators of one IEEE operation an element, or that move elements: equal in every implementation."""

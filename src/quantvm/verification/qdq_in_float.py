@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tvm import relax
 
 from quantvm.lowering.torch.pool_rules import pool_window, reduced_axes
 from quantvm.numerics import tflite as tflite_numerics
+from quantvm.numerics.float_operators import RELAX_OPERATORS, FloatOperator
 from quantvm.numerics.pool_geometry import PoolAxis
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.attributes import engine_of
@@ -302,46 +304,31 @@ def _taken(call: Any, x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(axis, index.reshape(-1).long()).reshape([int(d) for d in call.ty.shape])
 
 
-def _clip(call: Any, x: Tensor, low: Any, high: Any) -> Tensor:
-    return x.clamp(*(float(getattr(limit, "value", limit)) for limit in (low, high)))
+def _element_wise(operator: FloatOperator) -> Callable[..., Tensor]:
+    """Returns PyTorch's own function of an element-wise operator."""
+    function = attrgetter(operator.torch or operator.name)(torch)
+
+    def compute(call: Any, *operands: Any) -> Tensor:
+        return function(*operands[: operator.arity], *operator.options(call), **operator.torch_options)
+
+    return compute
 
 
 _OPS: dict[str, Callable[..., Any]] = {
+    **{name: _element_wise(operator) for name, operator in RELAX_OPERATORS.items()},
     "relax.quantize": _quantize,
     "relax.dequantize": _dequantize,
     "relax.nn.conv2d": _conv2d,
     "relax.matmul": lambda call, x, y: x @ y,
     "relax.permute_dims": _permuted,
     "relax.astype": lambda call, x: x.to(getattr(torch, str(call.attrs.dtype))),
-    "relax.add": lambda call, x, y: x + y,
-    "relax.subtract": lambda call, x, y: x - y,
-    "relax.multiply": lambda call, x, y: x * y,
-    "relax.divide": lambda call, x, y: x / y,
-    "relax.maximum": lambda call, x, y: torch.maximum(x, y),
-    "relax.minimum": lambda call, x, y: torch.minimum(x, y),
-    "relax.clip": _clip,
-    "relax.nn.relu": lambda call, x: torch.relu(x),
-    "relax.nn.leakyrelu": lambda call, x: functional.leaky_relu(x, float(call.attrs.alpha)),
     "relax.nn.softmax": lambda call, x: torch.softmax(x, int(call.attrs.axis)),
-    "relax.sigmoid": lambda call, x: torch.sigmoid(x),
-    "relax.tanh": lambda call, x: torch.tanh(x),
-    "relax.exp": lambda call, x: torch.exp(x),
-    "relax.erf": lambda call, x: torch.erf(x),
-    "relax.sqrt": lambda call, x: torch.sqrt(x),
-    "relax.rsqrt": lambda call, x: torch.rsqrt(x),
-    "relax.log": lambda call, x: torch.log(x),
-    "relax.negative": lambda call, x: -x,
     "relax.greater": lambda call, x, y: x > y,
     "relax.less": lambda call, x, y: x < y,
     "relax.equal": lambda call, x, y: x == y,
     "relax.logical_not": lambda call, x: torch.logical_not(x),
     "relax.where": lambda call, condition, x, y: torch.where(condition, x, y),
     "relax.take": _taken,
-    "relax.abs": lambda call, x: torch.abs(x),
-    "relax.power": lambda call, x, y: torch.pow(x, y),
-    "relax.nn.silu": lambda call, x: functional.silu(x),
-    "relax.nn.gelu": lambda call, x: functional.gelu(x),
-    "relax.nn.gelu_tanh": lambda call, x: functional.gelu(x, approximate="tanh"),
     "relax.nn.layer_norm": _layer_norm,
     "relax.nn.attention": _attention,
     "relax.broadcast_to": lambda call, x, *rest: x.expand([int(d) for d in call.ty.shape]),

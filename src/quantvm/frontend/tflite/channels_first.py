@@ -17,19 +17,14 @@ from tvm.ir import GenericConst
 
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import constant, shape_of
+from quantvm.numerics.float_operators import RELAX_OPERATORS
 from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant
 from quantvm.tvm_compat import dataflow
 
 _TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 _AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
 """Where an axis of (N, H, W, C) lies in (N, C, H, W)."""
-_ELEMENT_WISE = frozenset(
-    f"relax.{name}"
-    for name in (
-        "add", "subtract", "multiply", "divide", "maximum", "minimum", "clip", "astype", "sigmoid", "tanh", "exp",
-        "sqrt", "rsqrt", "abs", "negative", "nn.relu", "nn.relu6", "nn.leakyrelu", "quantize", "dequantize",
-    )
-)  # fmt: skip
+_ELEMENT_WISE = frozenset((*RELAX_OPERATORS, "relax.astype", "relax.quantize", "relax.dequantize"))
 _KEEPS_PARAMETERS = frozenset(f"relax.{name}" for name in ("clip", "reshape", "nn.max_pool2d", "nn.pad", "astype"))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm.tirx.script.builder as T
@@ -10,6 +12,7 @@ from tvm import tirx
 
 from quantvm.kernels.arithmetic import dequantize_val
 from quantvm.kernels.builder import LANES, Expr, cast, clamp, fma, local, ramp, round_even, rounded, splat
+from quantvm.numerics.float_operators import FLOAT_OPERATORS, Arithmetic, FloatOperator
 from quantvm.numerics.qdq import AccumulatorLeaf, ChannelLeaf, FloatProgram, Quantization, ScalarLeaf, Step, TensorLeaf
 from quantvm.numerics.torch_engines import f32, reciprocal_f64
 
@@ -107,12 +110,8 @@ def _uses(program: FloatProgram) -> list[int]:
     uses = [0] * (len(program.leaves) + len(program.steps))
     for step in program.steps:
         for argument in step.args:
-            uses[argument] += _READS.get(step.op, 1)
+            uses[argument] += _reads(step.op)
     return uses
-
-
-_READS = {"silu": 2, "leaky_relu": 2}
-"""How often an operator reads its argument, where that is more than once."""
 
 
 def _kept(value: Expr, lanes: int) -> Expr:
@@ -122,36 +121,59 @@ def _kept(value: Expr, lanes: int) -> Expr:
     return register[ramp(0, lanes)]
 
 
-def _apply(step: Step, args: Sequence[Expr], lanes: int) -> Expr:
-    def number(value: float) -> Expr:
-        return splat(f32(value), lanes, "float32")
+def _reads(op: str) -> int:
+    return 1 if op == "requantize" else FLOAT_OPERATORS[op].reads
 
+
+def _apply(step: Step, args: Sequence[Expr], lanes: int) -> Expr:
     if step.op == "requantize":
         assert step.quantization is not None
         scale = splat(step.quantization.q.scale_f32, lanes, "float32")
         return rounded(quantize_steps(args[0], step.quantization, lanes, stays_float=True) * scale, lanes)
-    return _OPERATORS[step.op](lanes, *args, *(number(option) for option in step.options))
+    return getattr(_vector_arithmetic(lanes), step.op)(*args, *step.options)
 
 
-def _sigmoid(lanes: int, x: Expr) -> Expr:
-    one = splat(1.0, lanes, "float32")
-    return tirx.div(one, one + exp(splat(0.0, lanes, "float32") - x, lanes))
+@dataclass(frozen=True)
+class _Vectors:
+    """What the table of operators takes for `tir`: what float32 registers have no operator sign for."""
+
+    lanes: int
+
+    def number(self, value: float) -> Expr:
+        return splat(f32(value), self.lanes, "float32")
+
+    def rounded(self, product: Expr) -> Expr:
+        return rounded(product, self.lanes)
+
+    def divide(self, a: Expr, b: Expr) -> Expr:
+        return tirx.div(a, b)
+
+    def maximum(self, a: Expr, b: Expr) -> Expr:
+        return T.max(a, b)
+
+    def minimum(self, a: Expr, b: Expr) -> Expr:
+        return T.min(a, b)
+
+    def select(self, condition: Expr, a: Expr, b: Expr) -> Expr:
+        return tirx.Select(condition, a, b)
+
+    def exp(self, a: Expr) -> Expr:
+        return exp(a, self.lanes)
 
 
-_OPERATORS: dict[str, Callable[..., Expr]] = {
-    "add": lambda lanes, a, b: a + b,
-    "subtract": lambda lanes, a, b: a - b,
-    "multiply": lambda lanes, a, b: rounded(a * b, lanes),
-    "divide": lambda lanes, a, b: tirx.div(a, b),
-    "maximum": lambda lanes, a, b: T.max(a, b),
-    "minimum": lambda lanes, a, b: T.min(a, b),
-    "relu": lambda lanes, a: T.max(a, splat(0.0, lanes, "float32")),
-    "clip": lambda lanes, a, low, high: clamp(a, low, high),
-    "leaky_relu": lambda lanes, a, slope: tirx.Select(a > splat(0.0, lanes, "float32"), a, rounded(a * slope, lanes)),
-    "negative": lambda lanes, a: splat(-0.0, lanes, "float32") - a,
-    "sigmoid": _sigmoid,
-    "silu": lambda lanes, a: rounded(a * _sigmoid(lanes, a), lanes),
-}
+def _vector_arithmetic(lanes: int) -> Arithmetic:
+    vectors = _Vectors(lanes)
+
+    def apply(operator: FloatOperator, *operands: Any) -> Expr:
+        registers = [vectors.number(x) if isinstance(x, (int, float)) else x for x in operands]
+        if operator.formula is not None:
+            return operator.formula(arithmetic, *registers)
+        assert operator.tir is not None
+        return operator.tir(vectors, *registers)
+
+    arithmetic = Arithmetic(apply)
+    return arithmetic
+
 
 _LOG2_E = f32(1.4426950408889634)
 _LN_2_HIGH, _LN_2_LOW = f32(0.693359375), f32(-2.12194440e-4)

@@ -14,26 +14,13 @@ from typing import Any, Literal
 from tvm import relax
 from tvm_ffi import structural_equal
 
+from quantvm.numerics.float_operators import FUSED
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.bindings import definitions, variables
 from quantvm.qdq.expressions import constant_value, is_call, is_constant, is_per_tensor, op_name, quant_params, shape_of
 
-UNARY = {
-    "relax.nn.relu": "relu",
-    "relax.clip": "clip",
-    "relax.nn.leakyrelu": "leaky_relu",
-    "relax.sigmoid": "sigmoid",
-    "relax.nn.silu": "silu",
-    "relax.negative": "negative",
-}
-BINARY = {
-    "relax.add": "add",
-    "relax.subtract": "subtract",
-    "relax.multiply": "multiply",
-    "relax.divide": "divide",
-    "relax.maximum": "maximum",
-    "relax.minimum": "minimum",
-}
+UNARY = {name: row.name for name, row in FUSED.items() if row.arity == 1}
+BINARY = {name: row.name for name, row in FUSED.items() if row.arity == 2}
 _MOST_MEMBERS = 256
 """Operators in one kernel: TVM's passes and LLVM's go down into an expression once for each."""
 Axis = Literal["channels", "last"]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from quantvm.lowering.float.float_regions import BINARY, UNARY, Region, same_shape
+from quantvm.lowering.float.float_regions import Region, same_shape
 from quantvm.numerics import qdq as qdq_numerics
+from quantvm.numerics.float_operators import FUSED
 from quantvm.numerics.qdq import (
     AccumulatorLeaf,
     ChannelLeaf,
@@ -123,14 +124,10 @@ class ProgramBuilder:
         if name == "relax.dequantize":
             quantization, source = self._quantization(call.args[0])
             op, args = "requantize", (self._register(source),)
-        elif name in UNARY:
-            op, args = UNARY[name], (self._register(call.args[0]),)
-            if op == "clip":
-                options = tuple(float(getattr(limit, "value", limit)) for limit in call.args[1:3])
-            elif op == "leaky_relu":
-                options = (float(call.attrs.alpha),)
         else:
-            op, args = BINARY[name], tuple(self._register(argument) for argument in call.args[:2])
+            operator = FUSED[name]
+            op, args = operator.name, tuple(self._register(argument) for argument in call.args[: operator.arity])
+            options = operator.options(call)
         self._steps.append((op, args, options, quantization))
         self._known[expr] = ("step", len(self._steps) - 1)
         return self._known[expr]

@@ -9,14 +9,9 @@ from typing import Any
 from quantvm.lowering import strides as torch_strides
 from quantvm.lowering.strides import Strides
 from quantvm.lowering.tensors import Tensor, with_strides
+from quantvm.numerics.float_operators import RELAX_OPERATORS
 
-_ELEMENTWISE = frozenset(
-    f"relax.{name}"
-    for name in (
-        "add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where", "exp", "sqrt", "negative",
-        "sigmoid", "tanh", "clip", "nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.prelu", "astype",
-    )
-)  # fmt: skip
+_ELEMENTWISE = frozenset((*RELAX_OPERATORS, "relax.where", "relax.nn.prelu", "relax.astype"))
 _FOLLOW_INPUT = _ELEMENTWISE | frozenset(
     f"relax.{name}"
     for name in (
