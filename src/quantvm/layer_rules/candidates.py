@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.dispatch import conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
 from quantvm.numerics.fixed_point import ROUNDINGS
 from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
 from quantvm.numerics.torch_engines import ENGINES, Engine
 
 from .contraction import pair_cut, pairs_can_cross_taps
-from .elementwise import UNARY_TORCH
+from .elementwise import FLOATS_TORCH, UNARY_TORCH
 from .facts import Facts
 from .family import family_of
 from .operator import Environment, Operator, Window
@@ -174,7 +175,9 @@ def _elementwise(operator: Operator, name: str) -> dict[str, str]:
     """Quantize, add, concat and functions of one input."""
     kind = operator.kind
     options = family_of(kind).options
-    if name in _ROUNDING:
+    if name in _ROUNDING and kind in ACTIVATIONS and ACTIVATIONS[kind].integer == "torch":
+        facts = dict(UNARY_TORCH)
+    elif name in _ROUNDING:
         facts = {"arithmetic": "fixed", "scale": "division", "zero_point": "after", "rounding": _ROUNDING[name]}
         if kind not in ("add", "concat"):
             facts["rounding"] = "away"
@@ -184,17 +187,25 @@ def _elementwise(operator: Operator, name: str) -> dict[str, str]:
         facts = {"scale": scale, "zero_point": "after", "rounding": "even", "dequantize": "product", "tails": "none"}
     elif kind in ("quantize", "quantize_affine"):
         facts = {"scale": "reciprocal", "zero_point": "fma", "rounding": "even"}
-    elif name == "qnnpack" and operator.output.dtype == "uint8" and kind not in ("concat", "leaky_relu"):
+    elif name == "qnnpack" and operator.output.dtype == "uint8" and _qnnpack_has(kind):
         facts = {"scale": "reciprocal", "zero_point": "before", "rounding": "even", "dequantize": "product"}
         facts |= {"tails": "none", "clip": "before", "arithmetic": "qnnpack"}
         if kind == "add":
             facts["rounding"] = "away"
     else:
-        facts = dict(UNARY_TORCH)
+        facts = dict(FLOATS_TORCH if kind in ACTIVATIONS and ACTIVATIONS[kind].kernel is None else UNARY_TORCH)
         if kind == "concat" and not (operator.channels_last and operator.axis == 1):
             facts |= {"dequantize": "product", "zero_point": "fma", "tails": "none"}
     defaults = {"arithmetic": "float", "clip": "after"}
     return {fact: facts.get(fact, defaults.get(fact, "")) for fact in options}
+
+
+def _qnnpack_has(kind: str) -> bool:
+    """Whether QNNPACK has a kernel of its own for an element-wise operator."""
+    if kind not in ACTIVATIONS:
+        return kind == "add"
+    kernel = ACTIVATIONS[kind].kernel
+    return kernel is not None and kernel.qnnpack
 
 
 def candidates(operator: Operator, first: tuple[str, ...], environment: Environment) -> Iterator[Rule]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from quantvm.numerics import integer as integer_numerics
 from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.torch_engines import (
     F32,
     QuantParams,
@@ -19,7 +21,7 @@ from quantvm.numerics.torch_engines import (
     reciprocal_f64,
     vectorised_cut,
 )
-from quantvm.numerics.unary_tables import hardsigmoid_f32, hardswish_f32, unary_tables
+from quantvm.numerics.unary_tables import unary_tables
 
 from .facts import Facts
 from .family import Family, register_family
@@ -240,32 +242,23 @@ register_family(
 # ------------------------------------------------------------------ unary functions
 
 
-def _real_function(operator: Operator) -> Callable[[F32], F32]:
-    def sigmoid(x: F32) -> F32:
-        with np.errstate(over="ignore"):
-            exp_f32 = np.exp(-x.astype(np.float64)).astype(f32)
-        return np.divide(f32(1), np.add(f32(1), exp_f32, dtype=f32), dtype=f32)
-
-    return {
-        "hardswish": hardswish_f32,
-        "hardsigmoid": hardsigmoid_f32,
-        "sigmoid": sigmoid,
-        "leaky_relu": lambda x: np.multiply(x, np.where(x > 0, f32(1), f32(operator.slope)), dtype=f32),
-    }[operator.kind]
-
-
 def evaluate_unary(
     operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
 ) -> NDArray:
     """Returns a function of one input: a table over its 256 integers, and one for PyTorch's tails."""
     (q,), out_q = operator.inputs, operator.output
     x_q = np.arange(q.quant_min, q.quant_max + 1)
-    main, tail = unary_tables(operator.kind, q, out_q, operator.slope)
+    activation = ACTIVATIONS[operator.kind]
+    kernel = activation.kernel
+    main, tail = unary_tables(operator.kind, q, out_q, operator.options)
+    function = activation.rounded_once if kernel is None else activation.rounded_alone
 
     def table(form: Facts) -> NDArray:
         if form is _TAIL:
             return tail.astype(np.int64)
-        real = _real_function(operator)(_dequantized(x_q, q, {**form, "dequantize": _dequantize_of(operator, form)}))
+        product = kernel is not None and kernel.dequantize == "product"
+        x_f32 = _dequantized(x_q, q, {**form, "dequantize": "product"} if product else form)
+        real = function(x_f32, operator.options)
         if form["clip"] == "before":
             steps = np.add(np.multiply(numerics.reciprocal_f32(out_q.scale), real, dtype=f32), f32(out_q.zero_point))
             return rounded(np.clip(steps, f32(out_q.quant_min), f32(out_q.quant_max)), form["rounding"]).astype(
@@ -274,14 +267,11 @@ def evaluate_unary(
         return quantized(real, out_q, form)
 
     x = _selected(inputs[0], select).astype(np.int64) - q.quant_min
-    vectorised = _selected(_vectorised(operator, inputs[0].shape, environment), select)
-    if dict(facts) == UNARY_TORCH:  # sigmoid's last bits are PyTorch's own
+    in_order = operator if activation.keeps_order else replace(operator, channels_last=False)
+    vectorised = _selected(_vectorised(in_order, inputs[0].shape, environment), select)
+    if kernel is not None and dict(facts) == UNARY_TORCH:  # sigmoid's last bits are PyTorch's own
         return np.where(vectorised, main.astype(np.int64)[x], tail.astype(np.int64)[x])
     return _main_and_tail(lambda form: table(form)[x], facts, vectorised)
-
-
-def _dequantize_of(operator: Operator, facts: Facts) -> str:
-    return "product" if operator.kind == "sigmoid" else facts["dequantize"]
 
 
 UNARY_TORCH = {
@@ -293,9 +283,11 @@ UNARY_TORCH = {
     "clip": "after",
 }
 """What PyTorch's own kernels do with functions of one input."""
+FLOATS_TORCH = {**UNARY_TORCH, "dequantize": "product", "zero_point": "fma", "tails": "none"}
+"""What PyTorch does where a program computes functions in float between dequantize and quantize."""
 
 register_family(
-    ("hardswish", "hardsigmoid", "sigmoid", "leaky_relu"),
+    tuple(ACTIVATIONS),
     Family({**_FLOAT_OPTIONS, "clip": ("after", "before")}, evaluate_unary, _float_is_valid),
 )
 
@@ -310,7 +302,7 @@ def evaluate_limits(
     q, x = operator.output, _selected(inputs[0], select).astype(np.int64)
     if operator.kind == "relu":
         return np.maximum(x, q.zero_point)
-    limits = np.array(operator.limits)
+    limits = np.array(operator.options)
     if facts["limits"] == "quantized":
         low, high = quantize_val(limits.astype(f32), q)
     else:

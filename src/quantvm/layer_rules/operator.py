@@ -43,8 +43,8 @@ class Operator:
     """One quantized operator.
 
     Attributes:
-        kind: conv2d, linear, add, mul, concat, hardswish, hardsigmoid, sigmoid, leaky_relu, quantize, quantize_affine,
-            relu, clip, max_pool2d, avg_pool2d, adaptive_avg_pool2d or mean.
+        kind: conv2d, linear, add, mul, concat, quantize, quantize_affine, relu, clip, max_pool2d, avg_pool2d,
+            adaptive_avg_pool2d, mean, or one of `ACTIVATIONS`.
         inputs: parameters of each quantized input.
         output: parameters of the output.
         channels_last: whether PyTorch holds all inputs in channels-last order, on which some formulas depend.
@@ -58,8 +58,7 @@ class Operator:
         out_size: of an adaptive pool.
         keepdims: of a mean.
         axis: of a concatenation.
-        limits: of a clip, as real numbers.
-        slope: of a leaky ReLU.
+        options: limits of a clip, as real numbers; what an activation takes besides its tensor.
         affine: (factors, terms) of each channel, applied before it is quantized.
     """
 
@@ -78,8 +77,7 @@ class Operator:
     out_size: tuple[int, int] = (1, 1)
     keepdims: bool = False
     axis: int = 1
-    limits: tuple[float, float] = (0.0, 0.0)
-    slope: float = 0.0
+    options: tuple[float, ...] = ()
     affine: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.qdq.expressions import is_call
 
 from .patterns import all_patterns
 
 _ENDS = ("quantvm.quantize", "quantvm.dequantize")
-_TORCH_ONLY = ("quantvm.mean_of_axes", "quantvm.bilinear", "quantvm.elu", "quantvm.prelu")
+_TORCH_ONLY = (
+    "quantvm.mean_of_axes",
+    "quantvm.bilinear",
+    "quantvm.prelu",
+    *(f"quantvm.{row.name}" for row in ACTIVATIONS.values() if row.integer == "float"),
+)
 """Composites whose rules compute as PyTorch does; under other numerics the operators stay in float."""
 
 

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from quantvm.layer_rules import Operator, Window
-from quantvm.lowering.torch.activation import leaky_slope
+from quantvm.lowering.torch.activation import options_of
 from quantvm.lowering.torch.pool_rules import pool_window
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.dispatch import qnnpack_window
+from quantvm.numerics.float_operators import FUSED
 from quantvm.qdq.attributes import channels_last_inputs, composite_name
 from quantvm.qdq.bindings import definitions
 from quantvm.qdq.composite import Composite
@@ -148,7 +150,6 @@ _CONSUMERS = {
     "concat": "relax.concat", "max_pool2d": "relax.nn.max_pool2d", "avg_pool2d": "relax.nn.avg_pool2d",
     "adaptive_avg_pool2d": "relax.nn.adaptive_avg_pool2d", "mean": "relax.mean",
 }  # fmt: skip
-_UNARY = ("hardswish", "hardsigmoid", "sigmoid", "leaky_relu", "relu", "clip")
 
 
 def _operands(composite: Composite) -> list[int]:
@@ -175,15 +176,14 @@ def _operator(composite: Composite, channels_last: bool) -> Operator | None:
             "channels_last": channels_last,
         }
         return Operator(kind, output=composite.output, **facts, **_details(composite, call))  # type: ignore[arg-type]
-    if kind in _UNARY:
-        q = quant_params(composite.call("relax.dequantize"))
-        limits = (0.0, 0.0)
+    if kind in ("relu", "clip", *ACTIVATIONS):
+        options: tuple[float, ...] = ()
         if kind == "clip":
-            low, high = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
-            limits = (low, high)
-        return Operator(
-            kind, (q,), composite.output, channels_last=channels_last, limits=limits, slope=leaky_slope(composite)
-        )
+            options = FUSED["relax.clip"].options(composite.call("relax.clip"))
+        elif kind in ACTIVATIONS:
+            options = options_of(composite)
+        q = quant_params(composite.call("relax.dequantize"))
+        return Operator(kind, (q,), composite.output, channels_last=channels_last, options=options)
     return None
 
 

@@ -10,7 +10,9 @@ from tvm.relax.dpl import is_const, is_op, is_tuple, wildcard
 from tvm_ffi import structural_equal
 
 from quantvm.kernels.elementwise.normalization import MAX_NORMALIZED
+from quantvm.numerics.activations import ACTIVATIONS, Activation
 from quantvm.numerics.torch_engines import add_scalar, mul_scalar
+from quantvm.qdq.activations import find, pattern_of
 from quantvm.qdq.expressions import constant_value, quant_params, shape_of
 
 Pattern = Any
@@ -56,49 +58,28 @@ def _concat(counts: Collection[int]) -> Iterator[tuple[str, Pattern]]:
         yield "concat", _quantize(is_op("relax.concat")(is_tuple([_dequantize() for _ in range(count)])))
 
 
-def _unary() -> Iterator[tuple[str, Pattern]]:
-    yield "sigmoid", _quantize(is_op("relax.sigmoid")(_dequantize()))
-    yield "tanh", _quantize(is_op("relax.tanh")(_dequantize()))
-    yield "leaky_relu", _quantize(is_op("relax.nn.leakyrelu")(_dequantize()))
-    for name in ("gelu", "gelu_tanh"):
-        yield name, _quantize(is_op(f"relax.nn.{name}")(_dequantize()))
-        yield name, _quantize(is_op(f"relax.nn.{name}")(_as_float()))
+def _activations() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
+    """Functions of quantized tensors, and of what a model dequantizes itself where PyTorch has only those of floats."""
+    for activation in ACTIVATIONS.values():
+        if activation.kernel is not None or activation.of_quantized is not None:
+            yield activation.name, _quantize(pattern_of(activation, _dequantize())), {}, _computes(activation)
+        if activation.kernel is None:
+            yield activation.name, _quantize(pattern_of(activation, _as_float())), {}, _computes(activation)
+
+
+def _computes(activation: Activation) -> Check:
+    """Returns a check of the constants."""
+
+    def check(context: Any) -> bool:
+        bindings = context.matched_bindings
+        return find(activation, context.matched_expr.args[0], lambda expr: bindings.get(expr, expr)) is not None
+
+    return check
 
 
 def _as_float() -> Pattern:
     """What a model dequantizes itself, to compute in float."""
     return is_op("relax.astype")(_dequantize())
-
-
-def _silu() -> tuple[str, Pattern, dict[str, Pattern], Check]:
-    """The quotient x / (exp(-x) + 1), as PyTorch divides."""
-    x, one = _as_float(), is_const()
-    exp = is_op("relax.exp")(is_op("relax.negative")(x))
-    pattern = _quantize(is_op("relax.divide")(x, is_op("relax.add")(exp, one)))
-    return "silu", pattern, {"one": one}, _adds_one
-
-
-def _adds_one(context: Any) -> bool:
-    one = constant_value(context.annotated_expr["one"])
-    return one.size == 1 and float(one.reshape(-1)[0]) == 1.0
-
-
-def _gated() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
-    """Hardswish and hardsigmoid, written out as they are in QDQ form."""
-    for name in ("hardswish", "hardsigmoid"):
-        x, shift, divisor = _dequantize(), is_const(), is_const()
-        clip = is_op("relax.clip")(is_op("relax.add")(x, shift), wildcard(), wildcard())
-        product = is_op("relax.multiply")(x, clip) if name == "hardswish" else clip
-        pattern = _quantize(is_op("relax.divide")(product, divisor))
-        yield name, pattern, {"shift": shift, "clip": clip, "divisor": divisor}, _is_gate
-
-
-def _is_gate(context: Any) -> bool:
-    """Whether the constants of clip(x + a, b, c) / d are PyTorch's 3, 0, 6 and 6."""
-    found = context.annotated_expr
-    low, high = (float(limit.value) for limit in found["clip"].args[1:3])
-    shift, divisor = (constant_value(found[name]) for name in ("shift", "divisor"))
-    return shift.size == divisor.size == 1 and (float(shift), low, high, float(divisor)) == (3.0, 0.0, 6.0, 6.0)
 
 
 def _same_params() -> Iterator[tuple[str, Pattern, Pattern]]:
@@ -158,21 +139,6 @@ def _averaged(context: Any) -> tuple[list[Any], list[int]]:
     shape = shape_of(call.args[0])
     given = range(len(shape)) if call.attrs.axis is None else call.attrs.axis
     return shape, sorted(int(axis) % len(shape) for axis in given)
-
-
-def _elu() -> tuple[str, Pattern, dict[str, Pattern], Check]:
-    """As the frontend writes it: (max(x, 0) + (exp(min(x, 0) * input_scale) - 1) * alpha) * scale."""
-    x, zero, one = _dequantize(), is_const(), is_const()
-    exp = is_op("relax.exp")(is_op("relax.multiply")(is_op("relax.minimum")(x, zero), is_const()))
-    curve = is_op("relax.multiply")(is_op("relax.subtract")(exp, one), is_const())
-    both = is_op("relax.add")(is_op("relax.maximum")(x, is_const()), curve)
-    pattern = _quantize(is_op("relax.multiply")(both, is_const()))
-    return "elu", pattern, {"one": one, "zero": zero}, _is_elu
-
-
-def _is_elu(context: Any) -> bool:
-    zero = constant_value(context.annotated_expr["zero"])
-    return _adds_one(context) and zero.size == 1 and float(zero.reshape(-1)[0]) == 0.0
 
 
 def _prelu() -> tuple[str, Pattern]:
@@ -268,7 +234,7 @@ def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
         return True
 
     plain: list[tuple] = [
-        (name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(concats), *_unary(), _prelu())
+        (name, pattern, {}, anything) for name, pattern in (*_contractions(), *_concat(concats), _prelu())
     ]
     kept = [
         (name, pattern, {"quantize": pattern, "dequantize": dequantize}, _keeps_params)
@@ -279,11 +245,9 @@ def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
         for name, *rest in (
             *plain,
             *_binary(),
-            *_gated(),
-            _silu(),
+            *_activations(),
             *kept,
             *_means(),
-            _elu(),
             _bilinear(),
             *_with_numbers(),
             *_batch_norms(),

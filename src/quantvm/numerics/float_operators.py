@@ -41,6 +41,7 @@ class FloatOperator:
         is_ieee: without a formula, whether it is one operation of IEEE 754, which every implementation rounds alike.
             What is none is computed in double precision by NumPy, and rounded.
         options: reads the options of a Relax call.
+        options_are_operands: whether that call has them as operands, not as attributes.
         fuses: whether kernels of numerics=qdq compute it together with others.
     """
 
@@ -54,6 +55,7 @@ class FloatOperator:
     torch_options: Mapping[str, Any] = field(default_factory=dict)
     is_ieee: bool = False
     options: Callable[[Any], tuple[float, ...]] = _no_options
+    options_are_operands: bool = False
     fuses: bool = False
 
     @property
@@ -116,6 +118,11 @@ def _is_boolean(x: Values) -> bool:
 # ------------------------------------------------------------------ what a formula is made of
 
 
+def option_names(formula: Formula) -> tuple[str, ...]:
+    """Returns the names of what a formula of one operand takes besides it."""
+    return tuple(inspect.signature(formula).parameters)[2:]
+
+
 def steps_of(formula: Formula) -> list[tuple[FloatOperator, tuple[Any, ...]]]:
     """Returns the operators that a formula calls, in order, and what each reads.
 
@@ -173,7 +180,7 @@ FLOAT_OPERATORS: dict[str, FloatOperator] = {
         FloatOperator("relu6", "nn.relu6", formula=lambda o, x: o.clip(x, 0.0, 6.0), torch="nn.functional.relu6"),
         FloatOperator(
             "clip", "clip", formula=lambda o, x, low, high: o.minimum(o.maximum(x, low), high), torch="clamp",
-            options=_limits, fuses=True,
+            options=_limits, options_are_operands=True, fuses=True,
         ),
         FloatOperator(
             "leaky_relu", "nn.leakyrelu",

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantvm.numerics import fixed_point
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.fixed_point import ROUNDINGS, FixedPoint, Rounding
 from quantvm.numerics.torch_engines import Numerics, QuantParams, Requantization, dequantize_val, f32, f64
-from quantvm.numerics.unary_tables import FLOAT_UNARY, hardsigmoid_f32, hardswish_f32
 
 Values = Any
 """Numbers, or an array of any numeric dtype."""
@@ -128,21 +128,14 @@ def average(total: Values, count: Values) -> NDArray[np.int64]:
     return np.sign(total) * quotient
 
 
-def unary_table(name: str, q_in: QuantParams, q_out: QuantParams, slope: float = 0.0) -> NDArray:
+def unary_table(name: str, q_in: QuantParams, q_out: QuantParams, options: tuple[float, ...] = ()) -> NDArray:
     """Returns what each of the 256 integers becomes: `quantize` of the function of fl(scale * (x - zero_point)).
 
     Args:
-        name: hardswish, hardsigmoid, sigmoid, leaky_relu, silu, gelu or gelu_tanh.
+        name: one of `ACTIVATIONS`.
         q_in: parameters of the input.
         q_out: parameters of the output.
-        slope: negative slope, for leaky_relu only.
+        options: the numbers that the function takes besides.
     """
     x_f32 = dequantize_val(np.arange(q_in.quant_min, q_in.quant_max + 1), q_in)
-    functions = {
-        "hardswish": hardswish_f32,
-        "hardsigmoid": hardsigmoid_f32,
-        "sigmoid": lambda x: (1.0 / (1.0 + np.exp(-x.astype(f64)))).astype(f32),
-        "leaky_relu": lambda x: np.where(x > 0, x, np.multiply(x, f32(slope), dtype=f32)),
-    }
-    function = functions.get(name) or (lambda x: FLOAT_UNARY[name](x.astype(f64)).astype(f32))
-    return quantize(function(x_f32), q_out).astype(q_out.dtype)
+    return quantize(ACTIVATIONS[name].rounded_once(x_f32, options), q_out).astype(q_out.dtype)

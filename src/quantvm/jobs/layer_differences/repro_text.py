@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantvm.layer_rules import Operator
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.torch_engines import QuantParams
 
 
@@ -246,11 +247,27 @@ def _layer(operator: Operator, n_inputs: int) -> tuple[list[str], list[str], dic
             call = f"{kind}{'_relu' if operator.relu else ''}(x0, x1)"
         init = ["self.layer = nnq.QFunctional()", f"self.layer.scale, self.layer.zero_point = {out}"]
         return init, [f"y = self.layer.{call}"], {}
-    if kind == "hardswish":
-        return [f"self.layer = nnq.Hardswish({out})"], ["y = self.layer(x0)"], {}
-    if kind == "leaky_relu":
-        return [f"self.layer = nnq.LeakyReLU({out}, {operator.slope!r})"], ["y = self.layer(x0)"], {}
+    if kind in ACTIVATIONS:
+        return _activation(operator)
     return [], [f"y = {_function(operator)}"], {}
+
+
+def _activation(operator: Operator) -> tuple[list[str], list[str], dict[str, NDArray]]:
+    """Returns the statements of a function of `ACTIVATIONS`."""
+    activation, q = ACTIVATIONS[operator.kind], operator.output
+    kernel, options = activation.kernel, "".join(f", {value!r}" for value in operator.options)
+    if kernel is not None and kernel.module:
+        made = f"self.layer = nnq.{kernel.module}({q.scale!r}, {q.zero_point}{options})"
+        return [made], ["y = self.layer(x0)"], {}
+    if kernel is not None and kernel.operator and activation.of_quantized is None:
+        called = f"torch.ops.quantized.{kernel.operator}(x0, {q.scale!r}, {q.zero_point}{options})"
+        return [], [f"y = {called}"], {}
+    function = f"torch.{activation.torch}".replace("torch.nn.functional.", "functional.")
+    options += "".join(f", {name}={value!r}" for name, value in activation.torch_options.items())
+    if kernel is not None:
+        return [], [f"y = {function}(x0{options})"], {}
+    floats = f"{function}(x0.dequantize(){options})"
+    return [], [f"y = torch.quantize_per_tensor({floats}, {q.scale!r}, {q.zero_point}, {_DTYPES[q.dtype]})"], {}
 
 
 def _function(operator: Operator) -> str:
@@ -271,10 +288,8 @@ def _function(operator: Operator) -> str:
     return {
         "adaptive_avg_pool2d": f"functional.adaptive_avg_pool2d(x0, {operator.out_size})",
         "mean": f"x0.mean([2, 3], keepdim={operator.keepdims})",
-        "hardsigmoid": "functional.hardsigmoid(x0)",
-        "sigmoid": "torch.sigmoid(x0)",
         "relu": "torch.relu(x0)",
-        "clip": f"torch.clamp(x0, {operator.limits[0]!r}, {operator.limits[1]!r})",
+        "clip": f"torch.clamp(x0, {operator.options[0]!r}, {operator.options[1]!r})",
     }[kind]
 
 

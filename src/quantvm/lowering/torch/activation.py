@@ -8,9 +8,11 @@ import numpy as np
 
 from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics import unary_tables as tables
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.torch_engines import Engine
+from quantvm.qdq.activations import find
 from quantvm.qdq.composite import Composite
-from quantvm.qdq.expressions import constant_value, quant_params
+from quantvm.qdq.expressions import quant_params
 
 
 def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -18,30 +20,26 @@ def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str])
 
     Args:
         engine: whose arithmetic to follow.
-        composite: hardswish, hardsigmoid, sigmoid, tanh, leaky_relu, silu, gelu or gelu_tanh.
+        composite: one of `ACTIVATIONS`.
         known: tables that PyTorch computed, by `table_key`, as hexadecimal digits.
     """
-    q, name = quant_params(composite.call("relax.dequantize")), _table_name(composite)
-    digits = known.get(tables.table_key(name, q, composite.output))
+    q, name, options = quant_params(composite.call("relax.dequantize")), composite.name, options_of(composite)
+    digits = known.get(tables.table_key(name, options, q, composite.output))
     if digits is not None:
         main, tail = np.frombuffer(bytes.fromhex(digits), composite.output.dtype).reshape(2, 256)
         return main, tail
-    if engine == "qnnpack" and composite.name in ("hardswish", "hardsigmoid", "sigmoid") and q.dtype == "uint8":
-        entries = tables.qnnpack_table(composite.name, q, composite.output)
+    kernel = ACTIVATIONS[name].kernel
+    if engine == "qnnpack" and kernel is not None and kernel.qnnpack and q.dtype == "uint8":
+        entries = tables.qnnpack_table(name, q, composite.output)
         return entries, entries
-    return tables.unary_tables(name, q, composite.output, leaky_slope(composite))
+    return tables.unary_tables(name, q, composite.output, options)
 
 
-def _table_name(composite: Composite) -> str:
-    if composite.name != "elu":
-        return composite.name
-    input_scale, alpha, scale = (float(constant_value(call.args[1])) for call in composite.calls("relax.multiply"))
-    return tables.elu_name(alpha, scale, input_scale)
-
-
-def leaky_slope(composite: Composite) -> float:
-    """Returns the negative slope of a leaky_relu; 0 for other operators."""
-    return float(composite.call("relax.nn.leakyrelu").attrs.alpha) if composite.has("relax.nn.leakyrelu") else 0.0
+def options_of(composite: Composite) -> tuple[float, ...]:
+    """Returns the numbers that an activation takes besides its tensor."""
+    found = find(ACTIVATIONS[composite.name], composite.call("relax.quantize").args[0], composite.resolve)
+    assert found is not None  # its pattern was matched
+    return found.options
 
 
 def clamp_limits(composite: Composite) -> tuple[int, int]:

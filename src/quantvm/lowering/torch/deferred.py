@@ -14,6 +14,7 @@ from quantvm.kernels.builder import LANES
 from quantvm.kernels.conv.epilogue import NO_POST_OPS, PostOps, ResidualAdd
 from quantvm.lowering.strides import equal
 from quantvm.lowering.tensors import Tensor, have_one_order
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.torch_engines import VEC_BLOCK, QuantParams, vectorised_piece
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import quant_params
@@ -166,12 +167,5 @@ _FUSIONS: dict[str, Fusion] = {
     "add": _fuse_add,
     "relu": _fuse_clamp,
     "clip": _fuse_clamp,
-    "hardswish": _fuse_table,
-    "hardsigmoid": _fuse_table,
-    "sigmoid": _fuse_table,
-    "tanh": _fuse_table,
-    "leaky_relu": _fuse_table,
-    "silu": _fuse_table,
-    "gelu": _fuse_table,
-    "gelu_tanh": _fuse_table,
+    **{row.name: _fuse_table for row in ACTIVATIONS.values() if row.keeps_order},
 }

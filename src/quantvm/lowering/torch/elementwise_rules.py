@@ -24,6 +24,7 @@ from quantvm.lowering.tensors import (
     rearranged,
 )
 from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.numerics.unary_tables import add_scalar_table, prelu_tables
 from quantvm.qdq.composite import Composite
@@ -174,14 +175,13 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
     return state.run(kernel, [x], x, out.dtype, name)
 
 
-@legalizes("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "silu", "gelu", "gelu_tanh", "elu")
+@legalizes(*ACTIVATIONS)
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))
     main, tail = unary_tables(state.engine, composite, state.torch_tables)
     x = inputs[0]
-    # PyTorch allocates elu's result without regard to the input's memory format
-    output = torch_strides.contiguous(x.shape) if composite.name == "elu" else _suggested(x)
+    output = _suggested(x) if ACTIVATIONS[composite.name].keeps_order else torch_strides.contiguous(x.shape)
     found = torch_strides.walk(x.shape, output, [x.torch_strides])
     arranged_x = arranged(state.builder, x, found.order)
     kernel = elementwise.table(

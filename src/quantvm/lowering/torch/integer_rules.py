@@ -10,10 +10,11 @@ from quantvm.kernels import integer_only
 from quantvm.kernels.elementwise import concat, elementwise
 from quantvm.lowering.tensors import Tensor, broadcast, broadcast_shape, in_layout, is_gate
 from quantvm.numerics import integer as integer_numerics
+from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import constant_value, quant_params
 
-from .activation import leaky_slope
+from .activation import options_of
 from .legalize import Legalization, legalizes
 from .pool_rules import pool_shape
 
@@ -102,11 +103,11 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     return Tensor(expr, tuple(shape), "NCHW" if rank == 4 else "flat")
 
 
-@legalizes("hardswish", "hardsigmoid", "sigmoid", "leaky_relu", "silu", "gelu", "gelu_tanh", numerics="integer")
+@legalizes(*(row.name for row in ACTIVATIONS.values() if row.integer == "own"), numerics="integer")
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values."""
     q = quant_params(composite.call("relax.dequantize"))
-    entries = integer_numerics.unary_table(composite.name, q, composite.output, leaky_slope(composite))
+    entries = integer_numerics.unary_table(composite.name, q, composite.output, options_of(composite))
     x = in_layout(state.builder, inputs[0], inputs[0].layout)
     kernel = elementwise.table(
         x.item_shape, entries, entries, in_dtype=q.dtype, threads=state.threads, name=composite.name
