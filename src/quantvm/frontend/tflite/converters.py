@@ -222,7 +222,7 @@ class Converter(OperatorConverter):
                 raise UnsupportedOpError(f"a border of {max(before, after)} elements around {size}")
             if before or after:
                 places = np.pad(np.arange(size), (before, after), mode="symmetric")
-                x = self.bb.normalize(relax.op.take(x, constant(places, "int64"), axis=axis, mode="fast"))
+                x = self.bb.normalize(relax.op.take(x, constant(places, "int64"), axis=axis, mode="clip"))
         return x
 
     def _transpose_conv(self, op: Any) -> Any:
