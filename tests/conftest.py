@@ -9,7 +9,10 @@ import tvm
 
 from quantvm import tvm_compat
 
-SHIPPED = ("kernels", "models", "runtime", "test_end_to_end.py", "test_run_time_checks.py", "test_seeded_faults.py")
+SHIPPED = (
+    "compiler", "kernels", "models", "runtime",
+    "test_end_to_end.py", "test_run_time_checks.py", "test_seeded_faults.py",
+)  # fmt: skip
 """Folders and files of tests for which code is generated as users get it; so it is for commands in other processes.
 
 In the nightly run it is so for all but the searches, which are about what is lowered, not about LLVM.
@@ -33,8 +36,9 @@ def _no_compiled_models_are_kept():
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Has most tests generate code in half the time: what importing and lowering make of a model is not LLVM's matter.
 
-    The kernels are the same. LLVM unrolls and combines less, and kernels do not check once more the shapes of what the
-    virtual machine hands them, which the lowering has checked (`tensors.call_kernel`).
+    The kernels are the same. LLVM unrolls and combines less, what is computed twice or for nothing is left to it, and
+    kernels do not check once more the shapes of what the virtual machine hands them, which the lowering has checked
+    (`tensors.call_kernel`).
     """
     is_nightly = "nightly" in (item.config.getoption("markexpr") or "").replace("not nightly", "")
     parts = item.path.relative_to(item.config.rootpath / "tests").parts
@@ -44,5 +48,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _generate_quickly(module: tvm.IRModule, target: tvm.target.Target) -> object:
     quick = tvm.target.Target({**target.export(), "opt-level": 1})
-    with tvm.transform.PassContext(opt_level=2, config={"tirx.disable_assert": True}):
+    left_out = ["tirx.RemoveNoOp", "tirx.CommonSubexprElim"]
+    with tvm.transform.PassContext(opt_level=2, config={"tirx.disable_assert": True}, disabled_pass=left_out):
         return _generate(module, quick)

@@ -51,17 +51,6 @@ def test_efficientnet_lite0_has_the_same_bits_as_pytorch(run):
     assert re.search(r"efficientnet_lite0: evaluate: \d+\.\d s", (folder / "log.txt").read_text())
 
 
-def test_random_weights_need_no_network_and_say_so_first(run):
-    options = ("--weights", "random", "--num-samples", "3", "--calibration-samples", "3", "--batch-size", "2")
-    result, found, folder = run("--model", "mobilenet_v2", *options, "--check-parity", "exact")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("RANDOM WEIGHTS")
-    assert (folder / "report.md").read_text().startswith("**RANDOM WEIGHTS")
-    (model,) = found["models"]
-    assert model["weights"] == {"source": "random", "sha256": None}
-    assert model["n_images"] == 3
-
-
 @pytest.mark.nightly
 def test_the_batch_size_changes_no_bit(run):
     samples = ("--num-samples", "5", "--calibration-samples", "5")
@@ -73,6 +62,7 @@ def test_the_batch_size_changes_no_bit(run):
 
 
 def test_a_bad_image_stops_the_run_before_any_work_or_is_left_out(run, tmp_path):
+    """With random weights, which need no network."""
     from quantvm.data import load_dataset
 
     folder = tmp_path / "images" / "n01440764"
@@ -81,16 +71,21 @@ def test_a_bad_image_stops_the_run_before_any_work_or_is_left_out(run, tmp_path)
         (folder / sample.path.name).write_bytes(sample.path.read_bytes())
     (folder / "empty.jpg").touch()
     (folder / "text.jpg").write_text("not an image")
-    options = ("--model", "efficientnet_lite0", "--weights", "random", "--data", str(folder.parent))
+    options = ("--model", "mobilenet_v2", "--weights", "random", "--data", str(folder.parent))
     result, found, _ = run(*options)
     assert result.exit_code == 2
     assert found is None
     assert "empty.jpg" in result.stderr
     assert "text.jpg" in result.stderr
-    result, found, _ = run(*options, "--on-bad-image", "skip")
+    result, found, out = run(*options, "--on-bad-image", "skip", "--batch-size", "2", "--check-parity", "exact")
     assert result.exit_code == 0, result.output
     assert (found["dataset"]["n_used"], found["dataset"]["n_bad"]) == (3, 2)
     assert "BAD IMAGES: 2" in result.stdout
+    assert result.stdout.startswith("RANDOM WEIGHTS")
+    assert (out / "report.md").read_text().startswith("**RANDOM WEIGHTS")
+    (model,) = found["models"]
+    assert model["weights"] == {"source": "random", "sha256": None}
+    assert model["n_images"] == 3
 
 
 @pytest.mark.parametrize(

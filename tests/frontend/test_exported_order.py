@@ -9,6 +9,7 @@ from torch import nn
 from tvm import relax
 
 import quantvm
+from quantvm.compiler import compile as compile_model
 from quantvm.errors import CompileError, UnsupportedOpError
 from quantvm.lowering.float.float_ops import legalize_float_ops
 from tests.quantized_modules import image
@@ -59,7 +60,7 @@ class Together(nn.Module):
 
 def test_results_are_pytorchs():
     program = torch.export.export(Together().eval(), (image(2, 8, 6, 6),))
-    compiled = quantvm.compile(program, cache=False)
+    compiled = compile_model(program, cache=False)
     x = image(2, 8, 6, 6, seed=5) / 2
     leaves = torch.utils._pytree.tree_leaves
     results = torch.utils._pytree.tree_unflatten(leaves(compiled(x)), program.call_spec.out_spec)
