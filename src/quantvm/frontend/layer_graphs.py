@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from quantvm.qdq.attributes import CHANNELS_LAST, with_attributes_of
-from quantvm.qdq.bindings import definitions
-from quantvm.tvm_compat import dataflow
+from quantvm.qdq.attributes import CHANNELS_LAST
+from quantvm.qdq.bindings import definitions, results_of
+from quantvm.qdq.expressions import Expr, is_call
+from quantvm.qdq.rewriting import Rewriter
 
 if TYPE_CHECKING:
     from .layers import LayeredProgram
@@ -28,7 +29,7 @@ def plain(program: LayeredProgram) -> tvm.IRModule:
 
 def outputs_of_layers(program: LayeredProgram) -> tvm.IRModule:
     """Returns Relax QDQ; (inputs, every layer's integers) -> the program's outputs, from the given layers."""
-    layers = _results(program.chained)[program.n_outputs :]
+    layers = results_of(program.chained["main"])[program.n_outputs :]
     given = _given(program)
     replaced = dict(zip(layers, given, strict=True))
 
@@ -51,7 +52,7 @@ def isolated(
 ) -> tvm.IRModule:  # fmt: skip
     """Returns what `LayeredProgram.isolated` says, or `unrounded`."""
     n_inputs = len(program.chained["main"].params)
-    layers = _results(program.chained)[program.n_outputs :]
+    layers = results_of(program.chained["main"])[program.n_outputs :]
     given = _given(program)
     # a tensor that is two layers at once has one variable, and readers may read either
     replaced = dict(zip(layers, given, strict=True))
@@ -66,64 +67,47 @@ def isolated(
     return module.with_attr(CHANNELS_LAST, formats)
 
 
-def _results(module: tvm.IRModule) -> list[Any]:
-    """Returns the variables that `main` returns."""
-    main = module["main"]
-    bound = definitions(main)
-    body = main.body.body
-    while isinstance(body, relax.Var) and isinstance(bound.get(body), (relax.Var, relax.Tuple)):
-        body = bound[body]
-    return list(body.fields) if isinstance(body, relax.Tuple) else [body]
-
-
 def _before_rounding(module: tvm.IRModule, expr: Any) -> Any:
     """Returns the float variable that a layer's integers are quantized from."""
     bound = definitions(module["main"])
     call = bound[expr]
-    while str(getattr(call.op, "name", "")) != "relax.quantize":
+    while not is_call(call, "relax.quantize"):
         expr = call.args[0]
         call = bound[expr]
     return call.args[0]
 
 
 def _rebuilt(
-    module: tvm.IRModule, results_of: Any, extra: Sequence[Any] = (), replaced: dict[Any, Any] | None = None
+    module: tvm.IRModule, chosen: Any, extra: Sequence[Any] = (), replaced: dict[Any, Any] | None = None
 ) -> tvm.IRModule:
     """Returns the module with other results, whose readers of some variables read others.
 
     Args:
         module: of one function, `main`.
-        results_of: the results of `main` -> those of the new one.
+        chosen: the results of `main` -> those of the new one.
         extra: further parameters.
         replaced: variable -> what is read in its place.
     """
-    main, builder = module["main"], relax.BlockBuilder()
-    params = [relax.Var(p.name, p.ty) for p in main.params]
-    made = dict(zip(main.params, params, strict=True))
-    results = results_of(_results(module))
-    read = dict(made)
+    return relax.transform.DeadCodeElimination()(_Rewriter(module, chosen, extra, replaced or {}).go())
 
-    def copied(expr: Any, values: dict[Any, Any]) -> Any:
-        if isinstance(expr, relax.Var):
-            return values[expr]
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([copied(field, values) for field in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return relax.TupleGetItem(copied(expr.tuple_value, values), expr.index)
-        if isinstance(expr, tvm.ir.Call):
-            arguments = [copied(argument, values) for argument in expr.args]
-            return tvm.ir.Call(expr.op, arguments, expr.attrs, expr.ty_args)
-        return expr
 
-    with builder.function("main", [*params, *extra]):
-        with dataflow(builder):
-            for block in main.body.blocks:
-                for binding in block.bindings:
-                    value = copied(binding.value, read)
-                    made[binding.var] = builder.emit(value, binding.var.name)
-                    read[binding.var] = (replaced or {}).get(binding.var, made[binding.var])
-            outputs = [made[result] for result in results]
-            result = builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
-        builder.emit_func_output(result)
-    rebuilt = relax.transform.DeadCodeElimination()(builder.get())
-    return with_attributes_of(rebuilt, module)
+class _Rewriter(Rewriter):
+    def __init__(self, module: tvm.IRModule, chosen: Any, extra: Sequence[relax.Var], replaced: dict[Any, Any]) -> None:
+        super().__init__(module)
+        self._chosen, self._extra, self._replaced = chosen, extra, replaced
+        self._made: dict[Any, Any] = {}
+
+    def parameters(self) -> list[relax.Var]:
+        return [*super().parameters(), *self._extra]
+
+    def of_parameter(self, old: relax.Var, new: relax.Var) -> relax.Var:
+        self._made[old] = new
+        return new
+
+    def bind(self, var: relax.Var, value: Expr) -> Expr:
+        self._made[var] = self.copied(var, value)
+        return self._replaced.get(var, self._made[var])
+
+    def result(self, expr: Expr) -> Expr:
+        results = [self._made.get(result, result) for result in self._chosen(results_of(self.main))]
+        return results[0] if len(results) == 1 else relax.Tuple(results)

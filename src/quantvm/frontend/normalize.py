@@ -16,10 +16,9 @@ import tvm
 from tvm import relax, tirx
 from tvm_ffi import structural_equal
 
-from quantvm.errors import ModelImportError, part
-from quantvm.qdq.bindings import definitions
+from quantvm.errors import ModelImportError
 from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name, size_of
-from quantvm.tvm_compat import dataflow
+from quantvm.qdq.rewriting import Rewriter
 
 from .builder import QdqBuilder, constant, shape_of
 from .folding import folded
@@ -72,10 +71,8 @@ def normalize_with_tensors(
         ModelImportError: control flow, an input that is not float32, or quantization parameters that are computed at
             run time.
     """
-    main = module["main"]
-    inputs = [_input(param, index, len(main.params)) for index, param in enumerate(main.params)]
     normalizer = _Normalizer(module, layer_names, tensor_names)
-    return normalizer.go(main, inputs), normalizer.tensors
+    return relax.transform.DeadCodeElimination()(normalizer.go()), normalizer.tensors
 
 
 def _input(param: Any, index: int, count: int) -> Any:
@@ -87,59 +84,52 @@ def _input(param: Any, index: int, count: int) -> Any:
     return relax.Var("input" if count == 1 else f"input_{index}", relax.TensorType(shape, "float32"))
 
 
-class _Normalizer:
+class _Normalizer(Rewriter):
     def __init__(self, module: tvm.IRModule, layer_names: list[str], tensor_names: list[str]) -> None:
-        self._module = module
+        super().__init__(module)
+        self._b = QdqBuilder(self.builder)
         self.tensors: dict[str, str] = {}
         """Variable of the new module that holds what a quantize made -> the tensor in the file."""
-        self._values: dict[Any, Any] = {}
         self._layers: dict[Any, str] = {}
         self._clips: dict[Any, tuple[Any, tuple[float, float]]] = {}
-        calls = definitions(module["main"]).values()
+        calls = self.bound.values()
         contractions = [c for c in calls if op_name(c) in _CONTRACTIONS]
         self._names = list(layer_names) if len(layer_names) == len(contractions) else []
         quantizes = [c for c in calls if is_call(c, "relax.quantize")]
         known = len(tensor_names) == len(quantizes)
         self._tensor_of = dict(zip(quantizes, tensor_names, strict=True)) if known else {}
 
-    def go(self, main: Any, inputs: list[Any]) -> tvm.IRModule:
-        """Returns the rewritten module."""
-        self._values.update(zip(main.params, inputs, strict=True))
-        block_builder = relax.BlockBuilder()
-        with block_builder.function("main", inputs):
-            with dataflow(block_builder):
-                self._b = QdqBuilder(block_builder)
-                for block in main.body.blocks:
-                    for binding in block.bindings:
-                        with part(lambda: self._b.where):
-                            self._bind(binding)
-                self._b.where = "output"
-                result = block_builder.emit_output(self._read(main.body.body))
-            block_builder.emit_func_output(result)
-        return relax.transform.DeadCodeElimination()(self._with_functions(block_builder.get()))
+    def keeps(self, function: Any) -> bool:
+        return isinstance(function, tirx.PrimFunc)
 
-    def _with_functions(self, module: tvm.IRModule) -> tvm.IRModule:
-        for variable, function in self._module.functions.items():
-            if isinstance(function, tirx.PrimFunc):
-                module[variable] = function
-        return module
+    def parameters(self) -> list[relax.Var]:
+        params = self.main.params
+        return [_input(param, index, len(params)) for index, param in enumerate(params)]
 
-    def _bind(self, binding: Any) -> None:
-        value = binding.value
-        if not hasattr(binding, "value") or isinstance(value, relax.If) or isinstance(binding, relax.MatchCast):
+    def where(self, var: relax.Var, value: Expr) -> str:
+        return self._b.where
+
+    def begin(self) -> None:
+        bindings = [binding for block in self.main.body.blocks for binding in block.bindings]
+        if any(isinstance(b, relax.MatchCast) or isinstance(b.value, relax.If) for b in bindings):
             raise ModelImportError("the program has control flow or sizes that are known at run time only")
+
+    def bind(self, var: relax.Var, value: Expr) -> Any:
         if isinstance(value, relax.Call):
-            self._values[binding.var] = self._call(binding.var, value)
-        else:
-            self._b.where = str(binding.var.name)
-            self._values[binding.var] = self._read(value)
+            return self._call(var, value)
+        self._b.where = str(var.name)
+        return self.read(value)
+
+    def result(self, expr: Expr) -> Expr:
+        self._b.where = "output"
+        return self.read(expr)
 
     # ------------------------------------------------------------------ values
 
     def _value(self, expr: Expr) -> Any:
-        return self._values.get(expr, expr) if isinstance(expr, tvm.ir.Var) else expr
+        return self.values.get(expr, expr) if isinstance(expr, tvm.ir.Var) else expr
 
-    def _read(self, expr: Expr) -> Expr:
+    def read(self, expr: Expr) -> Expr:
         """Returns the expression of a value; a dequantized one by a dequantize of its own."""
         value = self._value(expr)
         if isinstance(value, _Dequantized):
@@ -148,9 +138,9 @@ class _Normalizer:
             scale, zero_point = constant(value.scale, "float32"), constant(value.zero_point, dtype)
             return self._b.emit(relax.op.dequantize(value.integers, scale, zero_point, axis=value.axis), hint)
         if isinstance(value, relax.Tuple):
-            return relax.Tuple([self._read(field) for field in value.fields])
+            return relax.Tuple([self.read(field) for field in value.fields])
         if isinstance(value, relax.TupleGetItem):
-            source = self._read(value.tuple_value)
+            source = self.read(value.tuple_value)
             return (
                 source.fields[value.index]
                 if isinstance(source, relax.Tuple)
@@ -188,7 +178,7 @@ class _Normalizer:
         return special.get(name, self._plain)(call)
 
     def _plain(self, call: Any, arguments: list[Expr] | None = None) -> Expr:
-        arguments = [self._read(a) for a in call.args] if arguments is None else arguments
+        arguments = [self.read(a) for a in call.args] if arguments is None else arguments
         made = relax.Call(call.op, arguments, call.attrs, call.ty_args)
         value = folded(made)
         if value is not None:
@@ -217,7 +207,7 @@ class _Normalizer:
         if isinstance(x, _Dequantized) and x.is_kept_by(call, scale, zero_point):
             return x.integers
         axis = int(call.attrs.axis) if scale.ndim else -1
-        arguments = (self._read(call.args[0]), constant(scale, "float32"), constant(zero_point, dtype))
+        arguments = (self.read(call.args[0]), constant(scale, "float32"), constant(zero_point, dtype))
         integers = self._b.emit(relax.op.quantize(*arguments, axis=axis, out_dtype=dtype))
         if call in self._tensor_of:
             self.tensors[integers.name] = self._tensor_of[call]
@@ -225,7 +215,7 @@ class _Normalizer:
 
     def _dequantize(self, call: Any) -> Any:
         scale, zero_point = self._params(call)
-        integers = self._read(call.args[0])
+        integers = self.read(call.args[0])
         dtype, axis = str(integers.ty.dtype), int(call.attrs.axis)
         if is_constant(integers) and dtype in ("int32", "int16"):
             array = constant_value(integers)
@@ -251,7 +241,7 @@ class _Normalizer:
     def _matmul(self, call: Any) -> Expr:
         """A constant weight (K, N) becomes permute_dims of one (N, K)."""
         weight = self._value(call.args[1])
-        x = self._read(call.args[0])
+        x = self.read(call.args[0])
         if isinstance(weight, _Dequantized) and is_constant(weight.integers):
             array = constant_value(weight.integers)
             if array.ndim == 2 and (weight.scale.ndim == 0 or weight.axis == 1):
@@ -259,15 +249,15 @@ class _Normalizer:
                 rows = _Dequantized(constant(array.T, str(array.dtype)), weight.scale, weight.zero_point, axis)
                 transposed = self._b.emit(relax.op.permute_dims(self._read_value(rows), [1, 0]), "weight_t")
                 return self._b.emit(relax.op.matmul(x, transposed), "linear")
-        return self._plain(call, [x, self._read(call.args[1])])
+        return self._plain(call, [x, self.read(call.args[1])])
 
     def _read_value(self, value: _Dequantized) -> Expr:
         key = relax.Var("weight", relax.TensorType(ndim=2, dtype="float32"))
-        self._values[key] = value
-        return self._read(key)
+        self.values[key] = value
+        return self.read(key)
 
     def _add(self, call: Any) -> Expr:
-        first, second = (self._read(a) for a in call.args)
+        first, second = (self.read(a) for a in call.args)
         if is_constant(first) and not is_constant(second):
             first, second = second, first
         return self._plain(call, [first, second])
@@ -276,13 +266,13 @@ class _Normalizer:
         old, new = shape_of(call.args[0]), list(call.args[1].values) if hasattr(call.args[1], "values") else []
         if len(old) == len(new) and all(_same_size(a, b) for a, b in zip(old, new, strict=True)):
             value = self._value(call.args[0])
-            return value if isinstance(value, _Dequantized) else self._read(call.args[0])
+            return value if isinstance(value, _Dequantized) else self.read(call.args[0])
         return self._plain(call)
 
     def _call_tir(self, call: Any) -> Expr:
         """TVM's ONNX importer writes a Clip as two element-wise functions: here they are R.clip."""
-        arguments = [self._read(a) for a in call.args[1].fields]
-        kind = _limit_of(self._module[call.args[0]])
+        arguments = [self.read(a) for a in call.args[1].fields]
+        kind = _limit_of(self.module[call.args[0]])
         if kind is None or len(arguments) != 2 or not is_constant(arguments[1]):
             return self._b.emit(
                 relax.Call(call.op, [call.args[0], relax.Tuple(arguments)], call.attrs, call.ty_args), "call"

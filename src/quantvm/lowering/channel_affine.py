@@ -11,53 +11,49 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from quantvm.qdq.attributes import with_attributes_of
-from quantvm.qdq.expressions import constant_value, is_call, is_constant, shape_of
+from quantvm.qdq.bindings import resolved
+from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, shape_of
+from quantvm.qdq.rewriting import Rewriter
 
 
 def merge_channel_affines(module: tvm.IRModule) -> tvm.IRModule:
     """Returns the module with concat(x[:, 0:1]*a0 + b0, x[:, 1:2]*a1 + b1, ...) as x*(a0, a1, ...) + (b0, b1, ...)."""
     merger = _Merger(module)
-    main = merger.visit_expr(module["main"])
-    if not merger.found:
+    if not merger.affines:
         return module
-    merger.builder_.update_func(module.get_global_var("main"), main)
-    merged = merger.builder_.get()
-    merged = with_attributes_of(merged, module)
-    return relax.transform.DeadCodeElimination()(merged)
+    return relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(merger.go()))
 
 
-@mutator
-class _Merger(PyExprMutator):
+class _Merger(Rewriter):
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
-        self.found = False
+        self.affines = {var: found for var, value in self.bound.items() if (found := self._affine(value)) is not None}
 
-    def visit_call_(self, call: Any) -> Any:
-        call = super().visit_call_(call)
+    def bind(self, var: relax.Var, value: Expr) -> Expr:
+        if var not in self.affines:
+            return self.copied(var, value)
+        source, factors, terms = self.affines[var]
+        product = self.builder.emit(relax.op.multiply(self.read(source), _along_channels(factors)))
+        return self.builder.emit(relax.op.add(product, _along_channels(terms)), var.name)
+
+    def _affine(self, call: Expr) -> tuple[Expr, list[np.float32], list[np.float32]] | None:
+        """Returns what a concat is made of, and the factor and the term of each channel."""
         parts = self._parts(call)
         if not parts:
-            return call
+            return None
         source = parts[0][0]
-        channels = [channel for _, channel, _, _ in parts]
-        same = all(x.same_as(source) for x, *_ in parts)
-        if not same or channels != list(range(shape_of(source)[1])):
-            return call
-        self.found = True
-        factors, terms = (
-            relax.const(np.array(values, np.float32).reshape(1, -1, 1, 1))
-            for values in ([a for _, _, a, _ in parts], [b for *_, b in parts])
-        )
-        product = self.builder_.emit(relax.op.multiply(source, factors))
-        return relax.op.add(product, terms)
+        if not all(x.same_as(source) for x, *_ in parts):
+            return None
+        if [channel for _, channel, _, _ in parts] != list(range(shape_of(source)[1])):
+            return None
+        return source, [factor for _, _, factor, _ in parts], [term for *_, term in parts]
 
     def _parts(self, call: Any) -> list[tuple[Any, int, np.float32, np.float32]]:
         """Returns (source, channel, factor, term) of each operand of a concat along channels; empty for all else."""
         if not is_call(call, "relax.concat") or int(call.attrs.axis) != 1 or len(call.ty.shape) != 4:
             return []
-        operands = self._bound(call.args[0])
+        operands = resolved(call.args[0], self.bound)
         found = [self._part(operand) for operand in getattr(operands, "fields", ())]
         return [part for part in found if part is not None] if None not in found else []
 
@@ -71,7 +67,7 @@ class _Merger(PyExprMutator):
 
     def _scalar_operand(self, expr: Any, op: str) -> tuple[np.float32 | None, Any]:
         """Returns the float32 scalar that is added to or multiplied with a value, and that value."""
-        call = self._bound(expr)
+        call = resolved(expr, self.bound)
         if not is_call(call, op) or not is_constant(call.args[1]):
             return None, expr
         value = constant_value(call.args[1])
@@ -81,14 +77,14 @@ class _Merger(PyExprMutator):
 
     def _channel(self, expr: Any) -> tuple[int | None, Any]:
         """Returns the channel that a value of one channel is of another, and that other."""
-        call = self._bound(expr)
+        call = resolved(expr, self.bound)
         if is_call(call, "relax.expand_dims"):
-            squeezed = self._bound(call.args[0])
+            squeezed = resolved(call.args[0], self.bound)
             if [int(a) for a in call.attrs.axis] != [1] or not is_call(squeezed, "relax.squeeze"):
                 return None, expr
             if squeezed.attrs.axis is None or [int(a) for a in squeezed.attrs.axis] != [1]:
                 return None, expr
-            call = self._bound(squeezed.args[0])
+            call = resolved(squeezed.args[0], self.bound)
         if not is_call(call, "relax.strided_slice") or len(call.args) not in (4, 5):
             return None, expr
         axes, begin, end = ([int(getattr(v, "value", v)) for v in part] for part in call.args[1:4])
@@ -96,10 +92,6 @@ class _Merger(PyExprMutator):
             return None, expr
         return begin[0], call.args[0]
 
-    def _bound(self, expr: Any) -> Any:
-        while isinstance(expr, relax.Var):
-            value = self.lookup_binding(expr)
-            if value is None:
-                return expr
-            expr = value
-        return expr
+
+def _along_channels(values: list[np.float32]) -> Expr:
+    return relax.const(np.array(values, np.float32).reshape(1, -1, 1, 1))

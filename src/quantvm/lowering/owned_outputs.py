@@ -7,8 +7,9 @@ from typing import Any
 import tvm
 from tvm import relax, topi
 
-from quantvm.qdq.bindings import ValueOf, definitions, with_main_rewritten, with_operands
-from quantvm.qdq.expressions import is_call, is_constant
+from quantvm.qdq.bindings import results_of
+from quantvm.qdq.expressions import Expr, is_call, is_constant
+from quantvm.qdq.rewriting import Rewriter
 
 
 def copy_shared_outputs(module: tvm.IRModule) -> tvm.IRModule:
@@ -17,50 +18,33 @@ def copy_shared_outputs(module: tvm.IRModule) -> tvm.IRModule:
     Args:
         module: after legalization: what is left of Relax operators are views.
     """
-    main = module["main"]
-    bound = definitions(main)
-    fields = _fields(main.body.body, bound)
-    if not any(_is_shared(field, bound) for field in fields):
-        return module
-
-    def outputs(builder: relax.BlockBuilder, result: Any, value_of: ValueOf) -> Any:
-        owned = [
-            builder.emit_te(topi.identity, value_of(field), primfunc_name_hint="copy")
-            if _is_shared(field, bound)
-            else value_of(field)
-            for field in fields
-        ]
-        return owned[0] if _is_tensor(result) else relax.Tuple(owned)
-
-    return with_main_rewritten(
-        module,
-        lambda builder, var, value, value_of: builder.emit(with_operands(value, value_of), var.name),
-        outputs,
-    )
+    rewriter = _Rewriter(module)
+    return rewriter.go() if any(map(rewriter.is_shared, rewriter.outputs)) else module
 
 
-def _is_tensor(expr: Any) -> bool:
-    return isinstance(expr.ty, relax.TensorType)
+class _Rewriter(Rewriter):
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.outputs = results_of(self.main)
 
+    def is_shared(self, expr: Expr) -> bool:
+        """Whether an output is an input, a constant, or a view of one."""
+        while True:
+            if is_constant(expr):
+                return True
+            if not isinstance(expr, relax.Var):
+                return False
+            if expr not in self.bound:
+                return True
+            expr = self.bound[expr]
+            if is_call(expr, "relax.reshape"):
+                expr = expr.args[0]
 
-def _fields(result: Any, bound: dict[Any, Any]) -> list[Any]:
-    """Returns the outputs one by one."""
-    if _is_tensor(result):
-        return [result]
-    while result in bound:
-        result = bound[result]
-    return list(result.fields)
+    def result(self, expr: Expr) -> Expr:
+        owned = [self._owned(output) for output in self.outputs]
+        return owned[0] if isinstance(expr.ty, relax.TensorType) else relax.Tuple(owned)
 
-
-def _is_shared(expr: Any, bound: dict[Any, Any]) -> bool:
-    """Whether an output is an input, a constant, or a view of one."""
-    while True:
-        if is_constant(expr):
-            return True
-        if not isinstance(expr, relax.Var):
-            return False
-        if expr not in bound:
-            return True
-        expr = bound[expr]
-        if is_call(expr, "relax.reshape"):
-            expr = expr.args[0]
+    def _owned(self, output: Expr) -> Any:
+        if not self.is_shared(output):
+            return self.read(output)
+        return self.builder.emit_te(topi.identity, self.read(output), primfunc_name_hint="copy")

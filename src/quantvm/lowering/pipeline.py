@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +22,9 @@ from quantvm.lowering.torch.legalize import Legalization, legalize
 from quantvm.numerics.integer import parse_numerics
 from quantvm.numerics.torch_engines import ENGINES
 from quantvm.qdq.attributes import engine_of, has_vnni, torch_tables, uses_onednn_amx
-from quantvm.qdq.bindings import definitions
+from quantvm.qdq.bindings import definitions, resolved
 from quantvm.qdq.expressions import is_call, is_per_tensor, quant_params
+from quantvm.qdq.verify import is_asked_for, verify
 from quantvm.tvm_compat import is_dynamic
 
 from .calls import KernelCall, kernel_calls
@@ -123,12 +123,13 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
         raise CompileError(str(error)) from error
     if followed == "torch" and default_numerics(module) != "torch":
         raise CompileError("numerics torch is of PyTorch's quantized engines; this program's is qdq, or one of integer")
-    dump = _dumper(options.dump_dir)
-    dump(module, "imported")
-    validate(module)
+    phases = _Phases(options.dump_dir)
+    phases.dump(module, "imported")
+    validate(module)  # what is wrong with a program of a stranger is told before what normal form is
+    phases.verify(module, "imported")
     output_scale = _output_scale(module)
     module = merge_channel_affines(relax.transform.CanonicalizeBindings()(module))
-    dump(module, "channel_affine")
+    phases.end(module, "channel_affine")
     engine = engine_of(module)
     try:
         dot = select_dot(options.target, options.dot)
@@ -137,27 +138,27 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     isa = PLAIN if options.dot == PORTABLE.name else select_isa(options.target)
     has_avx512 = "avx512f" in target_features(options.target)
     state = Legalization(
-        relax.BlockBuilder(), engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
+        engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
         followed, rounding, uses_onednn_amx(module), has_vnni(module), select_pairs(options.target, options.dot),
         torch_tables(module),
     )  # fmt: skip
     if followed == "qdq":
         module = hoist_quantize(module)
-        dump(module, "hoist_quantize")
+        phases.end(module, "hoist_quantize")
         module = legalize_qdq(module, state, divides=engine in _OF_FILES)
     else:
         module = fuse_qdq(module, ends_only=options.in_float, torch_only=followed == "torch")
-        dump(module, "fuse_qdq")
+        phases.end(module, "fuse_qdq")
         module = legalize(module, state)
-    dump(module, "legalize")
+    phases.end(module, "legalize")
     left_in_float, float_macs = float_ops(module)
     module = add_run_time_checks(module)
-    dump(module, "run_time_checks")
+    phases.end(module, "run_time_checks")
     rules = {} if engine in _OF_FILES else PYTORCHS
     module = legalize_float_ops(call_float_kernels(module, select_tile(options.target)), rules)
-    dump(module, "float_ops")
+    phases.end(module, "float_ops")
     module = copy_shared_outputs(module)
-    dump(module, "owned_outputs")
+    phases.end(module, "owned_outputs")
     return module, LoweringReport(
         state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,
         kernel_calls(module, state.calls), tuple(state.convolutions),
@@ -167,20 +168,31 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
 def _output_scale(module: tvm.IRModule) -> float | None:
     """Returns the scale of the per-tensor dequantize that makes the function's result, if one does."""
     main = module["main"]
-    values, expr = definitions(main), main.body.body
-    while expr in values:
-        expr = values[expr]
+    expr = resolved(main.body.body, definitions(main))
     if not is_call(expr, "relax.dequantize") or not is_per_tensor(expr):
         return None
     return quant_params(expr).scale
 
 
-def _dumper(folder: Path | None) -> Callable[[tvm.IRModule, str], None]:
-    counter = iter(range(100))
+class _Phases:
+    """What is done after each phase: the module is written to a folder, and verified, where that is asked for."""
 
-    def dump(module: tvm.IRModule, phase: str) -> None:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{next(counter)}_{phase}.py").write_text(module.script(show_meta=False), encoding="utf-8")
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._counter = folder, iter(range(100))
 
-    return dump
+    def end(self, module: tvm.IRModule, phase: str) -> None:
+        """Is called after a phase."""
+        self.dump(module, phase)
+        self.verify(module, phase)
+
+    def dump(self, module: tvm.IRModule, phase: str) -> None:
+        """Writes the module as TVMScript."""
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            text = module.script(show_meta=False)
+            (self._folder / f"{next(self._counter)}_{phase}.py").write_text(text, encoding="utf-8")
+
+    def verify(self, module: tvm.IRModule, phase: str) -> None:
+        """Raises an InternalError where the module is not in the normal form of the phase."""
+        if is_asked_for():
+            verify(module, phase)

@@ -16,8 +16,8 @@ from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import INPUTS_MISFIT
 from quantvm.kernels.builder import argument, flat, prim_func
-from quantvm.qdq.bindings import ValueOf, definitions, described, with_main_rewritten, with_operands
-from quantvm.qdq.expressions import is_constant, op_name, shape_of
+from quantvm.qdq.expressions import Expr, is_constant, op_name, shape_of
+from quantvm.qdq.rewriting import Rewriter, with_arguments, with_operands
 from quantvm.sizes import product
 
 _OPAQUE = 8
@@ -52,25 +52,30 @@ def add_run_time_checks(module: tvm.IRModule) -> tvm.IRModule:
     Args:
         module: `main` before TVM's own operators become functions.
     """
-    checks = {var: found for var, value in definitions(module["main"]).items() if (found := _checks(value))}
-    if not checks:
-        return module
+    rewriter = _Rewriter(module)
+    return rewriter.go() if rewriter.checks else module
 
-    def bind(builder: relax.BlockBuilder, var: Any, value: Any, value_of: ValueOf) -> Any:
-        if var not in checks:
-            return builder.emit(with_operands(value, value_of), var.name)
-        arguments = [with_operands(a, value_of) if isinstance(a, relax.Tuple) else value_of(a) for a in value.args]
-        where = described(relax.VarBinding(var, value))
-        for check in checks[var]:
-            x = arguments[check.operand]
-            make = _checked_places if check.are_places else _checked_sizes
-            target = builder.add_func(make(shape_of(x), str(x.ty.dtype), check, where), "checked")
-            sizes = [_as_i64(size) for size in check.sizes]
-            out = relax.TensorType(shape_of(x), x.ty.dtype)
-            arguments[check.operand] = builder.emit(relax.call_tir(target, [x, *sizes], out), f"{var.name}_checked")
-        return builder.emit(tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args), var.name)
 
-    return with_main_rewritten(module, bind)
+class _Rewriter(Rewriter):
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
+        self.checks = {var: found for var, value in self.bound.items() if (found := _checks(value))}
+
+    def bind(self, var: relax.Var, value: Expr) -> Expr:
+        if var not in self.checks:
+            return self.copied(var, value)
+        call = with_operands(value, self.read)
+        arguments = list(call.args)
+        for check in self.checks[var]:
+            checked = self._checked(arguments[check.operand], check, self.where(var, value))
+            arguments[check.operand] = self.builder.emit(checked, f"{var.name}_checked")
+        return self.builder.emit(with_arguments(call, arguments), var.name)
+
+    def _checked(self, x: Expr, check: _Check, where: str) -> Expr:
+        make = _checked_places if check.are_places else _checked_sizes
+        target = self.builder.add_func(make(shape_of(x), str(x.ty.dtype), check, where), "checked")
+        sizes = [_as_i64(size) for size in check.sizes]
+        return relax.call_tir(target, [x, *sizes], relax.TensorType(shape_of(x), x.ty.dtype))
 
 
 def _as_i64(size: Any) -> Any:

@@ -1,15 +1,14 @@
-"""The variables of a function: what each is bound to, how often it is used, and calls with other arguments."""
+"""The variables of a function: what each is bound to, and how often it is used."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import tvm
 from tvm import relax
 
-from quantvm.tvm_compat import dataflow
+from .expressions import Expr, op_name
 
 
 def definitions(main: Any) -> dict[Any, Any]:
@@ -19,8 +18,8 @@ def definitions(main: Any) -> dict[Any, Any]:
 
 def described(binding: Any) -> str:
     """Returns what messages call a binding: its variable, which is named after the layer, and its operator."""
-    op = getattr(binding.value, "op", None)
-    name = getattr(op, "name", None) or getattr(op, "name_hint", None) or type(binding.value).__name__
+    called = op_name(binding.value) or getattr(getattr(binding.value, "op", None), "name_hint", "")
+    name = called or type(binding.value).__name__
     return f"{binding.var.name} ({name})"
 
 
@@ -43,51 +42,16 @@ def variables(expr: Any) -> list[Any]:
     return [variable for part in parts for variable in variables(part)]
 
 
-def with_operands(value: Any, replaced: Callable[[Any], Any]) -> Any:
-    """Returns a bound expression with `replaced(operand)` in the place of each variable, constant or shape."""
-    if isinstance(value, relax.Tuple):
-        return relax.Tuple([with_operands(field, replaced) for field in value.fields])
-    if isinstance(value, relax.TupleGetItem):
-        return relax.TupleGetItem(replaced(value.tuple_value), value.index)
-    if not hasattr(value, "args"):
-        return replaced(value)
-    arguments = [with_operands(a, replaced) if isinstance(a, relax.Tuple) else replaced(a) for a in value.args]
-    return tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args)
+def resolved(expr: Expr, bound: Mapping[Any, Expr]) -> Expr:
+    """Follows a variable to the expression that it is bound to at last; a parameter stays a variable."""
+    while isinstance(expr, relax.Var) and expr in bound:
+        expr = bound[expr]
+    return expr
 
 
-ValueOf = Callable[[Any], Any]
-"""What an operand became: a new variable for an old one, all else as it is."""
-
-
-def with_main_rewritten(
-    module: tvm.IRModule,
-    bind: Callable[[relax.BlockBuilder, Any, Any, ValueOf], Any],
-    outputs: Callable[[relax.BlockBuilder, Any, ValueOf], Any] = lambda builder, result, value_of: with_operands(
-        result, value_of
-    ),
-) -> tvm.IRModule:
-    """Returns the module with `main` built anew, binding by binding; its other functions and attributes are kept.
-
-    Args:
-        module: `main` is one dataflow block.
-        bind: called with the builder, the old variable, what it was bound to, and what operands became; emits what
-            stands in its place, and returns that.
-        outputs: likewise for what `main` returns; by default it is returned as it was.
-    """
-    main = module["main"]
-    others = {variable: function for variable, function in module.functions.items() if variable.name_hint != "main"}
-    builder = relax.BlockBuilder(tvm.IRModule(others))
-    params = [relax.Var(p.name, p.ty) for p in main.params]
-    values: dict[Any, Any] = dict(zip(main.params, params, strict=True))
-
-    def value_of(expr: Any) -> Any:
-        return values.get(expr, expr) if isinstance(expr, relax.Var) else expr
-
-    with builder.function("main", params):
-        with dataflow(builder):
-            for var, value in definitions(main).items():
-                values[var] = bind(builder, var, value, value_of)
-            result = builder.emit_output(outputs(builder, main.body.body, value_of))
-        builder.emit_func_output(result)
-    rewritten = builder.get()
-    return rewritten.with_attrs(dict(module.attrs)) if module.attrs else rewritten
+def results_of(main: Any) -> list[Expr]:
+    """Returns what a function returns, one by one: variables, and constants."""
+    bound, expr = definitions(main), main.body.body
+    while isinstance(expr, relax.Var) and isinstance(bound.get(expr), (relax.Var, relax.Tuple)):
+        expr = bound[expr]
+    return list(expr.fields) if isinstance(expr, relax.Tuple) else [expr]

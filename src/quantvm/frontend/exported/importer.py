@@ -16,8 +16,8 @@ from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, g
 from quantvm.frontend.program_inputs import importing, with_interface
 from quantvm.frontend.torchscript import contractions, elementwise, pooling, rearranging, shapes  # noqa: F401  (registers the converters)
 from quantvm.qdq import attributes
+from quantvm.qdq.rewriting import built_main
 from quantvm.storage.regular_files import check_regular, checked_path
-from quantvm.tvm_compat import dataflow
 
 from . import (  # noqa: F401  (registers the converters)
     aten,
@@ -174,17 +174,16 @@ class _Import:
     def go(self, results_of: Callable[[list[Any]], list[Any]] = list) -> tvm.IRModule:
         """Returns the module; `results_of` maps the program's outputs to the function's."""
         self._bind_inputs()
-        block_builder = relax.BlockBuilder()
-        with block_builder.function("main", self._params):
-            with dataflow(block_builder):
-                builder = ExportedBuilder(block_builder)
-                for node in self._program.graph.nodes:
-                    if node.op == "call_function":
-                        self._convert(builder, node)
-                results = results_of(self._results(builder))
-                result = block_builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
-            block_builder.emit_func_output(result)
-        return relax.transform.DeadCodeElimination()(block_builder.get())
+
+        def body(block_builder: relax.BlockBuilder) -> Any:
+            builder = ExportedBuilder(block_builder)
+            for node in self._program.graph.nodes:
+                if node.op == "call_function":
+                    self._convert(builder, node)
+            results = results_of(self._results(builder))
+            return results[0] if len(results) == 1 else relax.Tuple(results)
+
+        return relax.transform.DeadCodeElimination()(built_main(self._params, body))
 
     # ------------------------------------------------------------------ inputs and outputs
 

@@ -18,8 +18,8 @@ from tvm.ir import GenericConst
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import constant, shape_of
 from quantvm.numerics.float_operators import RELAX_OPERATORS
-from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant
-from quantvm.tvm_compat import dataflow
+from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name
+from quantvm.qdq.rewriting import Rewriter
 
 _TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 _AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
@@ -34,63 +34,49 @@ def channels_first(module: tvm.IRModule) -> tvm.IRModule:
     Raises:
         ModelImportError: control flow, or a convolution whose weight is computed at run time.
     """
-    return _Rewriter().go(module["main"])
+    return _Rewriter(module).go()
 
 
-class _Rewriter:
-    def __init__(self) -> None:
-        self._values: dict[Any, Expr] = {}
+class _Rewriter(Rewriter):
+    def __init__(self, module: tvm.IRModule) -> None:
+        super().__init__(module)
         self._is_first: set[Expr] = set()
-        self._calls: dict[Any, Any] = {}
         self._quantizes: dict[Any, Any] = {}
         self._other: dict[Expr, Expr] = {}
 
-    def go(self, main: Any) -> tvm.IRModule:
-        """Returns a module of the rewritten function."""
-        self._b = relax.BlockBuilder()
-        params = [relax.Var(param.name, param.ty) for param in main.params]
-        with self._b.function("main", params):
-            with dataflow(self._b):
-                for old, new in zip(main.params, params, strict=True):
-                    self._values[old] = new
-                    if _rank(new) == 4:
-                        self._values[old] = self._first(new)
-                for block in main.body.blocks:
-                    for binding in block.bindings:
-                        self._bind(binding)
-                result = self._b.emit_output(self._last_of(main.body.body))
-            self._b.emit_func_output(result)
-        return self._b.get()
+    def begin(self) -> None:
+        for param in self.main.params:
+            if _rank(param) == 4:
+                self.values[param] = self._first(self.values[param])
+
+    def result(self, expr: Expr) -> Expr:
+        return self._last_of(expr)
 
     def _last_of(self, expr: Expr) -> Expr:
-        value = self._values.get(expr, expr)
+        value = self.values.get(expr, expr)
         if isinstance(value, relax.Tuple):
-            return relax.Tuple([self._last(self._values.get(field, field)) for field in value.fields])
+            return relax.Tuple([self._last(self.values.get(field, field)) for field in value.fields])
         return self._last(value)
 
-    def _bind(self, binding: Any) -> None:
-        value = binding.value
+    def bind(self, var: relax.Var, value: Expr) -> Expr:
         if isinstance(value, relax.Call):
-            self._calls[binding.var] = value
             made = self._call(value)
-            self._values[binding.var] = made
-            name = value.op.name
-            if name == "relax.quantize":
-                self._quantizes[binding.var] = value
-            elif name in _KEEPS_PARAMETERS and value.args[0] in self._quantizes:
-                self._quantizes[binding.var] = self._quantizes[value.args[0]]
-        elif isinstance(value, (relax.Tuple, tvm.ir.Var, GenericConst)):
-            self._values[binding.var] = self._values.get(value, value)
-        elif isinstance(value, relax.TupleGetItem):
-            source = self._values.get(value.tuple_value, value.tuple_value)
-            self._values[binding.var] = self._b.emit(relax.TupleGetItem(source, value.index))
-        else:
-            raise ModelImportError("the program has control flow or sizes that are known at run time only")
+            if is_call(value, "relax.quantize"):
+                self._quantizes[var] = value
+            elif op_name(value) in _KEEPS_PARAMETERS and value.args[0] in self._quantizes:
+                self._quantizes[var] = self._quantizes[value.args[0]]
+            return made
+        if isinstance(value, (relax.Tuple, tvm.ir.Var, GenericConst)):
+            return self.values.get(value, value)
+        if isinstance(value, relax.TupleGetItem):
+            source = self.values.get(value.tuple_value, value.tuple_value)
+            return self.builder.emit(relax.TupleGetItem(source, value.index))
+        raise ModelImportError("the program has control flow or sizes that are known at run time only")
 
     # ------------------------------------------------------------------ order of one value
 
     def _emit_first(self, expr: Expr) -> Expr:
-        var = self._b.emit(expr)
+        var = self.builder.emit(expr)
         self._is_first.add(var)
         return var
 
@@ -109,14 +95,14 @@ class _Rewriter:
         if value not in self._is_first:
             return value
         if value not in self._other:
-            self._other[value] = self._b.emit(relax.op.permute_dims(value, _TO_LAST))
+            self._other[value] = self.builder.emit(relax.op.permute_dims(value, _TO_LAST))
         return self._other[value]
 
     # ------------------------------------------------------------------ operators
 
     def _call(self, call: Any) -> Expr:
         name = call.op.name
-        arguments = [self._values.get(a, a) if isinstance(a, tvm.ir.Var) else a for a in call.args]
+        arguments = [self.values.get(a, a) if isinstance(a, tvm.ir.Var) else a for a in call.args]
         special: dict[str, Callable[[Any, list[Expr]], Expr | None]] = {
             "relax.nn.conv2d": self._conv2d,
             "relax.nn.conv2d_transpose": self._conv2d_transpose,
@@ -134,7 +120,7 @@ class _Rewriter:
         if made is not None:
             return made
         plain = [self._last_of(a) if isinstance(a, relax.Tuple) else self._last(a) for a in arguments]
-        return self._b.emit(relax.Call(call.op, plain, call.attrs, call.ty_args))
+        return self.builder.emit(relax.Call(call.op, plain, call.attrs, call.ty_args))
 
     def _element_wise(self, call: Any, arguments: list[Expr]) -> Expr | None:
         if len(getattr(call.ty, "shape", None) or ()) != 4:
@@ -155,12 +141,12 @@ class _Rewriter:
         if rank == 1 and is_constant(value):
             return constant(constant_value(value).reshape(1, -1, 1, 1), str(value.ty.dtype))
         if rank == 1:
-            return self._b.emit(relax.op.reshape(value, (1, -1, 1, 1)))
+            return self.builder.emit(relax.op.reshape(value, (1, -1, 1, 1)))
         if rank in (2, 3):
             shape = [1] * (4 - rank) + shape_of(value)
-            if isinstance(value, GenericConst):
-                return self._first(constant(value.value.numpy().reshape(shape), str(value.ty.dtype)))
-            return self._first(self._b.emit(relax.op.reshape(value, shape)))
+            if is_constant(value):
+                return self._first(constant(constant_value(value).reshape(shape), str(value.ty.dtype)))
+            return self._first(self.builder.emit(relax.op.reshape(value, shape)))
         return value
 
     def _conv2d(self, call: Any, arguments: list[Expr]) -> Expr:
@@ -188,10 +174,10 @@ class _Rewriter:
         """Returns the weight in this order; a quantized one as a dequantize of stored integers."""
         layout = str(call.attrs.kernel_layout)
         order, outputs = [layout.index(letter) for letter in letters], letters.index("O")
-        source = self._calls.get(call.args[1], call.args[1])
+        source = self.bound.get(call.args[1], call.args[1])
         shape = shape_of(call.args[1])
         if is_call(source, "relax.reshape"):
-            source = self._calls.get(source.args[0], source.args[0])
+            source = self.bound.get(source.args[0], source.args[0])
         if is_constant(source):
             return constant(constant_value(source).reshape(shape).transpose(order), "float32")
         if not is_call(source, "relax.dequantize") or not is_constant(source.args[0]):
@@ -206,7 +192,7 @@ class _Rewriter:
             zero_point = np.broadcast_to(zero_point, scale.shape)
         scale, zero_point = (v if v.size > 1 else v.reshape(()) for v in (scale, zero_point))
         parameters = constant(scale, "float32"), constant(zero_point, str(integers.dtype))
-        return self._b.emit(relax.op.dequantize(moved, *parameters, axis=axis))
+        return self.builder.emit(relax.op.dequantize(moved, *parameters, axis=axis))
 
     def _pool(self, call: Any, arguments: list[Expr]) -> Expr | None:
         attrs = call.attrs
@@ -224,15 +210,15 @@ class _Rewriter:
 
     def _integer_average(self, call: Any, arguments: list[Expr]) -> Expr | None:
         """TVM averages a quantized tensor in int32 and cuts the fraction off: here it is averaged in float."""
-        pool: Any = self._calls.get(call.args[0])
+        pool: Any = self.bound.get(call.args[0])
         if not is_call(pool, "relax.nn.avg_pool2d"):
             return None
-        widened: Any = self._calls.get(pool.args[0])
+        widened: Any = self.bound.get(pool.args[0])
         integers: Any = widened.args[0] if is_call(widened, "relax.astype") else None
         if integers not in self._quantizes:
             raise ModelImportError("an average pool of integers whose quantization is not known")
         scale, zero_point = self._quantizes[integers].args[1:3]
-        x = self._emit_first(relax.op.dequantize(self._first(self._values[integers]), scale, zero_point))
+        x = self._emit_first(relax.op.dequantize(self._first(self.values[integers]), scale, zero_point))
         mean = self._emit_first(self._pool_of("relax.nn.avg_pool2d", x, pool.attrs))
         return self._emit_first(relax.op.quantize(mean, scale, zero_point, out_dtype=str(integers.ty.dtype)))
 
@@ -243,10 +229,10 @@ class _Rewriter:
         if _rank(x) != 4 or axes is None or not (keeps or sorted(axes) == [1, 2]):
             return None
         y = relax.op.mean(self._first(x), sorted(_AXIS[a] for a in axes), keeps)
-        return self._emit_first(y) if keeps else self._b.emit(y)
+        return self._emit_first(y) if keeps else self.builder.emit(y)
 
     def _concat(self, call: Any, arguments: list[Expr]) -> Expr | None:
-        fields = [self._values.get(field, field) for field in arguments[0].fields]
+        fields = [self.values.get(field, field) for field in arguments[0].fields]
         if any(_rank(field) != 4 for field in fields):
             return None
         axis = _AXIS[int(call.attrs.axis) % 4]
@@ -266,7 +252,7 @@ class _Rewriter:
         """A single pixel has the same order either way."""
         x = arguments[0]
         if x in self._is_first and shape_of(x)[2:] == [1, 1] and len(shape_of(call)) != 4:
-            return self._b.emit(relax.op.reshape(x, call.args[1]))
+            return self.builder.emit(relax.op.reshape(x, call.args[1]))
         return None
 
 

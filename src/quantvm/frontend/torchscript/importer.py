@@ -19,9 +19,9 @@ from quantvm.frontend.layers import Layer, LayeredProgram, is_channels_last
 from quantvm.frontend.program_inputs import importing, with_interface
 from quantvm.frontend.registry import find_converter
 from quantvm.qdq import attributes
+from quantvm.qdq.rewriting import built_main
 from quantvm.structure import put_together, take_apart
 from quantvm.torch_compat import has_vnni, onednn_uses_amx
-from quantvm.tvm_compat import dataflow
 
 from . import (  # noqa: F401  (registers the converters)
     activations,
@@ -138,16 +138,15 @@ class _Conversion:
 
     def go(self, results_of: Callable[[list[Any]], list[Any]]) -> tvm.IRModule:
         """Returns the module; `results_of` maps the program's outputs to the function's."""
-        block_builder = relax.BlockBuilder()
-        with block_builder.function("main", self._params):
-            with dataflow(block_builder):
-                builder = QdqBuilder(block_builder)
-                self._convert_block(builder, self._graph)
-                with part("the outputs"):
-                    flat = results_of(self._results(builder))
-                result = block_builder.emit_output(flat[0] if len(flat) == 1 else relax.Tuple(flat))
-            block_builder.emit_func_output(result)
-        return block_builder.get()
+
+        def body(block_builder: relax.BlockBuilder) -> Any:
+            builder = QdqBuilder(block_builder)
+            self._convert_block(builder, self._graph)
+            with part("the outputs"):
+                flat = results_of(self._results(builder))
+            return flat[0] if len(flat) == 1 else relax.Tuple(flat)
+
+        return built_main(self._params, body)
 
     def _results(self, builder: QdqBuilder) -> list[Any]:
         """Returns the tensors of the graph's result; its structure becomes `outputs` if it is not known yet."""

@@ -11,8 +11,8 @@ from tvm import relax, tirx
 from quantvm.kernels import Kernel
 from quantvm.kernels.float.float_matmul import Tile, float_linear, float_matmul
 from quantvm.lowering.tensors import product
-from quantvm.qdq.bindings import ValueOf, definitions, with_main_rewritten, with_operands
-from quantvm.qdq.expressions import constant_value, is_call, is_constant, shape_of
+from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, shape_of
+from quantvm.qdq.rewriting import Rewriter
 
 from .float_regions import same_shape
 
@@ -26,17 +26,22 @@ def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:
         module: its matrix products are in `main`.
         tile: of the kernels.
     """
-    bound = definitions(module["main"])
-    if not any(is_call(value, "relax.matmul") and _kernel(value, bound, tile) is not None for value in bound.values()):
-        return module
+    rewriter = _Rewriter(module, tile)
+    return relax.transform.DeadCodeElimination()(rewriter.go()) if rewriter.kernels else module
 
-    def bind(builder: relax.BlockBuilder, var: Any, value: Any, value_of: ValueOf) -> Any:
-        found = _kernel(value, bound, tile) if is_call(value, "relax.matmul") else None
-        if found is None:
-            return builder.emit(with_operands(value, value_of), var.name)
-        return _call(builder, found, [value_of(argument) for argument in value.args], value, var.name)
 
-    return relax.transform.DeadCodeElimination()(with_main_rewritten(module, bind))
+class _Rewriter(Rewriter):
+    def __init__(self, module: tvm.IRModule, tile: Tile) -> None:
+        super().__init__(module)
+        matmuls = {var: value for var, value in self.bound.items() if is_call(value, "relax.matmul")}
+        self.kernels = {
+            var: kernel for var, value in matmuls.items() if (kernel := _kernel(value, self.bound, tile)) is not None
+        }
+
+    def bind(self, var: relax.Var, value: Expr) -> Expr:
+        if var not in self.kernels:
+            return self.copied(var, value)
+        return _call(self.builder, self.kernels[var], [self.read(a) for a in value.args], value, var.name)
 
 
 def _kernel(matmul: Any, bound: dict[Any, Any], tile: Tile) -> Kernel | None:

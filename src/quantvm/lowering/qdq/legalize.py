@@ -16,7 +16,6 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from quantvm.errors import part
 from quantvm.kernels import tflite
 from quantvm.kernels.conv import conv2d, depthwise
 from quantvm.kernels.conv.dot import PORTABLE
@@ -52,10 +51,9 @@ from quantvm.lowering.torch.pool_rules import pool_shape, reduced_axes
 from quantvm.numerics import qdq as qdq_numerics
 from quantvm.numerics.qdq import FloatProgram, Quantization
 from quantvm.numerics.torch_engines import QuantParams
-from quantvm.qdq.attributes import with_attributes_of
-from quantvm.qdq.bindings import count_uses, definitions, described, with_operands
+from quantvm.qdq.bindings import count_uses
 from quantvm.qdq.expressions import constant_value, is_call, op_name, quant_params, shape_of
-from quantvm.tvm_compat import dataflow
+from quantvm.qdq.rewriting import Rewriter, with_arguments, with_operands
 
 from . import pools as qdq_pools
 from .axis_quantize import has_known_axis, quantized_along_axis
@@ -86,39 +84,25 @@ def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) ->
         state: target; its counts are filled in.
         divides: whether quantization divides by the scale, as ONNX does.
     """
-    main = module["main"]
-    lowering = _Lowering(main, state, divides)
-    params = [relax.Var(p.name, p.ty) for p in main.params]
-    with state.builder.function("main", params):
-        with dataflow(state.builder):
-            for old, new in zip(main.params, params, strict=True):
-                lowering.values[old] = logical_tensor(new)
-            for block in main.body.blocks:
-                for binding in block.bindings:
-                    with part(described(binding)):
-                        lowering.bind(binding.var, binding.value)
-                        lowering.check(binding.var)
-            result = state.builder.emit_output(with_operands(main.body.body, lowering.plain))
-        state.builder.emit_func_output(result)
-    lowered = state.builder.get()
-    lowered = with_attributes_of(lowered, module)
+    lowered = _Lowering(module, state, divides).go()
     return relax.transform.DeadCodeElimination()(lowered)  # weights that were read from the old function
 
 
-class _Lowering:
+class _Lowering(Rewriter):
     """One walk over `main`; `values` holds what each variable became: a Tensor, Dequantized, or another expression.
 
     A Tensor of an int8 variable is either uint8, with 128 added, or int8.
     """
 
-    def __init__(self, main: Any, state: Legalization, divides: bool) -> None:
+    def __init__(self, module: tvm.IRModule, state: Legalization, divides: bool) -> None:
+        super().__init__(module)
         self.state, self.divides = state, divides
-        self.values: dict[Any, Any] = {}
+        state.builder = self.builder
         self._reals: dict[Any, Tensor] = {}
         self._integers: dict[Any, Tensor] = {}
-        self._definitions, self._uses = definitions(main), count_uses(main)
+        self._uses = count_uses(self.main)
         self._is_tflite = state.engine == "tflite"
-        self._regions = find_regions(main, requantizes_apart=self._is_tflite)
+        self._regions = find_regions(self.main, requantizes_apart=self._is_tflite)
 
     # ---- values
 
@@ -133,15 +117,18 @@ class _Lowering:
 
     def _shifted(self, expr: Any, by: int, dtype: str) -> Any:
         wide = relax.op.add(relax.op.astype(expr, "int16"), relax.const(by, "int16"))
-        return self.state.builder.emit(relax.op.astype(wide, dtype))
+        return self.builder.emit(relax.op.astype(wide, dtype))
 
-    def plain(self, expr: Any) -> Any:
+    def of_parameter(self, old: relax.Var, new: relax.Var) -> Tensor:
+        return logical_tensor(new)
+
+    def read(self, expr: Any) -> Any:
         """Returns an operand of an operator that knows neither layouts nor waiting quantization."""
         if not isinstance(expr, relax.Var):
             return expr
         value = self._settled(expr)
         if isinstance(value, relax.Tuple):
-            return with_operands(value, self.plain)
+            return with_operands(value, self.read)
         if isinstance(value, Dequantized):
             if expr not in self._reals:
                 self._reals[expr] = self.real(value, expr.name)
@@ -156,22 +143,14 @@ class _Lowering:
     def _settled(self, var: Any) -> Any:
         """Returns what a variable became; a pool waits no longer for a quantization."""
         if isinstance(self.values[var], _WaitingPool):
-            self.values[var] = self._pooled(self.values[var].call, None, var.name)
-            self.check(var)
+            self.values[var] = _checked(var, self._pooled(self.values[var].call, None, var.name))
         return self.values[var]
-
-    def check(self, var: Any) -> None:
-        """Checks that what a variable became has the shape that Relax deduced."""
-        value = self.values.get(var)
-        tensor = value.tensor if isinstance(value, Dequantized) else value
-        if isinstance(tensor, Tensor):
-            check_result(tensor, var.ty, var.name)
 
     def real(self, value: Dequantized | Tensor, name: str) -> Tensor:
         """Returns floats."""
         if isinstance(value, Tensor):
             return value
-        x = in_layout(self.state.builder, value.tensor, value.tensor.layout)  # its border is filled in
+        x = in_layout(self.builder, value.tensor, value.tensor.layout)  # its border is filled in
         program = FloatProgram((qdq_numerics.TensorLeaf(value.q),), (), None)
         kernel = float_region.float_region(x.item_shape, program, self.state.isa)
         self.state.op = "dequantize"
@@ -179,44 +158,42 @@ class _Lowering:
 
     # ---- bindings
 
-    def bind(self, var: Any, value: Any) -> None:
-        """Emits what a binding needs, if anything."""
+    def bind(self, var: Any, value: Any) -> Any:
+        """Emits what a binding needs, if anything; of a region it is emitted where it ends."""
+        return _checked(var, self._bound_to(var, value))
+
+    def _bound_to(self, var: Any, value: Any) -> Any:
         region = self._regions.get(var)
         if region is not None:
-            if region.root == var:
-                self.values[var] = self._region(region)
-            return
+            return self._region(region) if region.root == var else None
         name = op_name(value)
-        if is_call(value, "relax.dequantize") and dequantized_params(var, self._definitions) is not None:
-            self.values[var] = Dequantized(self.integers(value.args[0]), unsigned(quant_params(value)))
-        elif name in MOVES and isinstance(self.values.get(value.args[0]), Dequantized):
+        if is_call(value, "relax.dequantize") and dequantized_params(var, self.bound) is not None:
+            return Dequantized(self.integers(value.args[0]), unsigned(quant_params(value)))
+        if name in MOVES and isinstance(self.values.get(value.args[0]), Dequantized):
             source = self.values[value.args[0]]
-            self.values[var] = replace(source, tensor=self._moved(value, source.tensor, var.name))
-        elif name in MOVES and is_integer(var):
-            self.values[var] = self._moved(value, self.integers(value.args[0]), var.name)
-        elif name == "relax.concat" and is_integer(var):
-            self.values[var] = self._concatenated(value, [self.integers(p) for p in self._parts(value)], var.name)
-        elif name == "relax.concat" and (q := self._common_params(value)) is not None:
+            return replace(source, tensor=self._moved(value, source.tensor, var.name))
+        if name in MOVES and is_integer(var):
+            return self._moved(value, self.integers(value.args[0]), var.name)
+        if name == "relax.concat" and is_integer(var):
+            return self._concatenated(value, [self.integers(p) for p in self._parts(value)], var.name)
+        if name == "relax.concat" and (q := self._common_params(value)) is not None:
             tensors = [self.values[part].tensor for part in self._parts(value)]
-            self.values[var] = Dequantized(self._concatenated(value, tensors, var.name), q)
-        elif name == "relax.nn.pad" and self._padded(var, value):
-            pass
-        elif is_average(value) or (self._is_tflite and self._averages_integers(value)):
-            self.values[var] = _WaitingPool(value)
-        elif is_call(value, "relax.quantize") and has_known_axis(value):
-            x, builder = self.plain(value.args[0]), self.state.builder
-            self.values[var] = logical_tensor(
-                quantized_along_axis(builder, x, value, divides=self.divides, name=var.name)
-            )
-        elif is_call(value, "relax.clip") and is_integer(var):
-            self.values[var] = self._limited(value, var.name)
-        elif isinstance(value, relax.Var):
-            self.values[var] = self.values[value]
-        elif isinstance(value, relax.Tuple):
-            self.values[var] = value  # its fields are read where it is used
-        else:
-            emitted = self.state.builder.emit(with_operands(value, self.plain), var.name)
-            self.values[var] = logical_tensor(emitted) if isinstance(emitted.ty, relax.TensorType) else emitted
+            return Dequantized(self._concatenated(value, tensors, var.name), q)
+        if name == "relax.nn.pad" and (padded := self._padded(value)) is not None:
+            return padded
+        if is_average(value) or (self._is_tflite and self._averages_integers(value)):
+            return _WaitingPool(value)
+        if is_call(value, "relax.quantize") and has_known_axis(value):
+            x = self.read(value.args[0])
+            return logical_tensor(quantized_along_axis(self.builder, x, value, divides=self.divides, name=var.name))
+        if is_call(value, "relax.clip") and is_integer(var):
+            return self._limited(value, var.name)
+        if isinstance(value, relax.Var):
+            return self.values[value]
+        if isinstance(value, relax.Tuple):
+            return value  # its fields are read where it is used
+        emitted = self.copied(var, value)
+        return logical_tensor(emitted) if isinstance(emitted.ty, relax.TensorType) else emitted
 
     def _moved(self, call: Any, x: Tensor, name: str) -> Tensor:
         """Applies a movement or a max pool to integers."""
@@ -228,13 +205,13 @@ class _Lowering:
             self.state.op = "max_pool2d"
             return self.state.run(pool.max_pool2d(shape, "uint8"), [x], like, "uint8", name)
         if is_call(call, "relax.reshape") and len(x.shape) == 4 and x.shape[2:] == (1, 1) and len(call.ty.shape) == 2:
-            x = in_layout(self.state.builder, x, "NCHW")  # a view
+            x = in_layout(self.builder, x, "NCHW")  # a view
         expr = self.state.logical(x).expr
-        moved = self.state.builder.emit(tvm.ir.Call(call.op, [expr, *call.args[1:]], call.attrs, call.ty_args), name)
+        moved = self.builder.emit(with_arguments(call, [expr, *call.args[1:]]), name)
         return logical_tensor(moved)
 
     def _parts(self, concat_call: Any) -> list[Any]:
-        return list(self._definitions.get(concat_call.args[0], concat_call.args[0]).fields)
+        return list(self.bound.get(concat_call.args[0], concat_call.args[0]).fields)
 
     def _common_params(self, concat_call: Any) -> QuantParams | None:
         """Returns the parameters that all operands have in common, if they are dequantized integers."""
@@ -257,10 +234,10 @@ class _Lowering:
             self.state.op = "concat"
             return self.state.run(kernel, tensors, like, "uint8", name)
         parts = [self.state.logical(t).expr for t in tensors]
-        return logical_tensor(self.state.builder.emit(relax.op.concat(parts, axis), name))
+        return logical_tensor(self.builder.emit(relax.op.concat(parts, axis), name))
 
-    def _padded(self, var: Any, call: Any) -> bool:
-        """Gives dequantized values a border of real zeros that is not filled in yet; says whether that can be."""
+    def _padded(self, call: Any) -> Dequantized | None:
+        """Returns dequantized values with a border of real zeros that is not filled in yet, or None of all else."""
         source = self.values.get(call.args[0])
         widths = [int(w) for w in call.attrs.pad_width]
         fits = (
@@ -272,16 +249,15 @@ class _Lowering:
             and str(call.attrs.pad_mode) == "constant"
             and float(call.attrs.pad_value) == 0.0
         )
-        if fits:
-            assert isinstance(source, Dequantized)
-            top, bottom, left, right = widths[4:]
-            tensor = bordered(source.tensor, (top, left, bottom, right), source.q.zero_point)
-            self.values[var] = replace(source, tensor=tensor)
-        return fits
+        if not fits:
+            return None
+        assert isinstance(source, Dequantized)
+        top, bottom, left, right = widths[4:]
+        return replace(source, tensor=bordered(source.tensor, (top, left, bottom, right), source.q.zero_point))
 
     def _limited(self, call: Any, name: str) -> Tensor:
         x = self.integers(call.args[0])
-        x = in_layout(self.state.builder, x, x.layout)
+        x = in_layout(self.builder, x, x.layout)
         low, high = limits_of(call)
         kernel = elementwise.clamp_integers(x.item_shape, low, high, "uint8", "clip")
         return self.state.run(kernel, [x], x, "uint8", name)
@@ -293,7 +269,7 @@ class _Lowering:
         if is_average(call):
             return qdq_pools.averaged(state, call, x, q, output, name, dtype_in_file)
         if output is None or q is None:
-            return logical_tensor(state.builder.emit(with_operands(call, self.plain), name))
+            return logical_tensor(state.builder.emit(with_operands(call, self.read), name))
         return qdq_pools.reduced_items(state, call, x, q, output, name, dtype_in_file)
 
     def _averages_integers(self, call: Any) -> bool:
@@ -303,11 +279,11 @@ class _Lowering:
 
     def _region(self, region: Region) -> Any:
         """Emits the kernel of a region and returns its result."""
-        builder = ProgramBuilder(region, self._definitions, self.divides, self._is_tflite)
-        root = self._definitions[region.root]
+        builder = ProgramBuilder(region, self.bound, self.divides, self._is_tflite)
+        root = self.bound[region.root]
         name = region.root.name
         if region.host is not None:
-            contraction = contraction_of(self._definitions[region.host], self._definitions)
+            contraction = contraction_of(self.bound[region.host], self.bound)
             assert contraction is not None
             return self._contracted(contraction, builder, name, region)
         return self._elementwise(region, builder, root, name)
@@ -327,7 +303,7 @@ class _Lowering:
             if isinstance(next(iter(operands.values())), Tensor) and x.batch_first:
                 return self._quantized_image(x, program.output, name)
         layout: Layout = self._layout(region, tensors, len(shape))
-        placed = [in_layout(self.state.builder, t, layout) for t in tensors]
+        placed = [in_layout(self.builder, t, layout) for t in tensors]
         like = Tensor(None, tuple(shape), layout)
         item = rows_and_item(like.physical)[1]
         kernel = float_region.float_region(item, program, self.state.isa)
@@ -415,6 +391,14 @@ class _Lowering:
         if len(shape) == 2:
             return y
         return logical_tensor(state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(list(shape))), name))
+
+
+def _checked(var: Any, value: Any) -> Any:
+    """Returns what a variable became, which has the shape that Relax deduced."""
+    tensor = value.tensor if isinstance(value, Dequantized) else value
+    if isinstance(tensor, Tensor):
+        check_result(tensor, var.ty, var.name)
+    return value
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from quantvm.errors import part
 from quantvm.kernels import Kernel
 from quantvm.kernels.conv.dot import PORTABLE_PAIRS, DotProduct
 from quantvm.kernels.elementwise import quantize
@@ -35,11 +34,11 @@ from quantvm.lowering.tensors import (
 )
 from quantvm.numerics.fixed_point import Rounding
 from quantvm.numerics.torch_engines import Engine, Numerics
-from quantvm.qdq.attributes import channels_last_inputs, composite_name, with_attributes_of
-from quantvm.qdq.bindings import count_uses, described
+from quantvm.qdq.attributes import channels_last_inputs, composite_name
+from quantvm.qdq.bindings import count_uses
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import is_call, shape_of
-from quantvm.tvm_compat import dataflow
+from quantvm.qdq.rewriting import Rewriter, with_arguments
 
 from .deferred import Deferred, fuse
 from .formats import formatted, permuted
@@ -47,9 +46,9 @@ from .formats import formatted, permuted
 
 @dataclass
 class Legalization:
-    """State of one legalization: the builder, the numerics to follow, and counts for the report."""
+    """State of one legalization: the builder, which the walk over `main` sets, the numerics to follow, and counts."""
 
-    builder: relax.BlockBuilder
+    builder: relax.BlockBuilder = field(init=False)
     engine: Engine
     threads: int
     dot: DotProduct
@@ -164,34 +163,44 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
         module: output of `fuse_qdq`.
         state: numerics and target; its counts are filled in.
     """
-    main = module["main"]
-    builder = state.builder
-    values: dict[Any, Any] = {}
-    uses = count_uses(main)
-    params = [relax.Var(p.name, p.ty) for p in main.params]
-    channels_last = channels_last_inputs(module)
-    for index, (old, new) in enumerate(zip(main.params, params, strict=True)):
-        values[old] = replace(_tensor(new), channels_last=index in channels_last)
-    with builder.function("main", params):
-        with dataflow(builder):
-            for block in main.body.blocks:
-                for binding in block.bindings:
-                    with part(lambda: _described(module, binding)):  # noqa: B023 - called in the loop
-                        value = _binding(module, state, binding, values, uses)
-                        _check_made(value, binding.var)
-                    values[binding.var] = value
-            result = builder.emit_output(_plain(state, main.body.body, values))
-        builder.emit_func_output(result)
-    return with_attributes_of(builder.get(), module)
+    return _Lowering(module, state).go()
 
 
-def _described(module: tvm.IRModule, binding: Any) -> str:
-    """Returns the layer and operator of a binding, for messages."""
-    callee = getattr(binding.value, "op", None)
-    if not isinstance(callee, tvm.ir.GlobalVar) or composite_name(module[callee]) is None:
-        return described(binding)
-    composite = Composite(module[callee])
-    return f"{composite.layer or binding.var.name} ({composite.name})"
+class _Lowering(Rewriter):
+    """One walk over `main`; `values` holds what each variable became: a Tensor, Deferred, or another expression."""
+
+    def __init__(self, module: tvm.IRModule, state: Legalization) -> None:
+        super().__init__(module)
+        self._state, self._uses = state, count_uses(self.main)
+        state.builder = self.builder
+
+    def keeps(self, function: Any) -> bool:
+        return composite_name(function) is None  # none is called any more
+
+    def parameters(self) -> list[relax.Var]:
+        params = super().parameters()
+        channels_last = channels_last_inputs(self.module)
+        self._inputs = {new: replace(_tensor(new), channels_last=i in channels_last) for i, new in enumerate(params)}
+        return params
+
+    def of_parameter(self, old: relax.Var, new: relax.Var) -> Tensor:
+        return self._inputs[new]
+
+    def where(self, var: relax.Var, value: Any) -> str:
+        """Returns the layer and operator of a binding."""
+        callee = getattr(value, "op", None)
+        if not isinstance(callee, tvm.ir.GlobalVar) or composite_name(self.module[callee]) is None:
+            return super().where(var, value)
+        composite = Composite(self.module[callee])
+        return f"{composite.layer or var.name} ({composite.name})"
+
+    def bind(self, var: relax.Var, value: Any) -> Any:
+        made = _binding(self.module, self._state, var, value, self.values, self._uses)
+        _check_made(made, var)
+        return made
+
+    def read(self, expr: Any) -> Any:
+        return _plain(self._state, expr, self.values)
 
 
 def _check_made(value: Any, var: Any) -> None:
@@ -209,9 +218,8 @@ def _tensor(expr: Any) -> Tensor:
 
 
 def _binding(
-    module: tvm.IRModule, state: Legalization, binding: Any, values: dict[Any, Any], uses: Counter[Any]
+    module: tvm.IRModule, state: Legalization, var: Any, value: Any, values: dict[Any, Any], uses: Counter[Any]
 ) -> Any:
-    value = binding.value
     function = module[value.op] if isinstance(getattr(value, "op", None), tvm.ir.GlobalVar) else None
     if composite_name(function) is not None:
         composite = Composite(function)
@@ -252,9 +260,9 @@ def _binding(
         if turned is not None:
             return turned
     arguments = [_plain(state, argument, values) for argument in value.args]
-    call = tvm.ir.Call(value.op, arguments, value.attrs, value.ty_args)
+    call = with_arguments(value, arguments)
     operands = [_emitted(state, values[argument]) for argument in _operands(value) if argument in values]
-    return formatted(_wrap(state.builder.emit(call, binding.var.name)), value, operands)
+    return formatted(_wrap(state.builder.emit(call, var.name)), value, operands)
 
 
 _FOLLOW_FORMAT = ("concat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "mean_of_axes", "bilinear")
