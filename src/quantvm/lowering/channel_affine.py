@@ -34,7 +34,9 @@ class _Merger(Rewriter):
         if var not in self.affines:
             return self.copied(var, value)
         source, factors, terms = self.affines[var]
-        product = self.builder.emit(relax.op.multiply(self.read(source), _along_channels(factors)))
+        product = self.builder.emit(
+            relax.op.multiply(self.read(source), _along_channels(factors)), f"{var.name}_scaled"
+        )
         return self.builder.emit(relax.op.add(product, _along_channels(terms)), var.name)
 
     def _affine(self, call: Expr) -> tuple[Expr, list[np.float32], list[np.float32]] | None:

@@ -250,11 +250,21 @@ def _outputs_are_the_callers(module: tvm.IRModule) -> Problems:
     main = module["main"]
     bound = {binding.var: binding.value for binding in _bindings(main)}
     for output in results_of(main):
-        source = output
-        while source in bound and (is_call(bound[source], "relax.reshape") or isinstance(bound[source], relax.Var)):
-            source = bound[source].args[0] if is_call(bound[source], "relax.reshape") else bound[source]
+        source = _viewed(output, bound)
         if is_constant(source) or source in set(main.params):
             yield f"an output shares memory with {'a constant' if is_constant(source) else source.name}"
+
+
+def _viewed(expr: Expr, bound: dict[Any, Expr]) -> Expr:
+    """Returns what an output is a view of, or the output itself."""
+    while expr in bound:
+        value = bound[expr]
+        if is_call(value, "relax.reshape"):
+            value = value.args[0]
+        elif not isinstance(value, relax.Var) and not is_constant(value):
+            break
+        expr = value
+    return expr
 
 
 # ---------------------------------------------------------------------- readers of what may be malformed
