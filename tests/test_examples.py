@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import quantvm
 
@@ -32,10 +34,22 @@ def test_every_example_is_run():
         assert example in (ROOT / test).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "example", [*sorted(SAID.keys() - NIGHTLY), *(pytest.param(n, marks=pytest.mark.nightly) for n in NIGHTLY)]
-)
-def test_example(example, tmp_path):
+@pytest.mark.parametrize("example", sorted(SAID.keys() - NIGHTLY))
+def test_example(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    engine = torch.backends.quantized.engine
+    try:
+        runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+    finally:
+        torch.backends.quantized.engine = engine
+    said = capsys.readouterr().out
+    for words in SAID[example]:
+        assert words in said
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("example", sorted(SAID))
+def test_example_as_a_program(example, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(quantvm.__file__).parent.parent), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-W", "ignore", EXAMPLES / example]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
