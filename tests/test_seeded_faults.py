@@ -22,9 +22,9 @@ from quantvm.frontend import builder
 from quantvm.frontend.torchscript import contractions
 from quantvm.kernels import arithmetic
 from quantvm.kernels.conv import conv_emitter, requantize
-from quantvm.kernels.float import float_program
-from quantvm.lowering.qdq import float_programs
+from quantvm.kernels.float import program_emitter
 from quantvm.lowering.qdq import legalize as qdq_legalize
+from quantvm.lowering.qdq import region_reader
 from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics import unary_tables
 from quantvm.numerics.torch_engines import QuantParams
@@ -273,7 +273,7 @@ def narrower(self: Any) -> tuple[int, int]:
     return (max(low, self._r.output.zero_point) if self._r.relu else low), high // 2
 
 
-to_larger = everywhere("round_even", upward, requantize, arithmetic, float_program)
+to_larger = everywhere("round_even", upward, requantize, arithmetic, program_emitter)
 
 FAULTS: list[tuple[str, str, Callable[[Patch], None]]] = [
     # the importer
@@ -306,15 +306,15 @@ FAULTS: list[tuple[str, str, Callable[[Patch], None]]] = [
         list(args[0])[::-1], *args[1:], **options))),
     ("ReLU dropped", "TFLite", operator("clip", lambda op, args, options: args[0])),
     # the lowering
-    ("int8 read raw", "PT2E int8", everywhere("unsigned", raw, float_programs, qdq_legalize)),
-    ("int8 read raw", "ONNX int8", everywhere("unsigned", raw, float_programs, qdq_legalize)),
+    ("int8 read raw", "PT2E int8", everywhere("unsigned", raw, region_reader, qdq_legalize)),
+    ("int8 read raw", "ONNX int8", everywhere("unsigned", raw, region_reader, qdq_legalize)),
     ("constant off", "convolution", wrapped(numerics, "requantization", off_by_one)),
     ("wrong entries of a table", "hardswish", wrapped(unary_tables, "unary_tables", other_entry)),
     # the kernels
     ("ties upward", "linear", to_larger),
     ("ties upward", "PT2E int8", to_larger),
     ("ties upward", "ONNX int8", to_larger),
-    ("int8 read raw", "TFLite", everywhere("unsigned", raw, float_programs, qdq_legalize)),
+    ("int8 read raw", "TFLite", everywhere("unsigned", raw, region_reader, qdq_legalize)),
     ("limits without ReLU", "convolution", lambda patch: patch.setattr(
         requantize.RequantizeEpilogue, "bounds", property(bounds_without_relu))),
     ("limits too narrow", "grouped", lambda patch: patch.setattr(

@@ -28,7 +28,7 @@ def supported_ops_markdown() -> str:
     from quantvm.frontend.exported.registry import exported_ops, find_exported
     from quantvm.frontend.onnx import operators as onnx_operators
     from quantvm.frontend.torchscript import importer as torchscript
-    from quantvm.lowering.float import float_regions
+    from quantvm.lowering.qdq import regions
     from quantvm.lowering.torch.legalize import rules
 
     assert exported
@@ -37,7 +37,7 @@ def supported_ops_markdown() -> str:
     imported = _ours((name, registry.find_converter(name)) for name in registry.supported_ops())
     own = _ours((name, find_exported(name)) for name in exported_ops())
     kernels = [(composite, numerics, rule) for (numerics, composite), rule in rules().items()]
-    fused = sorted({*float_regions.UNARY.values(), *float_regions.BINARY.values()})
+    fused = sorted({*regions.UNARY.values(), *regions.BINARY.values()})
     lines = [
         _OPENING,
         "",

@@ -13,7 +13,7 @@ import tvm
 
 from quantvm.kernels.conv import conv2d, depthwise
 from quantvm.kernels.conv.dot import select_dot
-from quantvm.kernels.float import float_region
+from quantvm.kernels.float import region_kernel
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.pool import float_pool
 from quantvm.kernels.pool.pool import PoolShape
@@ -195,7 +195,7 @@ def test_region_equals_its_program(name, isa):
         # half of the floats are exact ties of the output's steps
         ties = (rng.integers(-300, 300, shape) / 2 * OUT.q.scale_f32).astype(np.float32)
         tensors.append(codes if leaf.q is not None else ties)
-    _compare(float_region.float_region(item, program, isa), evaluate(program, tensors), *tensors)
+    _compare(region_kernel.region_kernel(item, program, isa), evaluate(program, tensors), *tensors)
 
 
 @pytest.mark.parametrize("output", [None, OUT], ids=["floats", "quantized"])
@@ -254,6 +254,6 @@ def test_quantize_equals_decomposed_operators():
 def test_exp_is_within_a_last_place(isa):
     x = np.linspace(-87, 87, 60_000, dtype=np.float32).reshape(1, -1)
     program = FloatProgram((TensorLeaf(None),), (Step("sigmoid", (0,)),), None)
-    got = run(float_region.float_region((60_000,), program, isa), native_target(), x, out_shape=x.shape,
+    got = run(region_kernel.region_kernel((60_000,), program, isa), native_target(), x, out_shape=x.shape,
               out_dtype="float32")  # fmt: skip
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=4e-7)

@@ -8,9 +8,9 @@ from typing import Any
 from tvm import relax
 from tvm.ir import GlobalVar
 
-from quantvm.lowering.float.float_regions import BINARY, UNARY, dequantized_params
 from quantvm.lowering.fuse_qdq import fuse_qdq
 from quantvm.lowering.patterns import all_patterns
+from quantvm.lowering.qdq.regions import BINARY, UNARY, dequantized_params
 from quantvm.qdq.attributes import composite_name
 from quantvm.qdq.bindings import definitions
 from quantvm.qdq.expressions import constant_value, is_call, is_constant, is_per_tensor
@@ -119,7 +119,7 @@ class _Graph:
 
 
 class _QdqGraph(_Graph):
-    """The same of a module whose regions are found by `lowering.float_regions`, not by patterns."""
+    """The same of a module whose regions are found by `lowering.qdq.regions`, not by patterns."""
 
     def __init__(self, module: Any, bindings: Sequence[Any]) -> None:
         super().__init__(module, bindings)

@@ -9,7 +9,7 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 
 from quantvm.kernels.elementwise.elementwise import table
-from quantvm.kernels.float.float_program import behind_ties
+from quantvm.kernels.float.program_emitter import behind_ties
 from quantvm.kernels.pool.pool import PoolShape, averaged, window_sums
 from quantvm.numerics.pool_geometry import Taps
 from quantvm.numerics.qdq import Quantization

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from tvm.ir import GenericConst
+from tvm_ffi import structural_equal
 
 from quantvm.numerics.torch_engines import QuantParams
 
@@ -40,6 +41,14 @@ def size_of(dimension: Any) -> Any:
 def shape_of(expr: Expr) -> list[Any]:
     """Returns the shape: Python ints, and symbolic expressions where a dimension is dynamic."""
     return [size_of(dimension) for dimension in expr.ty.shape]
+
+
+def same_shape(a: list[Any], b: list[Any]) -> bool:
+    """Returns whether two shapes, with symbolic dimensions perhaps, are the same."""
+    return len(a) == len(b) and all(
+        x == y if isinstance(x, int) and isinstance(y, int) else structural_equal(x, y)
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def is_per_tensor(call: Expr) -> bool:

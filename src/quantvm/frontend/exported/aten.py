@@ -17,7 +17,7 @@ from .norms import TO_EVAL
 from .products import product_of, weighted_sum
 from .registry import register_exported
 from .tensor_types import as_float, float_dtype, name_of, promoted, tensor_of, torch_dtype
-from .torchao_operators import Accumulators, Raised, RaisedProduct, lowered, raised, scaled, shifted
+from .torchao_operators import Accumulators, OffsetIntegers, OffsetProduct, scaled, shifted, with_addend, without_offset
 from .values import ExportedBuilder
 
 SHARED = {
@@ -113,8 +113,8 @@ def _is_size(*values: Any) -> bool:
 @register_exported("aten::add.Tensor", "aten::add_.Tensor", "aten::add.Scalar")
 def add(b: ExportedBuilder, x: Any, y: Any, alpha: Any = 1) -> Any:
     """Returns x + alpha*y, after promotion; of booleans, whether one is true."""
-    if isinstance(x, Raised) and alpha == 1:
-        return raised(b, x, y)
+    if isinstance(x, OffsetIntegers) and alpha == 1:
+        return with_addend(b, x, y)
     if _is_size(x, y):
         return x + alpha * y
     first, second = promoted(b, x, y)
@@ -128,8 +128,8 @@ def sub(b: ExportedBuilder, x: Any, y: Any, alpha: Any = 1) -> Any:
     """Returns x - alpha*y, after promotion."""
     if isinstance(x, Accumulators) and alpha == 1:
         return shifted(b, x, y)
-    if isinstance(x, RaisedProduct) and alpha == 1:
-        return lowered(b, x, y)
+    if isinstance(x, OffsetProduct) and alpha == 1:
+        return without_offset(b, x, y)
     first, second = promoted(b, x, y)
     return b.emit(relax.op.subtract(first, _times(b, second, alpha)), "sub")
 

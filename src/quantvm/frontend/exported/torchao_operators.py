@@ -36,7 +36,7 @@ class Integers(Pending):
 
 
 @dataclass(frozen=True)
-class Raised(Pending):
+class OffsetIntegers(Pending):
     """int8 integers on their way to instructions that take uint8: as int32, with 128 added, as uint8.
 
     Which way torchao goes depends on the CPU that a program is exported on; the sums are the same.
@@ -59,7 +59,7 @@ class Raised(Pending):
 
 
 @dataclass(frozen=True)
-class RaisedProduct(Pending):
+class OffsetProduct(Pending):
     """Sums of products of integers that are 128 too great.
 
     Attributes:
@@ -177,23 +177,23 @@ def quantize_affine(
 
 
 @register_exported("aten::_int_mm.default")
-def int_mm(b: ExportedBuilder, x: Any, weight: Any) -> Accumulators | RaisedProduct | Expr:
+def int_mm(b: ExportedBuilder, x: Any, weight: Any) -> Accumulators | OffsetProduct | Expr:
     """Returns the int32 product of int8 matrices."""
-    if isinstance(x, Raised) and isinstance(weight, torch.Tensor) and (x.offset, x.dtype) == (128, "uint8"):
-        return RaisedProduct(x.x, weight)
+    if isinstance(x, OffsetIntegers) and isinstance(weight, torch.Tensor) and (x.offset, x.dtype) == (128, "uint8"):
+        return OffsetProduct(x.x, weight)
     if isinstance(x, Integers) and isinstance(weight, torch.Tensor):
         return Accumulators(x, weight, shifted=int(x.params.zero_point) == 0)
     return b.emit(relax.op.matmul(b.relax_of(x), b.relax_of(weight), out_dtype="int32"), "int_mm")
 
 
-def raised(b: ExportedBuilder, x: Raised, addend: Any) -> Raised | Expr:
+def with_addend(b: ExportedBuilder, x: OffsetIntegers, addend: Any) -> OffsetIntegers | Expr:
     """Returns integers with something added."""
     if isinstance(addend, int) and x.dtype == "int32":
         return replace(x, offset=x.offset + addend)
     return b.emit(relax.op.add(b.relax_of(x), b.relax_of(addend)), "add")
 
 
-def lowered(b: ExportedBuilder, x: RaisedProduct, correction: Any) -> Accumulators | Expr:
+def without_offset(b: ExportedBuilder, x: OffsetProduct, correction: Any) -> Accumulators | Expr:
     """Returns the product of int8 matrices: that of raised integers less 128 times the sums of the weight.
 
     Raises:
@@ -203,7 +203,7 @@ def lowered(b: ExportedBuilder, x: RaisedProduct, correction: Any) -> Accumulato
     if not isinstance(correction, torch.Tensor) or not torch.equal(correction, expected):
         return x.expression(b)
     product = int_mm(b, x.x, x.weight)
-    assert not isinstance(product, RaisedProduct)
+    assert not isinstance(product, OffsetProduct)
     return product
 
 
@@ -235,12 +235,12 @@ def to_dtype(
     if isinstance(x, Accumulators) and dtype == torch.float32:
         return x
     name = str(dtype).removeprefix("torch.")
-    if isinstance(x, Raised) and x.offset == 128 and name == "uint8":
+    if isinstance(x, OffsetIntegers) and x.offset == 128 and name == "uint8":
         return replace(x, dtype=name)
     expr = b.relax_of(x)
     old = str(expr.ty.dtype)
     if (old, name) == ("int8", "int32"):
-        return Raised(x)
+        return OffsetIntegers(x)
     return as_dtype(b, expr, dtype)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import tvm
 
 from quantvm.errors import ModelImportError, UnsupportedOpError, listed
-from quantvm.frontend.normalize import normalize_with_tensors
 from quantvm.frontend.program_inputs import bind_batch, examples_in_order, importing, with_interface
+from quantvm.frontend.qdq_form import qdq_form_with_tensors
 from quantvm.qdq import attributes
 from quantvm.storage.regular_files import checked_path
 
@@ -71,7 +71,7 @@ def from_onnx_with_tensors(
     if not set(quantized) <= {name for node in model.graph.node for name in node.output}:
         quantized = []
     imported = import_graph(prepared, shapes)
-    module, tensors = normalize_with_tensors(imported, _contraction_names(prepared.graph), quantized)
+    module, tensors = qdq_form_with_tensors(imported, _contraction_names(prepared.graph), quantized)
     module = with_interface(module, names, None)
     return bind_batch(module, example_inputs, batch).with_attr(attributes.ENGINE, ENGINE), tensors
 

@@ -14,8 +14,8 @@ from typing import Any
 import tvm
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError
-from quantvm.frontend.normalize import normalize
 from quantvm.frontend.program_inputs import bind_batch, importing
+from quantvm.frontend.qdq_form import in_qdq_form
 from quantvm.qdq import attributes
 from quantvm.qdq.bindings import definitions
 from quantvm.qdq.expressions import is_call
@@ -58,7 +58,7 @@ def _imported(data: bytes, model_or_path: Any, example_inputs: Sequence[Any] | N
             f"the inputs {', '.join(quantized)} are quantized already; convert the model with "
             "inference_input_type=tf.float32 and inference_output_type=tf.float32"
         )
-    module = bind_batch(normalize(channels_first(module), names), example_inputs, batch)
+    module = bind_batch(in_qdq_form(channels_first(module), names), example_inputs, batch)
     return module.with_attr(attributes.ENGINE, ENGINE)
 
 

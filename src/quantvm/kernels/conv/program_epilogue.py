@@ -10,7 +10,7 @@ import tvm.tirx.script.builder as T
 
 from quantvm.kernels import x86
 from quantvm.kernels.builder import LANES, Buffer, Expr, argument, cast, flat, local, ramp, store_prefix
-from quantvm.kernels.float.float_program import quantize, run_program, steps_of
+from quantvm.kernels.float.program_emitter import quantize, run_program, steps_of
 from quantvm.kernels.isa import Isa
 from quantvm.numerics.qdq import AccumulatorLeaf, ChannelLeaf, FloatProgram, Leaf
 from quantvm.numerics.torch_engines import Requantization

@@ -28,7 +28,7 @@ from quantvm.kernels.builder import (
     splat,
     symbolic_batch,
 )
-from quantvm.kernels.float import float_program
+from quantvm.kernels.float import program_emitter
 from quantvm.kernels.isa import PLAIN, Isa
 from quantvm.numerics.qdq import Quantization
 from quantvm.numerics.torch_engines import QuantParams
@@ -69,7 +69,7 @@ def quantize_nchw_to_nhwc(
     """
 
     def integers(value: Expr, lanes: int) -> Expr:
-        return quantize_arr(value, q, lanes) if under is None else float_program.quantize(value, under, lanes)
+        return quantize_arr(value, q, lanes) if under is None else program_emitter.quantize(value, under, lanes)
 
     func = nchw_to_nhwc(channels, height, width, q.dtype, integers, affine, packs=isa.packs)
     name = "quantize" if affine is None else "quantize_affine"

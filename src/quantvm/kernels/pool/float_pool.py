@@ -20,7 +20,7 @@ from quantvm.kernels.builder import (
     splat,
     symbolic_batch,
 )
-from quantvm.kernels.float.float_program import quantize
+from quantvm.kernels.float.program_emitter import quantize
 from quantvm.numerics.pool_geometry import Taps, adaptive_taps
 from quantvm.numerics.qdq import Quantization
 from quantvm.numerics.torch_engines import QuantParams

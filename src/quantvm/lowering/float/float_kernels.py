@@ -11,10 +11,8 @@ from tvm import relax, tirx
 from quantvm.kernels import Kernel
 from quantvm.kernels.float.float_matmul import Tile, float_linear, float_matmul
 from quantvm.lowering.tensors import product
-from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, shape_of
+from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, same_shape, shape_of
 from quantvm.qdq.rewriting import Rewriter
-
-from .float_regions import same_shape
 
 
 def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:

@@ -21,10 +21,10 @@ from quantvm.kernels.conv import conv2d, depthwise
 from quantvm.kernels.conv.dot import PORTABLE
 from quantvm.kernels.conv.split_weights import split_product
 from quantvm.kernels.elementwise import concat, elementwise, quantize
-from quantvm.kernels.float import float_region
+from quantvm.kernels.float import region_kernel
 from quantvm.kernels.pool import pool
 from quantvm.lowering.float.float_ops import rows_of_one_image
-from quantvm.lowering.float.float_regions import (
+from quantvm.lowering.qdq.regions import (
     MOVES,
     Contraction,
     Region,
@@ -57,8 +57,8 @@ from quantvm.qdq.rewriting import Rewriter, with_arguments, with_operands
 
 from . import pools as qdq_pools
 from .axis_quantize import has_known_axis, quantized_along_axis
-from .float_programs import ProgramBuilder, limits_of, unsigned
 from .pools import is_average
+from .region_reader import RegionReader, limits_of, unsigned
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Lowering(Rewriter):
             return value
         x = in_layout(self.builder, value.tensor, value.tensor.layout)  # its border is filled in
         program = FloatProgram((qdq_numerics.TensorLeaf(value.q),), (), None)
-        kernel = float_region.float_region(x.item_shape, program, self.state.isa)
+        kernel = region_kernel.region_kernel(x.item_shape, program, self.state.isa)
         self.state.op = "dequantize"
         return self.state.run(kernel, [x], x, "float32", name)
 
@@ -279,7 +279,7 @@ class _Lowering(Rewriter):
 
     def _region(self, region: Region) -> Any:
         """Emits the kernel of a region and returns its result."""
-        builder = ProgramBuilder(region, self.bound, self.divides, self._is_tflite)
+        builder = RegionReader(region, self.bound, self.divides, self._is_tflite)
         root = self.bound[region.root]
         name = region.root.name
         if region.host is not None:
@@ -288,7 +288,7 @@ class _Lowering(Rewriter):
             return self._contracted(contraction, builder, name, region)
         return self._elementwise(region, builder, root, name)
 
-    def _elementwise(self, region: Region, builder: ProgramBuilder, root: Any, name: str) -> Tensor:
+    def _elementwise(self, region: Region, builder: RegionReader, root: Any, name: str) -> Tensor:
         program = builder.program({var: getattr(self.values[var], "q", None) for var in builder.operands})
         if program.output is not None and not program.steps:
             pool_call = self.values[builder.operands[0]]
@@ -306,7 +306,7 @@ class _Lowering(Rewriter):
         placed = [in_layout(self.builder, t, layout) for t in tensors]
         like = Tensor(None, tuple(shape), layout)
         item = rows_and_item(like.physical)[1]
-        kernel = float_region.float_region(item, program, self.state.isa)
+        kernel = region_kernel.region_kernel(item, program, self.state.isa)
         if self._is_tflite and program.output is not None and not program.steps and program.tensors[0].q is not None:
             kernel = tflite.tflite_requantize(item, program.tensors[0].q, program.output, self.state.threads)
         return self.state.run(kernel, placed, like, program.out_dtype, name)
@@ -327,7 +327,7 @@ class _Lowering(Rewriter):
             return "NHWC"
         return "NCHW"
 
-    def _contracted(self, contraction: Contraction, builder: ProgramBuilder, name: str, region: Region) -> Tensor:
+    def _contracted(self, contraction: Contraction, builder: RegionReader, name: str, region: Region) -> Tensor:
         value = self.values[contraction.x]
         assert isinstance(value, Dequantized)
         weight = _weight(contraction)

@@ -12,12 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tvm import relax
-from tvm_ffi import structural_equal
 
 from quantvm.numerics.float_operators import FUSED
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.bindings import definitions, variables
-from quantvm.qdq.expressions import constant_value, is_call, is_constant, is_per_tensor, op_name, quant_params, shape_of
+from quantvm.qdq.expressions import (
+    constant_value,
+    is_call,
+    is_constant,
+    is_per_tensor,
+    op_name,
+    quant_params,
+    same_shape,
+    shape_of,
+)
 
 UNARY = {name: row.name for name, row in FUSED.items() if row.arity == 1}
 BINARY = {name: row.name for name, row in FUSED.items() if row.arity == 2}
@@ -292,14 +300,6 @@ def is_integer(expr: Any) -> bool:
 
 def _is_float(expr: Any) -> bool:
     return isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) == "float32"
-
-
-def same_shape(a: list[Any], b: list[Any]) -> bool:
-    """Whether two shapes, with symbolic dimensions perhaps, are the same."""
-    return len(a) == len(b) and all(
-        x == y if isinstance(x, int) and isinstance(y, int) else structural_equal(x, y)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def _is_gate(shape: list[Any], of: list[Any]) -> bool:

@@ -27,10 +27,10 @@ from quantvm.kernels.elementwise.elementwise import over_elements
 from quantvm.kernels.isa import PLAIN, Isa
 from quantvm.numerics.qdq import FloatProgram, TensorLeaf, table
 
-from .float_program import quantize, run_program, steps_of
+from .program_emitter import quantize, run_program, steps_of
 
 
-def float_region(item_shape: Sequence[int], program: FloatProgram, isa: Isa = PLAIN) -> Kernel:
+def region_kernel(item_shape: Sequence[int], program: FloatProgram, isa: Isa = PLAIN) -> Kernel:
     """Returns a program over dense tensors whose innermost dimension are channels: (n, *item_shape) each.
 
     A tensor leaf with `gate` is (n, 1, ..., 1, C), and its value holds for all pixels of an image.

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax, tirx
-from tvm_ffi import structural_equal
 
 from quantvm.errors import ModelImportError
-from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name, size_of
+from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name, same_shape, size_of
 from quantvm.qdq.rewriting import Rewriter
 
 from .builder import QdqBuilder, constant, shape_of
@@ -49,18 +48,18 @@ class _Dequantized:
         )
 
 
-def normalize(module: tvm.IRModule, layer_names: list[str]) -> tvm.IRModule:
+def in_qdq_form(module: tvm.IRModule, layer_names: list[str]) -> tvm.IRModule:
     """Returns the module with `main` in canonical QDQ form, its parameters named as `from_torch` names them.
 
-    Args and errors: as `normalize_with_tensors`.
+    Args and errors: as `qdq_form_with_tensors`.
     """
-    return normalize_with_tensors(module, layer_names, [])[0]
+    return qdq_form_with_tensors(module, layer_names, [])[0]
 
 
-def normalize_with_tensors(
+def qdq_form_with_tensors(
     module: tvm.IRModule, layer_names: list[str], tensor_names: list[str]
 ) -> tuple[tvm.IRModule, dict[str, str]]:
-    """Returns what `normalize` does, and of each variable that holds a quantize's result the tensor's name in the file.
+    """Returns what `in_qdq_form` does, and the name in the file of each tensor that a quantize makes, by its variable.
 
     Args:
         module: what an importer of TVM made, with constants bound.
@@ -71,8 +70,8 @@ def normalize_with_tensors(
         ModelImportError: control flow, an input that is not float32, or quantization parameters that are computed at
             run time.
     """
-    normalizer = _Normalizer(module, layer_names, tensor_names)
-    return relax.transform.DeadCodeElimination()(normalizer.go()), normalizer.tensors
+    former = _Former(module, layer_names, tensor_names)
+    return relax.transform.DeadCodeElimination()(former.go()), former.tensors
 
 
 def _input(param: Any, index: int, count: int) -> Any:
@@ -84,7 +83,7 @@ def _input(param: Any, index: int, count: int) -> Any:
     return relax.Var("input" if count == 1 else f"input_{index}", relax.TensorType(shape, "float32"))
 
 
-class _Normalizer(Rewriter):
+class _Former(Rewriter):
     def __init__(self, module: tvm.IRModule, layer_names: list[str], tensor_names: list[str]) -> None:
         super().__init__(module)
         self._b = QdqBuilder(self.builder)
@@ -264,7 +263,7 @@ class _Normalizer(Rewriter):
 
     def _reshape(self, call: Any) -> Expr:
         old, new = shape_of(call.args[0]), list(call.args[1].values) if hasattr(call.args[1], "values") else []
-        if len(old) == len(new) and all(_same_size(a, b) for a, b in zip(old, new, strict=True)):
+        if same_shape(old, [size_of(size) for size in new]):
             value = self._value(call.args[0])
             return value if isinstance(value, _Dequantized) else self.read(call.args[0])
         return self._plain(call)
@@ -287,11 +286,6 @@ class _Normalizer(Rewriter):
         y = self._b.emit(relax.op.nn.relu(x) if bound == (0.0, float("inf")) else relax.op.clip(x, *bound), "clip")
         self._clips[y] = (x, bound)
         return y
-
-
-def _same_size(a: Any, b: Any) -> bool:
-    a, b = size_of(a), size_of(b)
-    return a == b if isinstance(a, int) or isinstance(b, int) else structural_equal(a, b)
 
 
 def _limit_of(function: Any) -> str | None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from quantvm.lowering.float.float_regions import Region, same_shape
 from quantvm.numerics import qdq as qdq_numerics
 from quantvm.numerics.float_operators import FUSED
 from quantvm.numerics.qdq import (
@@ -23,7 +22,9 @@ from quantvm.numerics.qdq import (
     TensorLeaf,
 )
 from quantvm.numerics.torch_engines import F32, QuantParams
-from quantvm.qdq.expressions import constant_value, is_call, is_constant, quant_params, shape_of
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, quant_params, same_shape, shape_of
+
+from .regions import Region
 
 
 def unsigned(q: QuantParams) -> QuantParams:
@@ -38,7 +39,7 @@ def limits_of(clip: Any) -> tuple[int, int]:
     return low + shift, high + shift
 
 
-class ProgramBuilder:
+class RegionReader:
     """Reads a region.
 
     Args:
