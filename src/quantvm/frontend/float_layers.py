@@ -14,25 +14,24 @@ import torch
 from torch import nn
 
 from quantvm.errors import ModelImportError
+from quantvm.numerics.activations import ACTIVATIONS, LIMITS
 from quantvm.torch_compat import quiet
 
 from .layers import LayeredProgram
 
-_CLIPS = ("aten::relu6", "aten::hardtanh", "aten::clamp")
-_LIMITED = ("aten::relu", *_CLIPS)
+_CLIPS = tuple(name for name in LIMITS if name != "aten::relu")
 _FLOAT_OPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "aten::quantize_per_tensor": (("aten::clone",),),
     "quantized::conv2d": (("aten::_convolution", "aten::conv2d"),),
-    "quantized::conv2d_relu": (("aten::_convolution", "aten::conv2d"), _LIMITED),
+    "quantized::conv2d_relu": (("aten::_convolution", "aten::conv2d"), LIMITS),
     "quantized::linear": (("aten::linear", "aten::addmm"),),
-    "quantized::linear_relu": (("aten::linear", "aten::addmm"), _LIMITED),
+    "quantized::linear_relu": (("aten::linear", "aten::addmm"), LIMITS),
     "quantized::add": (("aten::add",),),
     "quantized::add_relu": (("aten::add",), ("aten::relu",)),
     "quantized::mul": (("aten::mul",),),
     "quantized::mul_relu": (("aten::mul",), ("aten::relu",)),
     "quantized::cat": (("aten::cat",),),
-    "quantized::hardswish": (("aten::hardswish",),),
-    "quantized::leaky_relu": (("aten::leaky_relu",),),
+    **{f"quantized::{name}": ((f"aten::{name}",),) for name in ACTIVATIONS},
     "quantized::relu6": (_CLIPS,),
     "quantized::max_pool2d": (("aten::max_pool2d",),),
 }

@@ -16,6 +16,8 @@ import tvm
 from tvm import relax, tirx
 
 from quantvm.errors import ModelImportError
+from quantvm.numerics.activations import ACTIVATIONS
+from quantvm.numerics.float_operators import FLOAT_OPERATORS
 from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name, same_shape, size_of
 from quantvm.qdq.rewriting import Rewriter
 
@@ -23,8 +25,12 @@ from .builder import QdqBuilder, constant, shape_of
 from .folding import folded
 
 _INHERITS = frozenset(
-    f"relax.{name}" for name in ("add", "nn.relu", "clip", "quantize", "call_tir", "sigmoid", "nn.silu", "nn.leakyrelu")
-)
+    f"relax.{name}"
+    for name in (
+        "add", "quantize", "call_tir", "nn.relu", "clip",
+        *(FLOAT_OPERATORS[name].relax for name in ACTIVATIONS if name in FLOAT_OPERATORS),
+    )
+)  # fmt: skip
 """Operators that belong to the layer whose result they are applied to."""
 _CONTRACTIONS = ("relax.nn.conv2d", "relax.nn.conv1d", "relax.nn.conv2d_transpose", "relax.matmul")
 

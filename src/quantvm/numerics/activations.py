@@ -7,6 +7,7 @@ page of supported operators read it. CONTRIBUTING.md says what a new one takes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import numpy as np
 from quantvm.numerics.float_operators import Formula, numpy_arithmetic, option_names, steps_of
 from quantvm.numerics.torch_engines import F32, QuantParams, f32, f64
 
+_MISSING = inspect.Parameter.empty
 _IN_FLOAT32, _IN_FLOAT64 = numpy_arithmetic(f32), numpy_arithmetic(f64)
 
 
@@ -63,6 +65,7 @@ class Activation:
         keeps_order: whether PyTorch's result lies in memory as its input does; if so, a table is fused behind
             convolutions.
         needs_dense: whether the kernel makes its input contiguous first.
+        accurate_near_zero: whether f(x) ~ x near zero, where exported programs have it computed in double precision.
     """
 
     name: str
@@ -78,11 +81,18 @@ class Activation:
     integer: Literal["own", "torch", "float"] = "own"
     keeps_order: bool = True
     needs_dense: bool = False
+    accurate_near_zero: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
         """Names of the numbers that it takes besides x."""
         return option_names(self.formula)
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """The options that may be left out, with their values then."""
+        parameters = inspect.signature(self.formula).parameters
+        return {name: parameters[name].default for name in self.options if parameters[name].default is not _MISSING}
 
     @property
     def is_exact(self) -> bool:
@@ -111,8 +121,8 @@ def _gate(o: Any, x: Any) -> Any:
 
 
 def _elu(o: Any, x: Any, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Any:
-    curve = o.subtract(o.exp(o.multiply(o.minimum(x, 0.0), input_scale)), 1.0)
-    return o.multiply(o.add(o.maximum(x, 0.0), o.multiply(curve, alpha)), scale)
+    below = o.multiply(o.subtract(o.exp(o.multiply(o.minimum(x, 0.0), input_scale)), 1.0), alpha)
+    return o.multiply(o.add(o.maximum(x, 0.0), below), scale)
 
 
 def _elu_of_torch(o: Any, x: Any, alpha: float, scale: float, input_scale: float) -> Any:
@@ -148,6 +158,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation(
             "tanh", "the hyperbolic tangent", lambda o, x: o.tanh(x), "tanh", aten=("aten::tanh", "aten::tanh_"),
             of_quantized=_AROUND_ZERO, kernel=QuantizedKernel(reciprocal="float32"), integer="torch",
+            accurate_near_zero=True,
         ),
         Activation(
             "leaky_relu", "x > 0 ? x : negative_slope * x",
@@ -162,6 +173,7 @@ ACTIVATIONS: dict[str, Activation] = {
             "elu", "scale * (x > 0 ? x : alpha * (exp(input_scale*x) - 1))", _elu, "nn.functional.elu",
             kernel=QuantizedKernel(operator="elu"), computed=_elu_of_torch, integer="float", keeps_order=False,
         ),
+        # PyTorch divides; TVM's own silu multiplies by a reciprocal, which rounds twice
         Activation(
             "silu", "x / (1 + exp(-x))", lambda o, x: o.divide(x, o.add(o.exp(o.negative(x)), 1.0)),
             "nn.functional.silu", aten=("aten::silu", "aten::silu_"), exported=lambda o, x: o.silu(x),
@@ -176,3 +188,6 @@ ACTIVATIONS: dict[str, Activation] = {
     )
 }  # fmt: skip
 """Every function by its name."""
+
+LIMITS = ("aten::relu", "aten::relu6", "aten::hardtanh", "aten::clamp")
+"""Functions that limit values, and keep the parameters of quantized tensors; with `_` behind it one writes in place."""

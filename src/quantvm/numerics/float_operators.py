@@ -36,6 +36,7 @@ class FloatOperator:
         formula: what it computes, by simpler operators.
         numpy: (arrays) -> array, where there is no formula.
         tir: (vectors, registers) -> expression, likewise; `vectors` has what registers have no operator sign for.
+        aten: its operator in TorchScript, where that takes one float tensor and nothing else.
         torch: where PyTorch's function lies in `torch`; `name` if empty.
         torch_options: what that function takes by name.
         is_ieee: without a formula, whether it is one operation of IEEE 754, which every implementation rounds alike.
@@ -51,6 +52,7 @@ class FloatOperator:
     formula: Formula | None = None
     numpy: Callable[..., Values] | None = None
     tir: Callable[..., Any] | None = None
+    aten: str = ""
     torch: str = ""
     torch_options: Mapping[str, Any] = field(default_factory=dict)
     is_ieee: bool = False
@@ -204,9 +206,9 @@ FLOAT_OPERATORS: dict[str, FloatOperator] = {
             numpy=lambda x: x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
             torch="nn.functional.gelu", torch_options={"approximate": "tanh"},
         ),
-        FloatOperator("exp", "exp", numpy=np.exp, tir=lambda t, a: t.exp(a)),
+        FloatOperator("exp", "exp", aten="aten::exp", numpy=np.exp, tir=lambda t, a: t.exp(a)),
         FloatOperator("erf", "erf", numpy=np.vectorize(math.erf)),
-        FloatOperator("sqrt", "sqrt", numpy=np.sqrt),
+        FloatOperator("sqrt", "sqrt", aten="aten::sqrt", numpy=np.sqrt),
         FloatOperator("rsqrt", "rsqrt", numpy=lambda x: 1 / np.sqrt(x)),
         FloatOperator("log", "log", numpy=np.log),
         # of formulas only

@@ -34,8 +34,8 @@ def unary_tables(
         q_out: parameters of the output.
         options: the numbers that it takes besides.
 
-    Exactness: bit-exact to torch 2.13's kernels; of functions that are not exact in float32 up to the last bit of
-        expf, tanhf and erff.
+    Exactness: bit-exact to torch 2.13's kernels; functions that are not exact in float32 up to the last bit of
+        PyTorch's vectorised expf and its like.
     """
     activation = ACTIVATIONS[name]
     kernel, dtype = activation.kernel, np.dtype(q_out.dtype)

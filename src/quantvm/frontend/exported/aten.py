@@ -16,7 +16,7 @@ from .moving import reshaped
 from .norms import TO_EVAL
 from .products import product_of, weighted_sum
 from .registry import register_exported
-from .tensor_types import as_float, float_dtype, name_of, promoted, tensor_of, torch_dtype
+from .tensor_types import float_dtype, name_of, promoted, tensor_of, torch_dtype
 from .torchao_operators import Accumulators, OffsetIntegers, OffsetProduct, scaled, shifted, with_addend, without_offset
 from .values import ExportedBuilder
 
@@ -25,9 +25,6 @@ SHARED = {
     "aten::relu_.default": "aten::relu",
     "aten::relu6.default": "aten::relu6",
     "aten::relu6_.default": "aten::relu6",
-    "aten::hardsigmoid.default": "aten::hardsigmoid",
-    "aten::hardsigmoid_.default": "aten::hardsigmoid",
-    "aten::sigmoid_.default": "aten::sigmoid",
     "aten::transpose.int": "aten::transpose",
     "aten::permute.default": "aten::permute",
     "aten::unsqueeze.default": "aten::unsqueeze",
@@ -95,14 +92,6 @@ def addmm(b: ExportedBuilder, bias: Any, x: Any, weight: Any, *, beta: float = 1
     return _biased(b, y, bias) if (alpha, beta) == (1, 1) else weighted_sum(b, bias, y, beta, alpha)
 
 
-@register_exported("aten::hardswish.default", "aten::hardswish_.default")
-def hardswish(b: ExportedBuilder, x: Any) -> Expr:
-    """Returns x * min(max(x+3, 0), 6) / 6, in this order as ATen's CPU kernel."""
-    first, second = b.relax_of(x), b.relax_of(x)
-    gate = b.emit(relax.op.clip(b.emit(relax.op.add(second, constant(3.0, "float32")), "plus_3"), 0, 6), "clip")
-    return b.emit(relax.op.divide(b.emit(relax.op.multiply(first, gate), "mul"), constant(6.0, "float32")), "hardswish")
-
-
 def _is_size(*values: Any) -> bool:
     """Whether the values are sizes, not tensors."""
     return not any(hasattr(v, "ty") and isinstance(v.ty, relax.TensorType) for v in values) and not any(
@@ -155,12 +144,6 @@ def div(b: ExportedBuilder, x: Any, y: Any) -> Expr:
     """Returns x / y; of integers, the quotient of their float32 values."""
     operands = [tensor_of(b, x), tensor_of(b, y)]
     return b.emit(relax.op.divide(*promoted(b, *operands, dtype=float_dtype(operands))), "div")
-
-
-@register_exported("aten::sigmoid.default")
-def sigmoid(b: ExportedBuilder, x: Any) -> Expr:
-    """Returns 1 / (1 + exp(-x))."""
-    return b.emit(relax.op.sigmoid(as_float(b, x)), "sigmoid")
 
 
 @register_exported("aten::native_dropout.default")

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
+from quantvm.numerics.activations import ACTIVATIONS, LIMITS
+
 _FILE_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_ACTIVATIONS = frozenset(
-    f"aten::{name}.default"
-    for base in ("relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "sigmoid", "silu", "leaky_relu")
-    for name in (base, f"{base}_")
-)
+_NAMES = (*LIMITS, *(f"{name}_" for name in LIMITS), *(name for row in ACTIVATIONS.values() for name in row.aten))
+_ACTIVATIONS = frozenset(f"{name}.default" for name in _NAMES)
 _VIEWS = frozenset(
     f"aten::{name}" for name in ("reshape.default", "flatten.using_ints", "contiguous.default", "dropout.default",
                                  "dropout_.default", "feature_dropout.default", "chunk.default", "to.dtype")

@@ -10,6 +10,8 @@ from tvm import relax
 
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import Expr, constant, shape_of
+from quantvm.frontend.formulas import emitted, options_of
+from quantvm.numerics.activations import ACTIVATIONS, Activation
 
 from .registry import register_exported
 from .tensor_types import as_dtype, as_float, name_of, torch_dtype
@@ -94,14 +96,6 @@ def atanh(b: ExportedBuilder, x: Any) -> Expr:
     return _in_double(b, as_float(b, x), relax.op.atanh, "atanh")
 
 
-@register_exported("aten::tanh.default", "aten::tanh_.default")
-def tanh(b: ExportedBuilder, x: Any) -> Expr:
-    """Returns the hyperbolic tangent, of a float tensor computed in double precision and rounded."""
-    if isinstance(x, Dequantized):
-        return b.emit(relax.op.tanh(b.relax_of(x)), "tanh")
-    return _in_double(b, as_float(b, x), relax.op.tanh, "tanh")
-
-
 @register_exported("aten::log2.default")
 def log2(b: ExportedBuilder, x: Any) -> Expr:
     """Returns log(x) / log(2)."""
@@ -154,10 +148,25 @@ def bitwise_not(b: ExportedBuilder, x: Any) -> Expr:
 # ------------------------------------------------------------------ activations
 
 
-@register_exported("aten::silu.default", "aten::silu_.default")
-def silu(b: ExportedBuilder, x: Any) -> Expr:
-    """Returns x * sigmoid(x)."""
-    return b.emit(relax.op.nn.silu(b.relax_of(x)), "silu")
+def _register_activation(activation: Activation) -> None:
+    @register_exported(*(f"{name}.default" for name in activation.aten))
+    def convert(b: ExportedBuilder, x: Any, *given: Any, **named: Any) -> Expr:
+        if activation.accurate_near_zero and not isinstance(x, Dequantized):
+            return _in_double(b, as_float(b, x), getattr(relax.op, activation.name), activation.name)
+        return _activation(b, activation, x, options_of(activation, given, named))
+
+    in_double = ", of a float tensor computed in double precision and rounded" if activation.accurate_near_zero else ""
+    convert.__doc__ = f"Returns {activation.text}{in_double}."
+
+
+def _activation(b: ExportedBuilder, activation: Activation, x: Any, options: tuple[float, ...]) -> Expr:
+    formula = activation.exported or activation.formula
+    return emitted(b, formula, lambda: as_float(b, x), options, activation.name)
+
+
+for _row in ACTIVATIONS.values():
+    if _row.aten:
+        _register_activation(_row)
 
 
 @register_exported("aten::gelu.default")
@@ -165,12 +174,6 @@ def gelu(b: ExportedBuilder, x: Any, *, approximate: str = "none") -> Expr:
     """Returns x * Phi(x), by the error function or by tanh."""
     op = relax.op.nn.gelu_tanh if approximate == "tanh" else relax.op.nn.gelu
     return b.emit(op(b.relax_of(x)), "gelu")
-
-
-@register_exported("aten::leaky_relu.default", "aten::leaky_relu_.default")
-def leaky_relu(b: ExportedBuilder, x: Any, negative_slope: float = 0.01) -> Expr:
-    """Returns x > 0 ? x : negative_slope * x."""
-    return b.emit(relax.op.nn.leakyrelu(b.relax_of(x), negative_slope), "leaky_relu")
 
 
 @register_exported("aten::rrelu.default")
@@ -185,7 +188,7 @@ def rrelu(
     """Returns x > 0 ? x : x * (lower + upper) / 2, as in inference."""
     if training:
         raise ModelImportError("draws random slopes: it is in training mode; call model.eval() before torch.export")
-    return leaky_relu(b, x, (lower + upper) / 2)
+    return _activation(b, ACTIVATIONS["leaky_relu"], x, ((lower + upper) / 2,))
 
 
 @register_exported("aten::elu.default", "aten::elu_.default")

@@ -9,89 +9,65 @@ from tvm import relax
 
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import Expr, QdqBuilder, QTensor, constant, constant_array, shape_of
+from quantvm.frontend.formulas import emitted, options_of
 from quantvm.frontend.registry import register_converter
-from quantvm.numerics.torch_engines import QuantParams
+from quantvm.numerics.activations import ACTIVATIONS, Activation, QuantizedKernel
 
 from .float_elementwise import float_operands
 
 
-def _gate(b: QdqBuilder, x: Expr) -> Expr:
-    """Returns min(max(x + 3, 0), 6)."""
-    return b.emit(relax.op.clip(b.emit(relax.op.add(x, constant(3.0, "float32")), "plus_3"), 0, 6), "clip")
+def _register(activation: Activation) -> None:
+    """Registers the converter of an activation's aten operator."""
+
+    @register_converter(*activation.aten)
+    def convert(b: QdqBuilder, x: Any, *given: Any) -> QTensor | Expr:
+        if activation.of_quantized is None:
+            (x,) = float_operands(b, activation.name, x)
+        y = _computed(b, activation, x, options_of(activation, given, {}))
+        if activation.of_quantized == "input":
+            return b.quantized_like(x, y)
+        fixed = activation.of_quantized
+        return b.quantized(y, fixed[x.q.dtype]) if isinstance(x, QTensor) and fixed is not None else y
+
+    convert.__doc__ = f"Returns {activation.text}{_of_quantized(activation)}."
 
 
-@register_converter("quantized::hardswish")
-def hardswish(b: QdqBuilder, x: Any, output_scale: float, output_zero_point: int) -> QTensor:
-    """Returns quantize(x * min(max(x+3, 0), 6) / 6)."""
-    b.expect_quantized("quantized::hardswish", x)
-    real = b.real(x)
-    y = b.emit(relax.op.multiply(real, _gate(b, real)), "mul")
-    y = b.emit(relax.op.divide(y, constant(6.0, "float32")), "hardswish")
-    return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
+def _of_quantized(activation: Activation) -> str:
+    """Returns what documentation says of quantized tensors."""
+    if activation.of_quantized is None:
+        return ""
+    if activation.of_quantized == "input":
+        return " under the input's parameters"
+    q = activation.of_quantized["uint8"]
+    return f"; a quantized result has scale 1/{1 / q.scale:g} and, of uint8, zero point {q.zero_point}"
 
 
-# What ATen fixes for outputs in [0, 1) and in (-1, 1), by the dtype.
-_UNIT_INTERVAL = {"uint8": QuantParams(1.0 / 256.0, 0), "int8": QuantParams(1.0 / 256.0, -128, "int8")}
-_AROUND_ZERO = {"uint8": QuantParams(1.0 / 128.0, 128), "int8": QuantParams(1.0 / 128.0, 0, "int8")}
+def _register_quantized(activation: Activation, kernel: QuantizedKernel) -> None:
+    """Registers the converter of the operator that takes the output's parameters."""
+    name = f"quantized::{kernel.operator}"
+    arguments = kernel.arguments or ("output_scale", "output_zero_point", *activation.options)
+
+    @register_converter(name)
+    def convert(b: QdqBuilder, x: Any, *given: Any) -> QTensor:
+        b.expect_quantized(name, x)
+        values = dict(zip(arguments, given, strict=False))
+        named = {option: values[option] for option in activation.options if option in values}
+        y = _computed(b, activation, x, options_of(activation, (), named))
+        return b.quantized(y, b.params(values["output_scale"], values["output_zero_point"], x.q.dtype))
+
+    convert.__doc__ = f"Returns quantize({activation.text})."
 
 
-@register_converter("aten::hardsigmoid", "aten::hardsigmoid_")
-def hardsigmoid(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns min(max(x+3, 0), 6) / 6; a quantized result has scale 1/256 and the least integer for 0."""
-    y = b.emit(relax.op.divide(_gate(b, b.real(x)), constant(6.0, "float32")), "hardsigmoid")
-    return b.quantized(y, _UNIT_INTERVAL[x.q.dtype]) if isinstance(x, QTensor) else y
+def _computed(b: QdqBuilder, activation: Activation, x: Any, options: tuple[float, ...]) -> Expr:
+    real = b.real(b.without_gaps(x) if activation.needs_dense else x)
+    return emitted(b, activation.formula, lambda: real, options, activation.name)
 
 
-@register_converter("aten::sigmoid", "aten::sigmoid_")
-def sigmoid(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns 1 / (1 + exp(-x)); a quantized result has scale 1/256 and the least integer for 0."""
-    y = b.emit(relax.op.sigmoid(b.real(x)), "sigmoid")
-    return b.quantized(y, _UNIT_INTERVAL[x.q.dtype]) if isinstance(x, QTensor) else y
-
-
-@register_converter("quantized::leaky_relu")
-def quantized_leaky_relu(
-    b: QdqBuilder, x: Any, negative_slope: float, inplace: bool, output_scale: float, output_zero_point: int
-) -> QTensor:
-    """Returns quantize(x > 0 ? x : negative_slope * x)."""
-    b.expect_quantized("quantized::leaky_relu", x)
-    x = b.without_gaps(x)
-    y = b.emit(relax.op.nn.leakyrelu(b.real(x), negative_slope), "leaky_relu")
-    return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
-
-
-@register_converter("quantized::sigmoid")
-def quantized_sigmoid(b: QdqBuilder, x: Any, output_scale: float, output_zero_point: int) -> QTensor:
-    """Returns quantize(1 / (1 + exp(-x)))."""
-    b.expect_quantized("quantized::sigmoid", x)
-    return b.quantized(
-        b.emit(relax.op.sigmoid(b.real(x)), "sigmoid"), b.params(output_scale, output_zero_point, x.q.dtype)
-    )
-
-
-@register_converter("aten::tanh", "aten::tanh_")
-def tanh(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns the hyperbolic tangent; a quantized result has scale 1/128 and zero point 128."""
-    y = b.emit(relax.op.tanh(b.real(x)), "tanh")
-    return b.quantized(y, _AROUND_ZERO[x.q.dtype]) if isinstance(x, QTensor) else y
-
-
-@register_converter("quantized::elu")
-def quantized_elu(
-    b: QdqBuilder, x: Any, output_scale: float, output_zero_point: int, alpha: float = 1.0, scale: float = 1.0,
-    input_scale: float = 1.0,
-) -> QTensor:  # fmt: skip
-    """Returns quantize(scale * (x > 0 ? x : alpha * (exp(input_scale*x) - 1)))."""
-    b.expect_quantized("quantized::elu", x)
-    real, zero = b.real(x), constant(0.0, "float32")
-
-    def times(y: Expr, factor: float) -> Expr:  # by 1, too: this form is what the lowering knows
-        return b.emit(relax.op.multiply(y, constant(factor, "float32")), "mul")
-
-    exp = b.emit(relax.op.exp(times(b.emit(relax.op.minimum(real, zero), "below"), input_scale)), "exp")
-    curve = times(b.emit(relax.op.subtract(exp, constant(1.0, "float32")), "minus_1"), alpha)
-    y = times(b.emit(relax.op.add(b.emit(relax.op.maximum(real, zero), "above"), curve), "elu"), scale)
-    return b.quantized(y, b.params(output_scale, output_zero_point, x.q.dtype))
+for _activation in ACTIVATIONS.values():
+    if _activation.aten:
+        _register(_activation)
+    if _activation.kernel is not None and _activation.kernel.operator:
+        _register_quantized(_activation, _activation.kernel)
 
 
 @register_converter("quantized::prelu")
@@ -117,13 +93,6 @@ def prelu(b: QdqBuilder, x: Any, weight: Expr) -> Expr:
     (x,) = float_operands(b, "prelu", x)
     slopes = constant(np.broadcast_to(constant_array(weight), (shape_of(x)[1],)), "float32")
     return b.emit(relax.op.nn.prelu(x, slopes, axis=1), "prelu")
-
-
-@register_converter("aten::leaky_relu", "aten::leaky_relu_")
-def leaky_relu(b: QdqBuilder, x: Any, negative_slope: float = 0.01) -> QTensor | Expr:
-    """Returns x > 0 ? x : negative_slope * x under the input's parameters."""
-    x = b.without_gaps(x)
-    return b.quantized_like(x, b.emit(relax.op.nn.leakyrelu(b.real(x), negative_slope), "leaky_relu"))
 
 
 @register_converter("aten::relu", "aten::relu_")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import Any
 
+from quantvm.numerics.activations import ACTIVATIONS, LIMITS
+
 _VIEWS = frozenset(
     f"aten::{name}"
     for name in (
@@ -16,26 +18,12 @@ _VIEWS = frozenset(
 """Operators whose result may share memory with their first input; PyTorch copies in some cases only."""
 
 _WRITES = frozenset(
-    f"aten::{name}_"
-    for name in (
-        "relu",
-        "relu6",
-        "hardtanh",
-        "hardsigmoid",
-        "sigmoid",
-        "clamp",
-        "add",
-        "mul",
-        "sub",
-        "div",
-        "silu",
-        "hardswish",
-        "elu",
-        "leaky_relu",
-        "tanh",
-        "masked_fill",
+    (
+        "aten::add_", "aten::mul_", "aten::sub_", "aten::div_", "aten::elu_", "aten::masked_fill_",
+        *(f"{name}_" for name in LIMITS),
+        *(name for row in ACTIVATIONS.values() for name in row.aten if name.endswith("_")),
     )
-)
+)  # fmt: skip
 
 
 Region = tuple[tuple[str, str], ...]

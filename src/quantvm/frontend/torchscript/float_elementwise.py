@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from tvm import relax
@@ -9,6 +10,7 @@ from tvm import relax
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import Expr, QdqBuilder, QTensor, constant
 from quantvm.frontend.registry import register_converter
+from quantvm.numerics.float_operators import FLOAT_OPERATORS, FloatOperator
 
 from .scalars import is_number, simplified
 
@@ -91,25 +93,17 @@ def neg(b: QdqBuilder, x: Any) -> Any:
     return simplified(-x) if is_number(x) else _unary(b, relax.op.negative, "neg", x)
 
 
-@register_converter("aten::exp")
-def exp(b: QdqBuilder, x: Any) -> Expr:
-    """Returns e ** x."""
-    return _unary(b, relax.op.exp, "exp", x)
+def _register_unary(operator: FloatOperator) -> None:
+    @register_converter(operator.aten)
+    def convert(b: QdqBuilder, x: Any) -> Expr:
+        return _unary(b, attrgetter(operator.relax)(relax.op), operator.name, x)
+
+    convert.__doc__ = f"Returns {operator.name}(x)."
 
 
-@register_converter("aten::sqrt")
-def sqrt(b: QdqBuilder, x: Any) -> Expr:
-    """Returns the square root."""
-    return _unary(b, relax.op.sqrt, "sqrt", x)
-
-
-@register_converter("aten::silu", "aten::silu_")
-def silu(b: QdqBuilder, x: Any) -> Expr:
-    """Returns x / (1 + exp(-x))."""
-    (x,) = float_operands(b, "silu", x)
-    # PyTorch divides; TVM's own silu multiplies by a reciprocal, which rounds twice
-    negative = b.emit(relax.op.exp(b.emit(relax.op.negative(x), "neg")), "exp")
-    return b.emit(relax.op.divide(x, b.emit(relax.op.add(negative, constant(1.0, "float32")), "plus_1")), "silu")
+for _operator in FLOAT_OPERATORS.values():
+    if _operator.aten:
+        _register_unary(_operator)
 
 
 @register_converter("aten::gelu")
@@ -117,14 +111,6 @@ def gelu(b: QdqBuilder, x: Any, approximate: str = "none") -> QTensor | Expr:
     """Returns x * Phi(x), exactly or by tanh; of a quantized tensor under its parameters."""
     op = relax.op.nn.gelu_tanh if approximate == "tanh" else relax.op.nn.gelu
     return b.quantized_like(x, b.emit(op(b.real(x)), "gelu"))
-
-
-@register_converter("aten::hardswish", "aten::hardswish_")
-def hardswish(b: QdqBuilder, x: Any) -> Expr:
-    """Returns x * min(max(x+3, 0), 6) / 6."""
-    (x,) = float_operands(b, "hardswish", x)
-    gate = b.emit(relax.op.clip(b.emit(relax.op.add(x, constant(3.0, "float32")), "plus_3"), 0, 6), "clip")
-    return b.emit(relax.op.divide(b.emit(relax.op.multiply(x, gate), "mul"), constant(6.0, "float32")), "hardswish")
 
 
 @register_converter("aten::elu", "aten::elu_")

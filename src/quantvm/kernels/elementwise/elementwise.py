@@ -1,4 +1,4 @@
-"""Element-wise int8 operators: add, multiply, tables (hardswish, hardsigmoid, ...), clamp.
+"""Element-wise int8 operators: add, multiply, tables of activations, clamp.
 
 PyTorch vectorises blocks of 64 elements of the flat buffer and treats the rest with other formulas; with several
 threads each one has its own piece and its own rest. These kernels cut the buffer into the same pieces.
@@ -271,7 +271,7 @@ def table_by_channel(item_shape: Sequence[int], tables: np.ndarray, inner: int, 
 
 
 def clamp_integers(item_shape: Sequence[int], low: int, high: int, dtype: str, name: str) -> Kernel:
-    """Returns min(max(x, low), high) on the integers: relu, relu6, hardtanh, clamp with unchanged parameters."""
+    """Returns min(max(x, low), high) on the integers: relu, clip and their like with unchanged parameters."""
     with flat_function(item_shape, (dtype,), dtype) as f:
         (x,) = f.inputs
 

@@ -121,7 +121,7 @@ def _fuse_add(
 
 
 def misreads_clip(state: Legalization, composite: Composite, x: Tensor) -> bool:
-    """Returns whether PyTorch's clamp (hardtanh, relu6) takes the bytes of a tensor for those of a contiguous one.
+    """Returns whether PyTorch's clamp (and relu6) takes the bytes of a tensor for those of a contiguous one.
 
     With QNNPACK it does so of channels-last uint8: the result is allocated without a memory format.
     """

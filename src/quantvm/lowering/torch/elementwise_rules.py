@@ -212,7 +212,7 @@ def lower_prelu(state: Legalization, composite: Composite, inputs: list[Tensor],
 
 @legalizes("relu", "clip")
 def lower_clamp(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """relu, relu6, hardtanh and clamp under unchanged parameters: limits on the integers."""
+    """relu, clip and their like under unchanged parameters: limits on the integers."""
     q: QuantParams = composite.output
     low, high = clamp_limits(composite)
     is_misread = misreads_clip(state, composite, inputs[0])

@@ -157,7 +157,7 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
 
 @legalizes("clip", numerics="integer")
 def lower_clip(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """relu6, hardtanh and clamp: limits on the integers, rounded as Python rounds."""
+    """Clip and its like: limits on the integers, rounded as Python rounds."""
     q = composite.output
     limits = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
     low, high = (int(np.clip(np.rint(q.zero_point + limit / q.scale), q.quant_min, q.quant_max)) for limit in limits)
