@@ -11,19 +11,19 @@ from typer.testing import CliRunner
 
 from quantvm.cli import app
 
-from .jobs.evaluation.fakes import FakeStages, scores_of
-from .jobs.latency.bench_fakes import FakeBenchStages, failing
+from .jobs.evaluation.fakes import FakeWorkload, scores_of
+from .jobs.latency.bench_fakes import FakeBench, failing
 
 
 @pytest.fixture
 def cli(tmp_path, monkeypatch):
-    """Returns a function that runs a command line with fake stages in an empty folder."""
+    """Returns a function that runs a command line with fake models in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
 
-    def run(*arguments, stages=FakeStages):
-        monkeypatch.setattr("quantvm.jobs.evaluation.evaluate.Stages", stages)
-        return CliRunner().invoke(app, list(arguments))
+    def run(*arguments, fakes=FakeWorkload):
+        with fakes().in_place():
+            return CliRunner().invoke(app, list(arguments))
 
     return run
 
@@ -135,7 +135,7 @@ def test_wrong_usage_is_exit_2_without_a_stack_or_a_run_folder(cli, tmp_path, ar
 
 
 def test_a_named_model_without_weights_is_exit_2(cli):
-    result = cli("run", "--model", "alpha", stages=lambda: FakeStages(unavailable=("alpha",)))
+    result = cli("run", "--model", "alpha", fakes=lambda: FakeWorkload(unavailable=("alpha",)))
     assert result.exit_code == 2
     assert "no weights for alpha: there is no network" in result.stderr
 
@@ -144,7 +144,7 @@ def test_a_model_that_errors_is_exit_3(cli):
     def fail(x_f32):
         raise RuntimeError("engine on fire")
 
-    result = cli("run", stages=lambda: FakeStages(tvm={"alpha": fail}))
+    result = cli("run", fakes=lambda: FakeWorkload(tvm={"alpha": fail}))
     assert result.exit_code == 3
     assert "Status: error: RuntimeError: engine on fire" in result.stdout
     assert "BETA|50.00" in result.stdout
@@ -154,36 +154,36 @@ def test_an_interruption_is_exit_130_with_the_partial_table(cli):
     def interrupt(x_f32):
         raise KeyboardInterrupt
 
-    result = cli("run", stages=lambda: FakeStages(tvm={"beta": interrupt}))
+    result = cli("run", fakes=lambda: FakeWorkload(tvm={"beta": interrupt}))
     assert result.exit_code == 130
     assert "INTERRUPTED" in result.stdout
     assert "ALPHA|50.00" in result.stdout
 
 
 def test_an_interruption_before_any_model_is_exit_130(cli):
-    class Stages(FakeStages):
-        def load_dataset(self, config, progress):
+    class Fakes(FakeWorkload):
+        def load_dataset(self, *arguments, **options):
             raise KeyboardInterrupt
 
-    assert cli("run", stages=Stages).exit_code == 130
+    assert cli("run", fakes=Fakes).exit_code == 130
 
 
 def test_outputs_that_differ_are_seen_by_the_parity_check(cli):
-    stages = lambda: FakeStages(tvm={"beta": lambda x: scores_of(x) + 1})  # noqa: E731
-    assert cli("run", stages=stages).exit_code == 0
-    assert cli("run", "--check-parity", "lsb:4", stages=stages).exit_code == 0
-    assert cli("run", "--check-parity", "lsb:3", stages=stages).exit_code == 1
+    fakes = lambda: FakeWorkload(tvm={"beta": lambda x: scores_of(x) + 1})  # noqa: E731
+    assert cli("run", fakes=fakes).exit_code == 0
+    assert cli("run", "--check-parity", "lsb:4", fakes=fakes).exit_code == 0
+    assert cli("run", "--check-parity", "lsb:3", fakes=fakes).exit_code == 1
 
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """Returns a function that runs `quantvm bench` with fake stages in an empty folder."""
+    """Returns a function that runs `quantvm bench` with fake models in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
 
-    def run(*arguments, stages=FakeBenchStages):
-        monkeypatch.setattr("quantvm.jobs.latency.bench.BenchStages", stages)
-        return CliRunner().invoke(app, ["bench", *arguments])
+    def run(*arguments, fakes=FakeBench):
+        with fakes().in_place():
+            return CliRunner().invoke(app, ["bench", *arguments])
 
     return run
 
@@ -238,8 +238,8 @@ def test_wrong_usage_of_bench_is_exit_2_without_a_run_folder(bench, tmp_path, ar
 
 def test_bench_exits_1_on_wrong_bits_and_3_on_an_engine_that_fails(bench):
     wrong = {"tvm": {"outputs": lambda y: y + 1}}
-    assert bench(stages=lambda: FakeBenchStages(trouble=wrong)).exit_code == 1
-    assert bench(stages=lambda: FakeBenchStages(trouble={"openvino": {"load": failing()}})).exit_code == 3
+    assert bench(fakes=lambda: FakeBench(trouble=wrong)).exit_code == 1
+    assert bench(fakes=lambda: FakeBench(trouble={"openvino": {"load": failing()}})).exit_code == 3
 
 
 @pytest.mark.parametrize("what", ["models", "data", "ops", "targets"])

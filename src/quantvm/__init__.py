@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantvm.errors import missing_package_named
 
 if TYPE_CHECKING:
+    from quantvm.api import bench, diff, evaluate, tune
     from quantvm.compiler import audit
     from quantvm.data import Dataset, Preprocessing, load_dataset
     from quantvm.errors import QuantvmError
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from quantvm.jobs.compilation.compile_to_file import compile_to_file
     from quantvm.jobs.compilation.config import CompileConfig
     from quantvm.jobs.evaluation.config import RunConfig
-    from quantvm.jobs.evaluation.evaluate import evaluate
-    from quantvm.jobs.latency.bench import bench
     from quantvm.jobs.latency.config import BenchConfig
     from quantvm.jobs.latency.schema import BenchResult
-    from quantvm.jobs.tuning.tune import TuneConfig, tune_schedules
+    from quantvm.jobs.layer_differences.config import DiffConfig
+    from quantvm.jobs.layer_differences.schema import DiffResult
+    from quantvm.jobs.tuning.config import TuneConfig
+    from quantvm.jobs.tuning.tune import tune_schedules
     from quantvm.models import ModelSpec, get_model, list_models
     from quantvm.models.quantize import quantize
     from quantvm.models.weights import build_float_model, resolve_weights
@@ -39,6 +41,8 @@ __all__ = [
     "CompileConfig",
     "CompileReport",
     "Dataset",
+    "DiffConfig",
+    "DiffResult",
     "ModelSpec",
     "Preprocessing",
     "QuantvmError",
@@ -53,6 +57,7 @@ __all__ = [
     "build_float_model",
     "compile",
     "compile_to_file",
+    "diff",
     "evaluate",
     "get_model",
     "list_models",
@@ -61,6 +66,7 @@ __all__ = [
     "quantize",
     "register_converter",
     "resolve_weights",
+    "tune",
     "tune_schedules",
 ]
 
@@ -71,20 +77,23 @@ _HOME = {
     "CompileConfig": "quantvm.jobs.compilation.config",
     "CompileReport": "quantvm.runtime",
     "Dataset": "quantvm.data",
+    "DiffConfig": "quantvm.jobs.layer_differences.config",
+    "DiffResult": "quantvm.jobs.layer_differences.schema",
     "ModelSpec": "quantvm.models",
     "Preprocessing": "quantvm.data",
     "QuantvmError": "quantvm.errors",
     "RunConfig": "quantvm.jobs.evaluation.config",
     "RunResult": "quantvm.report.schema",
     "TorchRunner": "quantvm.workload.runners",
-    "TuneConfig": "quantvm.jobs.tuning.tune",
+    "TuneConfig": "quantvm.jobs.tuning.config",
     "TvmRunner": "quantvm.workload.runners",
     "audit": "quantvm.compiler",
-    "bench": "quantvm.jobs.latency.bench",
+    "bench": "quantvm.api",
     "build_float_model": "quantvm.models.weights",
     "compile": "quantvm.verification",
     "compile_to_file": "quantvm.jobs.compilation.compile_to_file",
-    "evaluate": "quantvm.jobs.evaluation.evaluate",
+    "diff": "quantvm.api",
+    "evaluate": "quantvm.api",
     "get_model": "quantvm.models",
     "list_models": "quantvm.models",
     "load": "quantvm.runtime",
@@ -92,6 +101,7 @@ _HOME = {
     "quantize": "quantvm.models.quantize",
     "register_converter": "quantvm.frontend",
     "resolve_weights": "quantvm.models.weights",
+    "tune": "quantvm.api",
     "tune_schedules": "quantvm.jobs.tuning.tune",
 }
 

@@ -13,10 +13,11 @@ import pytest
 
 from quantvm.errors import ConfigError, OutputError
 from quantvm.jobs.compilation.config import CompileConfig
-from quantvm.jobs.evaluation.config import RunConfig, raise_problems
+from quantvm.jobs.evaluation.config import RunConfig
 from quantvm.jobs.latency.config import BenchConfig
 from quantvm.jobs.layer_differences.config import DiffConfig
 from quantvm.jobs.tuning.tune import TuneConfig
+from quantvm.options.option import raise_problems
 from quantvm.storage.output_files import file_problem, folder_problem, replacing, write_file
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -97,7 +98,7 @@ def test_what_is_no_regular_file_is_refused_before_any_work(tmp_path, monkeypatc
 @pytest.mark.parametrize("name", ["device", "fifo", "symlink to a device", "NUL"])
 def test_a_run_folder_is_a_folder(tmp_path, name):
     path = REFUSED[name][0](tmp_path / "out")
-    for config in (RunConfig(out=path), BenchConfig(out=path).run_config(), DiffConfig("resnet18", out=path)):
+    for config in (RunConfig(out=path), BenchConfig(out=path), DiffConfig("resnet18", out=path)):
         with pytest.raises(ConfigError, match=r"(?s)1 wrong option:\n  out: .*(expected a folder|cannot be a name)"):
             raise_problems(config.problems())
     assert folder_problem(path / "deeper") is not None

@@ -18,8 +18,9 @@ import quantvm
 from quantvm.cli import app
 from quantvm.errors import ConfigError
 from quantvm.workload.model_words import kind_of
-from quantvm.workload.user_models import UserProgram, load_model
-from quantvm.workload.user_runners import FixedBatchRunner
+from quantvm.workload.program import Program
+from quantvm.workload.runners import FixedBatchRunner
+from quantvm.workload.user_models import load_model
 from tests.workload.own_models import write_factories, write_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -373,13 +374,13 @@ def test_a_fixed_batch_is_filled_up():
     x = np.arange(5, dtype=np.float32)[:, None]
     np.testing.assert_array_equal(FixedBatchRunner(engine, 3).run(x), x + 1)
     assert engine.seen == [[0, 1, 2], [3, 4, 4]]
-    dynamic = UserProgram("m", "onnx", None, ((None, 3, 4, 4),), False, None)
+    dynamic = Program("m", "onnx", None, ((None, 3, 4, 4),), False, None)
     assert dynamic.on_images(engine) is engine
 
 
 def test_a_program_says_what_is_missing_to_check_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    onnx, tflite = (UserProgram("m", kind, None, ((1, 3, 4, 4),), False, None) for kind in ("onnx", "tflite"))
+    onnx, tflite = (Program("m", kind, None, ((1, 3, 4, 4),), False, None) for kind in ("onnx", "tflite"))
     assert onnx.reference is None
     assert "ONNX Runtime is not installed" in onnx.missing_reference
     assert "no reference for TFLite" in tflite.missing_reference

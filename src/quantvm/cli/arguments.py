@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.models import ArgumentInfo
 
 from quantvm.errors import (
     ConfigError,
@@ -23,6 +21,7 @@ from quantvm.errors import (
     gist,
     is_output_failure,
 )
+from quantvm.options.reading import names
 from quantvm.report.schema import (
     EXIT_CHECK_FAILED,
     EXIT_INTERRUPTED,
@@ -35,23 +34,16 @@ from quantvm.storage.output_files import make_folder, write_file
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-QUANTIZATION = "Quantization and compilation"
-"""Heads the options of that kind in the help of every command that has them."""
-
-MODEL_HELP = (
-    "A quantized model as a file (.pt of TorchScript, .pt2, .onnx, .tflite), a factory pkg.mod:name that returns a "
-    "model, or a name of: quantvm list models."
-)
-
-FLOW_HELP = "How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that."
-
 
 @contextmanager
-def errors_to_exit_codes(command: Callable[..., None] | None = None) -> Iterator[None]:
+def errors_to_exit_codes(flags: Mapping[str, str] | None = None) -> Iterator[None]:
     """Prints an error that the user can act on, and ends the process with its exit code.
 
     A stack is printed only of the user's own code, and of errors that no stage turned into one of ours; that of an
-    error which a stage did not expect is kept in a file. Wrong options are called as the command calls them.
+    error which a stage did not expect is kept in a file.
+
+    Args:
+        flags: what the user types, by the names of options that messages about wrong ones begin with.
     """
     try:
         yield
@@ -60,7 +52,7 @@ def errors_to_exit_codes(command: Callable[..., None] | None = None) -> Iterator
             typer.echo(error.stack(), err=True, nl=False)
         kept = _kept_stack(error) if error.is_unexpected else None
         where = f", which is in {kept}" if kept else ""
-        typer.echo(f"quantvm: {_with_option_names(str(error), command)}{where}", err=True)
+        typer.echo(f"quantvm: {_with_flags(str(error), flags or {})}{where}", err=True)
         raise typer.Exit(_exit_code(error)) from error
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
@@ -97,60 +89,16 @@ def _kept_stack(error: BaseException) -> Path | None:
     return path
 
 
-def _with_option_names(message: str, command: Callable[..., None] | None) -> str:
-    """Returns the message with the command's options for the fields of the configuration that begin its lines."""
-    if command is None or not re.match(r"\d+ wrong options?:\n", message):
+def _with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Returns the message with what the user types for the names that begin its lines, if it is of wrong options."""
+    if not re.match(r"\d+ wrong options?:\n", message):
         return message
-    names = _option_names(command)
-
-    def option(match: re.Match[str]) -> str:
-        name = match[1]
-        return f"  {names.get(name) or names.get(name.removesuffix('s')) or name}: "  # a repeated option is a plural
-
-    return re.sub(r"(?m)^  (\w+): ", option, message)
-
-
-def _option_names(command: Callable[..., None]) -> dict[str, str]:
-    """Returns what the user types for each of a command's parameters."""
-    names = {}
-    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        (info,) = parameter.annotation.__metadata__
-        # under Annotated, typer holds the first of the names as the default
-        written = [text for text in (info.default, *(info.param_decls or ())) if str(text).startswith("--")]
-        if isinstance(info, ArgumentInfo):
-            names[name] = name.upper()
-        else:
-            names[name] = written[0] if written else f"--{name.replace('_', '-')}"
-    return names
+    return re.sub(r"(?m)^  (\w+): ", lambda match: f"  {flags.get(match[1], match[1])}: ", message)
 
 
 def names_of(given: list[str] | None) -> tuple[str, ...]:
     """Returns the names of a repeated option, each of which may hold several separated by commas."""
-    return tuple(name.strip() for names in given or () for name in names.split(",") if name.strip())
-
-
-def numbers_of(given: list[str] | None, option: str) -> tuple[int, ...]:
-    """Returns the whole numbers of a repeated option, each of which may hold several separated by commas."""
-    wrong = [name for name in names_of(given) if not name.isdecimal()]
-    if wrong:
-        raise typer.BadParameter(f"got '{', '.join(wrong)}', expected whole numbers", param_hint=option)
-    return tuple(int(name) for name in names_of(given))
-
-
-def reals_of(text: str, option: str) -> tuple[float, ...]:
-    """Returns the numbers of an option, separated by commas, as 0.5,0.5,0.5."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"got '{text}', expected numbers as 0.5,0.5,0.5", param_hint=option) from error
-
-
-def shape_of(text: str) -> tuple[int, ...]:
-    """Returns the sizes of one --input-shape, as 1,3,224,224."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"got '{text}', expected sizes as 1,3,224,224", param_hint="--input-shape")
-    return tuple(int(part) for part in parts)
+    return names(given or ())
 
 
 def print_result(value: object, lines: Iterable[str], as_json: bool) -> None:

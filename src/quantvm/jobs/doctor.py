@@ -7,7 +7,7 @@ import shutil
 from typing import TypedDict
 
 from quantvm.inventory import DataListing, ModelListing, list_data, list_models
-from quantvm.jobs.evaluation.config import resolve_threads, threads_of_environment
+from quantvm.options.checks import resolve_threads, threads_of_environment
 from quantvm.report.schema import CpuRow
 from quantvm.workload.environment import cpu, git_commit, versions
 
@@ -38,7 +38,9 @@ def examine() -> DoctorReport:
     engines, engine_problems = _engines()
     target, target_problems = _target()
     models, data = list_models(), list_data()
-    problems = [*engine_problems, *target_problems, *_linker_problems(), *threads_of_environment()[1]]
+    threads_problem = threads_of_environment()[1]
+    threads_problems = [] if threads_problem is None else [f"threads: {threads_problem}"]
+    problems = [*engine_problems, *target_problems, *_linker_problems(), *threads_problems]
     if not any(model["at_hand"] for model in models):
         problems.append("no model's weights are on this machine: run quantvm fetch weights, or install quantvm[sample]")
     if not any(item["at_hand"] for item in data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,19 @@ _RELEVANT = (
     "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512_vnni",
     "avx_vnni", "avx_vnni_int8", "amx_int8", "asimd", "asimddp", "i8mm", "sve",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a model is compiled for.
+
+    Attributes:
+        target: native, or a TVM target like `llvm -mcpu=cascadelake`.
+        threads: of TVM's pool; PyTorch's results with so many are reproduced.
+    """
+
+    target: str
+    threads: int
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, processor and threads. Reading it imports neither torch nor tvm."""
+"""What a run runs on: versions, commit, processor and threads. Reading it imports neither torch nor tvm."""
 
 from __future__ import annotations
 
@@ -63,6 +63,15 @@ def cpu() -> CpuRow:
     from quantvm.runtime.target import cpu_features, cpu_model, physical_cores
 
     return {"model": cpu_model(), "features": list(cpu_features()), "physical_cores": physical_cores()}
+
+
+def use_threads(threads: int) -> None:
+    """Makes both engines compute with that many threads from now on."""
+    import torch
+
+    # TVM's pool reads the variable when it starts, which is at the first parallel kernel of the process.
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
 
 
 def describe_environment(threads: int) -> EnvironmentRow:

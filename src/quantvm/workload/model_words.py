@@ -54,6 +54,20 @@ def kind_of(word: str, get_model: Callable[[str], Any] | None = None) -> Kind:
     return "registered"
 
 
+def problem_of_word(word: str) -> str | None:
+    """Returns what is wrong with a word that names no model, or None."""
+    try:
+        kind_of(word)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def is_registered(word: str) -> bool:
+    """Says whether a word is a name of the registry, and no file lies there under that name."""
+    return problem_of_word(word) is None and kind_of(word) == "registered"
+
+
 def _near(path: Path) -> str:
     """Returns which files of that kind lie where a missing one was looked for."""
     there = sorted(p.name for p in path.parent.glob(f"*{path.suffix}") if p.is_file()) if path.parent.is_dir() else []

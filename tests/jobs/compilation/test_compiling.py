@@ -86,14 +86,14 @@ def test_the_audit_is_of_code_compiled_anew(cli, program):
 
 def test_too_little_in_int8_is_exit_1_and_the_file_is_written(cli, program, tmp_path, monkeypatch):
     assert cli("compile", program, "--min-int8-macs", "1", *FILE).exit_code == 0
-    complete = compiling._own
+    complete = compiling.compiled
 
     def half(*arguments):
         artifact = complete(*arguments)
         artifact.report = dataclasses.replace(artifact.report, int8_mac_share=0.5)
         return artifact
 
-    monkeypatch.setattr(compiling, "_own", half)
+    monkeypatch.setattr(compiling, "compiled", half)
     result = cli("compile", program, "-o", "half.qvm", "--min-int8-macs", "0.99", *FILE)
     assert result.exit_code == 1
     problem = "int8 check not met: 0.5000 of the multiply-adds run in int8 kernels, asked for at least 0.99"

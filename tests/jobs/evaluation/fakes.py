@@ -1,17 +1,18 @@
-"""Stages that need neither torch nor tvm nor images: the benchmark's own logic is what is tested with them."""
+"""Models, images and engines that need neither torch nor tvm: an evaluation's own logic is tested with them."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+import quantvm
 from quantvm.data import Batch, CalibrationSet, Dataset, Sample
 from quantvm.errors import UnknownNameError
-from quantvm.jobs.evaluation.stages import Stages
 from quantvm.models.weights import ResolvedWeights, WeightsUnavailableError
 
 CLASSES = 10
@@ -33,37 +34,77 @@ class FakeRunner:
         return self.answer(x_f32)
 
 
-class FakeStages(Stages):
-    """`tvm` maps a model's name to what its TVM engine answers; a missing name means the same as PyTorch."""
+@dataclass
+class FakeProgram:
+    """A quantized model in the place of `quantvm.workload.program.Program`."""
+
+    fakes: FakeWorkload
+    name: str
+    float_module: object
+    quantvm_engine: str
+    quantvm_scheme: str
+    quantvm_n_calibration: int = 5
+    reference: str = "PyTorch"
+
+    def compile(self, machine, *, numerics, progress):
+        return self.fakes.compile(self, numerics)
+
+    def runner(self, machine):
+        return self.fakes.runner(self.fakes.torch)
+
+    def tvm_runner(self, artifact, machine):
+        return self.fakes.tvm_runner(artifact)
+
+
+class FakeWorkload:
+    """Models, images and engines; `tvm` maps a model's name to what its TVM engine answers, else that is PyTorch's."""
 
     def __init__(self, models=("alpha", "beta"), n=20, tvm=None, unavailable=(), output_scale=0.25):
         self.models, self.n, self.tvm, self.unavailable = models, n, tvm or {}, unavailable
         self.output_scale, self.runners, self.threads = output_scale, [], None
         self.torch = scores_of
 
+    @contextmanager
+    def in_place(self):
+        """Puts the fakes where an evaluation calls the real functions."""
+        plan, chain = "quantvm.workload.plan", "quantvm.jobs.evaluation.evaluate"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{plan}.get_model", self.get_model)
+            patch.setattr(f"{plan}.list_models", lambda: [self.get_model(name) for name in self.models])
+            patch.setattr(f"{plan}.resolve_weights", self.resolve_weights)
+            patch.setattr(f"{plan}.physical_cores", lambda: 3)
+            patch.setattr(f"{plan}.unsupported_options", self.unsupported_options)
+            patch.setattr(f"{plan}.load_dataset", self.load_dataset)
+            patch.setattr(f"{plan}.load_calibration", self.load_calibration)
+            patch.setattr(f"{plan}.iterate_batches", self.iterate_batches)
+            patch.setattr("quantvm.workload.head.describe_environment", self.describe_environment)
+            patch.setattr(f"{chain}.use_threads", self.use_threads)
+            patch.setattr(f"{chain}.quantization_engine", lambda engine: nullcontext())
+            patch.setattr(f"{chain}.quantized", self.quantized)
+            patch.setattr(f"{chain}.TorchRunner", lambda module, *, threads: self.runner(self.torch))
+            patch.setattr(f"{chain}.latencies_ms", lambda runners, x_f32: [2.0 + i for i in range(len(runners))])
+            yield
+
     def get_model(self, name):
         if name not in self.models:
             raise UnknownNameError(f"unknown model '{name}'. Known models: {', '.join(self.models)}")
         flows = ("fx", "pt2e") if name == "graph_only" else ("eager", "fx", "pt2e")
-        return SimpleNamespace(name=name, title=name.upper(), preprocessing=SimpleNamespace(crop=4), flows=flows)
+        preprocessing = SimpleNamespace(crop=4)
+        return SimpleNamespace(
+            name=name, title=name.upper(), preprocessing=preprocessing, flows=flows, in_default_run=True
+        )
 
-    def default_models(self):
-        return [self.get_model(name) for name in self.models]
-
-    def physical_cores(self):
-        return 3
-
-    def unsupported_options(self, config):
+    def unsupported_options(self, options):
         return []
 
-    def load_dataset(self, config, progress):
+    def load_dataset(self, data, *, num_samples, **options):
         samples = tuple(Sample(f"a/{i:03}.png", Path(f"/nowhere/a/{i:03}.png"), i % CLASSES) for i in range(self.n))
-        return Dataset("fake", Path("/nowhere"), samples, config.num_samples, is_default=config.data is None)
+        return Dataset("fake", Path("/nowhere"), samples, num_samples, is_default=data is None)
 
-    def load_calibration(self, config, dataset, progress):
-        return CalibrationSet(tuple(sample.path for sample in dataset.samples[:5]), "5 of the images themselves")
+    def load_calibration(self, data, calibration_data, *, evaluation, **options):
+        return CalibrationSet(tuple(sample.path for sample in evaluation.samples[:5]), "5 of the images themselves")
 
-    def resolve_weights(self, spec, config, progress):
+    def resolve_weights(self, spec, policy, *, progress):
         if spec.name in self.unavailable:
             raise WeightsUnavailableError(spec.name, "there is no network", f"Run: quantvm fetch weights {spec.name}")
         return ResolvedWeights("file somewhere", Path("/nowhere/weights.pth"), "ab" * 32)
@@ -81,22 +122,13 @@ class FakeStages(Stages):
     def use_threads(self, threads):
         self.threads = threads
 
-    def torch_engine(self, config):
-        return nullcontext()
+    def quantized(self, entry, plan, flow, progress):
+        name = entry.spec.name if flow == "eager" else f"{entry.spec.name} {flow}"
+        return FakeProgram(self, name, object(), plan.options.engine, plan.options.scheme)
 
-    def build_float_model(self, spec, weights, inputs, config):
-        return SimpleNamespace(name=spec.name)
-
-    def quantize(self, spec, weights, float_model, inputs, config, progress):
-        (flow,) = config.flows
-        name = spec.name if flow == "eager" else f"{spec.name} {flow}"
-        return SimpleNamespace(
-            name=name, quantvm_engine=config.engine, quantvm_scheme=config.scheme, quantvm_n_calibration=5
-        )
-
-    def compile(self, quantized, spec, config, threads, progress, *, numerics, cache=True, verify=False):
+    def compile(self, program, numerics):
         report = SimpleNamespace(
-            engine=config.engine,
+            engine=program.quantvm_engine,
             numerics=numerics,
             import_s=0.5,
             compile_s=2.0,
@@ -107,28 +139,28 @@ class FakeStages(Stages):
             target="llvm -mcpu=fake",
             output_scale=self.output_scale,
         )
-        return SimpleNamespace(name=quantized.name, numerics=numerics, report=report)
+        return SimpleNamespace(name=program.name, numerics=numerics, report=report)
 
-    def latencies_ms(self, runners, x_f32):
-        return [2.0 + i for i in range(len(runners))]
-
-    def torch_runner(self, module, threads):
-        return self._runner(self.torch)
-
-    def tvm_runner(self, artifact, threads):
-        return self._runner(
+    def tvm_runner(self, artifact):
+        return self.runner(
             self.tvm.get(f"{artifact.name} {artifact.numerics}", self.tvm.get(artifact.name, self.torch))
         )
 
-    def _runner(self, answer):
+    def runner(self, answer):
         self.runners.append(FakeRunner(answer))
         return self.runners[-1]
 
-    def batches(self, samples, spec, config):
-        for start in range(0, len(samples), config.batch_size):
-            chosen = samples[start : start + config.batch_size]
+    def iterate_batches(self, samples, preprocessing, batch_size):
+        for start in range(0, len(samples), batch_size):
+            chosen = samples[start : start + batch_size]
             x_f32 = np.stack([image_of(sample) for sample in chosen])
             yield Batch(tuple(s.id for s in chosen), x_f32, np.array([s.label for s in chosen], dtype=np.int64))
+
+
+def evaluate(fakes, *arguments, **options):
+    """Returns `quantvm.evaluate` of fake models."""
+    with fakes.in_place():
+        return quantvm.evaluate(*arguments, **options)
 
 
 def image_of(sample):

@@ -7,9 +7,8 @@ import pytest
 import quantvm
 from quantvm.errors import ConfigError, UnsupportedOpError, WeightsError
 from quantvm.jobs.evaluation.config import RunConfig
-from quantvm.jobs.evaluation.evaluate import evaluate
 
-from .fakes import CLASSES, FakeStages, scores_of
+from .fakes import CLASSES, FakeWorkload, evaluate, scores_of
 
 
 def off_by_a_step(x_f32):
@@ -32,7 +31,7 @@ def _no_threads_in_the_environment(monkeypatch):
 
 
 def test_every_model_is_measured_on_every_image():
-    result = evaluate(stages=FakeStages(), batch_size=8)
+    result = evaluate(FakeWorkload(), batch_size=8)
     assert result.exit_code == 0
     assert [model["status"] for model in result.run["models"]] == ["passed", "passed"]
     model = by_name(result)["alpha"]
@@ -48,9 +47,9 @@ def test_every_model_is_measured_on_every_image():
 
 
 def test_the_engines_get_the_very_same_array():
-    stages = FakeStages(models=("alpha",))
-    evaluate(stages=stages, batch_size=8)
-    fp32, torch, tvm = stages.runners
+    fakes = FakeWorkload(models=("alpha",))
+    evaluate(fakes, batch_size=8)
+    fp32, torch, tvm = fakes.runners
     assert [len(x) for x in tvm.seen] == [8, 8, 4]
     for batches in zip(fp32.seen, torch.seen, tvm.seen, strict=True):
         assert batches[0] is batches[1] is batches[2]
@@ -59,7 +58,7 @@ def test_the_engines_get_the_very_same_array():
 def test_the_result_is_run_json_and_does_not_depend_on_the_batch_size():
     rows = []
     for batch_size in (1, 7, 20):
-        result = evaluate(stages=FakeStages(), batch_size=batch_size)
+        result = evaluate(FakeWorkload(), batch_size=batch_size)
         assert json.loads(json.dumps(result.run, allow_nan=False)) == result.run
         rows.append([{**model, "duration_s": 0} for model in result.run["models"]])
     assert rows[0] == rows[1] == rows[2]
@@ -67,8 +66,8 @@ def test_the_result_is_run_json_and_does_not_depend_on_the_batch_size():
 
 def test_differences_are_reported_and_pass_unless_a_check_forbids_them():
     def run(check):
-        stages = FakeStages(tvm={"beta": off_by_a_step})
-        return evaluate(stages=stages, check_parity=check)
+        fakes = FakeWorkload(tvm={"beta": off_by_a_step})
+        return evaluate(fakes, check_parity=check)
 
     result = run(None)
     assert result.exit_code == 0
@@ -84,7 +83,7 @@ def test_differences_are_reported_and_pass_unless_a_check_forbids_them():
 
 
 def test_a_failing_model_leaves_a_row_and_the_others_go_on(tmp_path):
-    result = evaluate(stages=FakeStages(tvm={"alpha": fails}), out=tmp_path / "run")
+    result = evaluate(FakeWorkload(tvm={"alpha": fails}), out=tmp_path / "run")
     assert result.exit_code == 3
     alpha, beta = result.run["models"]
     assert (alpha["status"], alpha["reason"]) == ("error", "RuntimeError: engine on fire")
@@ -99,11 +98,11 @@ def test_a_failing_model_leaves_a_row_and_the_others_go_on(tmp_path):
 
 
 def test_unsupported_operators_have_a_status_of_their_own():
-    class Stages(FakeStages):
-        def compile(self, quantized, spec, config, threads, progress, *, numerics):
+    class Fakes(FakeWorkload):
+        def compile(self, program, numerics):
             raise UnsupportedOpError("1 unsupported op: quantized::lstm")
 
-    result = evaluate(stages=Stages())
+    result = evaluate(Fakes())
     assert result.exit_code == 3
     assert {model["status"] for model in result.run["models"]} == {"unsupported"}
     assert result.run["models"][0]["reason"] == "1 unsupported op: quantized::lstm"
@@ -119,7 +118,7 @@ def test_unsupported_operators_have_a_status_of_their_own():
     ],
 )
 def test_a_missing_or_misshapen_output_fails(answer, text):
-    result = evaluate(stages=FakeStages(tvm={"alpha": answer}))
+    result = evaluate(FakeWorkload(tvm={"alpha": answer}))
     alpha = by_name(result)["alpha"]
     assert alpha["status"] == "failed"
     assert text in alpha["reason"]
@@ -128,9 +127,9 @@ def test_a_missing_or_misshapen_output_fails(answer, text):
 
 def test_constant_outputs_are_mistrusted_and_meet_no_check():
     def run(**options):
-        stages = FakeStages(models=("alpha",))
-        stages.torch = lambda x: np.full((len(x), CLASSES), 1.5, dtype=np.float32)
-        return evaluate(stages=stages, **options)
+        fakes = FakeWorkload(models=("alpha",))
+        fakes.torch = lambda x: np.full((len(x), CLASSES), 1.5, dtype=np.float32)
+        return evaluate(fakes, **options)
 
     result = run()
     assert result.run["models"][0]["status"] == "mistrusted"
@@ -139,12 +138,12 @@ def test_constant_outputs_are_mistrusted_and_meet_no_check():
 
 
 def test_accuracy_below_the_bound_is_exit_1():
-    assert evaluate(stages=FakeStages(), min_top1=50.0).exit_code == 0
-    assert evaluate(stages=FakeStages(), min_top1=50.1).exit_code == 1
+    assert evaluate(FakeWorkload(), min_top1=50.0).exit_code == 0
+    assert evaluate(FakeWorkload(), min_top1=50.1).exit_code == 1
 
 
 def test_a_model_without_weights_is_skipped_with_reason_and_remedy():
-    result = evaluate(stages=FakeStages(unavailable=("alpha",)))
+    result = evaluate(FakeWorkload(unavailable=("alpha",)))
     alpha = by_name(result)["alpha"]
     assert (alpha["status"], alpha["reason"]) == ("skipped", "there is no network")
     assert alpha["remedy"] == "Run: quantvm fetch weights alpha"
@@ -153,65 +152,65 @@ def test_a_model_without_weights_is_skipped_with_reason_and_remedy():
     assert result.exit_code == 0
 
 
-class NoWork(FakeStages):
+class NoWork(FakeWorkload):
     """Fails the test if any model is touched."""
 
-    def build_float_model(self, *arguments):
+    def quantized(self, *arguments):
         raise AssertionError("work has begun")
 
 
 def test_a_named_model_without_weights_is_an_error_before_any_work():
-    stages = NoWork(models=("alpha", "beta", "gamma"), unavailable=("beta", "gamma"))
+    fakes = NoWork(models=("alpha", "beta", "gamma"), unavailable=("beta", "gamma"))
     with pytest.raises(WeightsError, match=r"(?s)no weights for beta.*no weights for gamma"):
-        evaluate(stages=stages, models=("alpha", "beta", "gamma"))
+        evaluate(fakes, models=("alpha", "beta", "gamma"))
 
 
 def test_no_weights_at_all_is_an_error():
     with pytest.raises(WeightsError, match=r"none of the models:\n  alpha: there is no network"):
-        evaluate(stages=NoWork(unavailable=("alpha", "beta")))
+        evaluate(NoWork(unavailable=("alpha", "beta")))
 
 
 def test_wrong_options_and_unknown_models_come_in_one_error():
     with pytest.raises(ConfigError, match=r"(?s)3 wrong options:.*scheme.*model 'gamma'.*model 'delta'"):
-        evaluate(stages=NoWork(), models=("alpha", "gamma", "delta"), scheme="x")
+        evaluate(NoWork(), models=("alpha", "gamma", "delta"), scheme="x")
 
 
 def test_options_that_the_machine_cannot_serve_are_an_error_before_any_work():
-    class Stages(NoWork):
-        def unsupported_options(self, config):
+    class Fakes(NoWork):
+        def unsupported_options(self, options):
             return ["engine: none here"]
 
     with pytest.raises(ConfigError, match="engine: none here"):
-        evaluate(stages=Stages())
+        evaluate(Fakes())
 
 
 @pytest.mark.parametrize("models", [(), ("beta",)])
 def test_registered_models_are_not_scored_by_the_order_of_folders(models, tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(ConfigError, match=r"class_map: sorted numbers the folders.*beta\. Name the folders by wnid"):
-        evaluate(stages=NoWork(), models=models, data=str(tmp_path), class_map="sorted")
+        evaluate(NoWork(), models=models, data=str(tmp_path), class_map="sorted")
 
 
 def test_a_model_named_twice_is_evaluated_once():
-    result = evaluate(stages=FakeStages(), models=("beta", "alpha", "beta"))
+    result = evaluate(FakeWorkload(), models=("beta", "alpha", "beta"))
     assert [model["name"] for model in result.run["models"]] == ["beta", "alpha"]
 
 
 def test_threads_reach_both_engines_and_the_report(monkeypatch):
-    stages = FakeStages()
-    result = evaluate(stages=stages)
-    assert stages.threads == result.run["environment"]["threads"] == result.run["config"]["threads"] == 3
+    fakes = FakeWorkload()
+    result = evaluate(fakes)
+    assert fakes.threads == result.run["environment"]["threads"] == result.run["config"]["threads"] == 3
     monkeypatch.setenv("TVM_NUM_THREADS", "2")
-    evaluate(stages=stages)
-    assert stages.threads == 2
-    evaluate(stages=stages, threads=5)
-    assert stages.threads == 5
+    evaluate(fakes)
+    assert fakes.threads == 2
+    evaluate(fakes, threads=5)
+    assert fakes.threads == 5
 
 
-class Interrupted(FakeStages):
+class Interrupted(FakeWorkload):
     """Ctrl-C comes when the second model sees its second batch."""
 
-    def tvm_runner(self, artifact, threads):
+    def tvm_runner(self, artifact):
         calls = []
 
         def answer(x_f32):
@@ -220,11 +219,11 @@ class Interrupted(FakeStages):
                 raise KeyboardInterrupt
             return scores_of(x_f32)
 
-        return self._runner(answer)
+        return self.runner(answer)
 
 
 def test_an_interruption_saves_what_was_done(tmp_path):
-    result = evaluate(stages=Interrupted(models=("alpha", "beta", "gamma")), out=tmp_path / "run", batch_size=8)
+    result = evaluate(Interrupted(models=("alpha", "beta", "gamma")), out=tmp_path / "run", batch_size=8)
     assert result.exit_code == 130
     alpha, beta, gamma = result.run["models"]
     assert alpha["status"] == "passed"
@@ -248,28 +247,25 @@ def test_the_run_folder_is_there_after_each_model(tmp_path):
             path = folder / "run.json"
             seen.append(len(json.loads(path.read_text())["models"]) if path.exists() else 0)
 
-    evaluate(stages=FakeStages(models=("a", "b", "c")), out=folder, observer=Watcher())
+    evaluate(FakeWorkload(models=("a", "b", "c")), out=folder, observer=Watcher())
     assert seen == [None, 0, 1, 2]
     assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "report.md", "run.json", "samples.parquet"]
 
 
 def test_nothing_is_written_unless_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    evaluate(stages=FakeStages())
+    evaluate(FakeWorkload())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_is_quantized_already_has_no_float_model():
-    class Stages(FakeStages):
-        def build_float_model(self, spec, weights, inputs, config):
-            return None
+    class Fakes(FakeWorkload):
+        def quantized(self, *arguments):
+            program = super().quantized(*arguments)
+            program.float_module, program.quantvm_n_calibration, program.quantvm_scheme = None, 0, "per-tensor"
+            return program
 
-        def quantize(self, *arguments):
-            module = super().quantize(*arguments)
-            module.quantvm_n_calibration, module.quantvm_scheme = 0, "per-tensor"
-            return module
-
-    result = evaluate(stages=Stages(models=("alpha",)))
+    result = evaluate(Fakes(models=("alpha",)))
     (model,) = result.run["models"]
     assert model["fp32"] is None
     assert model["scheme"] == "per-tensor"
@@ -278,8 +274,8 @@ def test_a_checkpoint_that_is_quantized_already_has_no_float_model():
 
 
 def test_the_package_is_the_function():
-    assert quantvm.evaluate(stages=FakeStages(), seed=3).run["seed"] == 3
-    assert quantvm.evaluate(RunConfig(seed=4), stages=FakeStages()).run["seed"] == 4
+    assert evaluate(FakeWorkload(), seed=3).run["seed"] == 3
+    assert evaluate(FakeWorkload(), RunConfig(seed=4)).run["seed"] == 4
     with pytest.raises(ConfigError, match="one or the other"):
         quantvm.evaluate(RunConfig(), seed=1)
     with pytest.raises(TypeError, match="sead"):
@@ -287,8 +283,8 @@ def test_the_package_is_the_function():
 
 
 def test_each_numerics_has_a_row_of_its_own_and_only_torch_is_checked_for_parity():
-    stages = FakeStages(tvm={"alpha integer": lambda x: scores_of(x) + 1})
-    result = evaluate(stages=stages, numerics=("torch", "integer"), check_parity="exact")
+    fakes = FakeWorkload(tvm={"alpha integer": lambda x: scores_of(x) + 1})
+    result = evaluate(fakes, numerics=("torch", "integer"), check_parity="exact")
     rows = [(model["name"], model["numerics"], model["status"]) for model in result.run["models"]]
     assert rows == [
         ("alpha", "torch", "passed"), ("alpha", "integer", "passed"),
@@ -304,15 +300,15 @@ def test_each_numerics_has_a_row_of_its_own_and_only_torch_is_checked_for_parity
 
 
 def test_with_one_numerics_no_time_is_taken():
-    assert evaluate(stages=FakeStages()).run["models"][0]["latency_ms"] is None
+    assert evaluate(FakeWorkload()).run["models"][0]["latency_ms"] is None
 
 
 def test_a_model_that_is_skipped_or_interrupted_has_a_row_for_each_numerics():
     def interrupts(x):
         raise KeyboardInterrupt
 
-    stages = FakeStages(models=("alpha", "beta", "gamma"), tvm={"beta": interrupts}, unavailable=("alpha",))
-    result = evaluate(stages=stages, numerics=("torch", "integer:away"))
+    fakes = FakeWorkload(models=("alpha", "beta", "gamma"), tvm={"beta": interrupts}, unavailable=("alpha",))
+    result = evaluate(fakes, numerics=("torch", "integer:away"))
     rows = [(model["name"], model["numerics"], model["status"]) for model in result.run["models"]]
     kinds = ("torch", "integer:away")
     statuses = {"alpha": "skipped", "beta": "error", "gamma": "skipped"}
@@ -322,12 +318,12 @@ def test_a_model_that_is_skipped_or_interrupted_has_a_row_for_each_numerics():
 @pytest.mark.parametrize("wrong", [(), ("torch", "float"), ("integer:down",)])
 def test_numerics_that_are_unknown(wrong):
     with pytest.raises(ConfigError, match="expected one or more of torch, qdq, integer, integer:upward"):
-        evaluate(stages=FakeStages(), numerics=wrong)
+        evaluate(FakeWorkload(), numerics=wrong)
 
 
 def test_each_flow_has_a_row_and_agreement_is_told_for_every_two_sides():
-    stages = FakeStages(models=("alpha",), tvm={"alpha fx torch": lambda x: -scores_of(x)})
-    result = evaluate(stages=stages, flows=("eager", "fx"))
+    fakes = FakeWorkload(models=("alpha",), tvm={"alpha fx torch": lambda x: -scores_of(x)})
+    result = evaluate(fakes, flows=("eager", "fx"))
     rows = [(row["flow"], row["status"], row["parity"]["images_identical"]) for row in result.run["models"]]
     assert rows == [("eager", "passed", 20), ("fx", "passed", 0)]
     (agreement,) = result.run["agreement"]
@@ -339,7 +335,7 @@ def test_each_flow_has_a_row_and_agreement_is_told_for_every_two_sides():
 
 
 def test_a_flow_that_a_model_does_not_have_is_skipped_with_the_others_named():
-    result = evaluate(stages=FakeStages(models=("graph_only",)), flows=("eager", "fx"))
+    result = evaluate(FakeWorkload(models=("graph_only",)), flows=("eager", "fx"))
     skipped, done = result.run["models"]
     assert (skipped["status"], done["status"]) == ("skipped", "passed")
     assert skipped["reason"] == "PyTorch cannot quantize it by the flow eager"
@@ -348,7 +344,7 @@ def test_a_flow_that_a_model_does_not_have_is_skipped_with_the_others_named():
 
 
 def test_without_a_flow_each_model_is_quantized_by_the_first_that_it_has():
-    found = evaluate(stages=FakeStages(models=("alpha", "graph_only"))).run["models"]
+    found = evaluate(FakeWorkload(models=("alpha", "graph_only"))).run["models"]
     assert [(row["name"], row["flow"], row["status"]) for row in found] == [
         ("alpha", "eager", "passed"), ("graph_only", "fx", "passed"),
     ]  # fmt: skip
@@ -356,4 +352,4 @@ def test_without_a_flow_each_model_is_quantized_by_the_first_that_it_has():
 
 def test_flows_that_are_unknown():
     with pytest.raises(ConfigError, match=r"flow: .*expected one or more of eager, fx, pt2e"):
-        evaluate(stages=FakeStages(), flows=("eager", "export"))
+        evaluate(FakeWorkload(), flows=("eager", "export"))

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from quantvm.errors import ConfigError
-from quantvm.jobs.evaluation.config import RunConfig, raise_problems, resolve_threads
+from quantvm.jobs.evaluation.config import RunConfig
+from quantvm.options.checks import resolve_threads
+from quantvm.options.option import raise_problems
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,17 @@
-"""Stages and workers of a benchmark without processes, engines or clocks."""
+"""Models and workers of a benchmark without processes, engines or clocks."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 
-from quantvm.jobs.latency.stages import BenchStages
+import quantvm
 from quantvm.jobs.latency.workers import WorkerError
 
-from ..evaluation.fakes import CLASSES, FakeStages
+from ..evaluation.fakes import CLASSES, FakeWorkload
 
 MS = {
     "tvm": 2.0, "torch_fbgemm": 4.0, "torch_x86": 3.0, "torch_onednn": 5.0, "torch_pt2e": 40.0, "torch_inductor": 3.5,
@@ -21,14 +23,14 @@ MS = {
 class FakeWorker:
     """Each call takes the engine's time in MS for each image; `trouble` maps an operation to what it raises or does."""
 
-    stages: FakeBenchStages
+    fakes: FakeBench
     job: object
     trouble: dict = field(default_factory=dict)
     open: bool = True
 
     def request(self, operation, **arguments):
         assert self.open
-        self.stages.asked.append((self.job.model, self.job.engine, self.job.threads, operation, arguments))
+        self.fakes.asked.append((self.job.model, self.job.engine, self.job.threads, operation, arguments))
         if isinstance(self.trouble.get(operation), BaseException):
             raise self.trouble[operation]
         return getattr(self, f"_{operation}")(**arguments)
@@ -65,22 +67,32 @@ class FakeWorker:
         self.open = False
 
 
-class FakeBenchStages(FakeStages, BenchStages):
+class FakeBench(FakeWorkload):
     """`trouble` maps an engine to its worker's; `missing` maps an engine to why it cannot run."""
 
     def __init__(self, models=("alpha", "beta"), trouble=None, missing=None, unavailable=(), broken_models=()):
-        FakeStages.__init__(self, models=models, unavailable=unavailable)
+        super().__init__(models=models, unavailable=unavailable)
         self.trouble, self.missing_engines, self.broken_models = trouble or {}, missing or {}, broken_models
         self.asked, self.workers = [], []
 
-    def why_missing(self, engine):
-        return self.missing_engines.get(engine)
+    @contextmanager
+    def in_place(self):
+        """Puts the fakes where a benchmark calls the real functions."""
+        bench = "quantvm.jobs.latency.bench"
+        with super().in_place(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{bench}.use_threads", self.use_threads)
+            patch.setattr(f"{bench}.why_missing", self.missing_engines.get)
+            patch.setattr(f"{bench}.write_model", lambda *arguments: self.write_model(*arguments))
+            patch.setattr(f"{bench}.peer_versions", lambda: {"onnxruntime": "1.2.3"})
+            patch.setattr(f"{bench}.load_average", lambda: 0.25)
+            patch.setattr("quantvm.jobs.latency.one_model.ProcessWorker", self.start_worker)
+            yield
 
-    def write_model(self, spec, weights, plan, job, max_batch):
-        if spec.name in self.broken_models:
+    def write_model(self, entry, plan, job):
+        if entry.spec.name in self.broken_models:
             raise RuntimeError("weights on fire")
         rng = np.random.default_rng(0)
-        np.save(job.float_output_path, rng.standard_normal((max_batch, CLASSES)).astype(np.float32))
+        np.save(job.float_output_path, rng.standard_normal((plan.options.batch_size, CLASSES)).astype(np.float32))
 
     def start_worker(self, job):
         same = [worker.job for worker in self.workers if worker.open and worker.job.engine == job.engine]
@@ -88,11 +100,11 @@ class FakeBenchStages(FakeStages, BenchStages):
         self.workers.append(FakeWorker(self, job, self.trouble.get(job.engine, {})))
         return self.workers[-1]
 
-    def peer_versions(self):
-        return {"onnxruntime": "1.2.3"}
 
-    def load_average(self):
-        return 0.25
+def run_bench(fakes, *arguments, **options):
+    """Returns `quantvm.bench` of fake models and engines."""
+    with fakes.in_place():
+        return quantvm.bench(*arguments, **options)
 
 
 def failing(text="engine on fire"):

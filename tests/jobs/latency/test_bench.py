@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 
 from quantvm.errors import ConfigError, UnknownNameError
-from quantvm.jobs.latency.bench import bench
 from quantvm.jobs.latency.config import BenchConfig
 from quantvm.jobs.latency.engines import ENGINES
 from quantvm.jobs.latency.text import bench_lines
 
-from .bench_fakes import MS, FakeBenchStages, failing
+from .bench_fakes import MS, FakeBench, failing, run_bench
 
 EAGER = {name: ms for name, ms in MS.items() if "eager" in ENGINES[name].flows}
 
 
-def run(stages=None, **options):
-    return bench(stages=stages or FakeBenchStages(), **{"threads": 1, **options})
+def run(fakes=None, **options):
+    return run_bench(fakes or FakeBench(), **{"threads": 1, **options})
 
 
 def test_every_engine_has_a_row_and_tvm_is_compared_with_the_best():
@@ -39,38 +38,38 @@ def test_every_engine_has_a_row_and_tvm_is_compared_with_the_best():
 
 
 def test_bits_are_checked_before_anything_is_timed_and_workers_end():
-    stages = FakeBenchStages()
-    run(stages, models="alpha", batch_sizes=(1, 2))
-    operations = [operation for *_, operation, _ in stages.asked]
+    fakes = FakeBench()
+    run(fakes, models="alpha", batch_sizes=(1, 2))
+    operations = [operation for *_, operation, _ in fakes.asked]
     assert operations.index("warm_up") > max(i for i, name in enumerate(operations) if name == "load")
-    assert not any(worker.open for worker in stages.workers)
+    assert not any(worker.open for worker in fakes.workers)
 
 
 def test_a_profile_is_made_of_tvm_alone_after_its_batch_size_is_timed():
-    stages = FakeBenchStages()
-    found = run(stages, models="alpha", engines=("tvm", "torch_x86"), batch_sizes=(1, 2), profile=True).bench
+    fakes = FakeBench()
+    found = run(fakes, models="alpha", engines=("tvm", "torch_x86"), batch_sizes=(1, 2), profile=True).bench
     assert [model["batch"] for model in found["models"]] == [1, 2]
     assert [model["profile"]["calls"][0]["macs"] for model in found["models"]] == [6912, 2 * 6912]
     steps = [
         (operation, arguments["batch"], engine if operation == "profile" else None)
-        for _, engine, _, operation, arguments in stages.asked
+        for _, engine, _, operation, arguments in fakes.asked
         if operation in ("measure", "profile")
     ]
     assert [step for step, _ in itertools.groupby(steps)] == [
         ("measure", 1, None), ("profile", 1, "tvm"), ("measure", 2, None), ("profile", 2, "tvm"),
     ]  # fmt: skip
-    assert not any(worker.open for worker in stages.workers)
+    assert not any(worker.open for worker in fakes.workers)
 
 
 def test_without_being_asked_for_there_is_no_profile():
-    stages = FakeBenchStages()
-    assert run(stages, models="alpha").bench["models"][0]["profile"] is None
-    assert "profile" not in {operation for *_, operation, _ in stages.asked}
+    fakes = FakeBench()
+    assert run(fakes, models="alpha").bench["models"][0]["profile"] is None
+    assert "profile" not in {operation for *_, operation, _ in fakes.asked}
 
 
 def test_a_profile_that_fails_is_an_error_and_the_times_stay():
-    stages = FakeBenchStages(trouble={"tvm": {"profile": failing()}})
-    result = run(stages, models="alpha", profile=True)
+    fakes = FakeBench(trouble={"tvm": {"profile": failing()}})
+    result = run(fakes, models="alpha", profile=True)
     (model,) = result.bench["models"]
     assert model["profile"] is None
     assert model["engines"]["tvm"]["p50_ms"] == MS["tvm"]
@@ -79,8 +78,8 @@ def test_a_profile_that_fails_is_an_error_and_the_times_stay():
 
 
 def test_wrong_bits_have_no_profile():
-    stages = FakeBenchStages(trouble={"tvm": {"outputs": lambda y: y + 1}})
-    assert run(stages, models="alpha", profile=True).bench["models"][0]["profile"] is None
+    fakes = FakeBench(trouble={"tvm": {"outputs": lambda y: y + 1}})
+    assert run(fakes, models="alpha", profile=True).bench["models"][0]["profile"] is None
 
 
 def test_a_profile_needs_tvm_among_the_engines():
@@ -100,19 +99,19 @@ def test_a_model_is_quantized_by_a_flow_that_it_can_be_quantized_by(tmp_path):
 
 
 def test_rounds_alternate_between_engines():
-    stages = FakeBenchStages()
-    run(stages, models="alpha", engines=("tvm", "torch_x86"), rounds=3, seconds=0.1)
-    measured = [engine for _, engine, _, operation, _ in stages.asked if operation == "measure"]
+    fakes = FakeBench()
+    run(fakes, models="alpha", engines=("tvm", "torch_x86"), rounds=3, seconds=0.1)
+    measured = [engine for _, engine, _, operation, _ in fakes.asked if operation == "measure"]
     assert measured == ["tvm", "torch_x86", "torch_x86", "tvm", "tvm", "torch_x86"]
 
 
 def test_the_reference_is_started_for_the_check_but_not_timed_unless_it_is_asked_for():
-    stages = FakeBenchStages()
-    found = run(stages, models="alpha", engines=("tvm", "openvino"), tvm_engine="x86").bench
+    fakes = FakeBench()
+    found = run(fakes, models="alpha", engines=("tvm", "openvino"), tvm_engine="x86").bench
     assert list(found["models"][0]["engines"]) == ["tvm", "openvino"]
     assert found["reference"] == "torch_x86"
-    assert next(engine for _, engine, _, operation, _ in stages.asked if operation == "load") == "torch_x86"
-    assert "torch_x86" not in {engine for _, engine, _, operation, _ in stages.asked if operation == "measure"}
+    assert next(engine for _, engine, _, operation, _ in fakes.asked if operation == "load") == "torch_x86"
+    assert "torch_x86" not in {engine for _, engine, _, operation, _ in fakes.asked if operation == "measure"}
 
 
 def test_a_sweep_has_a_row_for_each_setting():
@@ -129,14 +128,14 @@ def test_wrong_bits_get_no_time_and_exit_1():
         y_f32[0, 3] = np.nextafter(y_f32[0, 3], np.float32(9))
         return y_f32
 
-    stages = FakeBenchStages(trouble={"tvm": {"outputs": flip}})
-    result = run(stages, models="alpha")
+    fakes = FakeBench(trouble={"tvm": {"outputs": flip}})
+    result = run(fakes, models="alpha")
     assert result.exit_code == 1
     row = result.bench["models"][0]["engines"]["tvm"]
     assert (row["status"], row["p50_ms"], row["outputs_identical"]) == ("failed", None, 9)
     assert "1 of 10 raw outputs differ from torch_fbgemm's" in row["reason"]
     assert result.bench["models"][0]["tvm_vs_best"] is None
-    assert ("tvm", "measure") not in {(engine, operation) for _, engine, _, operation, _ in stages.asked}
+    assert ("tvm", "measure") not in {(engine, operation) for _, engine, _, operation, _ in fakes.asked}
     assert result.bench["models"][0]["engines"]["openvino"]["p50_ms"] == 2.5
 
 
@@ -145,8 +144,8 @@ def test_a_pt2e_program_is_compared_with_itself_and_with_the_engines_for_it():
         y_f32[0, 3] += np.float32(0.01)
         return y_f32
 
-    stages = FakeBenchStages(trouble={"tvm": {"outputs": carry}})
-    result = run(stages, models="alpha", flow="pt2e")
+    fakes = FakeBench(trouble={"tvm": {"outputs": carry}})
+    result = run(fakes, models="alpha", flow="pt2e")
     assert result.exit_code == 0
     assert result.bench["reference"] == "torch_pt2e"
     (model,) = result.bench["models"]
@@ -162,8 +161,8 @@ def test_a_pt2e_program_is_compared_with_itself_and_with_the_engines_for_it():
 
 
 def test_a_pt2e_program_that_computes_something_else_gets_no_time():
-    stages = FakeBenchStages(trouble={"tvm": {"outputs": lambda y: y[:, ::-1].copy()}})
-    result = run(stages, models="alpha", flow="pt2e")
+    fakes = FakeBench(trouble={"tvm": {"outputs": lambda y: y[:, ::-1].copy()}})
+    result = run(fakes, models="alpha", flow="pt2e")
     assert result.exit_code == 1
     row = result.bench["models"][0]["engines"]["tvm"]
     assert (row["status"], row["p50_ms"]) == ("failed", None)
@@ -171,7 +170,7 @@ def test_a_pt2e_program_that_computes_something_else_gets_no_time():
 
 
 def test_outputs_that_are_no_numbers_get_no_time():
-    result = run(FakeBenchStages(trouble={"tvm": {"outputs": lambda y: y * np.nan}}), models="alpha", flow="pt2e")
+    result = run(FakeBench(trouble={"tvm": {"outputs": lambda y: y * np.nan}}), models="alpha", flow="pt2e")
     row = result.bench["models"][0]["engines"]["tvm"]
     assert (row["status"], row["compiling_loss"]) == ("failed", None)
     assert "immeasurably many times as far" in row["reason"]
@@ -179,23 +178,23 @@ def test_outputs_that_are_no_numbers_get_no_time():
 
 @pytest.mark.parametrize(("share", "status"), [(0.9, "measured"), (1.0, "failed"), (None, "failed")])
 def test_a_network_that_is_float_in_part_need_not_have_all_bits(share, status):
-    stages = FakeBenchStages(
+    fakes = FakeBench(
         trouble={"tvm": {"outputs": lambda y: y * np.float32(1.0001), "facts": {"int8_mac_share": share}}}
     )
-    row = run(stages, models="alpha").bench["models"][0]["engines"]["tvm"]
+    row = run(fakes, models="alpha").bench["models"][0]["engines"]["tvm"]
     assert (row["status"], row["p50_ms"] is not None) == (status, status == "measured")
 
 
 def test_a_negative_zero_is_another_bit():
-    stages = FakeBenchStages(
+    fakes = FakeBench(
         trouble={"tvm": {"outputs": lambda y: y * np.float32(-0.0)}, "torch_fbgemm": {"outputs": lambda y: y * 0}}
     )
-    assert run(stages, models="alpha").exit_code == 1
+    assert run(fakes, models="alpha").exit_code == 1
 
 
 @pytest.mark.parametrize("operation", ["build", "load", "warm_up", "measure", "memory"])
 def test_an_engine_that_fails_leaves_its_column_empty_and_the_others_go_on(operation):
-    result = run(FakeBenchStages(trouble={"openvino": {operation: failing()}}), models="alpha")
+    result = run(FakeBench(trouble={"openvino": {operation: failing()}}), models="alpha")
     assert result.exit_code == 3
     engines = result.bench["models"][0]["engines"]
     assert engines["openvino"]["status"] == "error"
@@ -206,7 +205,7 @@ def test_an_engine_that_fails_leaves_its_column_empty_and_the_others_go_on(opera
 
 
 def test_without_the_reference_tvm_gets_no_time():
-    result = run(FakeBenchStages(trouble={"torch_fbgemm": {"load": failing()}}), models="alpha")
+    result = run(FakeBench(trouble={"torch_fbgemm": {"load": failing()}}), models="alpha")
     assert result.exit_code == 3
     row = result.bench["models"][0]["engines"]["tvm"]
     assert (row["status"], row["p50_ms"]) == ("error", None)
@@ -215,50 +214,50 @@ def test_without_the_reference_tvm_gets_no_time():
 
 def test_a_missing_engine_is_an_error_only_if_it_was_named():
     missing = {"openvino": "not installed: openvino"}
-    result = run(FakeBenchStages(missing=missing), models="alpha")
+    result = run(FakeBench(missing=missing), models="alpha")
     assert result.exit_code == 0
     row = result.bench["models"][0]["engines"]["openvino"]
     assert (row["status"], row["reason"], row["p50_ms"]) == ("missing", "not installed: openvino", None)
-    assert run(FakeBenchStages(missing=missing), models="alpha", engines=("tvm", "openvino")).exit_code == 3
+    assert run(FakeBench(missing=missing), models="alpha", engines=("tvm", "openvino")).exit_code == 3
     with pytest.raises(ConfigError, match="none of the engines can run"):
-        run(FakeBenchStages(missing=missing), engines="openvino")
+        run(FakeBench(missing=missing), engines="openvino")
 
 
 def test_a_model_that_fails_is_listed_and_the_others_go_on():
-    result = run(FakeBenchStages(broken_models=("alpha",)))
+    result = run(FakeBench(broken_models=("alpha",)))
     assert result.exit_code == 3
     assert [model["name"] for model in result.bench["models"]] == ["beta"]
     assert result.bench["skipped"][0]["reason"] == "RuntimeError: weights on fire"
 
 
 def test_models_without_weights_are_listed():
-    result = run(FakeBenchStages(unavailable=("beta",)))
+    result = run(FakeBench(unavailable=("beta",)))
     assert result.exit_code == 0
     assert [(model["name"], model["status"]) for model in result.bench["skipped"]] == [("beta", "skipped")]
 
 
 def test_an_interruption_keeps_what_was_done_and_ends_the_workers(tmp_path):
-    stages = FakeBenchStages(models=("alpha", "beta", "gamma"), trouble={"torch_x86": {}})
-    measure_of_beta = stages.trouble["torch_x86"]
-    original = stages.write_model
+    fakes = FakeBench(models=("alpha", "beta", "gamma"), trouble={"torch_x86": {}})
+    measure_of_beta = fakes.trouble["torch_x86"]
+    original = fakes.write_model
 
-    def write_model(spec, *others):
-        if spec.name == "beta":
+    def write_model(entry, *others):
+        if entry.spec.name == "beta":
             measure_of_beta["measure"] = KeyboardInterrupt()
-        original(spec, *others)
+        original(entry, *others)
 
-    stages.write_model = write_model
-    result = run(stages, out=tmp_path / "out")
+    fakes.write_model = write_model
+    result = run(fakes, out=tmp_path / "out")
     assert result.exit_code == 130
     saved = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert [model["name"] for model in saved["models"]] == ["alpha"]
     assert [model["name"] for model in saved["skipped"]] == ["beta", "gamma"]
-    assert not any(worker.open for worker in stages.workers)
+    assert not any(worker.open for worker in fakes.workers)
 
 
 def test_the_run_folder_holds_json_report_and_stacks(tmp_path):
-    stages = FakeBenchStages(trouble={"openvino": {"load": failing()}})
-    result = run(stages, models="alpha", out=tmp_path / "out")
+    fakes = FakeBench(trouble={"openvino": {"load": failing()}})
+    result = run(fakes, models="alpha", out=tmp_path / "out")
     saved = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert saved == result.bench
     assert {"schema_version", "command", "config", "environment", "seed", "dataset"} <= set(saved)
@@ -291,10 +290,10 @@ def test_the_run_folder_holds_json_report_and_stacks(tmp_path):
     ],
 )
 def test_wrong_options_are_found_before_any_work(options, text):
-    stages = FakeBenchStages()
+    fakes = FakeBench()
     with pytest.raises((ConfigError, UnknownNameError), match=text):
-        run(stages, **options)
-    assert stages.workers == []
+        run(fakes, **options)
+    assert fakes.workers == []
 
 
 def test_options_take_one_value_or_several_and_none_twice():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from quantvm.jobs.latency.bench import bench
 from quantvm.jobs.latency.text import bench_lines, bench_report
 
-from .bench_fakes import FakeBenchStages, failing
+from .bench_fakes import FakeBench, failing, run_bench
 
 
-def text_of(stages=None, **options):
-    result = bench(stages=stages or FakeBenchStages(), **{"threads": 2, **options})
+def text_of(fakes=None, **options):
+    result = run_bench(fakes or FakeBench(), **{"threads": 2, **options})
     return bench_lines(result.bench)
 
 
@@ -36,16 +35,16 @@ def test_conditions_stand_under_the_table():
 
 
 def test_an_empty_column_has_its_reason():
-    stages = FakeBenchStages(trouble={"openvino": {"load": failing()}}, missing={"onnxruntime": "not installed: onnx"})
-    lines = text_of(stages)
+    fakes = FakeBench(trouble={"openvino": {"load": failing()}}, missing={"onnxruntime": "not installed: onnx"})
+    lines = text_of(fakes)
     assert "| ALPHA | 1.00 | 2.00 | 1.50 | 2.50 |  |  | 1.50× |" in lines
     assert "- onnxruntime: missing: not installed: onnx" in lines
     assert "- openvino: error: load of batch 1: RuntimeError: engine on fire" in lines
 
 
 def test_wrong_bits_are_named_with_their_setting():
-    stages = FakeBenchStages(trouble={"tvm": {"outputs": lambda y: y + 1 if len(y) == 2 else y}})
-    lines = text_of(stages, models="alpha", batch_sizes=(1, 2))
+    fakes = FakeBench(trouble={"tvm": {"outputs": lambda y: y + 1 if len(y) == 2 else y}})
+    lines = text_of(fakes, models="alpha", batch_sizes=(1, 2))
     (line,) = [line for line in lines if line.startswith("- tvm: failed")]
     assert "20 of 20 raw outputs differ" in line
     assert line.endswith("[ALPHA (batch 2, 2 threads)]")
@@ -58,15 +57,15 @@ def test_noise_and_unlikely_outputs_are_told(monkeypatch):
         return {"samples_ms": [1.0, 2.0, 3.0] * 1000}
 
     monkeypatch.setattr(bench_fakes.FakeWorker, "_measure", noisy)
-    stages = FakeBenchStages(trouble={"openvino": {"outputs": lambda y: -y}})
-    text = "\n".join(text_of(stages, models="alpha", seconds=0.1))
+    fakes = FakeBench(trouble={"openvino": {"outputs": lambda y: -y}})
+    text = "\n".join(text_of(fakes, models="alpha", seconds=0.1))
     assert "2.00~" in text
     assert "6 of 6 are, most of all tvm on ALPHA, batch 1, 2 threads with 100 %" in text
     assert "- openvino: its outputs are far from the float model's" in text
 
 
 def test_random_weights_and_skipped_models_are_told():
-    lines = text_of(FakeBenchStages(unavailable=("beta",)), weights="random")
+    lines = text_of(FakeBench(unavailable=("beta",)), weights="random")
     assert lines[0].startswith("RANDOM WEIGHTS")
     assert any(line.startswith("- BETA, skipped: there is no network") for line in lines)
 
@@ -89,7 +88,7 @@ def test_a_profile_stands_under_the_tables_in_a_block_of_its_own():
 
 
 def test_the_report_has_every_figure():
-    result = bench(stages=FakeBenchStages(), threads=2, batch_sizes=(1, 8))
+    result = run_bench(FakeBench(), threads=2, batch_sizes=(1, 8))
     report = bench_report(result.bench)
     assert "## BETA, batch 8, 2 threads" in report
     assert "first call ms" in report

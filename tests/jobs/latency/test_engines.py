@@ -15,7 +15,6 @@ from quantvm.jobs.latency.config import BenchConfig
 from quantvm.jobs.latency.engines import Job, TvmEngine, torch_file
 from quantvm.jobs.latency.exported_engines import ExportedEngine, InductorEngine
 from quantvm.jobs.latency.one_model import ModelBench, _Session
-from tests.jobs.latency.bench_fakes import FakeBenchStages
 from tests.quantized_modules import SmallNetwork, image, save_traced
 
 SHAPE = (3, 19, 17)
@@ -63,7 +62,7 @@ def test_without_a_linker_it_compiles_where_it_runs(job, network, tmp_path, monk
 def test_tvm_alone_runs_as_deployed_and_only_from_a_file(built, deployed):
     bench = ModelBench(
         spec=None, weights=None, engines=("tvm", "torch_fbgemm"), missing={}, config=BenchConfig(),
-        job=Job("", "small", "/nowhere", 1), stages=FakeBenchStages(), note=print, log=print,
+        job=Job("", "small", "/nowhere", 1), note=print, log=print,
         built={"tvm": built, "torch_fbgemm": {"artifact_bytes": 1}},
     )  # fmt: skip
     session = _Session(bench, threads=2)

@@ -8,6 +8,7 @@ import numpy as np
 
 from quantvm.frontend import LayeredProgram
 from quantvm.jobs.layer_differences.repro_programs import ProgramCase, program_text
+from quantvm.runtime.target import Machine
 
 
 def executed(text: str) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def check_layers_alone(program: LayeredProgram) -> None:
             alone.program,
             [inputs[0].numpy() if i is None else captured[i] for i in numbers],
             [None if i is None else program.layers[i].q for i in numbers],
-            [False] * len(numbers), layer.q, layer.name, "small", side, "tvm", 1, "native",
+            [False] * len(numbers), layer.q, layer.name, "small", side, "tvm", Machine("native", 1),
         )  # fmt: skip
         names = executed(program_text(case))
         expected = names["expected"]()

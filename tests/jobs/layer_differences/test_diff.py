@@ -11,10 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from quantvm import DiffConfig, diff
 from quantvm.cli import app
 from quantvm.errors import ConfigError, RunError
 from quantvm.frontend import capture, import_layers
-from quantvm.jobs.layer_differences.diff import DiffConfig, diff
 from quantvm.jobs.layer_differences.layer_parity import DifferenceCount
 from quantvm.jobs.layer_differences.text import diff_lines
 from quantvm.torch_compat import has_vnni

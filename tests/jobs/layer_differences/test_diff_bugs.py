@@ -11,7 +11,7 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 from tvm import relax
 
-from quantvm.jobs.layer_differences.diff import diff
+from quantvm import diff
 from quantvm.jobs.layer_differences.layer_parity import UNEXPLAINED
 from quantvm.kernels.conv import conv2d as conv2d_kernels
 from quantvm.lowering import pipeline

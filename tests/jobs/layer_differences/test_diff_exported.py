@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from quantvm import diff
 from quantvm.cli import app
 from quantvm.errors import ConfigError
 from quantvm.frontend.exported.importer import load_program
 from quantvm.frontend.exported.layers import import_exported_layers
-from quantvm.jobs.layer_differences.diff import diff
 from quantvm.jobs.layer_differences.layer_parity import UNEXPLAINED
 from quantvm.models.quantize import quantize
 

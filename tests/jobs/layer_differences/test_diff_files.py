@@ -12,10 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from quantvm import diff
 from quantvm.cli import app
 from quantvm.errors import ConfigError
 from quantvm.frontend.file_layers import import_file_layers
-from quantvm.jobs.layer_differences.diff import diff
 from quantvm.jobs.layer_differences.layer_parity import UNEXPLAINED
 
 from .layers_alone import add_to_zero_points, check_layers_alone, executed

@@ -1,4 +1,4 @@
-"""The main job, and the only place where all stages meet.
+"""``quantvm run``: the chain of an evaluation.
 
 For each model: weights, float model, quantized model, TVM artifact; then every batch of images goes through the float
 model, the quantized model and the artifact, as the very same array, and what they answer is compared.
@@ -11,24 +11,32 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quantvm.errors import ConfigError, ModelCodeError, QuantvmError, UnsupportedOpError, missing_package_named
-from quantvm.jobs.evaluation.config import RunConfig, raise_problems, with_engine
+import numpy as np
+
+from quantvm.errors import ModelCodeError, QuantvmError, UnsupportedOpError
+from quantvm.jobs.evaluation.config import RunConfig
 from quantvm.jobs.evaluation.measurement import Measurement
-from quantvm.jobs.evaluation.plan import Entry, Plan, prepare, unknown_labels
-from quantvm.jobs.evaluation.stages import Stages
+from quantvm.jobs.latency.rounds import alternate, time_calls
+from quantvm.options.option import raise_problems
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder
-from quantvm.report.schema import SCHEMA_VERSION, HeadRow, ModelRow, RunResult, RunRow, SampleRow
+from quantvm.report.schema import ModelRow, RunResult, RunRow, SampleRow
 from quantvm.score.agreement import agreement_of_flows
 from quantvm.score.parity import OutputShapeError, int8_share_problem, judge
-from quantvm.workload.user_models import UserProgram
+from quantvm.torch_compat import quantization_engine
+from quantvm.workload.environment import use_threads
+from quantvm.workload.head import head
+from quantvm.workload.plan import Entry, Plan, plan_of
+from quantvm.workload.prepare import quantized
+from quantvm.workload.runners import Runner, TorchRunner
 
 if TYPE_CHECKING:
     from quantvm.models import ModelSpec
-    from quantvm.models.weights import ResolvedWeights
+
+_LATENCY_ROUNDS = 5
+_LATENCY_S = 0.5
 
 
 class Observer(Protocol):
@@ -52,88 +60,63 @@ class _SilentObserver:
 SILENT_OBSERVER: Observer = _SilentObserver()
 
 
-@missing_package_named()
-def evaluate(
-    config: RunConfig | None = None,
+def evaluate_models(
+    config: RunConfig,
     *,
     progress: Progress = SILENT,
     observer: Observer = SILENT_OBSERVER,
     command: str = "quantvm.evaluate",
-    stages: Stages | None = None,
-    **options: Any,
 ) -> RunResult:
-    """Returns how the models' accuracy and raw outputs compare between PyTorch and TVM; ``quantvm run`` calls this.
-
-    A model that fails has a row that says so and the others go on. After an interruption by Ctrl-C the result holds
-    what was done until then. If ``config.out`` is set, the run folder is written after each model.
-
-    Args:
-        config: The options; or leave it out and give them by name, as in ``evaluate(models=("resnet18",), seed=1)``.
-        progress: Where long work reports to.
-        observer: Told about each model as it is done.
-        command: What run.json names as the command.
-        stages: The calls that the evaluation is made of.
-        **options: The fields of RunConfig, in place of `config`.
-
-    Raises:
-        QuantvmError: before any model is evaluated, if an option, a name, an image or the weights of a model that was
-            named is wrong, or if no model at all can be evaluated.
-    """
-    if config is not None and options:
-        raise ConfigError(f"evaluate: got a config and also {', '.join(sorted(options))}; give one or the other")
-    config = config or RunConfig(**options)
-    stages = stages or Stages()
+    """Returns how the models' accuracy and raw outputs compare between PyTorch and TVM; see `quantvm.evaluate`."""
     started_s = time.monotonic()
-    plan = _prepared(config, stages, progress)
-    run: RunRow = {**head(plan, stages, command), "models": [], "agreement": []}
+    plan = _planned(config, progress)
+    run: RunRow = {**head(plan, config, command), "models": [], "agreement": []}
     folder = RunFolder(config.out) if config.out is not None else None
     try:
         logged = progress if folder is None else LoggedProgress(progress, folder)
-        return _Evaluation(plan, stages, logged, observer, folder, run, started_s).go()
+        return _Evaluation(plan, config, logged, observer, folder, run, started_s).go()
     finally:
         if folder is not None:
             folder.close()
 
 
-def _prepared(config: RunConfig, stages: Stages, progress: Progress) -> Plan:
+def _planned(config: RunConfig, progress: Progress) -> Plan:
     """Returns the plan; the stack of a factory that raised goes to the log, if there is to be one."""
     try:
-        plan = prepare(config, stages, progress)
+        plan = plan_of(config, progress)
     except ModelCodeError as error:
         if config.out is not None:
             folder = RunFolder(config.out)
             folder.log(f"{error}\n{error.stack()}")
             folder.close()
         raise
-    raise_problems(unknown_labels(plan))
+    raise_problems([*_unknown_labels(plan, config), *_missing_references(plan, config)])
     return plan
 
 
-def head(plan: Plan, stages: Stages, command: str) -> HeadRow:
-    """Returns what run.json and bench.json begin with."""
-    dataset, calibration = plan.dataset, plan.calibration
-    bad = [{"path": str(bad.path), "reason": bad.reason} for bad in (*dataset.bad, *calibration.bad)]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": command,
-        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "duration_s": 0.0,
-        "interrupted": False,
-        "config": {**plan.config.as_json(), "threads": plan.threads},
-        "environment": stages.describe_environment(plan.threads),
-        "seed": plan.config.seed,
-        "dataset": {
-            "name": dataset.name,
-            "root": str(dataset.root),
-            "is_default": dataset.is_default,
-            "n_requested": dataset.n_requested,
-            "n_used": len(dataset.samples),
-            "n_bad": len(bad),
-            "bad": bad,
-            "sha256": dataset.sha256,
-            "notes": [*dataset.notes, *calibration.notes],
-        },
-    }
+def _unknown_labels(plan: Plan, config: RunConfig) -> list[str]:
+    """Returns a sentence for every model of the user's own that has no score for a class of the images."""
+    last = max(sample.label for sample in plan.dataset.samples)
+    known = [(entry.spec.name, getattr(entry.spec, "n_classes", None)) for entry in plan.entries]
+    few = [(name, n) for name, n in known if n is not None and last >= n]
+    if config.class_map == "sorted":
+        return [
+            f"data: {plan.dataset.name} has {last + 1} classes, {name} {n}; use data of {n} classes" for name, n in few
+        ]
+    return [
+        f"data: {plan.dataset.name} has images of class {last} (counted from 0), and {name} has {n} classes; if the "
+        "classes of this model are your folders in sorted order, say --class-map sorted, in a run without registered "
+        "models"
+        for name, n in few
+    ]
+
+
+def _missing_references(plan: Plan, config: RunConfig) -> list[str]:
+    """Returns a sentence for every model whose parity is to be checked, and that nothing can be compared with."""
+    if config.check_parity is None:
+        return []
+    missing = [(entry.spec.name, entry.missing_reference) for entry in plan.entries]
+    return [f"check_parity: {name}: {reason}" for name, reason in missing if reason is not None]
 
 
 @dataclass
@@ -141,7 +124,7 @@ class _Evaluation:
     """One plan under way."""
 
     plan: Plan
-    stages: Stages
+    config: RunConfig
     progress: Progress
     observer: Observer
     folder: RunFolder | None
@@ -152,13 +135,13 @@ class _Evaluation:
     def go(self) -> RunResult:
         self.observer.on_start(self.run)
         try:
-            self.stages.use_threads(self.plan.threads)
+            use_threads(self.plan.machine.threads)
             for entry, flow in self._turns():
                 self._evaluate(entry, flow)
-            self.run["agreement"] = agreement_of_flows(self.samples) if len(self.plan.config.flows) > 1 else []
+            self.run["agreement"] = agreement_of_flows(self.samples) if len(self.config.flows) > 1 else []
         except KeyboardInterrupt:
             self.run["interrupted"] = True
-            for entry, flow in self._turns()[len(self.run["models"]) // len(self.plan.config.numerics) :]:
+            for entry, flow in self._turns()[len(self.run["models"]) // len(self.config.numerics) :]:
                 self._skip(entry, flow, "the run was interrupted before its turn")
         return self._save()
 
@@ -166,7 +149,7 @@ class _Evaluation:
         """Returns every model with every flow that is its turn; a model that its user quantized has one turn."""
         turns = []
         for entry in self.plan.entries:
-            flows = self.plan.config.flows or entry.spec.flows[:1]
+            flows = self.config.flows or entry.spec.flows[:1]
             turns += [(entry, flow) for flow in (flows[:1] if entry.is_quantized else flows)]
         return turns
 
@@ -179,15 +162,13 @@ class _Evaluation:
             instead = " or ".join(f"--flow {other}" for other in entry.spec.flows)
             self._skip(entry, flow, f"PyTorch cannot quantize it by the flow {flow}", instead)
             return
-        plan = dataclasses.replace(self.plan, config=dataclasses.replace(self.plan.config, flows=(flow,)))
-        found = [Measurement(numerics, flow) for numerics in self.plan.config.numerics]
+        found = [Measurement(numerics, flow) for numerics in self.config.numerics]
         started_s = time.monotonic()
         verdicts: list[dict[str, Any]] = [{"status": "error"}] * len(found)
         try:
             own_engine = None if entry.program is None else entry.program.engine
-            with self.stages.torch_engine(with_engine(self.plan.config, own_engine)):
-                titled = TitledProgress(self.progress, entry.spec.title)
-                measure(entry.spec, entry.weights, plan, self.stages, titled, found)
+            with quantization_engine(own_engine or self.config.engine):
+                measure(entry, flow, self.plan, TitledProgress(self.progress, entry.spec.title), found)
             verdicts = [self._judge(each, entry.missing_reference) for each in found]
         except KeyboardInterrupt:
             n_images = len(self.plan.dataset.samples)
@@ -205,14 +186,14 @@ class _Evaluation:
                 if "n_images" in verdict:
                     self.samples += each.samples
                 facts = each.facts | verdict | {"duration_s": time.monotonic() - started_s}
-                self._add(_row(self.plan, entry.spec, flow, each.numerics, facts))
+                self._add(_row(self.config, entry.spec, flow, each.numerics, facts))
 
     def _skip(self, entry: Entry, flow: str, reason: str | None, remedy: str | None = None) -> None:
-        for numerics in self.plan.config.numerics:
-            self._add(_row(self.plan, entry.spec, flow, numerics, {"reason": reason, "remedy": remedy}))
+        for numerics in self.config.numerics:
+            self._add(_row(self.config, entry.spec, flow, numerics, {"reason": reason, "remedy": remedy}))
 
     def _judge(self, found: Measurement, missing_reference: str | None) -> dict[str, Any]:
-        results, config = found.results(), self.plan.config
+        results, config = found.results(), self.config
         share = int8_share_problem(found.facts["int8_mac_share"], config.min_int8_macs)
         status, reason = judge(
             results["parity"],
@@ -251,10 +232,7 @@ class _Evaluation:
         return result
 
 
-def measure(
-    spec: ModelSpec, weights: ResolvedWeights, plan: Plan, stages: Stages, progress: Progress,
-    found: Sequence[Measurement],
-) -> None:  # fmt: skip
+def measure(entry: Entry, flow: str, plan: Plan, progress: Progress, found: Sequence[Measurement]) -> None:
     """Takes one model through all stages and counts its outputs on every image into `found`, one for each numerics.
 
     The engines get the very same array of each batch, one after the other, with equal threads.
@@ -262,40 +240,48 @@ def measure(
     Raises:
         OutputShapeError: if an engine's output is missing or of another shape than the other's.
     """
-    config = plan.config
-    inputs = stages.calibration_inputs(spec, plan.calibration)
+    spec, weights = entry.spec, entry.weights
+    assert weights is not None
     for each in found:
         each.facts["weights"] = {"source": weights.source, "sha256": weights.sha256}
         if dataclasses.is_dataclass(spec.preprocessing):
             each.facts["preprocessing"] = dataclasses.asdict(spec.preprocessing)
-    float_model = stages.build_float_model(spec, weights, inputs, config)
-    quantized = stages.quantize(spec, weights, float_model, inputs, config, progress)
+    program = quantized(entry, plan, flow, progress)
     runners = []
     for each in found:
-        each.take_quantized(quantized, plan.calibration)
-        artifact = stages.compile(quantized, spec, config, plan.threads, progress, numerics=each.numerics)
+        each.take_quantized(program, plan.calibration)
+        artifact = program.compile(plan.machine, numerics=each.numerics, progress=progress)
         each.take_report(artifact.report)
-        runner = stages.tvm_runner(artifact, plan.threads)
-        runners.append(quantized.on_images(runner) if isinstance(quantized, UserProgram) else runner)
-    fp32 = None if float_model is None else stages.torch_runner(float_model, plan.threads)
-    torch = stages.torch_runner(quantized, plan.threads)
-    samples = plan.dataset.samples
-    with progress.task("evaluate", total=len(samples)) as task:
-        for batch in stages.batches(samples, spec, config):
+        runners.append(program.tvm_runner(artifact, plan.machine))
+    fp32 = None if program.float_module is None else TorchRunner(program.float_module, threads=plan.machine.threads)
+    torch = program.runner(plan.machine)
+    with progress.task("evaluate", total=len(plan.dataset.samples)) as task:
+        for batch in plan.batches(spec):
             fp32_f32 = None if fp32 is None else fp32.run(batch.x_f32)
             torch_f32 = None if torch is None else torch.run(batch.x_f32)
             for each, runner in zip(found, runners, strict=True):
                 each.add(spec.name, batch, fp32_f32, torch_f32, runner.run(batch.x_f32))
             task.advance(len(batch.ids))
     if len(found) > 1:
-        first = next(iter(stages.batches(samples[:1], spec, config)))
-        for each, latency_ms in zip(found, stages.latencies_ms(runners, first.x_f32), strict=True):
+        first = next(plan.batches(spec, plan.dataset.samples[:1]))
+        for each, latency_ms in zip(found, latencies_ms(runners, first.x_f32), strict=True):
             each.facts["latency_ms"] = latency_ms
 
 
-def _row(plan: Plan, spec: ModelSpec, flow: str, numerics: str, known: dict[str, Any]) -> ModelRow:
+def latencies_ms(runners: Sequence[Runner], x_f32: np.ndarray) -> list[float]:
+    """Returns each engine's median time of a call, in alternating rounds."""
+    names = {str(i): runner for i, runner in enumerate(runners)}
+    rounds_ms = alternate(
+        list(names),
+        lambda name, seconds: time_calls(lambda: names[name].run(x_f32), min_calls=3, min_seconds=seconds),
+        min_rounds=_LATENCY_ROUNDS,
+        min_seconds=_LATENCY_S,
+    )
+    return [float(np.median(np.concatenate(rounds_ms[name]))) for name in names]
+
+
+def _row(config: RunConfig, spec: ModelSpec, flow: str, numerics: str, known: dict[str, Any]) -> ModelRow:
     """Returns a model's row with `known` in place of what is otherwise unknown; its status is then `skipped`."""
-    config = plan.config
     row: ModelRow = {
         "name": spec.name,
         "title": spec.title,

@@ -10,11 +10,9 @@ from quantvm.score.accuracy import AccuracyCount, top_k
 from quantvm.score.parity import ArrayF32, ParityCount, check_outputs, shortest_float
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from quantvm.data import Batch, CalibrationSet
     from quantvm.runtime import CompileReport
-    from quantvm.workload.user_models import UserProgram
+    from quantvm.workload.program import Program
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Measurement:
                 }
             )
 
-    def take_quantized(self, quantized: nn.Module | UserProgram, calibration: CalibrationSet) -> None:
+    def take_quantized(self, quantized: Program, calibration: CalibrationSet) -> None:
         """Notes how the quantized model was made, as it says itself: a checkpoint brings its own scheme and ranges."""
         n = quantized.quantvm_n_calibration
         source = calibration.source if n else "none, the weights bring their own ranges"
@@ -70,7 +68,7 @@ class Measurement:
             "engine": quantized.quantvm_engine,
             "scheme": quantized.quantvm_scheme,
             "calibration": {"n": n, "source": source},
-            "reference": getattr(quantized, "reference", "PyTorch"),
+            "reference": quantized.reference,
         }
 
     def take_report(self, report: CompileReport) -> None:

@@ -1,65 +1,45 @@
-"""Latency and throughput of the int8 engines side by side; each model is measured by ``bench_model.py``."""
+"""Latency and throughput of the int8 engines side by side; each model is measured by ``one_model.py``."""
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from quantvm.errors import ConfigError, QuantvmError, missing_package_named
-from quantvm.jobs.evaluation.config import raise_problems
-from quantvm.jobs.evaluation.evaluate import head
-from quantvm.jobs.evaluation.plan import Entry, Plan, prepare
+import numpy as np
+
+from quantvm.data import iterate_inputs
+from quantvm.errors import ConfigError, QuantvmError
 from quantvm.jobs.latency.config import BenchConfig
+from quantvm.jobs.latency.engines import Job, why_missing
 from quantvm.jobs.latency.one_model import ModelBench, model_job
 from quantvm.jobs.latency.rounds import geometric_mean
 from quantvm.jobs.latency.schema import BenchResult, BenchRow, MeanRow
-from quantvm.jobs.latency.stages import BenchStages
 from quantvm.jobs.latency.text import bench_report
+from quantvm.options.option import raise_problems
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder, run_json
 from quantvm.storage.scratch import scratch_folder
+from quantvm.workload.environment import installed_version, use_threads
+from quantvm.workload.head import head
+from quantvm.workload.plan import Entry, Plan, plan_of
+from quantvm.workload.prepare import CalibrationInputs, float_module_of
+
+_PEER_PACKAGES = ("onnx", "onnxruntime", "openvino", "nncf")
 
 
-@missing_package_named()
-def bench(
-    config: BenchConfig | None = None,
-    *,
-    progress: Progress = SILENT,
-    command: str = "quantvm.bench",
-    stages: BenchStages | None = None,
-    **options: Any,
-) -> BenchResult:
-    """Returns how fast the engines run the models in int8; ``quantvm bench`` calls this.
-
-    An engine that is missing or fails has a row that says so, and the others go on. TVM is timed only where its
-    outputs have the bits of the PyTorch engine that it reproduces. After an interruption by Ctrl-C the result holds
-    what was done until then. If ``config.out`` is set, bench.json is written after each row.
-
-    Args:
-        config: The options; or leave it out and give them by name, as in ``bench(models=("resnet18",), seconds=1)``.
-        progress: Where long work reports to; silent while anything is measured.
-        command: What bench.json names as the command.
-        stages: The calls that it is made of.
-        **options: The fields of BenchConfig, in place of `config`.
-
-    Raises:
-        QuantvmError: before any model is measured, if an option, a name, an image or the weights of a model that was
-            named is wrong, or if no model or no engine at all can be measured.
-    """
-    if config is not None and options:
-        raise ConfigError(f"bench: got a config and also {', '.join(sorted(options))}; give one or the other")
-    config = config or BenchConfig(**options)
-    stages = stages or BenchStages()
+def measure_latency(config: BenchConfig, *, progress: Progress = SILENT, command: str = "quantvm.bench") -> BenchResult:
+    """Returns how fast the engines run the models in int8; see `quantvm.bench`."""
     started_s = time.monotonic()
     raise_problems(config.problems())
     engines = config.engine_names()
-    missing = {name: why for name in engines if (why := stages.why_missing(name)) is not None}
+    missing = {name: why for name in engines if (why := why_missing(name)) is not None}
     if len(missing) == len(engines):
         raise ConfigError("\n".join(["none of the engines can run:", *(f"  {n}: {w}" for n, w in missing.items())]))
-    plan = prepare(config.run_config(), stages, progress)
+    plan = plan_of(config.workload(), progress)
     raise_problems(
         [
             f"models: {entry.spec.name} is quantized already, and every engine quantizes one float model in its own "
@@ -68,29 +48,24 @@ def bench(
             if entry.is_quantized
         ]
     )
-    threads = config.threads or (plan.threads,)
-    row = _bench_row(plan, config, threads, engines, stages, command)
+    threads = config.threads or (plan.machine.threads,)
+    row = _bench_row(plan, config, threads, engines, command)
     folder = RunFolder(config.out) if config.out is not None else None
     try:
         logged = progress if folder is None else LoggedProgress(progress, folder)
-        return _Bench(plan, config, threads, engines, missing, stages, logged, folder, row, started_s).go()
+        return _Bench(plan, config, threads, engines, missing, logged, folder, row, started_s).go()
     finally:
         if folder is not None:
             folder.close()
 
 
 def _bench_row(
-    plan: Plan,
-    config: BenchConfig,
-    threads: Sequence[int],
-    engines: Sequence[str],
-    stages: BenchStages,
-    command: str,
+    plan: Plan, config: BenchConfig, threads: Sequence[int], engines: Sequence[str], command: str
 ) -> BenchRow:
-    found = head(plan, stages, command)
-    found["config"] = {**config.as_json(), "threads": list(threads), "engines": list(engines)}
-    found["environment"]["versions"] |= stages.peer_versions()
-    load = stages.load_average()
+    found = head(plan, config, command)
+    found["config"] |= {"threads": list(threads), "engines": list(engines)}
+    found["environment"]["versions"] |= peer_versions()
+    load = load_average()
     return {
         **found,
         "reference": config.reference if "tvm" in engines else None,
@@ -110,7 +85,6 @@ class _Bench:
     threads: Sequence[int]
     engines: Sequence[str]
     missing: dict[str, str]
-    stages: BenchStages
     progress: Progress
     folder: RunFolder | None
     row: BenchRow
@@ -121,7 +95,7 @@ class _Bench:
         self.named = self.config.engines
 
     def go(self) -> BenchResult:
-        self.stages.use_threads(max(self.threads))
+        use_threads(max(self.threads))
         for index, entry in enumerate(self.plan.entries):
             try:
                 self._bench(entry)
@@ -134,7 +108,7 @@ class _Bench:
                 self._log(f"{entry.spec.name} failed\n{traceback.format_exc()}")
                 reason = str(error) if isinstance(error, QuantvmError) else f"{type(error).__name__}: {error}"
                 self._skip(entry, "error", reason, None)
-        load = self.stages.load_average()
+        load = load_average()
         self.row["load_average"] += [] if load is None else [load]
         return self._save()
 
@@ -147,7 +121,7 @@ class _Bench:
             job = model_job(folder, spec, config)
             progress = TitledProgress(self.progress, spec.title)
             with progress.task("prepare"):
-                self.stages.write_model(spec, entry.weights, self.plan, job, max(config.batch_sizes))
+                write_model(entry, self.plan, job)
             model = ModelBench(
                 spec=spec,
                 weights={"source": entry.weights.source, "sha256": entry.weights.sha256},
@@ -155,7 +129,6 @@ class _Bench:
                 missing=self.missing,
                 job=job,
                 config=config,
-                stages=self.stages,
                 note=self.progress.note,
                 log=self._log,
             )
@@ -186,6 +159,37 @@ class _Bench:
             self.folder.write("report.md", bench_report(self.row).encode())
             self.folder.write("bench.json", run_json(self.row).encode())
         return BenchResult(self.row, self.named)
+
+
+def write_model(entry: Entry, plan: Plan, job: Job) -> None:
+    """Writes what every engine starts from: float model, calibration images, input, the float model's output."""
+    import torch
+
+    model = float_module_of(entry, plan)
+    assert model is not None  # quantized checkpoints are refused with the options
+    torch.save(model.state_dict(), job.float_model_path)
+    np.save(job.calibration_path, np.concatenate(list(CalibrationInputs(plan.calibration, entry.spec))))
+    x_f32 = _input(entry, plan)
+    np.save(job.input_path, x_f32)
+    with torch.inference_mode():
+        np.save(job.float_output_path, model(torch.from_numpy(x_f32)).numpy())
+
+
+def _input(entry: Entry, plan: Plan) -> np.ndarray:
+    """Returns the largest batch of the data set's images, from its start again where it has too few."""
+    paths, max_batch = [sample.path for sample in plan.dataset.samples], plan.options.batch_size
+    chosen = [paths[i % len(paths)] for i in range(max_batch)]
+    return next(iterate_inputs(chosen, entry.spec.preprocessing, max_batch))
+
+
+def peer_versions() -> dict[str, str | None]:
+    """Returns the versions of the peers' packages."""
+    return {name: installed_version(name) for name in _PEER_PACKAGES}
+
+
+def load_average() -> float | None:
+    """Returns how many processes wanted a core over the last minute, where the system says."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _means(row: BenchRow) -> list[MeanRow]:

@@ -2,79 +2,106 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from quantvm.jobs.evaluation.config import RunConfig
 from quantvm.jobs.latency.engines import ENGINES
 from quantvm.models.quantize import Engine, Scheme
+from quantvm.options import checks, reading
+from quantvm.options.groups import (
+    QUANTIZATION,
+    BatchOptions,
+    CompilationOptions,
+    DataOptions,
+    FlowOptions,
+    OutputOptions,
+    OwnImageOptions,
+    QuantizationOptions,
+    WeightOptions,
+    tuples,
+)
+from quantvm.options.option import documented, help_of, option, varied
+from quantvm.workload.options import WorkloadOptions
 
 BENCH_FLOWS = ("eager", "fx", "pt2e")
 """Ways in which PyTorch quantizes; the first that a model has is the default."""
 
 
+@documented
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(WeightOptions, DataOptions, FlowOptions, OutputOptions):
     """The options of one benchmark of latency; ``quantvm bench`` has one of the same name for each field.
 
-    Attributes:
-        models: names of registered models, or factories of float ones as ``pkg.mod:name``; empty for every registered
-            model whose weights can be had.
-        input_shape: of factories that do not say it; None for 1,3,224,224.
-        engines: names of engines; empty for all that are installed.
-        batch_sizes: images in one call; each is measured.
-        threads: of every engine; each number is measured. Empty for TVM_NUM_THREADS, or else the physical cores.
-        rounds: at least this many rounds through all engines.
-        seconds: at least so many seconds of calls of each engine.
-        weights: `auto`, `random`, or a folder that holds the official files.
-        data: a named data set or a folder, whose images are the input; None for the embedded sample.
-        calibration_data: a folder or `sample`; None for the data set's train part, or else a part of its images.
-        calibration_samples: how many images the quantized ranges are calibrated on, at most.
-        seed: of every random choice.
-        scheme: how PyTorch and TVM quantize weights: `per-channel` or `per-tensor`; the peers use their own way.
-        flow: how PyTorch quantizes: `eager`, `fx` or `pt2e`; None for eager, or fx where a model cannot be quantized by
-            that. The engines of PyTorch that are measured are those of the flow.
-        tvm_engine: the PyTorch engine whose bits TVM must give; of no meaning to pt2e, whose programs are for none.
-        target: what TVM compiles for; `native` is this machine.
-        profile: whether TVM's code is run once more to find where its time goes, after it was timed.
-        out: the run folder that is written; None to write nothing.
+    The engines of PyTorch that are measured are those of the flow. The peers quantize in their own way.
     """
 
-    models: tuple[str, ...] = ()
-    input_shape: tuple[int, ...] | None = None
-    engines: tuple[str, ...] = ()
-    batch_sizes: tuple[int, ...] = (1,)
-    threads: tuple[int, ...] = ()
-    rounds: int = 5
-    seconds: float = 2.0
-    weights: str = "auto"
-    data: str | None = None
-    calibration_data: str | None = None
-    calibration_samples: int = 64
-    seed: int = 0
-    scheme: Scheme = "per-channel"
-    flow: str | None = None
-    tvm_engine: Engine = "fbgemm"
-    target: str = "native"
-    profile: bool = False
-    out: Path | None = None
+    panels: ClassVar = {
+        **dict.fromkeys(
+            ("models", "input_shape", "weights", "Data", "data", "calibration_samples"), "Models and images"
+        ),
+        **dict.fromkeys(("scheme", "tvm_engine", "target"), QUANTIZATION),
+    }
+
+    models: tuple[str, ...] = varied(
+        WorkloadOptions, "models", metavar="NAME|FACTORY",
+        help="A model to measure; repeat it, or separate names by commas. A name of: quantvm list models; or a "
+        "function that returns a float model of your own, as pkg.mod:name. Without it: every registered model "
+        "whose weights can be had.",
+    )  # fmt: skip
+    input_shape: tuple[int, ...] | None = varied(
+        OwnImageOptions, "input_shape",
+        help="What the factories' models take, where they do not say it. Without it: 1,3,224,224.",
+    )  # fmt: skip
+    engines: tuple[str, ...] = option(
+        (),
+        "tvm, torch_fbgemm, torch_x86, torch_onednn (under the flow pt2e: torch_pt2e, torch_inductor), onnxruntime, "
+        "openvino; repeat it, or separate names by commas. Without it: all that are installed. The last two need the "
+        "extra `peers`.",
+        metavar="NAME",
+        reading=reading.NAMES,
+    )
+    batch_sizes: tuple[int, ...] = varied(
+        BatchOptions, "batch_size", default=(1,), flags=("--batch-size",), reading=reading.NUMBERS,
+        check=checks.each_at_least_1, help="Images in one call, as 1 or 1,8,32. Without it: 1.",
+    )  # fmt: skip
+    threads: tuple[int, ...] = varied(
+        CompilationOptions, "threads", default=(), reading=reading.NUMBERS, check=checks.each_at_least_1,
+        help="Of every engine, as 2 or 1,2. Without it: TVM_NUM_THREADS, or else the physical cores.",
+    )  # fmt: skip
+    rounds: int = option(5, "At least N rounds through all engines.", metavar="N", check=checks.at_least(1))
+    seconds: float = option(
+        2.0,
+        "At least S seconds of calls of each engine.",
+        metavar="S",
+        check=lambda s: None if s > 0 and math.isfinite(s) else f"got {s}, expected more than 0",
+    )
+    weights: str = varied(
+        WeightOptions, "weights", metavar="auto|DIR|random",
+        help="Where float weights are from. auto: an installed package, a cache, or a download. DIR: a folder with the "
+        "official files. random: seeded, the time hardly depends on them.",
+    )  # fmt: skip
+    data: str | None = varied(DataOptions, "data", help=f"Images for the input: {help_of(DataOptions, 'data')}")
+    calibration_samples: int = varied(DataOptions, "calibration_samples", default=64)
+    flow: str | None = varied(FlowOptions, "flow", check=checks.one_of(BENCH_FLOWS))
+    scheme: Scheme = varied(QuantizationOptions, "scheme", help="How PyTorch and TVM quantize weights.")
+    tvm_engine: Engine = varied(
+        QuantizationOptions, "engine",
+        help="The PyTorch engine whose bits TVM must give, or it gets no time. Of no meaning to pt2e, whose programs "
+        "are for none.",
+    )  # fmt: skip
+    target: str = varied(CompilationOptions, "target")
+    profile: bool = option(
+        False,
+        "Also show where TVM's time goes, kernel by kernel, after everything is timed.",
+        flags=("--profile",),
+    )
 
     def __post_init__(self) -> None:
         """Takes what a caller in Python would naturally give: one value for a tuple, a path as text."""
-        for name in ("models", "engines", "batch_sizes", "threads"):
-            value = getattr(self, name)
-            values = (value,) if isinstance(value, str | int) else tuple(value)
-            object.__setattr__(self, name, tuple(dict.fromkeys(values)))
-        for name in ("data", "calibration_data", "weights"):
-            if isinstance(getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(getattr(self, name)))
-        if isinstance(self.out, str):
-            object.__setattr__(self, "out", Path(self.out))
+        super().__post_init__()
+        tuples(self, "models", "engines", "batch_sizes", "threads", once=True)
 
     @property
     def reference(self) -> str:
@@ -86,39 +113,26 @@ class BenchConfig:
         flow = self.flow or "eager"
         return self.engines or tuple(name for name, kind in ENGINES.items() if flow in kind.flows)
 
-    def run_config(self) -> RunConfig:
-        """Returns the options that choosing models, weights and images needs, as the main job has them."""
+    def workload(self) -> WorkloadOptions:
+        """Returns the options that choosing models, weights and images takes."""
         max_batch = max(self.batch_sizes, default=1)
-        return RunConfig(
-            models=self.models,
-            input_shape=self.input_shape,
-            data=self.data,
-            calibration_data=self.calibration_data,
-            calibration_samples=self.calibration_samples,
+        return self.shared(
+            WorkloadOptions,
             # The images are input, and calibrate where nothing else does. All of a large set need not be read for it.
             num_samples=None if self.data is None else max(max_batch, self.calibration_samples),
-            seed=self.seed,
-            weights=self.weights,
-            scheme=self.scheme,
             engine=self.tvm_engine,
-            target=self.target,
             batch_size=max_batch,
             threads=max(self.threads, default=None),
-            out=self.out,
         )
 
-    def problems(self) -> list[str]:
-        """Returns one sentence for every option of its own whose value cannot be; RunConfig knows the others."""
-        return list(self._problems())
-
-    def _problems(self) -> Iterator[str]:
+    def wrong_combinations(self) -> Iterator[str]:
+        """Yields what is wrong with the engines, and with what is asked for of them."""
+        yield from super().wrong_combinations()
         unknown = [name for name in self.engines if name not in ENGINES]
         if unknown:
             yield f"engines: got '{', '.join(unknown)}', expected some of {', '.join(ENGINES)}"
         if self.profile and self.engines and "tvm" not in self.engines:
             yield f"profile: got '{', '.join(self.engines)}' as engines, expected tvm among them, the one profiled"
-        if self.flow is not None and self.flow not in BENCH_FLOWS:
-            yield f"flow: got '{self.flow}', expected one of {', '.join(BENCH_FLOWS)}"
         flow = self.flow or "eager"
         others = [name for name in self.engines if name in ENGINES and flow not in ENGINES[name].flows]
         if flow in BENCH_FLOWS and others:
@@ -127,24 +141,8 @@ class BenchConfig:
             yield f"scheme: got '{self.scheme}', expected per-channel, as the flow pt2e quantizes weights"
         if not self.batch_sizes:
             yield "batch_sizes: got none, expected at least one"
-        for name in ("batch_sizes", "threads"):
-            wrong = [str(value) for value in getattr(self, name) if value < 1]
-            if wrong:
-                yield f"{name}: got {', '.join(wrong)}, expected at least 1"
-        if self.rounds < 1:
-            yield f"rounds: got {self.rounds}, expected at least 1"
-        if not (self.seconds > 0 and math.isfinite(self.seconds)):
-            yield f"seconds: got {self.seconds}, expected more than 0"
         if self.weights == "torchvision-quantized":
             yield (
                 "weights: got 'torchvision-quantized', expected float weights: every engine quantizes the same "
                 "float model"
             )
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the options as bench.json holds them."""
-        values = dataclasses.asdict(self)
-        values |= {name: list(getattr(self, name)) for name in ("models", "engines", "batch_sizes", "threads")}
-        values["input_shape"] = None if self.input_shape is None else list(self.input_shape)
-        values["out"] = None if self.out is None else str(self.out)
-        return values

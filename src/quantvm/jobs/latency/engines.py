@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from quantvm.errors import CompileError
+from quantvm.numerics.torch_engines import ENGINES as TORCH_ENGINES
+from quantvm.torch_compat import torch_engines
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,16 +99,9 @@ class Job:
         """Returns the float model that every engine starts from."""
         import torch
 
-        from quantvm.models import get_model
-        from quantvm.workload.model_words import kind_of
-        from quantvm.workload.user_models import FloatModel, load_model
+        from quantvm.workload.prepare import without_weights
 
-        if kind_of(self.model) == "registered":
-            model = get_model(self.model).build()
-        else:
-            found = load_model(self.model)
-            assert isinstance(found, FloatModel)  # the parent saw it
-            model = found.module
+        model = without_weights(self.model)
         model.load_state_dict(torch.load(self.float_model_path, weights_only=True))
         return model.eval()
 
@@ -293,6 +288,19 @@ ENGINES: dict[str, EngineKind] = {
     "openvino": EngineKind(f"{_PEERS}:OpenVinoEngine", modules=("onnx", "openvino", "nncf")),
 }
 """The engines by name, in the order of the reports."""
+
+
+def why_missing(engine: str) -> str | None:
+    """Returns why an engine cannot run in this installation, or None."""
+    missing = ENGINES[engine].missing()
+    if missing:
+        extra = "pt2e" if engine.startswith("torch_") else "peers"
+        return f"not installed: {', '.join(missing)}; pip install 'quantvm[{extra}]'"
+    if engine.removeprefix("torch_") in TORCH_ENGINES:
+        known = torch_engines()
+        if engine.removeprefix("torch_") not in known:
+            return f"this torch has only the engines {', '.join(known)}"
+    return None
 
 
 def make_engine(job: Job) -> Engine:

@@ -15,8 +15,7 @@ from quantvm.jobs.latency.config import BENCH_FLOWS, BenchConfig
 from quantvm.jobs.latency.engines import Job
 from quantvm.jobs.latency.rounds import alternate, summarize
 from quantvm.jobs.latency.schema import BenchModelRow, EngineRow, EngineStatus, ProfileRow
-from quantvm.jobs.latency.stages import BenchStages
-from quantvm.jobs.latency.workers import Worker, WorkerError
+from quantvm.jobs.latency.workers import ProcessWorker, Worker, WorkerError
 from quantvm.score.parity import OutputShapeError, check_outputs
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ class ModelBench:
         missing: those among them that cannot run here, and why.
         job: what the workers are for; engine and threads are put in here.
         config: the options.
-        stages: the calls.
         note: shows a line to the user.
         log: keeps details of a failure.
     """
@@ -51,7 +49,6 @@ class ModelBench:
     missing: dict[str, str]
     job: Job
     config: BenchConfig
-    stages: BenchStages
     note: Callable[[str], None]
     log: Callable[[str], None]
     built: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -81,7 +78,7 @@ class ModelBench:
                     self.job, engine=name, threads=max(threads), thread_counts=threads,
                     batch_sizes=tuple(self.config.batch_sizes),
                 )  # fmt: skip
-                worker = self.stages.start_worker(job)
+                worker: Worker = ProcessWorker(job)
                 try:
                     self.built[name] = worker.request("build")
                 finally:
@@ -135,7 +132,7 @@ class _Session:
         bench.note(f"{bench.spec.title}, threads {self._threads}: {name} loads")
         batch = bench.config.batch_sizes[0]
         try:
-            worker = bench.stages.start_worker(self._job(name))
+            worker = ProcessWorker(self._job(name))
             stack.callback(worker.close)
             self._workers[name] = worker
             for batch in bench.config.batch_sizes:
@@ -214,7 +211,7 @@ class _Session:
             return
         bench = self._bench
         try:
-            worker = bench.stages.start_worker(replace(self._job("tvm"), deployed=False))
+            worker = ProcessWorker(replace(self._job("tvm"), deployed=False))
             try:
                 found = worker.request("profile", batch=batch, calls=_MIN_CALLS, seconds=bench.config.seconds)
             finally:

@@ -16,6 +16,7 @@ from quantvm.jobs.layer_differences.schema import FusionRow
 from quantvm.layer_rules import Environment
 from quantvm.numerics.torch_engines import ENGINES
 from quantvm.progress import Progress
+from quantvm.runtime.target import Machine
 from quantvm.verification.ties import explain_ties, what_decides
 
 if TYPE_CHECKING:
@@ -31,19 +32,25 @@ class Comparison:
         config: which sides.
         program: the program and its layers.
         float_model: what it was quantized from; None where that is not at hand.
-        threads: of both sides.
+        machine: what TVM's sides are compiled for; both sides have its number of threads.
         example_f32: an image.
 
     Attributes:
         reference, actual: the sides.
+        machine: as it was given.
         formats: of each layer, whether PyTorch holds it in channels-last order.
         counts: of each layer, how it differs.
     """
 
     def __init__(
-        self, config: DiffConfig, program: LayeredProgram, float_model: Any, threads: int, example_f32: np.ndarray
+        self,
+        config: DiffConfig,
+        program: LayeredProgram,
+        float_model: Any,
+        machine: Machine,
+        example_f32: np.ndarray,
     ) -> None:
-        self._config, self._program, self._threads = config, program, threads
+        self._program, self.machine = program, machine
         self._float_model = float_model
         self._runs: dict[str, Any] = {}
         self.reference, self.actual = config.reference or self.source_side or "qdq", config.actual
@@ -179,7 +186,7 @@ class Comparison:
 
         has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
         images = int(self._program.example_inputs[0].shape[0])
-        return Environment(self._threads, 16 if has_avx512 else 8, has_vnni(), onednn_uses_amx(), images)
+        return Environment(self.machine.threads, 16 if has_avx512 else 8, has_vnni(), onednn_uses_amx(), images)
 
     def rule_of(self, side: str) -> str:
         """Returns the preset that a side is said to follow."""
@@ -204,9 +211,9 @@ class Comparison:
         kind, _, rest = side.partition(":")
         if kind in ("torch", "onnxruntime"):
             self._check_source(kind)
-            return TorchLayerRun(self._program, engine=rest or self._program.engine, threads=self._threads)
+            return TorchLayerRun(self._program, engine=rest or self._program.engine, threads=self.machine.threads)
         if kind == "qdq":
-            return QdqLayerRun(self._program, channels_last=self.formats, threads=self._threads)
+            return QdqLayerRun(self._program, channels_last=self.formats, threads=self.machine.threads)
         if kind == "tvm":
             return self._tvm(rest or ("torch" if self._program.engine in ENGINES else "qdq"))
         if self._program.engine not in ENGINES:
@@ -218,7 +225,7 @@ class Comparison:
             raise ConfigError(
                 "fp32: these weights were published as integers, so there is no float model; choose other weights"
             )
-        return FloatLayerRun(self._program, self._float_model, threads=self._threads)
+        return FloatLayerRun(self._program, self._float_model, threads=self.machine.threads)
 
     def _check_source(self, kind: str) -> None:
         """Raises ConfigError where the side is not what the program came from."""
@@ -242,7 +249,7 @@ class Comparison:
 
         return TvmLayerRun(
             self._program, numerics=numerics, engine=self._program.engine, channels_last=self.formats,
-            target=self._config.target, threads=self._threads,
+            target=self.machine.target, threads=self.machine.threads,
         )  # fmt: skip
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from quantvm.jobs.compilation.config import CompileConfig
 from quantvm.numerics.integer import NUMERICS
 from quantvm.numerics.torch_engines import ENGINES
-from quantvm.storage.output_files import file_problem, folder_problem
+from quantvm.options import checks
+from quantvm.options.groups import OutputOptions, OwnImageOptions, paths_for_texts
+from quantvm.options.option import documented, option, varied
+from quantvm.storage.output_files import file_problem
+from quantvm.workload.options import ZOO, OneModelOptions, WorkloadOptions
 
 SIDES = (
     "torch", *(f"torch:{engine}" for engine in ENGINES), "tvm", *(f"tvm:{numerics}" for numerics in NUMERICS), "qdq",
@@ -20,68 +23,61 @@ SIDES = (
 float model."""
 
 
+@documented
 @dataclass(frozen=True)
-class DiffConfig:
-    """The options of one comparison; ``quantvm diff`` has one of the same name for each field.
+class DiffConfig(OneModelOptions):
+    """The options of one comparison; ``quantvm diff`` has one of the same name for each field."""
 
-    Attributes:
-        model: a file, a factory as ``pkg.mod:name``, or the name of a registered model. What is float, registered or
-            made by a factory, is quantized as in the main job.
-        reference: what is right: one of `SIDES`. None: PyTorch; of an ONNX file ONNX Runtime where that is installed;
-            else the imported program in float.
-        actual: what is compared with it: one of `SIDES`.
-        input_shape: of a TorchScript file.
-        num_samples: images that are compared.
-        waterfall: whether accuracy and output error are measured on the same images: of fp32, of floats between
-            dequantize and quantize, of PyTorch and of TVM.
-        weights, data, calibration_data, calibration_samples, seed, scheme, flow: of a registered model, as in
-            CompileConfig.
-        engine, target, threads: as in CompileConfig.
-        out: a folder for diff.json and layers.csv; None to write nothing.
-        save_repro: a pytest file that shows the first layer's own difference alone; None to write none.
-    """
+    panels: ClassVar = {**OneModelOptions.panels, "waterfall": ZOO}
 
-    model: str
-    reference: str | None = None
-    actual: str = "tvm"
-    input_shape: tuple[int, ...] = (1, 3, 224, 224)
-    num_samples: int = 4
-    waterfall: bool = False
-    weights: str = "auto"
-    data: str | None = None
-    calibration_data: str | None = None
-    calibration_samples: int = 1000
-    seed: int = 0
-    scheme: Any = "per-channel"
-    flow: str | None = None
-    engine: Any = "fbgemm"
-    target: str = "native"
-    threads: int | None = None
-    out: Path | None = None
-    save_repro: Path | None = None
+    reference: str | None = option(
+        None,
+        "What is right: torch, torch:ENGINE, tvm, tvm:NUMERICS, qdq (the imported program in float), "
+        "onnxruntime, fp32. Without it: torch; of an ONNX file onnxruntime where that is installed, else qdq.",
+        metavar="SIDE",
+        check=checks.one_of(SIDES),
+    )
+    actual: str = option("tvm", "What is compared with it: likewise.", metavar="SIDE", check=checks.one_of(SIDES))
+    num_samples: int = option(4, "Images that are compared.", metavar="N", check=checks.at_least(1))
+    input_shape: tuple[int, ...] = varied(
+        OwnImageOptions, "input_shape", default=(1, 3, 224, 224),
+        help="Of a TorchScript file, which does not say it. Without it: 1,3,224,224.",
+    )  # fmt: skip
+    waterfall: bool = option(
+        False,
+        "Also the accuracy and output error of fp32, floats between dequantize and quantize, PyTorch's int8 and TVM's, "
+        "on the same images.",
+        flags=("--waterfall",),
+    )
+    out: Path | None = varied(
+        OutputOptions, "out", help="A folder for diff.json and layers.csv. Without it: nothing is written."
+    )
+    save_repro: Path | None = option(
+        None,
+        "A pytest file, as test_layer.py, that shows the first layer's own difference alone, its inputs embedded: of a "
+        "quantized module one or two operators on the smallest part of them. Without it: none is written.",
+        metavar="FILE",
+    )
 
-    def compile_config(self) -> CompileConfig:
-        """Returns the options that making the quantized model needs."""
-        return CompileConfig(
-            model=self.model, input_shapes=((1, *self.input_shape[1:]),), weights=self.weights, data=self.data,
-            calibration_data=self.calibration_data, calibration_samples=self.calibration_samples, seed=self.seed,
-            scheme=self.scheme, flow=self.flow, engine=self.engine, target=self.target, threads=self.threads,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        """Takes paths as text."""
+        super().__post_init__()
+        paths_for_texts(self, "out", "save_repro")
 
-    def problems(self) -> list[str]:
-        """Returns one sentence for every option whose value cannot be."""
-        return [*self._own_problems(), *self.compile_config().problems()]
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the model's input, where it does not say it: one image."""
+        return ((1, *self.input_shape[1:]),)
 
-    def _own_problems(self) -> Iterator[str]:
-        for name in ("reference", "actual"):
-            if getattr(self, name) not in (*SIDES, *((None,) if name == "reference" else ())):
-                yield f"{name}: got '{getattr(self, name)}', expected one of {', '.join(SIDES)}"
+    def workload(self, **others: Any) -> WorkloadOptions:
+        """Returns the options that quantizing it takes: calibration may leave out the images that are compared."""
+        return super().workload(**({"num_samples": self.num_samples, "batch_size": 1} | others))
+
+    def wrong_combinations(self) -> Iterator[str]:
+        """Yields what is wrong with the two sides together, and with what is asked for of them."""
+        yield from super().wrong_combinations()
         if _same_side(self.reference, self.actual):
             yield f"actual: got '{self.actual}', which is the reference, too; name another side"
-        if self.num_samples < 1:
-            yield f"num_samples: got {self.num_samples}, expected at least 1"
-        if self.out is not None and (problem := folder_problem(self.out)) is not None:
-            yield f"out: {problem}"
         if self.save_repro is not None:
             yield from self._repro_problems(self.save_repro)
         if self.needs_float_model and Path(self.model).is_file():

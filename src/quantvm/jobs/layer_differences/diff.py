@@ -11,64 +11,45 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantvm.data import iterate_batches
 from quantvm.errors import ConfigError, OutputError, RunError, stage
-from quantvm.jobs.compilation.compile_to_file import float_and_quantized
-from quantvm.jobs.evaluation.config import raise_problems, resolve_threads
-from quantvm.jobs.evaluation.plan import prepare
-from quantvm.jobs.evaluation.stages import Stages
 from quantvm.jobs.layer_differences.comparison import Comparison
-from quantvm.jobs.layer_differences.config import SIDES, DiffConfig
+from quantvm.jobs.layer_differences.config import DiffConfig
 from quantvm.jobs.layer_differences.layer_parity import LayerCount, first_difference
 from quantvm.jobs.layer_differences.schema import DiffResult, DiffRow, LayerRow, WaterfallRow
+from quantvm.models.torchvision import imagenet_preprocessing
+from quantvm.options.option import raise_problems
 from quantvm.progress import SILENT, Progress
 from quantvm.report.schema import SCHEMA_VERSION
+from quantvm.runtime.target import Machine
 from quantvm.storage.output_files import make_folder, write_file
+from quantvm.torch_compat import quantization_engine
+from quantvm.workload.environment import use_threads
+from quantvm.workload.plan import images_of, machine_of, unsupported_options
+from quantvm.workload.prepare import prepare
+from quantvm.workload.program import Program
 
 if TYPE_CHECKING:
     from quantvm.frontend import LayeredProgram
-    from quantvm.workload.user_models import UserProgram
-
-__all__ = ["SIDES", "DiffConfig", "diff"]
 
 
-def diff(
-    config: DiffConfig | None = None, *, progress: Progress = SILENT, stages: Stages | None = None, **options: Any
-) -> DiffResult:
-    """Returns how the integers of every layer differ between two runs; ``quantvm diff`` calls this.
-
-    Each layer is compared in the run as a whole, and also computed alone from the reference's inputs, so that an
-    inherited difference is told from a layer's own. On layers that have differences of their own, rules are tried: how
-    ties are rounded, where the zero point is added, and so on (`quantvm.layer_rules`). A pair of rules that gives all
-    integers of both sides is the cause.
-
-    Args:
-        config: the options; or leave it out and give them by name, as in ``diff(model="resnet18", num_samples=2)``.
-        progress: where long work reports to.
-        stages: the calls that making the quantized model consists of.
-        **options: the fields of DiffConfig, in place of `config`.
-
-    Raises:
-        QuantvmError: an option, the model or its weights are wrong, or it cannot be compiled.
-    """
-    if config is not None and options:
-        raise ConfigError(f"diff: got a config and also {', '.join(sorted(options))}; give one or the other")
-    config = config or DiffConfig(**options)
-    stages = stages or Stages()
+def compare_layers(config: DiffConfig, *, progress: Progress = SILENT) -> DiffResult:
+    """Returns how the integers of every layer differ between two runs; see `quantvm.diff`."""
     started_s = time.monotonic()
     raise_problems(config.problems())
     if config.out is not None:
         _make(config.out)
     with stage("comparing the layers", RunError):
-        result = _compared(config, started_s, progress, stages)
+        result = _compared(config, started_s, progress)
     if config.out is not None:
         _save(config.out, result)
     return result
 
 
-def _compared(config: DiffConfig, started_s: float, progress: Progress, stages: Stages) -> DiffResult:
-    subject = _subject(config, progress, stages)
+def _compared(config: DiffConfig, started_s: float, progress: Progress) -> DiffResult:
+    subject = _subject(config, progress)
     program, images = subject.program, subject.images
-    comparison = Comparison(config, program, subject.float_model, subject.threads, images[0].x_f32)
+    comparison = Comparison(config, program, subject.float_model, subject.machine, images[0].x_f32)
     comparison.compile(progress)
     with progress.task("comparing layers", total=len(images)) as task:
         for image in images:
@@ -83,7 +64,7 @@ def _compared(config: DiffConfig, started_s: float, progress: Progress, stages: 
         "reference": comparison.reference,
         "actual": comparison.actual,
         "engine": program.engine,
-        "threads": subject.threads,
+        "threads": subject.machine.threads,
         "target": config.target,
         "images": [image.id for image in images],
         "layers": [_layer_row(i, count) for i, count in enumerate(counts)],
@@ -113,105 +94,72 @@ class _Subject:
 
     program: LayeredProgram
     images: list[_Image]
-    threads: int
+    machine: Machine
     float_model: Any = None
 
 
-def _subject(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
-    if config.compile_config().is_registered:
-        return _quantized_here(config, progress, stages)
-    from quantvm.workload.user_models import UserProgram, load_model
-
-    found = load_model(config.model, input_shapes=((1, *config.input_shape[1:]),), engine=config.engine)
-    if not isinstance(found, UserProgram):
-        return _quantized_here(config, progress, stages)
-    if config.needs_float_model:
+def _subject(config: DiffConfig, progress: Progress) -> _Subject:
+    """Returns the model in layers, with the images that it is compared on."""
+    program = prepare(config.model, config, progress=progress)
+    if config.needs_float_model and program.is_own:
         raise ConfigError(config.missing_float_model)
-    return (_torchscript if found.shapes_are_given else _with_shapes)(config, found, progress, stages)
-
-
-def _with_shapes(config: DiffConfig, found: UserProgram, progress: Progress, stages: Stages) -> _Subject:
-    """Takes a program that says the shapes of its inputs."""
-    import torch
-
-    from quantvm.frontend.exported.layers import import_exported_layers
-    from quantvm.frontend.file_layers import import_file_layers
-
-    threads = resolve_threads(config.threads, stages.physical_cores())
-    stages.use_threads(threads)
-    if len(found.shapes) != 1 or found.fixed_batch not in (None, 1):
-        raise ConfigError(
-            f"{config.model} takes {found.shapes_text}, and diff runs one input of one image; export it so, or, with "
-            "dynamic_shapes, for any number of images"
-        )
-    shape = tuple(d or 1 for d in found.image_shape or found.shapes[0][1:])
-    images = _images_of_shape(config, shape, progress, stages)
-    if found.is_channels_last:
-        images = [replace(image, x_f32=np.ascontiguousarray(image.x_f32.transpose(0, 2, 3, 1))) for image in images]
-    example = [torch.from_numpy(images[0].x_f32)]
-    if found.kind == "exported":
-        return _Subject(import_exported_layers(found.value, example), images, threads)
-    return _Subject(import_file_layers(found.value, example), images, threads)
-
-
-def _quantized_here(config: DiffConfig, progress: Progress, stages: Stages) -> _Subject:
-    """Quantizes a float model, of the registry or of a factory, as the main job does."""
-    import torch
-
-    from quantvm.frontend import import_layers
-    from quantvm.frontend.exported.layers import import_exported_layers
-    from quantvm.workload.user_models import UserProgram
-
-    run_config = replace(config.compile_config().run_config(), batch_size=1, num_samples=config.num_samples)
-    plan = prepare(run_config, stages, progress)
-    stages.use_threads(plan.threads)
-    with stages.torch_engine(run_config):
-        spec, float_model, quantized = float_and_quantized(plan, run_config, stages, progress, flow=config.flow)
-        samples = plan.dataset.samples[: config.num_samples]
-        images = [
-            _Image(b.ids[0], np.ascontiguousarray(b.x_f32), int(b.labels[0]))
-            for b in stages.batches(samples, spec, run_config)
-        ]
-        if isinstance(quantized, UserProgram):  # of the flow pt2e
-            program = import_exported_layers(quantized.value, [torch.from_numpy(images[0].x_f32)])
-        else:
-            program = import_layers(quantized, images[0].x_f32, engine=config.engine)
-    if config.needs_float_model and float_model is None:
+    machine = machine_of(config)
+    use_threads(machine.threads)
+    with quantization_engine(config.engine):
+        if program.is_own and program.shapes_are_given:
+            raise_problems(unsupported_options(config))
+            program.check(as_classifier=False)
+        images = _images(config, program, progress)
+        layered = _layered(program, images[0].x_f32, config)
+    if config.needs_float_model and program.float_module is None:
         raise ConfigError(
             f"{config.model}: weights {config.weights} were published as integers, so that there is no float model "
             "for fp32 or a waterfall; choose other weights"
         )
-    return _Subject(program, images, plan.threads, float_model)
+    return _Subject(layered, images, machine, program.float_module)
 
 
-def _torchscript(config: DiffConfig, found: UserProgram, progress: Progress, stages: Stages) -> _Subject:
+def _layered(program: Program, x_f32: np.ndarray, config: DiffConfig) -> LayeredProgram:
+    """Returns the program with every quantized tensor in sight."""
+    import torch
+
     from quantvm.frontend import import_layers
+    from quantvm.frontend.exported.layers import import_exported_layers
+    from quantvm.frontend.file_layers import import_file_layers
 
-    run_config = config.compile_config().run_config()
-    raise_problems(stages.unsupported_options(run_config))
-    threads = resolve_threads(config.threads, stages.physical_cores())
-    stages.use_threads(threads)
-    with stages.torch_engine(run_config):
-        found.check(as_classifier=False)
-        images = _images_of_shape(config, tuple(d or 1 for d in found.shapes[0][1:]), progress, stages)
-        return _Subject(import_layers(found.value, images[0].x_f32, engine=config.engine), images, threads)
+    if program.kind == "exported":
+        return import_exported_layers(program.value, [torch.from_numpy(x_f32)])
+    if program.kind in ("onnx", "tflite"):
+        return import_file_layers(program.value, [torch.from_numpy(x_f32)])
+    return import_layers(program.value, x_f32, engine=config.engine)
 
 
-def _images_of_shape(config: DiffConfig, shape: tuple[int, ...], progress: Progress, stages: Stages) -> list[_Image]:
-    """Returns images as a network of that input would see them, or noise where it takes no square colour images."""
-    from quantvm.data import iterate_batches
-    from quantvm.models.torchvision import imagenet_preprocessing
-
+def _images(config: DiffConfig, program: Program, progress: Progress) -> list[_Image]:
+    """Returns images as the program sees them, or noise where it takes no square colour images."""
+    shape = _one_image(config, program)
     if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
         rng = np.random.default_rng(config.seed)
         noise = rng.standard_normal((config.num_samples, *shape)).astype(np.float32)
         return [_Image(f"noise {i}", noise[i : i + 1]) for i in range(config.num_samples)]
-    run_config = replace(config.compile_config().run_config(), num_samples=config.num_samples)
-    samples = stages.load_dataset(run_config, progress).samples[: config.num_samples]
-    preprocessing = imagenet_preprocessing(round(shape[1] * 256 / 224), shape[1])
-    return [
-        _Image(batch.ids[0], np.ascontiguousarray(batch.x_f32)) for batch in iterate_batches(samples, preprocessing, 1)
+    samples = images_of(config.workload(), progress).samples[: config.num_samples]
+    preprocessing = program.preprocessing or imagenet_preprocessing(round(shape[1] * 256 / 224), shape[1])
+    found = [
+        _Image(batch.ids[0], np.ascontiguousarray(batch.x_f32), None if program.is_own else int(batch.labels[0]))
+        for batch in iterate_batches(samples, preprocessing, 1)
     ]
+    if not program.is_channels_last:
+        return found
+    return [replace(image, x_f32=np.ascontiguousarray(image.x_f32.transpose(0, 2, 3, 1))) for image in found]
+
+
+def _one_image(config: DiffConfig, program: Program) -> tuple[int, ...]:
+    """Returns the shape of one image that the program takes, channels first if they are colours."""
+    if not program.shapes_are_given and (len(program.shapes) != 1 or program.fixed_batch not in (None, 1)):
+        raise ConfigError(
+            f"{config.model} takes {program.shapes_text}, and diff runs one input of one image; export it so, or, with "
+            "dynamic_shapes, for any number of images"
+        )
+    return tuple(d or 1 for d in program.image_shape or program.shapes[0][1:])
 
 
 def _waterfall(config: DiffConfig, comparison: Comparison, subject: _Subject, progress: Progress) -> WaterfallRow:
@@ -244,7 +192,7 @@ def _repro(
         return None, None
     from quantvm.jobs.layer_differences.repro import save_repro
 
-    problem = save_repro(config.save_repro, config, comparison, [i.x_f32 for i in subject.images], subject.threads)
+    problem = save_repro(config.save_repro, config, comparison, [i.x_f32 for i in subject.images])
     return (str(config.save_repro), None) if problem is None else (None, problem)
 
 

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from quantvm.lowering.layer_operators import LayerOperator
 
 
-def save_repro(
-    path: Path, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray], threads: int
-) -> str | None:
+def save_repro(path: Path, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray]) -> str | None:
     """Writes the file for the first layer with differences of its own; returns why none was written, or None.
 
     Of an operator of PyTorch's quantized modules, smaller and smaller parts are tried with the very code that is
@@ -46,9 +44,9 @@ def save_repro(
         operator = comparison.operators[index]
         if operator is None or operator.operator.kind == "quantize_affine":
             return f"layer {layer.name} ({layer.op}) is no single operator of PyTorch"
-        texts = _operator_texts(index, operator, config, comparison, images, threads)
+        texts = _operator_texts(index, operator, config, comparison, images)
     else:
-        texts = _program_texts(index, config, comparison, images, threads)
+        texts = _program_texts(index, config, comparison, images)
     problem = equal = f"layer {layer.name} gives equal integers where it is the only one of a model"
     for text in texts:
         try:
@@ -75,8 +73,7 @@ def _not_written(comparison: Comparison) -> str | None:
 
 
 def _operator_texts(
-    index: int, operator: LayerOperator, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray],
-    threads: int,
+    index: int, operator: LayerOperator, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray]
 ) -> Iterator[str]:  # fmt: skip
     """Yields files of parts of a layer of PyTorch's quantized modules, of each image the smaller ones first."""
     layer = comparison.counts[index].layer
@@ -86,13 +83,13 @@ def _operator_texts(
         for part, part_inputs in parts(operator.operator, inputs, at):
             case = ReproCase(
                 part, part_inputs, layer.name, config.model, comparison.reference, comparison.actual, comparison.engine,
-                threads, config.target,
+                comparison.machine,
             )  # fmt: skip
             yield repro_text(case)
 
 
 def _program_texts(
-    index: int, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray], threads: int
+    index: int, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray]
 ) -> Iterator[str]:
     """Yields files of a layer of an exported program or an ONNX file, one of each image."""
     layer = comparison.counts[index].layer
@@ -104,7 +101,7 @@ def _program_texts(
             [x_f32 if i is None else expected[i] for i in numbers],
             [None if i is None else comparison.counts[i].layer.q for i in numbers],
             [i is not None and comparison.formats[i] for i in numbers],
-            layer.q, layer.name, config.model, comparison.reference, comparison.actual, threads, config.target,
+            layer.q, layer.name, config.model, comparison.reference, comparison.actual, comparison.machine,
         )  # fmt: skip
         yield program_text(case)
 

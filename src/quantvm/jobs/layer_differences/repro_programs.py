@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantvm.jobs.layer_differences.repro_text import ARRAYS, INTEGERS, TEST, TITLE, encoded, indented, params
 from quantvm.numerics.torch_engines import QuantParams
+from quantvm.runtime.target import Machine
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ProgramCase:
         output: parameters of the layer.
         layer, model: where it comes from.
         reference, actual: sides, torch or onnxruntime, tvm or tvm:NUMERICS.
-        threads, target: of the compilation.
+        machine: what TVM's side is compiled for.
     """
 
     program: Any
@@ -38,8 +39,7 @@ class ProgramCase:
     model: str
     reference: str
     actual: str
-    threads: int
-    target: str
+    machine: Machine
 
 
 _REALS = '''
@@ -177,8 +177,8 @@ def program_text(case: ProgramCase) -> str:
         inputs=[None if q is None else params(q) for q in case.params],
         more=f"CHANNELS_LAST = {[bool(is_last) for is_last in case.channels_last]}  # how PyTorch holds them\n",
         output=params(case.output),
-        threads=case.threads,
-        target=case.target,
+        threads=case.machine.threads,
+        target=case.machine.target,
         reference=case.reference,
         actual=case.actual,
         expected=_call(case.reference),

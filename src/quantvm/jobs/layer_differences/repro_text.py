@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quantvm.layer_rules import Operator
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.torch_engines import QuantParams
+from quantvm.runtime.target import Machine
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ReproCase:
         layer, model: where it comes from.
         reference, actual: sides, torch, torch:ENGINE, tvm or tvm:NUMERICS.
         engine: that the model was quantized for.
-        threads, target: of the compilation.
+        machine: what TVM's side is compiled for.
     """
 
     operator: Operator
@@ -36,8 +37,7 @@ class ReproCase:
     reference: str
     actual: str
     engine: str
-    threads: int
-    target: str
+    machine: Machine
 
 
 TITLE = '''"""{title}
@@ -164,13 +164,13 @@ def repro_text(case: ReproCase) -> str:
         inputs=[params(q) for q in operator.inputs],
         more="",
         output=params(operator.output),
-        threads=case.threads,
+        threads=case.machine.threads,
         kind=operator.kind,
         init=indented([*init, *kind_init]),
         parameters=", ".join(f"x{i}" for i in range(len(case.inputs))),
         forward=indented([*forward, *kind_forward]),
         reals=indented(_reals(operator), 4),
-        target=case.target,
+        target=case.machine.target,
         reference=case.reference,
         actual=case.actual,
         expected=_call(case.reference, case.engine),

@@ -3,70 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from quantvm.errors import CompileError, ConfigError, missing_package_named
-from quantvm.jobs.evaluation.config import raise_problems, resolve_threads
+from quantvm.jobs.tuning.config import TuneConfig
 from quantvm.jobs.tuning.schema import TunedRow, TuneResult, TuneRow
-from quantvm.models import get_model, list_models
-from quantvm.models.weights import build_float_model, resolve_weights
+from quantvm.models import list_models
+from quantvm.options.checks import resolve_threads
+from quantvm.options.option import raise_problems
 from quantvm.progress import SILENT, Progress
 from quantvm.report.schema import SCHEMA_VERSION
-from quantvm.storage.output_files import file_problem
+from quantvm.torch_compat import quantization_engine
 from quantvm.workload.environment import installed_version
-from quantvm.workload.model_words import kind_of
+from quantvm.workload.prepare import prepare_shapes
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from quantvm.compiler.schedule_search import Work
     from quantvm.kernels.schedule.schedules import ScheduleFile, ScheduleRecord
-
-_IMAGES = 2
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """The options of one search; ``quantvm tune`` has one of the same name for each field but the first.
-
-    Attributes:
-        models: names of registered models, files, or factories as ``pkg.mod:name``; empty for every registered model.
-        input_shapes: of TorchScript files and factories that do not say them.
-        threads: that the work is cut for; each number is searched for. Empty for TVM_NUM_THREADS, or else the physical
-            cores.
-        target: what TVM compiles for; this machine has to run it.
-        out: the file that is written; None for the user's own, from which every compilation takes it.
-    """
-
-    models: tuple[str, ...] = ()
-    input_shapes: tuple[tuple[int, ...], ...] = ((1, 3, 224, 224),)
-    threads: tuple[int, ...] = ()
-    target: str = "native"
-    out: Path | None = None
-
-    def problems(self) -> list[str]:
-        """Returns one sentence for every option whose value cannot be, in the order of the options."""
-        return list(self._problems())
-
-    def _problems(self) -> Iterator[str]:
-        for name in self.models:
-            try:
-                kind_of(name)
-            except ConfigError as error:
-                yield f"model: {error}"
-        for shape in self.input_shapes:
-            if len(shape) < 2 or min(shape) < 1:
-                yield f"input_shape: got {','.join(map(str, shape))}, expected sizes of at least 1, as 1,3,224,224"
-        for count in self.threads:
-            if count < 1:
-                yield f"threads: got {count}, expected at least 1"
-        if self.out is not None and (problem := file_problem(self.out)) is not None:
-            yield f"out: {problem}"
 
 
 @missing_package_named()
@@ -162,32 +117,15 @@ def _work(config: TuneConfig, target: Any, threads: Sequence[int], progress: Pro
 
 
 def _imported(name: str, config: TuneConfig) -> Any:
-    from quantvm.frontend import from_torch, import_model
-    from quantvm.torch_compat import quantization_engine
-    from quantvm.workload.user_models import UserProgram, load_model
+    """Returns a model in Relax QDQ form; only its shapes and operators count."""
+    from quantvm.frontend import import_model
 
     with quantization_engine("fbgemm"):
-        if kind_of(name) == "registered":
-            spec = get_model(name)
-            crop = spec.preprocessing.crop
-            weights = resolve_weights(spec, "random")
-            module = _quantized(lambda images_f32: build_float_model(spec, weights, images_f32), (1, 3, crop, crop))
-            return from_torch(module, np.zeros((1, 3, crop, crop), np.float32))
-        found = load_model(name, input_shapes=config.input_shapes)
-        if isinstance(found, UserProgram):
-            found.check(as_classifier=False)
-            batch = "dynamic" if found.fixed_batch is None else "static"
-            return import_model(found.value, found.example_inputs, engine=found.engine, batch=batch)
-        (shape,) = found.shapes
-        return from_torch(_quantized(lambda images_f32: found.module, shape), np.zeros(shape, np.float32))
-
-
-def _quantized(build: Callable[[list[np.ndarray]], nn.Module], shape: tuple[int, ...]) -> nn.Module:
-    """Returns a float model quantized on noise: only its shapes count."""
-    from quantvm.models.quantize import quantize
-
-    noise_f32 = [np.random.default_rng(0).standard_normal((_IMAGES, *shape[1:])).astype(np.float32)]
-    return quantize(build(noise_f32), noise_f32)
+        program = prepare_shapes(name, input_shapes=config.input_shapes)
+        if program.is_own:
+            program.check(as_classifier=False)
+        batch = "dynamic" if program.fixed_batch is None else "static"
+        return import_model(program.value, program.example_inputs, engine=program.engine, batch=batch)
 
 
 def _tuned_row(record: ScheduleRecord) -> TunedRow:
