@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import quantvm
 from quantvm.cli import app
 from quantvm.errors import ConfigError
+from quantvm.runtime.target import Machine
 from quantvm.workload.model_words import kind_of
 from quantvm.workload.program import Program
 from quantvm.workload.runners import FixedBatchRunner
@@ -384,4 +385,4 @@ def test_a_program_says_what_is_missing_to_check_it(monkeypatch):
     assert onnx.reference is None
     assert "ONNX Runtime is not installed" in onnx.missing_reference
     assert "no reference for TFLite" in tflite.missing_reference
-    assert onnx.runner(1) is None
+    assert onnx.runner(Machine("native", 1)) is None

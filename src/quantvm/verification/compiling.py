@@ -18,10 +18,13 @@ def compile_model(
     example_inputs: Any = None,
     *,
     verify: bool = True,
+    numerics: str | None = None,
+    engine: str | None = None,
     target: str = "native",
+    batch: str = "dynamic",
+    threads: int | None = None,
     cache: bool = True,
     progress: Progress = SILENT,
-    **options: Any,
 ) -> Artifact:
     """Returns the quantized model compiled to int8 code, whose outputs were compared with those of its own framework.
 
@@ -33,10 +36,13 @@ def compile_model(
         model_or_path: as for `quantvm.compiler.compile`, which compiles without comparing.
         example_inputs: likewise.
         verify: whether the outputs are compared; without it the verdict is `not run`.
-        target: as for `quantvm.compiler.compile`.
+        numerics: as for `quantvm.compiler.compile`.
+        engine: likewise.
+        target: likewise.
+        batch: likewise.
+        threads: likewise.
         cache: whether code and verdicts of earlier compilations are found, and kept for later ones.
         progress: where a long compilation reports to.
-        **options: numerics, engine, batch and threads, as for `quantvm.compiler.compile`.
 
     Raises:
         ConfigError: a wrong option.
@@ -44,7 +50,10 @@ def compile_model(
         CompileError: the target or the numerics cannot be served.
         VerificationError: the compiled code does not compute what the reference does.
     """
-    artifact = build(model_or_path, example_inputs, target=target, cache=cache, progress=progress, **options)
+    artifact = build(
+        model_or_path, example_inputs, numerics=numerics, engine=engine, target=target, batch=batch, threads=threads,
+        cache=cache, progress=progress,
+    )  # fmt: skip
     if not verify:
         found = Verification("not run", "verify=False")
     else:

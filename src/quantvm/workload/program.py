@@ -146,12 +146,11 @@ class Program:
 
     def runner(self, machine: Machine) -> Runner | None:
         """Returns the model itself in its own runtime; None where there is none."""
-        threads = machine.threads
         if self.reference is None:
             return None
         if self.kind == "onnx":
-            return self.on_images(OnnxRuntimeRunner(Path(self.word), threads=threads))
-        return self.on_images(TorchRunner(self.callable_module(), threads=threads))
+            return self.on_images(OnnxRuntimeRunner(Path(self.word), threads=machine.threads))
+        return self.on_images(TorchRunner(self.callable_module(), threads=machine.threads))
 
     def on_images(self, runner: Runner) -> Runner:
         """Returns what runs the program on any number of images (N, 3, H, W), from what runs it on its own inputs."""

@@ -285,11 +285,12 @@ def _function(operator: Operator) -> str:
         else:
             options["dilation"] = window.dilation
         return f"functional.{kind}(x0, {window.kernel}, {', '.join(f'{k}={v!r}' for k, v in options.items())})"
+    if kind == "clip":
+        return f"torch.clamp(x0, {operator.options[0]!r}, {operator.options[1]!r})"
     return {
         "adaptive_avg_pool2d": f"functional.adaptive_avg_pool2d(x0, {operator.out_size})",
         "mean": f"x0.mean([2, 3], keepdim={operator.keepdims})",
         "relu": "torch.relu(x0)",
-        "clip": f"torch.clamp(x0, {operator.options[0]!r}, {operator.options[1]!r})",
     }[kind]
 
 
