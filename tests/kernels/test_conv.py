@@ -12,7 +12,7 @@ from quantvm.kernels.conv.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.kernels.conv.epilogue import NO_POST_OPS
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import dispatch
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
@@ -92,9 +92,9 @@ class Case:
         op = Q.conv2d_relu if relu else Q.conv2d
         qx = quantized(self.x, self.input_q.scale, self.input_q.zero_point)
         self.expected = nhwc(op(qx, packed, self.output_q.scale, self.output_q.zero_point))
-        self.rule = dispatch.conv_rule(engine, groups, not zeros.any(), vnni=HAS_VNNI)
+        self.rule = dispatch.conv_library(engine, groups, not zeros.any(), vnni=HAS_VNNI)
         separate_up_to = 0 if self.rule == "onednn" and not HAS_VNNI else None
-        self.requantization = numerics.requantization(
+        self.requantization = requantization(
             self.rule, "conv", input_q=self.input_q, weight_scales=scales, bias_f32=self.bias,
             output_q=self.output_q, relu=relu, channels=oc, separate_up_to=separate_up_to,
         )  # fmt: skip
@@ -181,7 +181,7 @@ def test_linear_equals_torch(features):
     zeros = torch.zeros(out, dtype=torch.int64)
     qw = torch._make_per_channel_quantized_tensor(torch.from_numpy(weight), torch.from_numpy(scales), zeros, 0)
     packed = Q.linear_prepack(qw, torch.from_numpy(bias))
-    r = numerics.requantization(
+    r = requantization(
         "fbgemm",
         "linear",
         input_q=input_q,
@@ -211,7 +211,7 @@ def test_a_conversion_that_overflows_int32_ends_at_zero_as_in_fbgemm():
     packed = Q.conv2d_prepack(qw, None, [1, 1], [0, 0], [1, 1], 1)
     expected = nhwc(Q.conv2d(quantized(case.x, case.input_q.scale, case.input_q.zero_point), packed, tiny.scale, 100))
     assert {0, 255} <= set(np.unique(expected))
-    r = numerics.requantization(
+    r = requantization(
         "fbgemm", "conv", input_q=case.input_q, weight_scales=scales, bias_f32=None, output_q=tiny, relu=False,
         channels=geometry[3],
     )  # fmt: skip

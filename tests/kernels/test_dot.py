@@ -15,7 +15,7 @@ from quantvm.kernels.conv.conv2d import linear
 from quantvm.kernels.conv.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.kernels.schedule.schedule import Conv2dShape, choose_schedule
 from quantvm.lowering import LoweringOptions, lower
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import build_executable, make_target, native_target
 
@@ -120,7 +120,7 @@ def test_packing_puts_consecutive_input_channels_of_a_lane_together():
 @pytest.mark.parametrize("dot", RUNNABLE)
 @pytest.mark.parametrize("weight", [-128, 127])
 def test_the_greatest_products_do_not_saturate(dot, weight):
-    r = numerics.requantization(
+    r = requantization(
         "fbgemm", "linear", input_q=QuantParams(1.0, 0), weight_scales=np.ones(16), bias_f32=None,
         output_q=QuantParams(2.0**14, 128), relu=False, channels=16,
     )  # fmt: skip

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from quantvm.kernels.elementwise import concat, elementwise, quantize
 from quantvm.kernels.isa import PLAIN, select_isa
-from quantvm.numerics.torch_engines import QuantParams, qnnpack_add
+from quantvm.numerics.binary import qnnpack_add
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.numerics.unary_tables import qnnpack_table, unary_tables
 
 from .conftest import nhwc, quantized, run
@@ -164,8 +165,8 @@ def test_qnnpack_add_equals_torch(params, relu, target):
     sa, za, sb, zb, so, zo = (float(np.float32(v)) if i % 2 == 0 else v for i, v in enumerate(params))
     shape = (2, 7, 5, 33)
     a, b = codes(rng, shape), codes(rng, shape)
-    fixed = qnnpack_add(as_q(sa, za), as_q(sb, zb), as_q(so, zo))
-    kernel = elementwise.add_fixed_point(shape[1:], as_q(sa, za), as_q(sb, zb), as_q(so, zo), fixed, relu=relu)
+    factors = qnnpack_add(as_q(sa, za), as_q(sb, zb), as_q(so, zo))
+    kernel = elementwise.qnnpack_add(shape[1:], as_q(sa, za), as_q(sb, zb), as_q(so, zo), factors, relu=relu)
     op = Q.add_relu if relu else Q.add
     expected = nhwc(op(quantized(a, sa, za), quantized(b, sb, zb), so, zo))
     np.testing.assert_array_equal(run(kernel, target, a, b, out_shape=shape), expected)

@@ -15,8 +15,8 @@ from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.pool.pool import PoolShape
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.numerics import integer as integer_numerics
-from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics.fixed_point import ROUNDINGS
+from quantvm.numerics.requantization import requantize
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import native_target
 
@@ -192,7 +192,7 @@ def test_linear(per_tensor, target):
     weight = np.random.default_rng(6).integers(-127, 128, (37, 50)).astype(np.int8)
     r, x = requantization(37, "upward", per_tensor=per_tensor), codes(3, 50)
     acc = (x.astype(np.int64) - A.zero_point) @ weight.astype(np.int64).T
-    expected = numerics.requantize(acc, r)
+    expected = requantize(acc, r)
     kernel = conv2d.linear(50, weight, A.zero_point, r, select_dot(target), isa=select_isa(target))
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=expected.shape), expected)
 
@@ -202,8 +202,8 @@ def test_factors_of_one_and_more_and_of_nothing():
     weight = np.ones((32, 16), np.int8)
     r = requantization(32, "upward")
     factors = np.linspace(0.0, 3.0, 32)
-    r = replace(r, fixed=integer_numerics.fixed_point.fixed_point(factors), bias_i32=None)
+    r = replace(r, factor=integer_numerics.fixed_point.fixed_point(factors), bias_i32=None)
     x = codes(5, 16)
     acc = np.repeat((x.astype(np.int64) - A.zero_point).sum(1, keepdims=True), 32, 1)
     kernel = conv2d.linear(16, weight, A.zero_point, r, select_dot(target), isa=select_isa(target))
-    np.testing.assert_array_equal(run(kernel, target, x, out_shape=(5, 32)), numerics.requantize(acc, r))
+    np.testing.assert_array_equal(run(kernel, target, x, out_shape=(5, 32)), requantize(acc, r))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from quantvm.kernels.elementwise import normalization
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.normalization import batch_norm, batch_norm_affine, batch_norm_params, layer_norm
 from quantvm.numerics.torch_engines import QuantParams
 
 from .conftest import nhwc, quantized, run
@@ -36,9 +36,9 @@ def test_batch_norm_equals_torch(shape, row, relu, target):
     op = Q.batch_norm2d_relu if relu else Q.batch_norm2d
     tensors = (torch.from_numpy(v) for v in (weight, bias, mean, var))
     expected = nhwc(op(quantized(x, q_in.scale, q_in.zero_point), *tensors, 1e-5, q_out.scale, q_out.zero_point))
-    affine = numerics.batch_norm_affine(weight, bias, mean, var, 1e-5)
-    alpha, beta = numerics.batch_norm_params(*affine, q_in, q_out)
-    oracle = numerics.batch_norm(x, alpha, beta, q_in, q_out, relu=relu)
+    affine = batch_norm_affine(weight, bias, mean, var, 1e-5)
+    alpha, beta = batch_norm_params(*affine, q_in, q_out)
+    oracle = batch_norm(x, alpha, beta, q_in, q_out, relu=relu)
     np.testing.assert_array_equal(oracle, expected)
     kernel = normalization.batch_norm(shape[1:], alpha, beta, q_in, q_out, relu=relu)
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=shape), expected)
@@ -62,7 +62,7 @@ def test_layer_norm_equals_torch(shape, dims, row, eps, target):
     )
     expected = made.int_repr().numpy()
     rows = x.reshape(-1, gamma.size)
-    oracle = numerics.layer_norm(rows, gamma.reshape(-1), beta.reshape(-1), eps, q_in, q_out)
+    oracle = layer_norm(rows, gamma.reshape(-1), beta.reshape(-1), eps, q_in, q_out)
     np.testing.assert_array_equal(oracle.reshape(shape), expected)
     kernel = normalization.layer_norm(shape[1:], gamma, beta, eps, q_in, q_out)
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=shape), expected)

@@ -11,7 +11,8 @@ from quantvm.kernels.conv import conv2d
 from quantvm.kernels.conv.conv2d import Conv2dShape
 from quantvm.kernels.conv.dot import PAIR_PRODUCTS, select_pairs
 from quantvm.numerics.dispatch import onednn_avx2_refuses
-from quantvm.numerics.torch_engines import QuantParams, requantization, requantize
+from quantvm.numerics.requantization import requantization, requantize
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
 

@@ -16,7 +16,7 @@ from quantvm.kernels.conv.epilogue import PostOps, ResidualAdd
 from quantvm.kernels.elementwise import elementwise
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import native_target
 
@@ -38,7 +38,7 @@ def _requantization(rule, channels, seed, relu=False, reduction=32):
     rng = np.random.default_rng(seed)
     scales = rng.uniform(0.002, 0.01, channels).astype(np.float32).astype(np.float64)
     output = replace(OUTPUT_Q, scale=float(FLOAT32(0.01 * np.sqrt(reduction))))
-    return numerics.requantization(
+    return requantization(
         rule, "conv", input_q=INPUT_Q, weight_scales=scales, bias_f32=rng.standard_normal(channels).astype(np.float32),
         output_q=output, relu=relu, channels=channels,
     )  # fmt: skip

@@ -13,7 +13,8 @@ from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv.conv2d import Conv2dShape, conv2d, linear
 from quantvm.kernels.conv.dot import AVX2, AVX512, PORTABLE, SPLIT_PRODUCTS, VNNI512
 from quantvm.kernels.conv.split_weights import split_pairs, split_product
-from quantvm.numerics.torch_engines import QuantParams, requantization, requantize
+from quantvm.numerics.requantization import requantization, requantize
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import native_target
 
 from .conftest import every_day, run

@@ -9,8 +9,8 @@ from quantvm.kernels.reference import accumulators_ref
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.layer_rules import Environment, Operator, Window, preset_of
 from quantvm.layer_rules.family import family_of
-from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
+from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams, f32
 
 INPUT, OUTPUT = QuantParams(float(f32(0.0417)), 100), QuantParams(float(f32(0.31)), 77)
@@ -28,11 +28,11 @@ def _layer(rng: np.random.Generator, outputs: int, shape: tuple[int, ...]) -> di
 
 
 def _expected(kind: str, operator: Operator, acc: np.ndarray, separate_up_to: int) -> np.ndarray:
-    requantization = numerics.requantization(
+    r = requantization(
         "onednn", kind, input_q=INPUT, weight_scales=operator.weight_scales, bias_f32=operator.bias_f32,
         output_q=OUTPUT, relu=False, channels=acc.shape[-1], separate_up_to=separate_up_to,
     )  # fmt: skip
-    return numerics.requantize(acc, requantization)
+    return requantize(acc, r)
 
 
 def _found(operator: Operator, x: np.ndarray, environment: Environment) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from quantvm.compiler import compile as compile_model
 from quantvm.lowering.tensors import Tensor
 from quantvm.lowering.torch.deferred import _tail_free
-from quantvm.numerics.torch_engines import VEC_BLOCK, vectorised_cut
+from quantvm.numerics.tensor_iterator import VEC_BLOCK, vectorised_cut
 from quantvm.torch_compat import quantization_engine
 from tests.lowering.test_layouts import Body
 from tests.quantized_modules import Quantized, Together, conv2d, image

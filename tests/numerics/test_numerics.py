@@ -12,8 +12,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from quantvm.numerics import dispatch
-from quantvm.numerics import torch_engines as numerics
-from quantvm.numerics.torch_engines import QuantParams
+from quantvm.numerics.requantization import requantization, requantize
+from quantvm.numerics.tensor_iterator import vectorised_cut
+from quantvm.numerics.torch_engines import (
+    ENGINES,
+    QuantParams,
+    convert_to_int32,
+    dequantize_val,
+    dequantize_vec,
+    fma_f32,
+    quantize_arr,
+    quantize_val,
+    quantize_vec,
+    reciprocal_f32,
+    reciprocal_f64,
+)
 from quantvm.runtime.target import cpu_features
 
 Q = torch.ops.quantized
@@ -99,27 +112,27 @@ near_ties = st.builds(
 def test_fma_rounds_once(a, b, c):
     exact = Fraction(a) * Fraction(b) + Fraction(c)
     assume(abs(exact) < Fraction(float(np.finfo(f32).max)))
-    assert numerics.fma_f32(f32(a), f32(b), f32(c)) == nearest_f32(exact)
+    assert fma_f32(f32(a), f32(b), f32(c)) == nearest_f32(exact)
 
 
 def test_fma_differs_from_two_roundings():
     a, b = f32(1 + 2**-12), f32(1 + 2**-12)
     c = f32(-1)
-    assert numerics.fma_f32(a, b, c) != a * b + c
-    assert float(numerics.fma_f32(a, b, c)) == (1 + 2**-12) ** 2 - 1
+    assert fma_f32(a, b, c) != a * b + c
+    assert float(fma_f32(a, b, c)) == (1 + 2**-12) ** 2 - 1
 
 
 def test_convert_to_int32_turns_what_does_not_fit_into_the_minimum():
     x = f32([2147483520.0, 2147483648.0, -2147483648.0, -2147483904.0, 1e30, 0.5, 1.5, -2.5])
     expected = [2147483520, -(2**31), -(2**31), -(2**31), -(2**31), 0, 2, -2]
-    np.testing.assert_array_equal(numerics.convert_to_int32(x), expected)
+    np.testing.assert_array_equal(convert_to_int32(x), expected)
 
 
 def test_reciprocals_differ_only_where_the_scale_is_no_float32():
     scales = np.random.default_rng(0).uniform(1e-4, 1, 2000)
     exact = [float(f32(s)) for s in scales]
-    assert all(numerics.reciprocal_f32(s) == numerics.reciprocal_f64(s) for s in exact)
-    assert any(numerics.reciprocal_f32(s) != numerics.reciprocal_f64(s) for s in scales)
+    assert all(reciprocal_f32(s) == reciprocal_f64(s) for s in exact)
+    assert any(reciprocal_f32(s) != reciprocal_f64(s) for s in scales)
 
 
 # ------------------------------------------------------------------ quantizers and dequantizers
@@ -129,7 +142,7 @@ def test_reciprocals_differ_only_where_the_scale_is_no_float32():
 def test_quantize_arr_is_quantize_per_tensor(q):
     x = ties(q)
     expected = torch.quantize_per_tensor(torch.from_numpy(x), q.scale, q.zero_point, TORCH_DTYPE[q.dtype])
-    np.testing.assert_array_equal(numerics.quantize_arr(x, q), expected.int_repr().numpy())
+    np.testing.assert_array_equal(quantize_arr(x, q), expected.int_repr().numpy())
 
 
 @pytest.mark.parametrize("q", UINT8 + INT8, ids=str)
@@ -138,23 +151,23 @@ def test_quantize_val_is_quantize_per_channel(q):
     x = x[np.abs(x) < 1e29]  # beyond int32 the rounding of x86 differs; no observer gives such a scale
     scales, zero_points = torch.tensor([q.scale], dtype=torch.float64), torch.tensor([q.zero_point])
     expected = torch.quantize_per_channel(torch.from_numpy(x)[None], scales, zero_points, 0, TORCH_DTYPE[q.dtype])
-    np.testing.assert_array_equal(numerics.quantize_val(x, q), expected.int_repr().numpy()[0])
+    np.testing.assert_array_equal(quantize_val(x, q), expected.int_repr().numpy()[0])
 
 
 @pytest.mark.parametrize("q", UINT8 + INT8, ids=str)
 def test_dequantize_val_is_dequantize(q):
     x_q = all_values(q)
     expected = as_torch(x_q, q).dequantize().numpy()
-    np.testing.assert_array_equal(numerics.dequantize_val(x_q, q), expected)
+    np.testing.assert_array_equal(dequantize_val(x_q, q), expected)
 
 
 def test_the_three_quantizers_differ_on_ties():
     q = QuantParams(2.0**-6, 101)
     x = ties(q)
-    vec = numerics.quantize_vec(x, numerics.reciprocal_f32(q.scale), q)
-    assert (vec != numerics.quantize_val(x, q)).any()
+    vec = quantize_vec(x, reciprocal_f32(q.scale), q)
+    assert (vec != quantize_val(x, q)).any()
     rough = QuantParams(SCALES[0], 101)
-    assert (numerics.quantize_arr(ties(rough), rough) != numerics.quantize_val(ties(rough), rough)).any()
+    assert (quantize_arr(ties(rough), rough) != quantize_val(ties(rough), rough)).any()
 
 
 ADD_PARAMS = [
@@ -169,16 +182,16 @@ def test_vec_and_val_make_quantized_add_on_all_pairs(params):
     """Blocks of 64 take the vectorised formulas; one element alone is a scalar tail."""
     a_q, b_q, out_q = params
     a, b = (m.reshape(-1) for m in np.meshgrid(np.arange(256), np.arange(256)))
-    total = np.add(numerics.dequantize_vec(a, a_q), numerics.dequantize_vec(b, b_q), dtype=f32)
+    total = np.add(dequantize_vec(a, a_q), dequantize_vec(b, b_q), dtype=f32)
     expected = Q.add(as_torch(a, a_q), as_torch(b, b_q), out_q.scale, out_q.zero_point).int_repr().numpy()
-    actual = numerics.quantize_vec(total, numerics.reciprocal_f32(out_q.scale), out_q)
+    actual = quantize_vec(total, reciprocal_f32(out_q.scale), out_q)
     np.testing.assert_array_equal(actual, expected)
     # 63 elements are all tail: PyTorch's loop over the outer dimension of a strided tensor keeps rows apart
     rows = [v.reshape(-1, 16)[:, :15] for v in (a, b)]
-    tail = np.add(numerics.dequantize_val(rows[0], a_q), numerics.dequantize_val(rows[1], b_q), dtype=f32)
+    tail = np.add(dequantize_val(rows[0], a_q), dequantize_val(rows[1], b_q), dtype=f32)
     first, second = (as_torch(v.reshape(-1, 16), q)[:, :15] for v, q in ((a, a_q), (b, b_q)))
     expected = Q.add(first, second, out_q.scale, out_q.zero_point).int_repr().numpy()
-    np.testing.assert_array_equal(numerics.quantize_val(tail, out_q), expected)
+    np.testing.assert_array_equal(quantize_val(tail, out_q), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -187,12 +200,12 @@ def test_vectorised_cut_is_where_torch_cuts(numel, threads):
     a_q, b_q, out_q = ADD_PARAMS[1]
     a, b = (m.reshape(-1) for m in np.meshgrid(np.arange(256), np.arange(256)))
     vec = Q.add(as_torch(a, a_q), as_torch(b, b_q), out_q.scale, out_q.zero_point).int_repr().numpy()
-    tail_f32 = np.add(numerics.dequantize_val(a, a_q), numerics.dequantize_val(b, b_q), dtype=f32)
-    at = int(np.flatnonzero(vec != numerics.quantize_val(tail_f32, out_q))[0])  # a pair that tells which loop it was in
+    tail_f32 = np.add(dequantize_val(a, a_q), dequantize_val(b, b_q), dtype=f32)
+    at = int(np.flatnonzero(vec != quantize_val(tail_f32, out_q))[0])  # a pair that tells which loop it was in
     torch.set_num_threads(threads)
     first, second = (as_torch(np.full(numel, v[at]), q) for v, q in ((a, a_q), (b, b_q)))
     was_vectorised = Q.add(first, second, out_q.scale, out_q.zero_point).int_repr().numpy() == vec[at]
-    np.testing.assert_array_equal(numerics.vectorised_cut(numel, threads), was_vectorised)
+    np.testing.assert_array_equal(vectorised_cut(numel, threads), was_vectorised)
 
 
 # ------------------------------------------------------------------ requantization
@@ -221,7 +234,7 @@ def quantized_weight(w: np.ndarray, scales: np.ndarray) -> torch.Tensor:
 
 
 @needs_vnni
-@pytest.mark.parametrize("engine", numerics.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize("scheme", WEIGHT_SCALES)
 @pytest.mark.parametrize("bias", BIASES)
@@ -238,30 +251,30 @@ def test_requantize_every_product_of_two_bytes(engine, kind, scheme, bias, relu)
     if kind == "conv":
         packed = Q.conv2d_prepack(weight, bias_f32, [1, 1], [0, 0], [1, 1], 1)
         op = Q.conv2d_relu if relu else Q.conv2d
-        rule = dispatch.conv_rule(engine, 1, True)
+        rule = dispatch.conv_library(engine, 1, True)
     else:
         packed = Q.linear_prepack(weight, bias_f32)
         op = Q.linear_relu if relu else Q.linear
-        rule = dispatch.linear_rule(engine)
+        rule = dispatch.linear_library(engine)
     for x_q, out_q in LINEAR_PARAMS:
         x = np.arange(256)
-        requantization = numerics.requantization(
+        r = requantization(
             rule, kind, input_q=x_q, weight_scales=WEIGHT_SCALES[scheme], bias_f32=BIASES[bias], output_q=out_q,
             relu=relu, channels=256,
         )  # fmt: skip
         acc = (x[:, None] - x_q.zero_point) * w.astype(np.int64)[None]
         expected = op(as_torch(x.reshape(256, 1, *unit), x_q), packed, out_q.scale, out_q.zero_point)
         np.testing.assert_array_equal(
-            numerics.requantize(acc, requantization), expected.int_repr().numpy().reshape(256, 256), err_msg=str(out_q)
+            requantize(acc, r), expected.int_repr().numpy().reshape(256, 256), err_msg=str(out_q)
         )
 
 
 def requantized(rule: str, acc: int, relu: bool = False) -> int:
-    r = numerics.requantization(
+    r = requantization(
         rule, "conv", input_q=QuantParams(1.0, 0), weight_scales=np.array([1.0]), bias_f32=None,
         output_q=QuantParams(2.0**-10, 10), relu=relu, channels=1,
     )  # fmt: skip
-    return int(numerics.requantize(np.array([acc]), r)[0])
+    return int(requantize(np.array([acc]), r)[0])
 
 
 def test_what_overflows_int32_becomes_the_least_value_in_fbgemm_and_the_greatest_in_onednn():
@@ -280,31 +293,31 @@ def test_relu_limits_at_the_zero_point(rule):
 
 def test_the_rules_differ_in_where_the_zero_point_is_added():
     def half(rule: str) -> int:
-        r = numerics.requantization(
+        r = requantization(
             rule, "conv", input_q=QuantParams(1.0, 0), weight_scales=np.array([1.0]), bias_f32=None,
             output_q=QuantParams(2.0, 101), relu=False, channels=1,
         )  # fmt: skip
-        return int(numerics.requantize(np.array([5]), r)[0])
+        return int(requantize(np.array([5]), r)[0])
 
     assert (half("fbgemm"), half("qnnpack"), half("onednn")) == (103, 103, 104)
 
 
 def test_rules_of_the_engines():
     conv = {
-        (engine, groups, symmetric): dispatch.conv_rule(engine, groups, symmetric)
-        for engine, groups, symmetric in itertools.product(numerics.ENGINES, (1, 100, 101), (True, False))
+        (engine, groups, symmetric): dispatch.conv_library(engine, groups, symmetric)
+        for engine, groups, symmetric in itertools.product(ENGINES, (1, 100, 101), (True, False))
     }
     assert [key for key, rule in conv.items() if rule == "onednn"] == [
         ("x86", 1, True), ("x86", 100, True), *(("onednn", g, s) for g in (1, 100, 101) for s in (True, False)),
     ]  # fmt: skip
     assert {rule for (engine, _, _), rule in conv.items() if engine == "fbgemm"} == {"fbgemm"}
     assert {rule for (engine, _, _), rule in conv.items() if engine == "qnnpack"} == {"qnnpack"}
-    linear = {engine: dispatch.linear_rule(engine) for engine in numerics.ENGINES}
+    linear = {engine: dispatch.linear_library(engine) for engine in ENGINES}
     assert linear == {"fbgemm": "fbgemm", "x86": "fbgemm", "onednn": "onednn", "qnnpack": "qnnpack"}
 
 
 def test_x86_is_fbgemm_without_vnni():
-    rules = {engine: dispatch.conv_rule(engine, 1, True, vnni=False) for engine in numerics.ENGINES}
+    rules = {engine: dispatch.conv_library(engine, 1, True, vnni=False) for engine in ENGINES}
     assert rules == {"fbgemm": "fbgemm", "x86": "fbgemm", "onednn": "onednn", "qnnpack": "qnnpack"}
 
 

@@ -14,8 +14,8 @@ from quantvm.kernels.conv import conv2d, depthwise
 from quantvm.kernels.conv.dot import PORTABLE, select_dot
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule.schedule import Conv2dShape
-from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
+from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.torch_compat import onednn_uses_amx, quantization_engine, quiet
 from quantvm.tvm_compat import native_target
@@ -64,14 +64,14 @@ def _requantization(channels, separate_up_to, divides=False):
     rng = np.random.default_rng(0)
     weight_scale = float(np.float32(0.3))
     output = QuantParams(float(np.float32(2 * np.float32(np.float32(INPUT_Q.scale) * np.float32(0.3)))), 128)
-    return numerics.requantization(
+    return requantization(
         "onednn", "conv", input_q=INPUT_Q, weight_scales=rng.choice([weight_scale, 0.0173], channels), bias_f32=None,
         output_q=output, relu=False, channels=channels, separate_up_to=separate_up_to, divides=divides,
     )  # fmt: skip
 
 
 def _expected(acc_i32, separate_up_to, divides=False):
-    return numerics.requantize(acc_i32, _requantization(acc_i32.shape[-1], separate_up_to, divides))
+    return requantize(acc_i32, _requantization(acc_i32.shape[-1], separate_up_to, divides))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from quantvm.kernels.conv.dot import BY_NAME, DotProduct
 from quantvm.kernels.isa import select_isa
 from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, choose_schedule, shortlist, with_other_tasks
 from quantvm.kernels.schedule.schedules import ScheduleRecord
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.progress import SILENT, Progress
 from quantvm.tvm_compat import use_threads
@@ -107,7 +107,7 @@ class _Trial:
         weight_shape = (shape.out_channels, *shape.kernel, shape.in_channels // shape.groups)
         largest = 127 if dot.add_odd is None else 64  # nearly no pair of a weight that is split is cut
         self._weight_i8 = rng.integers(-largest, largest + 1, weight_shape, np.int8)
-        self._requantization = numerics.requantization(
+        self._requantization = requantization(
             "fbgemm", "conv", input_q=QuantParams(0.02, 3), weight_scales=np.full(shape.out_channels, 0.01),
             bias_f32=np.zeros(shape.out_channels, np.float32), output_q=QuantParams(0.5, 3), relu=True,
             channels=shape.out_channels,

@@ -36,7 +36,7 @@ from .builder import (
     symbolic_batch,
     typed,
 )
-from .fixed import fixed_multiply_by
+from .fixed_point import fixed_multiply_by
 
 
 def _saturated(value_i32: Expr, q: QuantParams, relu: bool, lanes: int) -> Expr:

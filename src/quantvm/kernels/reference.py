@@ -13,19 +13,15 @@ from numpy.typing import NDArray
 
 from quantvm.kernels.pool.pool import PoolShape
 from quantvm.kernels.schedule.schedule import Conv2dShape
+from quantvm.numerics import binary
+from quantvm.numerics.averages import adaptive_scale
+from quantvm.numerics.requantization import Requantization, requantize
+from quantvm.numerics.tensor_iterator import vectorised_cut
 from quantvm.numerics.torch_engines import (
     QuantParams,
-    Requantization,
-    dequantize_val,
-    dequantize_vec,
     f32,
     quantize_arr,
     quantize_val,
-    quantize_vec,
-    reciprocal_f32,
-    reciprocal_f64,
-    requantize,
-    vectorised_cut,
 )
 
 Integers = NDArray[np.int64]
@@ -134,24 +130,15 @@ def add_u8_ref(
     a: NDArray, b: NDArray, a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int
 ) -> Integers:
     """Returns `add` of two equal shapes in memory order."""
-    main = np.add(dequantize_vec(a, a_q), dequantize_vec(b, b_q), dtype=f32)
-    tail = np.add(dequantize_val(a, a_q), dequantize_val(b, b_q), dtype=f32)
-    if relu:
-        main, tail = np.maximum(main, f32(0)), np.maximum(tail, f32(0))
     vectorised = vectorised_cut(a.size, threads).reshape(a.shape)
-    return np.where(vectorised, quantize_vec(main, reciprocal_f32(out_q.scale), out_q), quantize_val(tail, out_q))
+    return binary.add(a, b, (a_q, b_q), out_q, relu=relu, vectorised=vectorised)
 
 
 def mul_u8_ref(
     a: NDArray, b: NDArray, a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool
 ) -> Integers:
     """Returns `multiply` of two shapes that broadcast."""
-    product = (a.astype(np.int64) - a_q.zero_point) * (b.astype(np.int64) - b_q.zero_point)
-    scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
-    multiplier = np.multiply(scale, reciprocal_f32(out_q.scale), dtype=f32)
-    y = np.rint(np.multiply(product.astype(f32), multiplier, dtype=f32)).astype(np.int64) + out_q.zero_point
-    y = np.clip(y, out_q.quant_min, out_q.quant_max)
-    return np.maximum(y, out_q.zero_point) if relu else y
+    return binary.multiply(a, b, (a_q, b_q), out_q, relu=relu)
 
 
 def concat_nhwc_u8_ref(xs: Sequence[NDArray], inputs: Sequence[QuantParams], out_q: QuantParams) -> Integers:
@@ -162,8 +149,8 @@ def concat_nhwc_u8_ref(xs: Sequence[NDArray], inputs: Sequence[QuantParams], out
             parts.append(x.astype(np.int64))
             continue
         cut = x.shape[-1] // 8 * 8
-        main = quantize_vec(dequantize_vec(x[..., :cut], q), reciprocal_f64(out_q.scale), out_q)
-        parts += [main, quantize_val(dequantize_val(x[..., cut:], q), out_q)]
+        main, tail = binary.concatenated(x, q, out_q)
+        parts += [main[..., :cut], tail[..., cut:]]
     return np.concatenate(parts, -1)
 
 
@@ -197,7 +184,7 @@ def adaptive_avg_pool2d_u8_ref(x: NDArray, out_size: tuple[int, int], q: QuantPa
             window = x[:, rows, columns].astype(np.int64)
             size = window.shape[1] * window.shape[2]
             acc = (window.sum((1, 2)) - q.zero_point * size).astype(f32)
-            step = QuantParams(float(reciprocal_f32(np.divide(f32(1), f32(size), dtype=f32))), q.zero_point, q.dtype)
+            step = QuantParams(float(adaptive_scale(size)), q.zero_point, q.dtype)
             out[:, i, j, :cut] = quantize_arr(acc[:, :cut], step)
             out[:, i, j, cut:] = quantize_val(acc[:, cut:], step)
     return out

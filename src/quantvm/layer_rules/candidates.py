@@ -6,17 +6,17 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quantvm.numerics import dispatch
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.dispatch import conv_rule, fbgemm_depthwise_saturates, linear_rule, onednn_avx2_refuses
+from quantvm.numerics.dispatch import ContractionChoice
 from quantvm.numerics.fixed_point import ROUNDINGS
-from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
 from quantvm.numerics.torch_engines import ENGINES, Engine
 
-from .contraction import pair_cut, pairs_can_cross_taps
+from .contraction import pairs_can_cross_taps
 from .elementwise import FLOATS_TORCH, UNARY_TORCH
 from .facts import Facts
 from .family import family_of
-from .operator import Environment, Operator, Window
+from .operator import Environment, Operator
 
 PRESETS: tuple[str, ...] = (*ENGINES, "integer", *(f"integer:{r}" for r in ROUNDINGS if r != "upward"), "qdq", "pt2e")
 """PyTorch's engines; fixed point under three roundings of ties; and floats between dequantize and quantize, which
@@ -55,92 +55,60 @@ def preset_of(operator: Operator, name: str, environment: Environment) -> Rule:
     if kind in ("conv2d", "linear"):
         facts = _contraction(operator, name, environment)
     elif kind in ("avg_pool2d", "adaptive_avg_pool2d", "mean"):
-        facts = _average(operator, name)
+        facts = _average(operator, name, environment)
     elif kind == "max_pool2d":
-        repeats = name == "qnnpack" and operator.output.dtype == "uint8" and not _window(operator).ceil_mode
-        facts = {"pool_padding": "border" if repeats else "ignored"}
+        facts = {"pool_padding": "border" if _repeats_border(operator, name, environment) else "ignored"}
     elif kind in ("relu", "clip"):
         facts = {"limits": "quantized" if name in ENGINES else "rounded", "rounding": "even"}
     elif kind == "mul":
         facts = _mul(name)
     else:
-        facts = _elementwise(operator, name)
+        facts = _elementwise(operator, name, environment)
     return Rule(name, facts)
 
 
-def _window(operator: Operator) -> Window:
+def _repeats_border(operator: Operator, name: str, environment: Environment) -> bool:
     assert operator.window is not None
-    return operator.window
+    if name not in ENGINES:
+        return False
+    pytorch, dtype = environment.pytorch(name), operator.output.dtype
+    return dispatch.max_pool2d_is_qnnpacks(pytorch, dtype, ceil_mode=operator.window.ceil_mode)
 
 
 _ROUNDING = {"integer": "upward", "integer:to_even": "even", "integer:away": "away"}
 
 
 def _contraction(operator: Operator, name: str, environment: Environment) -> dict[str, str]:
-    vnni = environment.vnni
     facts = {"saturation": "none", "input_zero_point": "subtracted", "padding": "zero_point", "rounding": "even"}
     if name in _ROUNDING:
         bias = "int32_away"
         return {**facts, "multiplier": "fixed", "bias": bias, "zero_point": "after", "rounding": _ROUNDING[name]}
     if name in ("qdq", "pt2e"):
         return {**facts, "multiplier": "division" if name == "qdq" else "real", "bias": "real", "zero_point": "after"}
-    assert operator.weight is not None
-    assert operator.weight_zero_points is not None
-    symmetric = not operator.weight_zero_points.any()
-    window = operator.window
     engine: Engine = name  # type: ignore[assignment]
-    rule = linear_rule(engine) if window is None else conv_rule(engine, window.groups, symmetric, vnni=vnni)
-    if rule == "onednn":
-        facts |= {"bias": "real", "zero_point": "before"}
-        channels, outputs = operator.weight.shape[1], operator.weight.shape[0]
-        plain = window is not None and onednn_avx2_refuses(channels * window.groups, outputs, window.groups)
-        if environment.onednn_amx:
-            return {**facts, "multiplier": "three" if _has_separate_scales(operator, environment) else "two"}
-        if vnni or plain:
-            return {**facts, "multiplier": "three"}
-        exact = operator.inputs[0].dtype == "int8" or (window is not None and window.groups > 1 and channels == 1)
-        pairs = "channel_pairs" if pairs_can_cross_taps(operator) else "pairs"
-        if pair_cut(operator) is not None:
-            pairs = "half_pairs"
-        if window is not None and any(window.padding) and not exact:
-            facts["padding"] = "skipped"
-        return {**facts, "multiplier": "two", "saturation": "none" if exact else pairs}
-    if rule == "qnnpack":
+    choice = dispatch.contraction_choice(operator.contraction, environment.pytorch(engine))
+    facts |= {
+        "saturation": _saturation(operator, choice),
+        "padding": "skipped" if choice.skips_padding else "zero_point",
+    }
+    if choice.formula == "onednn":
+        scales = "three" if choice.has_separate_scales(environment.images * operator.rows) else "two"
+        return {**facts, "multiplier": "plain" if choice.divides else scales, "bias": "real", "zero_point": "before"}
+    if choice.formula == "qnnpack":
         return {**facts, "multiplier": "reciprocal", "bias": "int32", "zero_point": "after"}
     per_tensor = operator.weight_scales is not None and operator.weight_scales.size == 1
-    if not vnni:
-        facts["saturation"] = "pairs"  # activations are uint8
-    elif window is not None and window.groups > 1 and operator.weight.shape[1] == 1:
-        saturates = fbgemm_depthwise_saturates(
-            window.groups, operator.weight.shape[0], window.groups, window.kernel, window.stride, window.padding[:2],
-            window.dilation,
-        )  # fmt: skip
-        facts["saturation"] = "pairs" if saturates else "none"
     return {**facts, "multiplier": "one", "bias": "fma" if per_tensor else "division", "zero_point": "after"}
 
 
-def _has_separate_scales(operator: Operator, environment: Environment) -> bool:
-    """Whether oneDNN on a CPU with AMX multiplies by one scale after the other; see onednn_amx.py."""
-    assert operator.weight is not None
-    outputs, group_in = operator.weight.shape[:2]
-    window = operator.window
-    if window is None:
-        return environment.images * operator.rows <= linear_separate_up_to(group_in, outputs)
-    height, width = (
-        (size + before + after - (k - 1) * d - 1) // s + 1
-        for size, before, after, k, d, s in zip(
-            operator.in_size, window.padding[:2], window.padding[2:], window.kernel, window.dilation, window.stride,
-            strict=True,
-        )
-    )  # fmt: skip
-    geometry = ConvGeometry(
-        operator.in_size, (height, width), group_in * window.groups, outputs, window.kernel, window.stride,
-        (window.padding[0], window.padding[1]), window.dilation, window.groups,
-    )  # fmt: skip
-    return environment.images <= conv_separate_up_to(geometry, environment.threads)
+def _saturation(operator: Operator, choice: ContractionChoice) -> str:
+    if choice.cut is not None:
+        return "half_pairs"
+    if choice.pairs == "taps" and pairs_can_cross_taps(operator):
+        return "channel_pairs"
+    return "none" if choice.pairs == "none" else "pairs"
 
 
-def _average(operator: Operator, name: str) -> dict[str, str]:
+def _average(operator: Operator, name: str, environment: Environment) -> dict[str, str]:
     facts = {"rounding": "even", "sum": "integer", "tails": "none"}
     if name in _ROUNDING:
         if operator.kind == "mean":
@@ -148,19 +116,20 @@ def _average(operator: Operator, name: str) -> dict[str, str]:
         return {**facts, "zero_point": "inside", "divisor": "fixed", "rounding": "towards_zero"}
     if name in ("qdq", "pt2e"):
         return {**facts, "zero_point": "after", "divisor": "division"}
-    whole = operator.window is not None and not operator.window.ceil_mode
-    if name == "qnnpack" and operator.output.dtype == "uint8" and (operator.kind == "mean" or whole):
+    engine: Engine = name  # type: ignore[assignment]
+    formula = operator.average_choice(environment.pytorch(engine)).formula
+    if formula == "qnnpack":
         return {**facts, "zero_point": "after", "divisor": "qnnpack"}
+    if formula == "floats":
+        return {**facts, "zero_point": "fma", "divisor": "division", "sum": "float"}
     if operator.kind == "avg_pool2d":
-        if operator.channels_last:
+        if formula == "channels_last":
             return {**facts, "zero_point": "after", "divisor": "reciprocal", "tails": "torch"}
         return {**facts, "zero_point": "before", "divisor": "reciprocal"}
     if operator.kind == "adaptive_avg_pool2d":
-        if operator.channels_last:
+        if formula == "channels_last":
             return {**facts, "zero_point": "fma", "divisor": "twice", "tails": "torch"}
         return {**facts, "zero_point": "inside", "divisor": "sides"}
-    if operator.channels_last:
-        return {**facts, "zero_point": "fma", "divisor": "division", "sum": "float"}
     return {**facts, "zero_point": "inside", "divisor": "division"}
 
 
@@ -171,7 +140,7 @@ def _mul(name: str) -> dict[str, str]:
     return {"multiplier": multiplier, "rounding": "even", "zero_point": "after"}
 
 
-def _elementwise(operator: Operator, name: str) -> dict[str, str]:
+def _elementwise(operator: Operator, name: str, environment: Environment) -> dict[str, str]:
     """Quantize, add, concat and functions of one input."""
     kind = operator.kind
     options = family_of(kind).options
@@ -187,25 +156,24 @@ def _elementwise(operator: Operator, name: str) -> dict[str, str]:
         facts = {"scale": scale, "zero_point": "after", "rounding": "even", "dequantize": "product", "tails": "none"}
     elif kind in ("quantize", "quantize_affine"):
         facts = {"scale": "reciprocal", "zero_point": "fma", "rounding": "even"}
-    elif name == "qnnpack" and operator.output.dtype == "uint8" and _qnnpack_has(kind):
+    elif kind != "concat" and _is_qnnpacks(operator, name, environment):
         facts = {"scale": "reciprocal", "zero_point": "before", "rounding": "even", "dequantize": "product"}
         facts |= {"tails": "none", "clip": "before", "arithmetic": "qnnpack"}
         if kind == "add":
             facts["rounding"] = "away"
     else:
         facts = dict(FLOATS_TORCH if kind in ACTIVATIONS and ACTIVATIONS[kind].kernel is None else UNARY_TORCH)
-        if kind == "concat" and not (operator.channels_last and operator.axis == 1):
+        if kind == "concat" and not operator.concat_is_vectorised:
             facts |= {"dequantize": "product", "zero_point": "fma", "tails": "none"}
     defaults = {"arithmetic": "float", "clip": "after"}
     return {fact: facts.get(fact, defaults.get(fact, "")) for fact in options}
 
 
-def _qnnpack_has(kind: str) -> bool:
-    """Whether QNNPACK has a kernel of its own for an element-wise operator."""
-    if kind not in ACTIVATIONS:
-        return kind == "add"
-    kernel = ACTIVATIONS[kind].kernel
-    return kernel is not None and kernel.qnnpack
+def _is_qnnpacks(operator: Operator, name: str, environment: Environment) -> bool:
+    pytorch = environment.pytorch(name)  # type: ignore[arg-type]
+    if operator.kind == "add":
+        return dispatch.add_is_qnnpacks(pytorch, operator.output.dtype, one_shape=operator.one_shape)
+    return dispatch.unary_is_qnnpacks(pytorch, operator.kind, operator.inputs[0].dtype)
 
 
 def candidates(operator: Operator, first: tuple[str, ...], environment: Environment) -> Iterator[Rule]:

@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 
 from quantvm.numerics import fixed_point
 from quantvm.numerics import integer as integer_numerics
-from quantvm.numerics import torch_engines as numerics
 from quantvm.numerics.dispatch import onednn_avx2_linear_cut
-from quantvm.numerics.torch_engines import Requantization, f32, f64, i64, reciprocal_f32
+from quantvm.numerics.requantization import OnednnRequantization, real_values, requantization, with_bias_steps
+from quantvm.numerics.torch_engines import Library, f32, f64, i64, reciprocal_f32
 
 from .facts import Facts
 from .family import Family, register_family
 from .operator import Environment, Operator, Window
-from .rounding import integers_of, scaled
+from .rounding import fixed_point_rounding, integers_under, scaled
 
 OPTIONS = {
     "rounding": ("even", "away", "upward", "down", "towards_zero"),
     "zero_point": ("after", "before", "fma", "dropped"),
-    "multiplier": ("one", "reciprocal", "three", "two", "division", "real", "fixed"),
+    "multiplier": ("one", "reciprocal", "three", "two", "plain", "division", "real", "fixed"),
     "bias": ("division", "fma", "real", "int32", "int32_away", "dropped"),
     "saturation": ("none", "pairs", "channel_pairs", "half_pairs"),
     "input_zero_point": ("subtracted", "dropped"),
     "padding": ("zero_point", "zero", "skipped"),
 }
 _STRUCTURE = ("saturation", "input_zero_point", "padding")
-_REAL = ("three", "two", "division", "real")
+_REAL = ("three", "two", "plain", "division", "real")
 
 
 def is_valid(operator: Operator, facts: Facts) -> bool:
@@ -131,7 +131,7 @@ class _Products:
         assert operator.weight_zero_points is not None
         weight, groups = operator.weight, 1
         self._channels, self._cut = weight.shape[1], pair_cut(operator)
-        self._zero_point = operator.inputs[0].zero_point
+        self._zero_point, self._is_conv = operator.inputs[0].zero_point, operator.window is not None
         if operator.window is None:
             self.columns = x.reshape(1, -1, x.shape[-1]).astype(f64)
             self.logical_shape: tuple[int, ...] = (*x.shape[:-1], weight.shape[0])
@@ -154,8 +154,10 @@ class _Products:
             acc = self._paired(facts) - self._centre(facts) * self.taps.sum(2)[:, None, :] - corrections
         else:
             acc = np.matmul(centred, (self.taps - self.zero_points).transpose(0, 2, 1))
-        n, *rest = self.logical_shape
-        shape = self.logical_shape if len(rest) != 3 else (n, rest[1], rest[2], rest[0])
+        shape = self.logical_shape
+        if self._is_conv:
+            n, channels, *size = shape
+            shape = (n, *size, channels)
         return np.ascontiguousarray(acc.transpose(1, 0, 2)).reshape(shape).astype(i64)
 
     def selected(self, facts: Facts, pixel: NDArray, channel: NDArray) -> NDArray[np.int64]:
@@ -237,44 +239,55 @@ def _requantized(operator: Operator, acc: NDArray, channel: NDArray, facts: Fact
     if bias in ("int32", "int32_away"):
         acc = acc + (vectors.bias_i32 if bias == "int32" else vectors.bias_i32_away)[channel]
     if multiplier == "fixed":
-        factor = fixed_point.fixed_point(vectors.factor[channel], facts["rounding"])  # type: ignore[arg-type]
+        factor = fixed_point.fixed_point(vectors.factor[channel], fixed_point_rounding(facts))
         zero_point = 0 if facts["zero_point"] == "dropped" else q.zero_point
         y = np.clip(fixed_point.multiply(acc, factor) + zero_point, q.quant_min, q.quant_max)
+    elif multiplier in ("one", "reciprocal"):
+        y = _from_steps(vectors, acc.astype(f32), channel, facts, bias)
     else:
-        y = _from_float(vectors, acc.astype(f32), channel, facts, bias)
+        y = _from_real(vectors, acc.astype(f32), channel, facts, bias)
     return np.maximum(y, q.zero_point) if operator.relu else y
 
 
-def _from_float(vectors: _Vectors, v: NDArray, channel: NDArray, facts: Facts, bias: str) -> NDArray:
-    operator, multiplier = vectors.operator, facts["multiplier"]
-    q, b = operator.output, operator.bias_f32
+def _from_steps(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Facts, bias: str) -> NDArray:
+    """Returns integers of accumulators that one factor takes to steps of the output, as FBGEMM and QNNPACK do."""
+    b = vectors.operator.bias_f32
     if bias == "division":
-        v = np.add(v, vectors.bias_steps[channel], dtype=f32)
+        acc_f32 = with_bias_steps(acc_f32, vectors.bias_steps[channel])
     elif bias == "fma":
-        v = numerics.fma_f32(b[channel], vectors.bias_scale[channel], v)  # type: ignore[index]
-    if multiplier in ("one", "reciprocal"):
-        factor = vectors.fbgemm if multiplier == "one" else vectors.qnnpack
-        return scaled(v, factor[channel], q, facts, overflows=True)
-    onednn = vectors.onednn
-    if multiplier == "three":
-        v = np.multiply(np.multiply(v, onednn.source_scale_f32, dtype=f32), onednn.multiplier_f32[channel], dtype=f32)
-    elif multiplier == "two":
-        v = np.multiply(v, np.multiply(onednn.source_scale_f32, onednn.multiplier_f32, dtype=f32)[channel], dtype=f32)
+        assert b is not None
+        acc_f32 = with_bias_steps(acc_f32, b[channel], vectors.bias_scale[channel])
+    factor = vectors.fbgemm if facts["multiplier"] == "one" else vectors.qnnpack
+    return scaled(acc_f32, factor[channel], vectors.operator.output, facts, saturates=False)
+
+
+def _from_real(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Facts, bias: str) -> NDArray:
+    """Returns integers of accumulators that become real values first, as oneDNN's do and those between floats."""
+    q, multiplier, onednn = vectors.operator.output, facts["multiplier"], vectors.onednn
+    if bias == "division":
+        acc_f32 = with_bias_steps(acc_f32, vectors.bias_steps[channel])
+    elif bias == "fma":
+        assert vectors.operator.bias_f32 is not None
+        acc_f32 = with_bias_steps(acc_f32, vectors.operator.bias_f32[channel], vectors.bias_scale[channel])
+    if multiplier in ("three", "plain"):
+        scales: tuple[Any, ...] = (onednn.source_scale_f32, onednn.weight_scales_f32[channel])
     else:
-        v = np.multiply(v, vectors.product[channel], dtype=f32)
-    if bias == "real":
-        v = np.add(v, b[channel], dtype=f32)  # type: ignore[index]
+        scales = ((onednn.combined_f32 if multiplier == "two" else vectors.product)[channel],)
+    real_bias = vectors.operator.bias_f32[channel] if bias == "real" and vectors.operator.bias_f32 is not None else None
+    v = real_values(acc_f32, scales, real_bias)
     if multiplier in ("three", "two"):
-        steps = np.multiply(v, onednn.inverse_output_scale_f32, dtype=f32)
+        steps = np.multiply(v, onednn.inverse_destination_f32, dtype=f32)
+    elif multiplier == "plain":
+        steps = np.divide(v, onednn.destination_scale_f32, dtype=f32)
     elif multiplier == "real":
         steps = np.multiply(v, reciprocal_f32(q.scale), dtype=f32)
     else:
         steps = np.divide(v, q.scale_f32, dtype=f32)
-    return integers_of(steps, q, facts)
+    return integers_under(facts, steps, q)
 
 
 class _Vectors:
-    """Per-channel constants, as numerics.py and integer_numerics.py define them."""
+    """Per-channel constants, as requantization.py and integer.py define them."""
 
     def __init__(self, operator: Operator) -> None:
         assert operator.weight is not None
@@ -284,25 +297,29 @@ class _Vectors:
         scales = np.broadcast_to(operator.weight_scales, (self._channels,))
         self.product = np.multiply(operator.inputs[0].scale_f32, scales.astype(f32), dtype=f32)
 
-    def _of(self, rule: numerics.Rule) -> Requantization:
+    def _of(self, library: Library) -> Any:
         operator = self.operator
-        return numerics.requantization(
-            rule, "conv" if operator.kind == "conv2d" else "linear", input_q=operator.inputs[0],
+        return requantization(
+            library, "conv" if operator.kind == "conv2d" else "linear", input_q=operator.inputs[0],
             weight_scales=self._scales, bias_f32=operator.bias_f32, output_q=operator.output, relu=operator.relu,
             channels=self._channels,
         )  # fmt: skip
 
     @property
     def fbgemm(self) -> NDArray[np.float32]:
-        return self._of("fbgemm").multiplier_f32
+        multiplier: NDArray[np.float32] = self._of("fbgemm").multiplier_f32
+        return multiplier
 
     @property
     def qnnpack(self) -> NDArray[np.float32]:
-        return self._of("qnnpack").multiplier_f32
+        multiplier: NDArray[np.float32] = self._of("qnnpack").multiplier_f32
+        return multiplier
 
     @property
-    def onednn(self) -> Requantization:
-        return self._of("onednn")
+    def onednn(self) -> OnednnRequantization:
+        onednn = self._of("onednn")
+        assert isinstance(onednn, OnednnRequantization)
+        return onednn
 
     @property
     def factor(self) -> NDArray[np.float64]:

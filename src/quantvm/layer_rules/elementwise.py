@@ -10,23 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantvm.numerics import integer as integer_numerics
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics import tensor_iterator
 from quantvm.numerics.activations import ACTIVATIONS
+from quantvm.numerics.binary import add_by_qnnpack, centred_product, product_multiplier, qnnpack_add, sum_of
 from quantvm.numerics.torch_engines import (
-    F32,
     QuantParams,
     dequantize_val,
     f32,
     quantize_val,
+    reciprocal_f32,
     reciprocal_f64,
-    vectorised_cut,
+    round_to_integers,
 )
 from quantvm.numerics.unary_tables import unary_tables
 
 from .facts import Facts
 from .family import Family, register_family
 from .operator import Environment, Operator
-from .rounding import integers_of, quantized, rounded
+from .rounding import dequantized, fixed_point_rounding, integers_under, quantized
 
 ROUNDINGS = ("even", "away", "upward", "down", "towards_zero")
 _FLOAT_OPTIONS = {
@@ -55,13 +56,24 @@ def _float_is_valid(operator: Operator, facts: Facts) -> bool:
 # ------------------------------------------------------------------ where PyTorch's scalar tails lie
 
 
-def _vectorised(operator: Operator, shape: tuple[int, ...], environment: Environment) -> NDArray[np.bool_]:
-    """Returns which elements of an element-wise operator PyTorch vectorises, in logical order."""
-    flat = vectorised_cut(int(np.prod(shape)), environment.threads)
-    if not operator.channels_last or len(shape) != 4:
-        return flat.reshape(shape)
-    n, c, h, w = shape
-    return flat.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+def _vectorised(operator: Operator, shapes: Sequence[tuple[int, ...]], environment: Environment) -> NDArray[np.bool_]:
+    """Returns which elements of an element-wise operator PyTorch vectorises, in logical order.
+
+    Args:
+        operator: element-wise.
+        shapes: of its inputs.
+        environment: whose threads PyTorch has.
+    """
+    result = np.broadcast_shapes(*shapes)
+    formats = operator.formats or (operator.channels_last,) * len(shapes)
+    strides = [
+        (tensor_iterator.channels_last if is_last and len(shape) == 4 else tensor_iterator.contiguous)(shape)
+        for is_last, shape in zip(formats, shapes, strict=True)
+    ]
+    inputs = [tensor_iterator.expanded(s, steps, result) for s, steps in zip(shapes, strides, strict=True)]
+    # PyTorch suggests the first input's memory format for a result of its shape
+    output = strides[0] if shapes[0] == result else None
+    return tensor_iterator.vectorised_elements(result, output, inputs, environment.threads)
 
 
 def _main_and_tail(
@@ -104,45 +116,27 @@ def evaluate_add(
     """Returns a + b, and its ReLU."""
     a, b = np.broadcast_arrays(*inputs)
     (a_q, b_q), out_q = operator.inputs, operator.output
-    vectorised = _selected(_vectorised(operator, a.shape, environment), select)
+    vectorised = _selected(_vectorised(operator, [x.shape for x in inputs], environment), select)
     a, b = _selected(a, select), _selected(b, select)
     if facts["arithmetic"] == "fixed":
         return integer_numerics.add(
-            a, b, (a_q, b_q), out_q, relu=operator.relu, rounding=facts["rounding"]  # type: ignore[arg-type]
+            a, b, (a_q, b_q), out_q, relu=operator.relu, rounding=fixed_point_rounding(facts)
         )  # fmt: skip
     if facts["arithmetic"] == "qnnpack":
-        y = _qnnpack_add(a, b, operator)
-    else:
+        return add_by_qnnpack(a, b, (a_q, b_q), out_q, relu=operator.relu)
 
-        def compute(form: Facts) -> NDArray:
-            first, second = (_dequantized(x, q, form) for x, q in zip((a, b), operator.inputs, strict=True))
-            total = np.add(first, second, dtype=f32)
-            return quantized(np.maximum(total, f32(0)) if operator.relu else total, out_q, form)
+    def compute(form: Facts) -> NDArray:
+        first, second = (dequantized(x, q, form) for x, q in zip((a, b), operator.inputs, strict=True))
+        return quantized(sum_of(first, second, relu=operator.relu), out_q, form)
 
-        return _main_and_tail(compute, facts, vectorised)
-    return np.maximum(y, out_q.zero_point) if operator.relu else y
-
-
-def _dequantized(x_q: NDArray, q: QuantParams, facts: Facts) -> F32:
-    return numerics.dequantize_vec(x_q, q) if facts["dequantize"] == "fma" else dequantize_val(x_q, q)
-
-
-def _qnnpack_add(a: NDArray, b: NDArray, operator: Operator) -> NDArray[np.int64]:
-    (a_q, b_q), out_q = operator.inputs, operator.output
-    fixed = numerics.qnnpack_add(a_q, b_q, out_q)
-    acc = (a.astype(np.int64) - a_q.zero_point) * fixed.a_multiplier
-    acc = acc + (b.astype(np.int64) - b_q.zero_point) * fixed.b_multiplier
-    # ties away from zero, in integers
-    half = np.int64(1) << (fixed.shift - 1)
-    steps = np.sign(acc) * ((np.abs(acc) + half) >> fixed.shift)
-    return np.clip(steps + out_q.zero_point, out_q.quant_min, out_q.quant_max)
+    return _main_and_tail(compute, facts, vectorised)
 
 
 def _add_is_valid(operator: Operator, facts: Facts) -> bool:
     if facts["arithmetic"] == "qnnpack":
         try:
             first, second = operator.inputs
-            numerics.qnnpack_add(first, second, operator.output)
+            qnnpack_add(first, second, operator.output)
         except ValueError:
             return False
         return facts["rounding"] == "away"
@@ -163,21 +157,18 @@ def evaluate_mul(
     multiplier = facts["multiplier"]
     if multiplier == "fixed":
         return integer_numerics.multiply(
-            a, b, (a_q, b_q), out_q, relu=operator.relu, rounding=facts["rounding"]  # type: ignore[arg-type]
+            a, b, (a_q, b_q), out_q, relu=operator.relu, rounding=fixed_point_rounding(facts)
         )  # fmt: skip
     if multiplier in ("division", "real"):
         real = np.multiply(dequantize_val(a, a_q), dequantize_val(b, b_q), dtype=f32)
         y = quantized(real, out_q, {**facts, "scale": "division" if multiplier == "division" else "reciprocal"})
     else:
-        product = ((a.astype(np.int64) - a_q.zero_point) * (b.astype(np.int64) - b_q.zero_point)).astype(f32)
-        scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
-        inverse = numerics.reciprocal_f32(out_q.scale)
-        factor = (
-            np.multiply(scale, inverse, dtype=f32)
-            if multiplier == "reciprocal"
-            else np.divide(scale, out_q.scale_f32, dtype=f32)
-        )
-        y = integers_of(np.multiply(product, factor, dtype=f32), out_q, facts)
+        factor = product_multiplier((a_q, b_q), out_q)
+        if multiplier == "one":
+            scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
+            factor = np.divide(scale, out_q.scale_f32, dtype=f32)
+        steps = np.multiply(centred_product(a, b, (a_q, b_q)), factor, dtype=f32)
+        y = integers_under(facts, steps, out_q)
     return np.maximum(y, out_q.zero_point) if operator.relu else y
 
 
@@ -210,7 +201,7 @@ def evaluate_concat(
     parts = []
     for x, q in zip(inputs, operator.inputs, strict=True):
         if facts["arithmetic"] == "fixed":
-            table = integer_numerics.requantize_table(q, operator.output, facts["rounding"])  # type: ignore[arg-type]
+            table = integer_numerics.requantize_table(q, operator.output, fixed_point_rounding(facts))
             parts.append(table[x.astype(np.int64) - q.quant_min].astype(np.int64) if q != operator.output else x)
         elif q == operator.output:
             parts.append(x.astype(np.int64))
@@ -221,15 +212,14 @@ def evaluate_concat(
 
 def _requantized(operator: Operator, x: NDArray, q: QuantParams, facts: Facts) -> NDArray[np.int64]:
     out_q = operator.output
-    # PyTorch takes its channels-last kernel for dim=1 and not for dim=-3
-    if not (operator.channels_last and x.ndim == 4 and operator.axis == 1):
+    if not (operator.concat_is_vectorised and x.ndim == 4):
         form = {**facts, "dequantize": "product"} if facts["zero_point"] == "fma" else facts
-        return quantized(_dequantized(x, q, form), out_q, form)
+        return quantized(dequantized(x, q, form), out_q, form)
     vectorised = np.broadcast_to((np.arange(x.shape[1]) < x.shape[1] // 8 * 8).reshape(1, -1, 1, 1), x.shape)
 
     def compute(form: Facts) -> NDArray:
         inverse = reciprocal_f64(out_q.scale) if form is facts else None
-        return quantized(_dequantized(x, q, form), out_q, form, inverse)
+        return quantized(dequantized(x, q, form), out_q, form, inverse)
 
     return _main_and_tail(compute, facts, vectorised)
 
@@ -257,18 +247,17 @@ def evaluate_unary(
         if form is _TAIL:
             return tail.astype(np.int64)
         product = kernel is not None and kernel.dequantize == "product"
-        x_f32 = _dequantized(x_q, q, {**form, "dequantize": "product"} if product else form)
+        x_f32 = dequantized(x_q, q, {**form, "dequantize": "product"} if product else form)
         real = function(x_f32, operator.options)
         if form["clip"] == "before":
-            steps = np.add(np.multiply(numerics.reciprocal_f32(out_q.scale), real, dtype=f32), f32(out_q.zero_point))
-            return rounded(np.clip(steps, f32(out_q.quant_min), f32(out_q.quant_max)), form["rounding"]).astype(
-                np.int64
-            )
+            steps = np.add(np.multiply(reciprocal_f32(out_q.scale), real, dtype=f32), f32(out_q.zero_point))
+            clipped = np.clip(steps, f32(out_q.quant_min), f32(out_q.quant_max))
+            return round_to_integers(clipped, form["rounding"]).astype(np.int64)  # type: ignore[arg-type]
         return quantized(real, out_q, form)
 
     x = _selected(inputs[0], select).astype(np.int64) - q.quant_min
-    in_order = operator if activation.keeps_order else replace(operator, channels_last=False)
-    vectorised = _selected(_vectorised(in_order, inputs[0].shape, environment), select)
+    in_order = operator if activation.keeps_order else replace(operator, channels_last=False, formats=())
+    vectorised = _selected(_vectorised(in_order, [inputs[0].shape], environment), select)
     if kernel is not None and dict(facts) == UNARY_TORCH:  # sigmoid's last bits are PyTorch's own
         return np.where(vectorised, main.astype(np.int64)[x], tail.astype(np.int64)[x])
     return _main_and_tail(lambda form: table(form)[x], facts, vectorised)
@@ -306,7 +295,8 @@ def evaluate_limits(
     if facts["limits"] == "quantized":
         low, high = quantize_val(limits.astype(f32), q)
     else:
-        low, high = np.clip(rounded(limits / q.scale, facts["rounding"]) + q.zero_point, q.quant_min, q.quant_max)
+        steps = round_to_integers(limits / q.scale, facts["rounding"])  # type: ignore[arg-type]
+        low, high = np.clip(steps + q.zero_point, q.quant_min, q.quant_max)
     return np.clip(x, int(low), int(high))
 
 

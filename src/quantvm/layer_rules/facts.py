@@ -44,6 +44,7 @@ FACTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "reciprocal": "one float: sa*sw * (1/so)",
             "three": "three floats: sa, sw, 1/so",
             "two": "two floats: sa*sw, 1/so",
+            "plain": "two floats, sa and sw, and divided by so",
             "division": "real values divided by so",
             "real": "real values times 1/so",
             "fixed": "fixed point, 31 bits and a shift",

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantvm.numerics import dispatch
+from quantvm.numerics.dispatch import AverageChoice, Contraction, Cpu, PyTorch
+from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry
 from quantvm.numerics.pool_geometry import PoolAxis
-from quantvm.numerics.torch_engines import QuantParams
+from quantvm.numerics.torch_engines import Engine, QuantParams
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,21 @@ class Operator:
             adaptive_avg_pool2d, mean, or one of `ACTIVATIONS`.
         inputs: parameters of each quantized input.
         output: parameters of the output.
-        channels_last: whether PyTorch holds all inputs in channels-last order, on which some formulas depend.
+        channels_last: whether `is_contiguous(memory_format=torch.channels_last)` holds for all inputs, on which some
+            formulas depend.
+        contiguous: whether `is_contiguous()` holds for all inputs.
+        formats: of each input, whether PyTorch holds it in channels-last order; empty: as `channels_last` says.
+        one_shape: of an addition, whether both inputs have the same shape.
         relu: whether a ReLU is part of it.
         weight: (O, I/groups, KH, KW) or (O, I), int8 as stored.
         weight_scales: (O,) or (1,) float64; weight_zero_points: (O,) or (1,).
         bias_f32: (O,) or None.
         window: of a convolution or pool.
-        in_size: of a convolution's images, (H, W).
+        in_size: of a convolution's or an adaptive pool's images, (H, W).
         rows: of one image, that a linear layer multiplies.
         out_size: of an adaptive pool.
-        keepdims: of a mean.
+        axes: of a mean, as the program writes them.
+        keepdims: likewise.
         axis: of a concatenation.
         options: limits of a clip, as real numbers; what an activation takes besides its tensor.
         affine: (factors, terms) of each channel, applied before it is quantized.
@@ -66,6 +74,9 @@ class Operator:
     inputs: tuple[QuantParams, ...]
     output: QuantParams
     channels_last: bool = False
+    contiguous: bool = True
+    formats: tuple[bool, ...] = ()
+    one_shape: bool = True
     relu: bool = False
     weight: NDArray[np.int8] | None = None
     weight_scales: NDArray[np.float64] | None = None
@@ -75,10 +86,46 @@ class Operator:
     in_size: tuple[int, int] = (1, 1)
     rows: int = 1
     out_size: tuple[int, int] = (1, 1)
+    axes: tuple[int, ...] = (2, 3)
     keepdims: bool = False
     axis: int = 1
     options: tuple[float, ...] = ()
     affine: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    @property
+    def contraction(self) -> Contraction:
+        """What PyTorch's choice for a conv2d or linear depends on."""
+        assert self.weight is not None
+        assert self.weight_zero_points is not None
+        symmetric, dtype = not self.weight_zero_points.any(), self.inputs[0].dtype
+        outputs, group_in = self.weight.shape[:2]
+        if self.window is None:
+            return Contraction(LinearGeometry(group_in, outputs), dtype, symmetric)
+        window = self.window
+        geometry = ConvGeometry.of_window(
+            self.in_size, (group_in * window.groups, outputs), kernel=window.kernel, stride=window.stride,
+            padding=window.padding, dilation=window.dilation, groups=window.groups,
+        )  # fmt: skip
+        return Contraction(geometry, dtype, symmetric)
+
+    def average_choice(self, pytorch: PyTorch) -> AverageChoice:
+        """Returns how PyTorch computes an average pool or mean."""
+        dtype = self.output.dtype
+        if self.kind == "mean":
+            return dispatch.mean_choice(pytorch, dtype, self.axes, 4, contiguous=self.contiguous)
+        if self.kind == "adaptive_avg_pool2d":
+            return dispatch.adaptive_avg_pool2d_choice(
+                pytorch, dtype, self.in_size, self.out_size, channels_last=self.channels_last
+            )
+        assert self.window is not None
+        return dispatch.avg_pool2d_choice(
+            pytorch, dtype, ceil_mode=self.window.ceil_mode, channels_last=self.channels_last
+        )
+
+    @property
+    def concat_is_vectorised(self) -> bool:
+        """Whether PyTorch's concatenation of integers in channels-last order runs."""
+        return dispatch.concat_is_vectorised(4, self.axis, channels_last=self.channels_last)
 
 
 @dataclass(frozen=True)
@@ -98,3 +145,12 @@ class Environment:
     vnni: bool = True
     onednn_amx: bool = False
     images: int = 1
+
+    @property
+    def cpu(self) -> Cpu:
+        """The CPU's instructions."""
+        return Cpu(self.vec_channels == 16, self.vnni, self.onednn_amx)
+
+    def pytorch(self, engine: Engine) -> PyTorch:
+        """Returns PyTorch under an engine here."""
+        return PyTorch(engine, self.threads, self.cpu)

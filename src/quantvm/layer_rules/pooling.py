@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from quantvm.numerics import fixed_point
 from quantvm.numerics import integer as integer_numerics
+from quantvm.numerics.averages import adaptive_scale, count_factor, mean_of_pixels, qnnpack_factor, sides_factor
+from quantvm.numerics.dispatch import pool_vector_channels
 from quantvm.numerics.pool_geometry import Taps, adaptive_taps
 from quantvm.numerics.torch_engines import (
-    F32,
-    dequantize_val,
     f32,
     i64,
-    qnnpack_pool_multiplier,
+    integers_of,
     quantize_arr,
     reciprocal_f32,
 )
@@ -24,7 +24,7 @@ from quantvm.numerics.torch_engines import (
 from .facts import Facts
 from .family import Family, register_family
 from .operator import Environment, Operator
-from .rounding import integers_of, rounded, scaled
+from .rounding import fixed_point_rounding, integers_under, scaled
 
 OPTIONS = {
     "rounding": ("even", "away", "upward", "down", "towards_zero"),
@@ -104,7 +104,7 @@ def _average(operator: Operator, x: NDArray, cell: Cell, facts: Facts, environme
     rows, columns, inside, _, _ = cell
     total = x[:, :, rows, columns].astype(i64).sum((2, 3))
     centred = total - inside * operator.output.zero_point
-    vec = environment.vec_channels if operator.kind == "avg_pool2d" else 8
+    vec = pool_vector_channels(operator.kind, environment.cpu)
     channels = x.shape[1]
     is_main = np.arange(channels) < (channels // vec * vec if operator.channels_last else channels)
     if facts["tails"] == "everywhere":
@@ -124,20 +124,18 @@ def _divided(operator: Operator, total: NDArray, centred: NDArray, cell: Cell, f
         if facts["rounding"] == "towards_zero":
             y = integer_numerics.average(acc, count)
         else:
-            y = fixed_point.multiply(acc, fixed_point.fixed_point(1.0 / count, facts["rounding"]))  # type: ignore[arg-type]
+            y = fixed_point.multiply(acc, fixed_point.fixed_point(1.0 / count, fixed_point_rounding(facts)))
         return np.clip(y + (q.zero_point if facts["zero_point"] == "after" else 0), q.quant_min, q.quant_max)
     acc_f32 = acc.astype(f32)
     if divisor == "division":
-        return integers_of(np.divide(acc_f32, f32(count), dtype=f32), q, facts)
-    factor = np.divide(f32(1), f32(count), dtype=f32)
+        return integers_under(facts, np.divide(acc_f32, f32(count), dtype=f32), q)
     if divisor == "twice":
-        factor = reciprocal_f32(reciprocal_f32(factor))
+        factor = reciprocal_f32(adaptive_scale(count))
     elif divisor == "sides":
-        height, width = (f32(len(range(taps.start, taps.stop, taps.step))) for taps in (rows, columns))
-        factor = np.divide(np.divide(f32(1), height, dtype=f32), width, dtype=f32)
-    elif divisor == "qnnpack":
-        factor = qnnpack_pool_multiplier(q.scale, kernel)
-    return scaled(acc_f32, factor, q, facts, overflows=False)
+        factor = sides_factor(*(len(range(taps.start, taps.stop, taps.step)) for taps in (rows, columns)))
+    else:
+        factor = qnnpack_factor(q.scale, kernel) if divisor == "qnnpack" else count_factor(count)
+    return scaled(acc_f32, factor, q, facts, saturates=True)
 
 
 # ------------------------------------------------------------------ the mean of real values
@@ -145,47 +143,11 @@ def _divided(operator: Operator, total: NDArray, centred: NDArray, cell: Cell, f
 
 def _float_mean(operator: Operator, x: NDArray, facts: Facts) -> NDArray[np.int64]:
     """Returns (N, C): the mean of dequantized values, summed in PyTorch's order, quantized."""
-    q, channels = operator.output, x.shape[1]
-    real = dequantize_val(x, operator.inputs[0]).reshape(*x.shape[:2], -1)
-    pixels = real.shape[2]
-    cut = channels // 32 * 32 if channels >= 8 else channels // 4 * 4
-    total = np.empty(real.shape[:2], f32)
-    total[:, :cut] = _cascade_sum(real[:, :cut])
-    tail = real[:, cut:]
-    parts = [_cascade_sum(tail[:, :, i : pixels // 4 * 4 : 4]) for i in range(4)]
-    for i in range(pixels // 4 * 4, pixels):
-        parts[0] = np.add(parts[0], tail[:, :, i], dtype=f32)
-    for part in parts[1:]:
-        parts[0] = np.add(parts[0], part, dtype=f32)
-    total[:, cut:] = parts[0]
-    mean = np.divide(total, f32(pixels), dtype=f32)
+    q, mean = operator.output, mean_of_pixels(x, operator.inputs[0])
     if facts["zero_point"] == "fma" and facts["rounding"] == "even":
         return quantize_arr(mean, q)
     steps = np.divide(mean, q.scale_f32, dtype=f32)
-    return np.clip(rounded(steps, facts["rounding"]) + q.zero_point, q.quant_min, q.quant_max).astype(i64)
-
-
-def _cascade_sum(values: F32) -> F32:
-    """Returns the sum over the last axis in the order of `at::sum` (aten/src/ATen/native/cpu/SumKernel.cpp)."""
-    count = values.shape[-1]
-    power = max(4, int(np.ceil(np.log2(max(count, 2)))) // 4)
-    step = 1 << power
-    levels = [np.zeros(values.shape[:-1], f32) for _ in range(4)]
-    done = 0
-    while done + step <= count:
-        for i in range(done, done + step):
-            levels[0] = np.add(levels[0], values[..., i], dtype=f32)
-        done += step
-        for j in range(1, 4):
-            levels[j] = np.add(levels[j], levels[j - 1], dtype=f32)
-            levels[j - 1] = np.zeros_like(levels[0])
-            if done & ((step - 1) << (j * power)):
-                break
-    for i in range(done, count):
-        levels[0] = np.add(levels[0], values[..., i], dtype=f32)
-    for level in levels[1:]:
-        levels[0] = np.add(levels[0], level, dtype=f32)
-    return levels[0]
+    return integers_of(steps, q, rounding=facts["rounding"], saturates=True)  # type: ignore[arg-type]
 
 
 register_family(("avg_pool2d", "adaptive_avg_pool2d", "mean"), Family(OPTIONS, evaluate_average, is_valid))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ from tvm import relax
 
 from quantvm.layer_rules import Operator, Window
 from quantvm.lowering.torch.activation import options_of
+from quantvm.lowering.torch.contraction_rules import bias_of, weight_of
 from quantvm.lowering.torch.pool_rules import pool_window
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.dispatch import qnnpack_window
 from quantvm.numerics.float_operators import FUSED
 from quantvm.qdq.attributes import channels_last_inputs, composite_name
 from quantvm.qdq.bindings import definitions
@@ -81,21 +82,30 @@ class _Reader:
             return None
         composite = Composite(function)
         read = [self._read(composite, index, arguments) for index in _operands(composite)]
-        channels_last = bool(arguments) and all(self._behaves_channels_last(arguments[i]) for i in _operands(composite))
-        operator = _operator(composite, channels_last)
-        return None if operator is None else LayerOperator(operator, lambda given: [one(given) for one in read])
+        found = _operator(composite, self._format([arguments[i] for i in _operands(composite) if arguments]))
+        return None if found is None else LayerOperator(found, lambda given: [one(given) for one in read])
 
     def _read(self, composite: Composite, index: int, arguments: list[Any]) -> Callable[[Arrays], NDArray]:
         return lambda given: self._value(arguments[index], given)
 
-    def _behaves_channels_last(self, expr: Any) -> bool:
-        shape = [int(d) for d in expr.ty.shape]
-        if len(shape) != 4:
-            return False
+    def _format(self, operands: list[Any]) -> dict[str, Any]:
+        """Returns what PyTorch's formulas depend on besides the operator itself: see `Operator`."""
+        shapes = [[int(d) for d in operand.ty.shape] for operand in operands]
+        has_one_order = [len(shape) == 4 and (shape[1] == 1 or shape[2:] == [1, 1]) for shape in shapes]
+        is_marked = [self._is_marked(operand) for operand in operands]
+        return {
+            "channels_last": bool(operands) and all(map(operator.or_, is_marked, has_one_order)),
+            "contiguous": all(one or not marked for marked, one in zip(is_marked, has_one_order, strict=True)),
+            "formats": tuple(is_marked),
+            "one_shape": all(shape == shapes[0] for shape in shapes),
+        }
+
+    def _is_marked(self, expr: Any) -> bool:
+        """Whether PyTorch holds a tensor in channels-last order, and in no other."""
         resolved = self._resolved(expr)
         while is_call(resolved, "relax.nn.pad"):
             resolved = self._resolved(resolved.args[0])
-        return self._index.get(resolved) in self._channels_last or shape[1] == 1 or shape[2:] == [1, 1]
+        return len(expr.ty.shape) == 4 and self._index.get(resolved) in self._channels_last
 
     def _is_moved(self, expr: Any) -> bool:
         """Whether an argument is one of the function's own, perhaps in another shape or order."""
@@ -160,7 +170,7 @@ def _operands(composite: Composite) -> list[int]:
     return [index for index, _ in composite.inputs(composite.call(name))]
 
 
-def _operator(composite: Composite, channels_last: bool) -> Operator | None:
+def _operator(composite: Composite, held: dict[str, Any]) -> Operator | None:
     kind = composite.name
     if kind in ("quantize", "quantize_affine"):
         affine = None
@@ -173,9 +183,9 @@ def _operator(composite: Composite, channels_last: bool) -> Operator | None:
         facts = {
             "inputs": tuple(q for _, q in composite.inputs(call)),
             "relu": composite.has("relax.nn.relu"),
-            "channels_last": channels_last,
+            **held,
         }
-        return Operator(kind, output=composite.output, **facts, **_details(composite, call))  # type: ignore[arg-type]
+        return Operator(kind, output=composite.output, **facts, **_details(composite, call))
     if kind in ("relu", "clip", *ACTIVATIONS):
         options: tuple[float, ...] = ()
         if kind == "clip":
@@ -183,7 +193,7 @@ def _operator(composite: Composite, channels_last: bool) -> Operator | None:
         elif kind in ACTIVATIONS:
             options = options_of(composite)
         q = quant_params(composite.call("relax.dequantize"))
-        return Operator(kind, (q,), composite.output, channels_last=channels_last, options=options)
+        return Operator(kind, (q,), composite.output, options=options, **held)
     return None
 
 
@@ -201,26 +211,22 @@ def _details(composite: Composite, call: Any) -> dict[str, Any]:
         return {"window": pool_window(call)}
     if kind == "adaptive_avg_pool2d":
         out_size = _pair(attrs.output_size)
-        tile = qnnpack_window(_pair(shape_of(call.args[0])[2:]), out_size)
-        return {"out_size": out_size, "window": None if tile is None else Window(tile, tile)}
-    return {"keepdims": bool(attrs.keepdims)} if kind == "mean" else {}
+        return {"out_size": out_size, "in_size": _pair(shape_of(call.args[0])[2:])}
+    return {"axes": tuple(int(a) for a in attrs.axis), "keepdims": bool(attrs.keepdims)} if kind == "mean" else {}
 
 
 def _weight(composite: Composite) -> dict[str, Any]:
-    dequantize = next(c for c in composite.calls("relax.dequantize") if hasattr(c.args[0], "value"))
-    integers, scales, zero_points = (constant_value(argument) for argument in dequantize.args[:3])
-    bias = constant_value(composite.call("relax.add").args[1]).reshape(-1) if composite.has("relax.add") else None
+    weight = weight_of(composite)
     return {
-        "weight": integers,
-        "weight_scales": np.atleast_1d(scales).astype(np.float64),
-        "weight_zero_points": np.atleast_1d(zero_points).astype(np.int64),
-        "bias_f32": bias,
+        "weight": weight.integers,
+        "weight_scales": weight.scales,
+        "weight_zero_points": weight.zero_points,
+        "bias_f32": bias_of(composite),
     }
 
 
 def _conv_window(composite: Composite, attrs: Any) -> Window:
-    dequantize = next(c for c in composite.calls("relax.dequantize") if hasattr(c.args[0], "value"))
-    kernel_h, kernel_w = constant_value(dequantize.args[0]).shape[2:]
+    kernel_h, kernel_w = weight_of(composite).integers.shape[2:]
     return Window(
         (kernel_h, kernel_w), _pair(attrs.strides), _four(attrs.padding), _pair(attrs.dilation), int(attrs.groups)
     )

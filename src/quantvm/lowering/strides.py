@@ -18,13 +18,22 @@ from tvm import tirx
 from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import CompileError
+from quantvm.numerics import tensor_iterator
+from quantvm.numerics.tensor_iterator import (
+    PIXELS_FIRST,
+    Loop,
+    Strides,
+    channels_last,
+    coalesced,
+    contiguous,
+    dense,
+    loop_over,
+    reordered,
+)
 
 Sizes = Sequence[Any]
-Strides = tuple[Any, ...]
 SEVERAL_IMAGES = 3
 """A number of images that stands for all but one."""
-_PIXELS_FIRST = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
-"""The dimensions from the innermost to the outermost in channels-last order, by the rank."""
 
 
 def at_batch(size: Any, images: int) -> int:
@@ -47,26 +56,6 @@ def _known(values: Sizes, images: int = SEVERAL_IMAGES) -> list[int]:
     return [at_batch(value, images) for value in values]
 
 
-def dense(shape: Sizes, inner_first: Sequence[int]) -> Strides:
-    """Returns the strides of a tensor without gaps whose dimensions lie in this order, the innermost first."""
-    strides: list[Any] = [1] * len(shape)
-    step: Any = 1
-    for dim in inner_first:
-        strides[dim] = step
-        step = shape[dim] * step if not isinstance(shape[dim], int) else step * shape[dim]
-    return tuple(strides)
-
-
-def contiguous(shape: Sizes) -> Strides:
-    """Returns the strides of a contiguous tensor."""
-    return dense(shape, range(len(shape))[::-1])
-
-
-def channels_last(shape: Sizes) -> Strides:
-    """Returns the strides of a channels-last tensor of rank 4 or 5."""
-    return dense(shape, _PIXELS_FIRST[len(shape)])
-
-
 def is_dense(shape: Sizes, strides: Strides, inner_first: Sequence[int], images: int = SEVERAL_IMAGES) -> bool:
     """Returns whether a tensor has no gaps and this order; dimensions of size 1 may have any stride."""
     step = 1
@@ -84,12 +73,12 @@ def is_contiguous(shape: Sizes, strides: Strides, images: int = SEVERAL_IMAGES) 
 
 def is_channels_last(shape: Sizes, strides: Strides, images: int = SEVERAL_IMAGES) -> bool:
     """Returns what Tensor.is_contiguous(memory_format=torch.channels_last) does, of rank 4."""
-    return len(shape) == 4 and is_dense(shape, strides, _PIXELS_FIRST[4], images)
+    return len(shape) == 4 and is_dense(shape, strides, PIXELS_FIRST[4], images)
 
 
 def suggests_channels_last(shape: Sizes, strides: Strides) -> bool:
     """Returns whether Tensor.suggest_memory_format() is channels-last; of rank 5, channels-last in 3-d."""
-    order = _PIXELS_FIRST.get(len(shape))
+    order = PIXELS_FIRST.get(len(shape))
     sizes, steps = _known(shape), _known(strides)
     if order is None or steps[1] == 0:
         return False
@@ -107,7 +96,7 @@ def preserved(shape: Sizes, strides: Strides) -> Strides:
         return contiguous(shape)
     if is_channels_last(shape, strides):
         return channels_last(shape)
-    return dense(shape, _reordered(_known(shape), [_known(strides)]))
+    return dense(shape, reordered(_known(shape), [_known(strides)]))
 
 
 def equal(a: Strides, b: Strides) -> bool:
@@ -144,9 +133,7 @@ def viewed(shape: Sizes, strides: Strides, new_shape: Sizes) -> Strides | None:
 
 def expanded(shape: Sizes, strides: Strides, new_shape: Sizes) -> Strides:
     """Returns the strides of a tensor that is broadcast to another shape: 0 where it is repeated."""
-    new = len(new_shape) - len(shape)
-    repeats = [a == 1 and b != 1 for a, b in zip(_known(shape), _known(new_shape)[new:], strict=True)]
-    return (0,) * new + tuple(0 if repeat else stride for repeat, stride in zip(repeats, strides, strict=True))
+    return tensor_iterator.expanded(_known(shape), strides, _known(new_shape))
 
 
 # ------------------------------------------------------------------ loops
@@ -220,30 +207,9 @@ def walk(shape: Sizes, output: Strides | None, inputs: Sequence[Strides]) -> Wal
     return Walk(order, row, True, output)
 
 
-@dataclass(frozen=True)
-class _Loop:
-    """A walk for one number of images: the dimensions, how many of them are a row, and whether it is vectorised."""
-
-    inner_first: list[int]
-    count: int
-    vectorised: bool
-    length: int
-
-    @property
-    def is_flat(self) -> bool:
-        return self.count == len(self.inner_first)
-
-
-def _loop(shape: Sizes, output: Strides | None, inputs: Sequence[Strides], images: int) -> _Loop:
-    sizes, steps = _known(shape, images), [_known(strides, images) for strides in inputs]
-    inner_first = _reordered(sizes, steps if output is None else [_known(output, images), *steps])
-    operands = [_known(dense(sizes, inner_first) if output is None else output, images), *steps]
-    count = _coalesced(sizes, operands, inner_first)
-    inner = [_row_step(sizes, operand, inner_first[:count]) for operand in operands]
-    repeated = [step for step in inner[1:] if step == 0]
-    vectorised = inner[0] == 1 and len(repeated) <= 1 and all(step in (0, 1) for step in inner[1:])
-    length = math.prod(sizes[dim] for dim in inner_first[:count]) if vectorised else 1  # else all are tails
-    return _Loop(inner_first, count, vectorised, length)
+def _loop(shape: Sizes, output: Strides | None, inputs: Sequence[Strides], images: int) -> Loop:
+    made = None if output is None else _known(output, images)
+    return loop_over(_known(shape, images), made, [_known(strides, images) for strides in inputs])
 
 
 def _usual(sizes: list[int], order: list[int]) -> tuple[int, ...]:
@@ -251,38 +217,6 @@ def _usual(sizes: list[int], order: list[int]) -> tuple[int, ...]:
     ranks = [tuple(range(len(sizes))), *([(0, 2, 3, 1)] if len(sizes) == 4 else [])]
     large = [dim for dim in order if sizes[dim] != 1]
     return next((usual for usual in ranks if [d for d in usual if sizes[d] != 1] == large), tuple(order))
-
-
-def _reordered(sizes: list[int], operands: list[list[int]], *, reduces: bool = False) -> list[int]:
-    """Returns the dimensions as TensorIterator sorts them, the innermost first: by strides, insertion for ambiguity.
-
-    Where it `reduces`, those in which the first operand, the output, has a stride of 0 come first.
-    """
-    order = list(range(len(sizes)))[::-1]
-    for start in range(1, len(order)):
-        at = start
-        for before in reversed(range(start)):
-            comparison = _compared(sizes, operands, order[before], order[at], reduces)
-            if comparison > 0:
-                order[before], order[at] = order[at], order[before]
-                at = before
-            elif comparison < 0:
-                break
-    return order
-
-
-def _compared(sizes: list[int], operands: list[list[int]], first: int, second: int, reduces: bool) -> int:
-    for strides in operands:
-        a, b = strides[first], strides[second]
-        if reduces and strides is operands[0] and (a == 0) != (b == 0):
-            return 1 if b == 0 else -1
-        if a == 0 or b == 0:
-            continue
-        if a != b:
-            return -1 if a < b else 1
-        if sizes[first] > sizes[second]:
-            return 1
-    return 0
 
 
 def merged(shape: Sizes, output: Strides, source: Strides) -> list[list[int]]:
@@ -294,28 +228,9 @@ def merged(shape: Sizes, output: Strides, source: Strides) -> list[list[int]]:
         source: strides of what is reduced.
     """
     sizes, operands = _known(shape), [_known(output), _known(source)]
-    rest, groups = _reordered(sizes, operands, reduces=True), []
+    rest, groups = reordered(sizes, operands, reduces=True), []
     while rest:
-        count = _coalesced(sizes, operands, rest)
+        count = coalesced(sizes, operands, rest)
         groups.append(rest[:count])
         rest = rest[count:]
     return groups
-
-
-def _coalesced(sizes: list[int], operands: list[list[int]], inner_first: list[int]) -> int:
-    """Returns how many of the innermost dimensions PyTorch merges into one."""
-    size, steps = sizes[inner_first[0]], [strides[inner_first[0]] for strides in operands]
-    for count, dim in enumerate(inner_first[1:], 1):
-        nexts = [strides[dim] for strides in operands]
-        fits = all(size * a == b for a, b in zip(steps, nexts, strict=True))
-        if not (size == 1 or sizes[dim] == 1 or fits):
-            return count
-        if size == 1:
-            steps = nexts
-        size *= sizes[dim]
-    return len(inner_first)
-
-
-def _row_step(sizes: list[int], strides: list[int], row: list[int]) -> int:
-    """Returns the stride of a row: that of its first dimension of more than one element."""
-    return next((strides[dim] for dim in row if sizes[dim] != 1), strides[row[-1]])

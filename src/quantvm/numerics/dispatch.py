@@ -1,15 +1,151 @@
-"""Which library computes a quantized operator in PyTorch, and where that library's kernels differ among themselves.
+"""Which library computes a quantized operator in PyTorch, and by which of its formulas: the one place that knows.
 
-What they compute is in numerics.py.
+PyTorch chooses a library by its engine and by the weights; the library chooses a kernel by the shape, the batch, the
+threads and the CPU; and kernels of one library differ in how they saturate and scale. The lowering emits what is
+answered here, and the presets of `quantvm diff` are made of it. The formulas themselves are in requantization.py,
+torch_engines.py and unary_tables.py.
 """
 
 from __future__ import annotations
 
-from .torch_engines import Engine, Rule
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from .activations import ACTIVATIONS
+from .onednn_amx import ConvGeometry, LinearGeometry, conv_separate_up_to, linear_separate_up_to
+from .torch_engines import Engine, Library
 
 
-def conv_rule(engine: Engine, groups: int, symmetric_weights: bool, *, vnni: bool = True) -> Rule:
-    """Returns which library's arithmetic PyTorch uses for conv2d under `engine`, on a CPU with or without AVX512-VNNI.
+@dataclass(frozen=True)
+class Cpu:
+    """The instructions by which PyTorch's libraries choose their kernels.
+
+    Attributes:
+        avx512: AVX512, which gives average pools a vector of 16 channels, not of 8.
+        vnni: AVX512-VNNI; FBGEMM and oneDNN have other kernels, whose sums saturate, where it is missing.
+        onednn_amx: AMX, where oneDNN uses it: it scales by the shape and the number of images.
+    """
+
+    avx512: bool = True
+    vnni: bool = True
+    onednn_amx: bool = False
+
+
+@dataclass(frozen=True)
+class PyTorch:
+    """The PyTorch whose bits are followed."""
+
+    engine: Engine
+    threads: int = 1
+    cpu: Cpu = Cpu()
+
+
+# ------------------------------------------------------------------ convolution and linear
+
+Formula = Literal["fbgemm", "onednn", "qnnpack", "integer"]
+"""How accumulators become outputs: as in a library inside of PyTorch, or as under numerics=integer."""
+Pairs = Literal["none", "window", "taps"]
+"""Which products are summed in pairs that saturate to int16, as vpmaddubsw does.
+
+None; neighbours along the whole window, in the order (row, column, channel), as in FBGEMM; or neighbours along the
+channels of each tap, as in oneDNN.
+"""
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A conv2d or linear layer, as far as PyTorch's choice depends on it.
+
+    Attributes:
+        geometry: its shape.
+        input_dtype: of the activations.
+        symmetric_weights: whether all zero points of the weights are 0.
+    """
+
+    geometry: ConvGeometry | LinearGeometry
+    input_dtype: Literal["uint8", "int8"]
+    symmetric_weights: bool
+
+
+@dataclass(frozen=True)
+class ContractionChoice:
+    """How a convolution or matrix product is computed.
+
+    Attributes:
+        formula: see `Formula`.
+        pairs: see `Pairs`.
+        cut: where the pairs of a matrix product begin anew, see `onednn_avx2_linear_cut`; else None.
+        skips_padding: whether taps in the padding are left out of sums of pairs; a border that was put around the
+            input is not.
+        separate_up_to: of `OnednnRequantization`.
+        divides: likewise.
+    """
+
+    formula: Formula
+    pairs: Pairs = "none"
+    cut: int | None = None
+    skips_padding: bool = False
+    separate_up_to: int | None = None
+    divides: bool = False
+
+    def has_separate_scales(self, rows: int) -> bool:
+        """Whether oneDNN multiplies by one scale after the other, for so many images or rows of a linear layer."""
+        return self.separate_up_to is None or rows <= self.separate_up_to
+
+
+INTEGER = ContractionChoice("integer")
+"""What numerics=integer has: exact sums, and no library."""
+
+
+@lru_cache(maxsize=1024)
+def contraction_choice(contraction: Contraction, pytorch: PyTorch) -> ContractionChoice:
+    """Returns how PyTorch computes a conv2d or linear layer."""
+    geometry, cpu = contraction.geometry, pytorch.cpu
+    if isinstance(geometry, LinearGeometry):
+        library = linear_library(pytorch.engine)
+    else:
+        library = conv_library(pytorch.engine, geometry.groups, contraction.symmetric_weights, vnni=cpu.vnni)
+    if library == "fbgemm":
+        saturates = not cpu.vnni or (isinstance(geometry, ConvGeometry) and _is_fbgemms_depthwise(geometry))
+        return ContractionChoice("fbgemm", "window" if saturates else "none")
+    if library == "onednn":
+        return _of_onednn(contraction, pytorch)
+    return ContractionChoice("qnnpack")
+
+
+def _of_onednn(contraction: Contraction, pytorch: PyTorch) -> ContractionChoice:
+    geometry = contraction.geometry
+    if isinstance(geometry, LinearGeometry):
+        if pytorch.cpu.onednn_amx:
+            separate_up_to = linear_separate_up_to(geometry.in_features, geometry.out_features)
+            return ContractionChoice("onednn", separate_up_to=separate_up_to)
+        if pytorch.cpu.vnni:
+            return ContractionChoice("onednn")
+        if contraction.input_dtype == "int8":
+            return ContractionChoice("onednn", separate_up_to=0)
+        cut = onednn_avx2_linear_cut(geometry.in_features)
+        return ContractionChoice("onednn", "taps", cut=cut, separate_up_to=0)
+    if pytorch.cpu.onednn_amx:
+        return ContractionChoice("onednn", separate_up_to=conv_separate_up_to(geometry, pytorch.threads))
+    if pytorch.cpu.vnni:
+        return ContractionChoice("onednn")
+    if onednn_avx2_refuses(geometry.in_channels, geometry.out_channels, geometry.groups):
+        return ContractionChoice("onednn", divides=True)
+    if contraction.input_dtype == "int8" or geometry.is_depthwise:
+        return ContractionChoice("onednn", separate_up_to=0)
+    return ContractionChoice("onednn", "taps", skips_padding=max(geometry.all_padding) > 0, separate_up_to=0)
+
+
+def _is_fbgemms_depthwise(geometry: ConvGeometry) -> bool:
+    return geometry.groups > 1 and fbgemm_depthwise_saturates(
+        geometry.in_channels, geometry.out_channels, geometry.groups, geometry.kernel, geometry.stride,
+        geometry.padding, geometry.dilation,
+    )  # fmt: skip
+
+
+def conv_library(engine: Engine, groups: int, symmetric_weights: bool, *, vnni: bool = True) -> Library:
+    """Returns which library PyTorch takes for conv2d under `engine`, on a CPU with or without AVX512-VNNI.
 
     Reference: ATen/native/quantized/cpu/OnednnUtils.h `should_use_onednn_quant`.
     """
@@ -18,19 +154,9 @@ def conv_rule(engine: Engine, groups: int, symmetric_weights: bool, *, vnni: boo
     return engine
 
 
-def linear_rule(engine: Engine) -> Rule:
-    """Returns which library's arithmetic PyTorch uses for linear under `engine`."""
+def linear_library(engine: Engine) -> Library:
+    """Returns which library PyTorch takes for linear under `engine`."""
     return "fbgemm" if engine == "x86" else engine
-
-
-def qnnpack_window(in_size: tuple[int, int], out_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Returns the window by which QNNPACK computes `adaptive_avg_pool2d`; None where PyTorch's own code does.
-
-    QNNPACK takes images that windows of one size, side by side, cover, unless each is one pixel. Reference: torch
-    aten/src/ATen/native/quantized/cpu/AdaptiveAveragePooling.cpp `enable_qnnpack_for_ada_avgpool2d`.
-    """
-    is_even = all(size % out == 0 for size, out in zip(in_size, out_size, strict=True))
-    return (in_size[0] // out_size[0], in_size[1] // out_size[1]) if is_even and in_size != out_size else None
 
 
 def onednn_avx2_refuses(in_channels: int, out_channels: int, groups: int) -> bool:
@@ -72,3 +198,116 @@ def fbgemm_depthwise_saturates(
         and dilation == (1, 1)
         and padding == ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
     )
+
+
+# ------------------------------------------------------------------ pools and means
+
+
+def takes_qnnpack(pytorch: PyTorch, dtype: str) -> bool:
+    """Returns whether PyTorch has operators of QNNPACK for a dtype; each has conditions of its own besides."""
+    return pytorch.engine == "qnnpack" and dtype == "uint8"
+
+
+def max_pool2d_is_qnnpacks(pytorch: PyTorch, dtype: str, *, ceil_mode: bool) -> bool:
+    """Returns whether QNNPACK computes max_pool2d, which reads the border's elements where others see padding."""
+    return takes_qnnpack(pytorch, dtype) and not ceil_mode
+
+
+def pool_vector_channels(kind: str, cpu: Cpu) -> int:
+    """Returns how many channels an average pool of channels-last images computes at once; the rest are scalar tails."""
+    return 16 if kind == "avg_pool2d" and cpu.avx512 else 8
+
+
+@dataclass(frozen=True)
+class AverageChoice:
+    """How an average over windows or dimensions is computed.
+
+    Attributes:
+        formula: qnnpack: the sum times s / (s*count). channels_last, contiguous: PyTorch's own code for integers, by
+            the memory format. floats: dequantize, sum in PyTorch's order, divide, quantize.
+        vec_channels: of channels_last: channels of a vector; those behind the last whole one have another formula.
+        window: of qnnpack's adaptive pool, the windows side by side that it is.
+    """
+
+    formula: Literal["qnnpack", "channels_last", "contiguous", "floats"]
+    vec_channels: int = 0
+    window: tuple[int, int] | None = None
+
+
+def avg_pool2d_choice(pytorch: PyTorch, dtype: str, *, ceil_mode: bool, channels_last: bool) -> AverageChoice:
+    """Returns how PyTorch computes avg_pool2d.
+
+    Args:
+        pytorch: that is followed.
+        dtype: of the integers.
+        ceil_mode: of the pool.
+        channels_last: whether `is_contiguous(memory_format=torch.channels_last)` holds for the input.
+    """
+    if takes_qnnpack(pytorch, dtype) and not ceil_mode:
+        return AverageChoice("qnnpack")
+    if not channels_last:
+        return AverageChoice("contiguous")
+    return AverageChoice("channels_last", pool_vector_channels("avg_pool2d", pytorch.cpu))
+
+
+def adaptive_avg_pool2d_choice(
+    pytorch: PyTorch, dtype: str, in_size: tuple[int, int], out_size: tuple[int, int], *, channels_last: bool
+) -> AverageChoice:
+    """Returns how PyTorch computes adaptive_avg_pool2d; arguments as of `avg_pool2d_choice`."""
+    window = qnnpack_window(in_size, out_size) if takes_qnnpack(pytorch, dtype) else None
+    if window is not None:
+        return AverageChoice("qnnpack", window=window)
+    if not channels_last:
+        return AverageChoice("contiguous")
+    return AverageChoice("channels_last", pool_vector_channels("adaptive_avg_pool2d", pytorch.cpu))
+
+
+def mean_choice(pytorch: PyTorch, dtype: str, axes: tuple[int, ...], rank: int, *, contiguous: bool) -> AverageChoice:
+    """Returns how PyTorch computes a mean over more than one element.
+
+    Args:
+        pytorch: that is followed.
+        dtype: of the integers.
+        axes: as the program writes them: QNNPACK takes (2, 3) and not (-2, -1).
+        rank: of the input.
+        contiguous: whether `is_contiguous()` holds for the input.
+    """
+    if takes_qnnpack(pytorch, dtype) and rank == 4 and axes == (2, 3):
+        return AverageChoice("qnnpack")
+    is_inner = sorted(axis % rank for axis in axes) == list(range(rank - len(axes), rank))
+    return AverageChoice("contiguous" if contiguous and is_inner else "floats")
+
+
+def qnnpack_window(in_size: tuple[int, int], out_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Returns the window by which QNNPACK computes `adaptive_avg_pool2d`; None where PyTorch's own code does.
+
+    QNNPACK takes images that windows of one size, side by side, cover, unless each is one pixel. Reference: torch
+    aten/src/ATen/native/quantized/cpu/AdaptiveAveragePooling.cpp `enable_qnnpack_for_ada_avgpool2d`.
+    """
+    is_even = all(size % out == 0 for size, out in zip(in_size, out_size, strict=True))
+    return (in_size[0] // out_size[0], in_size[1] // out_size[1]) if is_even and in_size != out_size else None
+
+
+# ------------------------------------------------------------------ element-wise operators
+
+
+def add_is_qnnpacks(pytorch: PyTorch, dtype: str, *, one_shape: bool) -> bool:
+    """Returns whether QNNPACK adds two tensors; it does not broadcast."""
+    return takes_qnnpack(pytorch, dtype) and one_shape
+
+
+def unary_is_qnnpacks(pytorch: PyTorch, name: str, dtype: str) -> bool:
+    """Returns whether QNNPACK computes a function of one tensor."""
+    kernel = ACTIVATIONS[name].kernel
+    return takes_qnnpack(pytorch, dtype) and kernel is not None and kernel.qnnpack
+
+
+def concat_is_vectorised(rank: int, axis: int, *, channels_last: bool) -> bool:
+    """Returns whether PyTorch's concatenation of integers runs, with tails every 8 channels, or that of floats does.
+
+    Args:
+        rank: of the inputs.
+        axis: as the program writes it: 1 and not -3.
+        channels_last: whether `is_contiguous(memory_format=torch.channels_last)` holds for all inputs.
+    """
+    return rank == 4 and axis == 1 and channels_last

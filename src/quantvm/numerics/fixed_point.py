@@ -87,6 +87,13 @@ def multiply(x_i32: Values, factor: FixedPoint) -> NDArray[np.int64]:
     return (product + half) >> right
 
 
+def divide(total: Values, count: Values, rounding: Literal["away", "towards_zero"]) -> NDArray[np.int64]:
+    """Returns the quotient of integers, rounded to the nearest with halves away from zero, or always towards zero."""
+    total, count = np.asarray(total, np.int64), np.asarray(count, np.int64)
+    nudge = count // 2 if rounding == "away" else 0
+    return np.sign(total) * ((np.abs(total) + nudge) // count)
+
+
 def round_away(x_f32: Values) -> NDArray[np.float64]:
     """Returns float32 values rounded to integers, ties away from zero, as C's `roundf`."""
     x = np.asarray(x_f32, np.float64)

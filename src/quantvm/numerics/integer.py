@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from quantvm.numerics import fixed_point
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.fixed_point import ROUNDINGS, FixedPoint, Rounding
-from quantvm.numerics.torch_engines import Numerics, QuantParams, Requantization, dequantize_val, f32, f64
+from quantvm.numerics.requantization import IntegerRequantization
+from quantvm.numerics.torch_engines import Numerics, QuantParams, dequantize_val, f32, f64
 
 Values = Any
 """Numbers, or an array of any numeric dtype."""
@@ -47,7 +48,7 @@ def quantize(x_f32: Values, q: QuantParams) -> NDArray[np.int64]:
 def requantization(
     *, input_q: QuantParams, weight_scales: NDArray[np.float64], bias_f32: NDArray[np.float32] | None,
     output_q: QuantParams, relu: bool, channels: int, rounding: Rounding,
-) -> Requantization:  # fmt: skip
+) -> IntegerRequantization:  # fmt: skip
     """Returns the requantization of a convolution or matrix product.
 
     Computes: p = fl(sa * sw); bias_i32 = clip(round(fl(bias / p))), ties away from zero; factor = p / so, in double.
@@ -70,10 +71,7 @@ def requantization(
     if bias_f32 is not None:
         steps = fixed_point.round_away(np.divide(bias_f32, product, dtype=f32))
         bias_i32 = np.clip(steps, np.iinfo(np.int32).min, np.iinfo(np.int32).max).astype(np.int32)
-    return Requantization(
-        "integer", factor.astype(f32), None, output_q, relu, bias_i32=bias_i32,
-        fixed=fixed_point.fixed_point(factor, rounding),
-    )  # fmt: skip
+    return IntegerRequantization(fixed_point.fixed_point(factor, rounding), bias_i32, output_q, relu)
 
 
 def scale_factor(q: QuantParams, out_q: QuantParams, rounding: Rounding) -> FixedPoint | None:
@@ -124,8 +122,7 @@ def multiply(
 
 def average(total: Values, count: Values) -> NDArray[np.int64]:
     """Returns a pool's average of integers as they are stored: total / count, rounded towards zero."""
-    quotient = np.abs(np.asarray(total, np.int64)) // np.asarray(count, np.int64)
-    return np.sign(total) * quotient
+    return fixed_point.divide(total, count, "towards_zero")
 
 
 def unary_table(name: str, q_in: QuantParams, q_out: QuantParams, options: tuple[float, ...] = ()) -> NDArray:

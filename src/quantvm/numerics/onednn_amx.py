@@ -23,8 +23,16 @@ _LARGE = 2**31 - 1
 
 
 @dataclass(frozen=True)
+class LinearGeometry:
+    """A matrix product as PyTorch hands it to a library."""
+
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
 class ConvGeometry:
-    """A conv2d as PyTorch hands it to oneDNN; `padding` is that at the top and the left."""
+    """A conv2d as PyTorch hands it to a library; `padding` is that at the top and the left."""
 
     in_size: tuple[int, int]
     out_size: tuple[int, int]
@@ -35,6 +43,40 @@ class ConvGeometry:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+
+    @classmethod
+    def of_window(
+        cls, in_size: tuple[int, int], channels: tuple[int, int], *, kernel: tuple[int, int], stride: tuple[int, int],
+        padding: tuple[int, int, int, int], dilation: tuple[int, int], groups: int,
+    ) -> ConvGeometry:  # fmt: skip
+        """Returns the geometry of a window that moves over an image.
+
+        Args:
+            in_size: height and width of the image.
+            channels: of the input and of the output.
+            kernel: height and width.
+            stride: likewise.
+            dilation: likewise.
+            padding: top, left, bottom, right.
+            groups: of channels.
+        """
+        height, width = (
+            (size + before + after - (k - 1) * d - 1) // s + 1
+            for size, before, after, k, d, s in zip(
+                in_size, padding[:2], padding[2:], kernel, dilation, stride, strict=True
+            )
+        )
+        return cls(in_size, (height, width), *channels, kernel, stride, padding[:2], dilation, groups)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each input channel has one output channel of its own."""
+        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
+
+    @property
+    def all_padding(self) -> tuple[int, int, int, int]:
+        """Padding at the top, the left, the bottom and the right, as far as windows reach."""
+        return (*self.padding, *self._end_padding)
 
     @property
     def _extents(self) -> tuple[int, int]:
@@ -55,7 +97,7 @@ class ConvGeometry:
 def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
     """Returns the greatest number of images for which the scales are multiplied one after the other; 0: for none."""
     group_in, group_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-    if conv.groups > 1 and group_in == group_out == 1:
+    if conv.is_depthwise:
         return _LARGE  # depthwise: no AMX at all
     pointwise = conv.kernel == (1, 1) and max(*conv.padding, *conv._end_padding) <= 0
     if not (_pointwise_has_amx(group_in) if pointwise else _general_is_unrolled(conv, group_in)):

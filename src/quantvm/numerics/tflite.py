@@ -6,13 +6,13 @@ reference kernels (`tensorflow/lite/kernels/internal/reference`) are the measure
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import fixed_point
 from .torch_engines import QuantParams
 
 Values = Any
@@ -34,11 +34,8 @@ class TfliteFactor:
 
 def factor_of(real: float) -> TfliteFactor:
     """Returns the fixed-point form of a factor: 31 bits, ties away from zero."""
-    significand, shift = math.frexp(real)
-    multiplier = math.floor(significand * (1 << 31) + 0.5)
-    if multiplier == 1 << 31:
-        multiplier, shift = multiplier // 2, shift + 1
-    return TfliteFactor(multiplier, shift) if shift >= -31 else TfliteFactor(0, 0)
+    factor = fixed_point.fixed_point(real)
+    return TfliteFactor(int(factor.multiplier), int(factor.shift))
 
 
 def multiply(x: Values, factor: TfliteFactor) -> NDArray[np.int64]:
@@ -53,8 +50,7 @@ def multiply(x: Values, factor: TfliteFactor) -> NDArray[np.int64]:
 
 def average(total: Values, count: Values) -> NDArray[np.int64]:
     """Returns AVERAGE_POOL_2D's average of integers as they are stored: total / count, halves away from zero."""
-    total, count = np.asarray(total, np.int64), np.asarray(count, np.int64)
-    return np.sign(total) * ((np.abs(total) + count // 2) // count)
+    return fixed_point.divide(total, count, "away")
 
 
 def mean_factor(q: QuantParams, out_q: QuantParams, count: int) -> TfliteFactor:

@@ -81,7 +81,7 @@ def dropped_zero_point(monkeypatch):
 
 
 def dropped_bias(monkeypatch):
-    monkeypatch.setattr(contraction_rules, "_bias", lambda composite: None)
+    monkeypatch.setattr(contraction_rules, "bias_of", lambda composite: None)
 
 
 def left_in_float(monkeypatch):

@@ -10,7 +10,7 @@ from tvm import relax
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import Expr, QdqBuilder, QTensor, constant
 from quantvm.frontend.registry import register_converter
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics import torch_engines
 from quantvm.numerics.torch_engines import QuantParams
 
 from .activations import relu_of
@@ -48,10 +48,10 @@ def _with_number(b: QdqBuilder, name: str, x: Any, number: float, relu: bool) ->
     (x,) = b.expect_quantized(f"quantized::{name}", x)
     q: QuantParams = x.q
     if name == "add":
-        out, steps = numerics.add_scalar(q, number)
+        out, steps = torch_engines.add_scalar(q, number)
         operand, stays = float(np.float32(steps * q.scale)), out.scale == q.scale
     else:
-        out, operand, stays = numerics.mul_scalar(q, number), number, number > 0
+        out, operand, stays = torch_engines.mul_scalar(q, number), number, number > 0
     out = b.params(out.scale, out.zero_point, out.dtype)
     if stays:
         y = QTensor(x.expr, out)

@@ -11,7 +11,7 @@ from tvm import relax
 from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import Expr, QdqBuilder, QTensor, constant, constant_array, shape_of
 from quantvm.frontend.registry import register_converter
-from quantvm.numerics.torch_engines import batch_norm_affine
+from quantvm.numerics.normalization import batch_norm_affine
 
 from .float_elementwise import float_operands
 

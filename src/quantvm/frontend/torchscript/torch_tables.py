@@ -17,7 +17,8 @@ import torch
 import tvm
 
 from quantvm.numerics.activations import ACTIVATIONS, Activation
-from quantvm.numerics.torch_engines import VEC_BLOCK, QuantParams
+from quantvm.numerics.tensor_iterator import VEC_BLOCK
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.numerics.unary_tables import table_key
 from quantvm.qdq.activations import find
 from quantvm.qdq.attributes import TORCH_TABLES

@@ -289,7 +289,7 @@ def _function(operator: Operator) -> str:
         return f"torch.clamp(x0, {operator.options[0]!r}, {operator.options[1]!r})"
     return {
         "adaptive_avg_pool2d": f"functional.adaptive_avg_pool2d(x0, {operator.out_size})",
-        "mean": f"x0.mean([2, 3], keepdim={operator.keepdims})",
+        "mean": f"x0.mean({list(operator.axes)}, keepdim={operator.keepdims})",
         "relu": "torch.relu(x0)",
     }[kind]
 

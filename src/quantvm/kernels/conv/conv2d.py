@@ -18,7 +18,7 @@ from quantvm.kernels.isa import PLAIN, Isa
 from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, choose_schedule
 from quantvm.kernels.staging import copy_flat
 from quantvm.numerics.qdq import FloatProgram
-from quantvm.numerics.torch_engines import Requantization
+from quantvm.numerics.requantization import Requantization
 
 from .conv_emitter import ConvEmitter, Source
 from .dot import DotProduct

@@ -19,7 +19,7 @@ from quantvm.kernels.isa import Isa
 from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule
 from quantvm.kernels.staging import stage_rows, stage_windows
 from quantvm.numerics.qdq import FloatProgram
-from quantvm.numerics.torch_engines import Requantization
+from quantvm.numerics.requantization import Requantization
 
 from .dot import DotProduct
 from .epilogue import Piece, PostOps

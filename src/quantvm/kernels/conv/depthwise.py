@@ -32,7 +32,7 @@ from quantvm.kernels.isa import PLAIN, Isa
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.kernels.staging import stage_rows
 from quantvm.numerics.qdq import FloatProgram
-from quantvm.numerics.torch_engines import Requantization
+from quantvm.numerics.requantization import Requantization
 
 from .depthwise_interleaved import MIN_CHANNELS, InterleavedDepthwise
 from .epilogue import NO_POST_OPS, PostOps

@@ -18,7 +18,7 @@ from quantvm.kernels.builder import Buffer, Expr, argument, ceil_div, ramp, spla
 from quantvm.kernels.isa import Isa
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.numerics.qdq import FloatProgram
-from quantvm.numerics.torch_engines import Requantization
+from quantvm.numerics.requantization import Requantization
 
 from .epilogue import PostOps
 from .program_epilogue import epilogue_of

@@ -16,7 +16,8 @@ from quantvm.kernels import x86
 from quantvm.kernels.arithmetic import dequantize_vec, quantize_vec
 from quantvm.kernels.builder import LANES, Buffer, Expr, argument, cast, clamp, flat, local, ramp, splat, store_prefix
 from quantvm.kernels.isa import Isa
-from quantvm.numerics.torch_engines import QuantParams, Requantization, reciprocal_f32
+from quantvm.numerics.requantization import Requantization
+from quantvm.numerics.torch_engines import QuantParams, reciprocal_f32
 
 from .requantize import RequantizeEpilogue
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from quantvm.kernels.builder import LANES, ceil_div
 from quantvm.kernels.schedule.schedule import Conv2dShape
-from quantvm.numerics.torch_engines import Requantization
+from quantvm.numerics.requantization import Requantization
 
 from .dot import DotProduct
 from .split_weights import Excess, split_pairs
@@ -124,18 +124,9 @@ def _zero_point_passes(weight: np.ndarray, zero_points: np.ndarray) -> list[np.n
 def spread_requantization(r: Requantization, groups: int, group_padded: int) -> Requantization:
     """Returns `r` with each group's channels padded to whole vectors."""
 
-    def spread(vector: np.ndarray | None) -> np.ndarray | None:
-        if vector is None or groups == 1:
-            return vector
+    def spread(vector: np.ndarray) -> np.ndarray:
         out = np.zeros((groups, group_padded), vector.dtype)
         out[:, : vector.size // groups] = vector.reshape(groups, -1)
         return out.reshape(-1)
 
-    multiplier, fixed = spread(r.multiplier_f32), r.fixed
-    assert multiplier is not None
-    if fixed is not None:
-        fixed = replace(fixed, multiplier=spread(fixed.multiplier), shift=spread(fixed.shift))  # type: ignore[arg-type]
-    return replace(
-        r, multiplier_f32=multiplier, bias_f32=spread(r.bias_f32), bias_i32=spread(r.bias_i32), fixed=fixed,
-        combined_f32=spread(r.combined_f32),
-    )  # fmt: skip
+    return r if groups == 1 else r.mapped(spread)

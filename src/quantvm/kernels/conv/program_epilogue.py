@@ -13,7 +13,7 @@ from quantvm.kernels.builder import LANES, Buffer, Expr, argument, cast, flat, l
 from quantvm.kernels.float.program_emitter import quantize, run_program, steps_of
 from quantvm.kernels.isa import Isa
 from quantvm.numerics.qdq import AccumulatorLeaf, ChannelLeaf, FloatProgram, Leaf
-from quantvm.numerics.torch_engines import Requantization
+from quantvm.numerics.requantization import Requantization
 
 from .epilogue import GROUP, Epilogue, Piece, PostOps, pack_within, store_bytes
 

@@ -1,4 +1,4 @@
-"""TIR form of `numerics.requantize`: int32 accumulators to quantized integers, under each engine's rule."""
+"""TIR form of `numerics.requantization.requantize`: int32 accumulators to quantized integers, in each library's way."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import numpy as np
 from tvm import tirx
 
 from quantvm.kernels.builder import LANES, Buffer, Expr, argument, cast, clamp, fma, ramp, round_even, rounded, splat
-from quantvm.kernels.fixed import fixed_multiply
-from quantvm.numerics.torch_engines import Requantization
+from quantvm.kernels.fixed_point import fixed_multiply
+from quantvm.numerics.requantization import (
+    FbgemmRequantization,
+    IntegerRequantization,
+    OnednnRequantization,
+    QnnpackRequantization,
+    Requantization,
+)
 
 
 class RequantizeEpilogue:
-    """Declares a requantization's per-channel constants in the open PrimFunc and applies the rule to vectors.
+    """Declares a requantization's per-channel constants in the open PrimFunc and applies its formula to vectors.
 
     Args:
-        r: the rule and its vectors.
+        r: the formula and its vectors.
         channels_padded: length that the per-channel vectors are padded to, a multiple of LANES.
         acc_bound: greatest |acc_i32| that can occur; proves that the float-to-int conversion cannot overflow.
         order: channel whose constants stand at each place of the vectors; by default its own.
@@ -25,19 +31,20 @@ class RequantizeEpilogue:
     ) -> None:
         self._r, self._padded, self._order = r, channels_padded, order
         self.output = r.output
-        if r.combined_f32 is not None:
+        if isinstance(r, IntegerRequantization):
+            shift = self._pad(r.factor.right_shift)
+            self.constants: list[np.ndarray] = [self._pad(r.factor.scaled_multiplier), np.where(shift == 0, 1, shift)]
+        elif isinstance(r, OnednnRequantization) and r.separate_up_to is not None:
             # both ways' multipliers, one behind the other; where no batch takes the first, it is left out
-            ways = [r.multiplier_f32] if r.separate_up_to else []
-            self.constants: list[np.ndarray] = [np.concatenate([self._pad(way) for way in (*ways, r.combined_f32)])]
-        elif r.fixed is None:
-            self.constants = [self._pad(r.multiplier_f32)]
+            ways = [r.weight_scales_f32] if r.separate_up_to else []
+            self.constants = [np.concatenate([self._pad(way) for way in (*ways, r.combined_f32)])]
+        elif isinstance(r, OnednnRequantization):
+            self.constants = [self._pad(r.weight_scales_f32)]
         else:
-            shift = self._pad(r.fixed.right_shift)
-            self.constants = [self._pad(r.fixed.scaled_multiplier), np.where(shift == 0, 1, shift)]
-        if r.bias_f32 is not None:
-            self.constants.append(self._pad(r.bias_f32))
-        elif r.bias_i32 is not None:
-            self.constants.append(self._pad(r.bias_i32))
+            self.constants = [self._pad(r.multiplier_f32)]
+        bias = r.bias_f32 if isinstance(r, (FbgemmRequantization, OnednnRequantization)) else r.bias_i32
+        if bias is not None:
+            self.constants.append(self._pad(bias))
         self.may_overflow = self._greatest(acc_bound) >= 2.0**31
 
     def _pad(self, vector: np.ndarray) -> np.ndarray:
@@ -49,15 +56,18 @@ class RequantizeEpilogue:
         return padded
 
     def _greatest(self, acc_bound: int) -> float:
+        """Returns an upper bound of what is converted to int32, where floats are."""
         r = self._r
-        bias = 0.0 if r.bias_f32 is None else np.abs(r.bias_f32.astype(np.float64)) * float(r.bias_scale_f32 or 1)
-        bias = bias if r.bias_i32 is None else np.abs(r.bias_i32.astype(np.float64))
-        scale = np.abs(r.multiplier_f32.astype(np.float64))
-        if r.rule == "onednn":
-            scale = scale * float(r.source_scale_f32)
-            bias = 0.0 if r.bias_f32 is None else np.abs(r.bias_f32.astype(np.float64))
-            return float(np.max((acc_bound * scale + bias) * float(r.inverse_output_scale_f32) * 1.001 + 256))
-        return float(np.max((acc_bound + bias) * scale * 1.001))
+        if isinstance(r, IntegerRequantization):
+            return 0.0
+        bias_of = r.bias_i32 if isinstance(r, QnnpackRequantization) else r.bias_f32
+        bias = 0.0 if bias_of is None else np.abs(bias_of.astype(np.float64))
+        if isinstance(r, OnednnRequantization):
+            scale = np.abs(r.weight_scales_f32.astype(np.float64)) * float(r.source_scale_f32)
+            return float(np.max((acc_bound * scale + bias) * float(r.inverse_destination_f32) * 1.001 + 256))
+        if isinstance(r, FbgemmRequantization):
+            bias = bias * float(r.bias_scale_f32 or 1)
+        return float(np.max((acc_bound + bias) * np.abs(r.multiplier_f32.astype(np.float64)) * 1.001))
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -68,13 +78,13 @@ class RequantizeEpilogue:
     @property
     def zero_included(self) -> bool:
         """Whether `scaled` has the output's zero point in it already."""
-        return self._r.rule == "onednn"
+        return isinstance(self._r, OnednnRequantization)
 
     def declare(self, n: Expr) -> None:
         """Adds the constants as arguments of the open PrimFunc of `n` images, in the order of `constants`."""
-        if self._r.separate_up_to:
+        if isinstance(self._r, OnednnRequantization) and self._r.separate_up_to:
             self._separate: Expr = n <= tirx.const(self._r.separate_up_to, "int64")
-        names = ["multiplier", "right_shift", "bias"] if self._r.fixed is not None else ["multiplier", "bias"]
+        names = ["multiplier", "right_shift", "bias"] if self.is_integer else ["multiplier", "bias"]
         views = {
             name: argument(name, vector.shape, str(vector.dtype))
             for name, vector in zip(names, self.constants, strict=False)
@@ -86,45 +96,47 @@ class RequantizeEpilogue:
     @property
     def is_integer(self) -> bool:
         """Whether no float is computed, so that `integers` takes the place of `scaled` and `real`."""
-        return self._r.fixed is not None
+        return isinstance(self._r, IntegerRequantization)
 
     def integers(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
-        """Returns the int32 value before the zero point is added and it is clipped, under the rule integer."""
-        fixed, index = self._r.fixed, ramp(channel, lanes)
-        assert fixed is not None
+        """Returns the int32 value before the zero point is added and it is clipped, where it `is_integer`."""
+        r, index = self._r, ramp(channel, lanes)
+        assert isinstance(r, IntegerRequantization)
         if self._bias is not None:
             acc_i32 = acc_i32 + self._bias[index]
-        return fixed_multiply(acc_i32, self._multiplier[index], self._right_shift[index], fixed.rounding, lanes)
+        return fixed_multiply(acc_i32, self._multiplier[index], self._right_shift[index], r.factor.rounding, lanes)
 
     def scaled(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
         """Returns the float32 value before it is rounded to an integer and clipped; no zero point is added yet.
 
-        Under the rule onednn the zero point is in it, and so is the relu.
+        Of oneDNN's the zero point is in it, and so is the relu.
         """
         r, index = self._r, ramp(channel, lanes)
+        assert not isinstance(r, IntegerRequantization)
+        if isinstance(r, OnednnRequantization):
+            return self._scaled_by_onednn(r, cast(acc_i32, "float32", lanes), channel, lanes)
+        if isinstance(r, QnnpackRequantization) and r.bias_i32 is not None:
+            acc_i32 = acc_i32 + self._bias[index]
+        v = cast(acc_i32, "float32", lanes)
+        if isinstance(r, FbgemmRequantization) and r.bias_f32 is not None:
+            if r.bias_scale_f32 is not None:
+                v = fma(self._bias[index], splat(r.bias_scale_f32, lanes, "float32"), v, lanes)
+            else:
+                v = v + self._bias[index]
+        return v * self._multiplier[index]
 
+    def _scaled_by_onednn(self, r: OnednnRequantization, acc_f32: Expr, channel: Expr, lanes: int) -> Expr:
         def constant(value: object) -> Expr:
             return splat(value, lanes, "float32")
 
-        if r.bias_i32 is not None:
-            acc_i32 = acc_i32 + self._bias[index]
-        v = cast(acc_i32, "float32", lanes)
-        if r.rule == "onednn":
-            v = self._real_f32(v, channel, lanes)
-            v = v if r.bias_f32 is None else rounded(v, lanes) + self._bias[index]
-            v = tirx.max(v, constant(0.0)) if r.relu else v
-            divides = r.output_scale_f32 is not None
-            v = v / constant(r.output_scale_f32) if divides else v * constant(r.inverse_output_scale_f32)
-            return rounded(v, lanes) + constant(float(r.output.zero_point))
-        if r.bias_f32 is not None:
-            fused = r.bias_scale_f32 is not None
-            scale = constant(r.bias_scale_f32) if fused else None
-            v = fma(self._bias[index], scale, v, lanes) if fused else v + self._bias[index]
-        return v * self._multiplier[index]
+        v = self._real_f32(r, acc_f32, channel, lanes)
+        v = v if r.bias_f32 is None else rounded(v, lanes) + self._bias[ramp(channel, lanes)]
+        v = tirx.max(v, constant(0.0)) if r.relu else v
+        v = v / constant(r.destination_scale_f32) if r.divides else v * constant(r.inverse_destination_f32)
+        return rounded(v, lanes) + constant(float(r.output.zero_point))
 
-    def _real_f32(self, acc_f32: Expr, channel: Expr, lanes: int) -> Expr:
-        """Returns the accumulators in real units under the rule onednn, not yet rounded."""
-        r = self._r
+    def _real_f32(self, r: OnednnRequantization, acc_f32: Expr, channel: Expr, lanes: int) -> Expr:
+        """Returns the accumulators in real units, not yet rounded."""
         if r.separate_up_to is None:
             scaled = acc_f32 * splat(r.source_scale_f32, lanes, "float32")
             return rounded(scaled, lanes) * self._multiplier[ramp(channel, lanes)]
@@ -146,7 +158,7 @@ class RequantizeEpilogue:
         (low, high), zero = self.bounds, self._r.output.zero_point
         v = self.scaled(acc_i32, channel, lanes)
         if self.zero_included:
-            # this rule clips before it rounds; the bounds are integers, so that the order is of no consequence
+            # oneDNN clips before it rounds; the bounds are integers, so that the order is of no consequence
             return clamp(round_even(v), constant(float(low)), constant(float(high)))
         v = round_even(v)
         if self.may_overflow:

@@ -24,7 +24,7 @@ from quantvm.kernels.builder import (
 )
 from quantvm.kernels.isa import PLAIN, Isa
 from quantvm.kernels.staging import copy_flat
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.binary import concatenated
 from quantvm.numerics.torch_engines import QuantParams, reciprocal_f64
 
 _VEC_CHANNELS = 8
@@ -82,8 +82,7 @@ def _table(q: QuantParams, out_q: QuantParams) -> np.ndarray | None:
     """Returns what each uint8 becomes under the vector formula, or None for other dtypes."""
     if q.dtype != "uint8" or out_q.dtype != "uint8":
         return None
-    real_f32 = numerics.dequantize_vec(np.arange(256), q)
-    return numerics.quantize_vec(real_f32, reciprocal_f64(out_q.scale), out_q).astype(np.uint8)
+    return concatenated(np.arange(256), q, out_q)[0].astype(np.uint8)
 
 
 def _requantize(

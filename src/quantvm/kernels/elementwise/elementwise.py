@@ -31,7 +31,9 @@ from quantvm.kernels.builder import (
     splat,
     symbolic_batch,
 )
-from quantvm.numerics.torch_engines import GRAIN_SIZE, VEC_BLOCK, FixedPointAdd, QuantParams, f32, reciprocal_f32
+from quantvm.numerics.binary import QnnpackAdd, product_multiplier
+from quantvm.numerics.tensor_iterator import GRAIN_SIZE, VEC_BLOCK
+from quantvm.numerics.torch_engines import QuantParams, reciprocal_f32
 
 Emit = Callable[[Expr, int, bool], None]
 """emit(index, lanes, is_tail): the operator on `lanes` elements from a flat index."""
@@ -119,18 +121,18 @@ def add(
     return Kernel("add_relu_u8" if relu else "add_u8", f.builder.get())
 
 
-def add_fixed_point(
+def qnnpack_add(
     item_shape: Sequence[int],
     a_q: QuantParams,
     b_q: QuantParams,
     out_q: QuantParams,
-    fixed: FixedPointAdd,
+    factors: QnnpackAdd,
     *,
     relu: bool,
 ) -> Kernel:
     """Returns QNNPACK's addition of two (n, *item_shape) tensors of one layout.
 
-    Computes: acc = (a-za)*ma + (b-zb)*mb; acc shifted right by `fixed.shift`, ties away from zero; + zo; clip;
+    Computes: acc = (a-za)*ma + (b-zb)*mb; acc shifted right by `factors.shift`, ties away from zero; + zo; clip;
         relu: max(., zo).
     Exactness: `quantized::add` of torch 2.13 under the engine qnnpack, bit for bit. |acc| < 2^31, since a multiplier
         has 22 bits and a centred byte 9.
@@ -148,12 +150,12 @@ def add_fixed_point(
             def term(x: Expr, q: QuantParams, multiplier: int) -> Expr:
                 return (cast(x, "int32", lanes) - constant(q.zero_point)) * constant(multiplier)
 
-            acc = term(a_flat[index], a_q, fixed.a_multiplier) + term(b_flat[index], b_q, fixed.b_multiplier)
-            half = (1 << fixed.shift) - 1
+            acc = term(a_flat[index], a_q, factors.a_multiplier) + term(b_flat[index], b_q, factors.b_multiplier)
+            half = (1 << factors.shift) - 1
             negative = tirx.Select(acc < constant(0), constant(1), constant(0))
             rest = (acc & constant(half)) - negative
             up = tirx.Select(rest > constant(half >> 1), constant(1), constant(0))
-            value = (acc >> constant(fixed.shift)) + up + constant(out_q.zero_point)
+            value = (acc >> constant(factors.shift)) + up + constant(out_q.zero_point)
             value = clamp(value, constant(low), constant(out_q.quant_max))
             T.buffer_store(f.output, cast(value, out_q.dtype, lanes), [index])
 
@@ -169,8 +171,7 @@ def multiply(
     Computes: m = fl(fl(sa*sb) * fl(1/so)); clip(rne(fl((a-za)*(b-zb) * m)) + zo); relu: max(., zo).
     Exactness: `quantized::mul`, `quantized::mul_relu` of torch 2.13, bit for bit; no tail effect.
     """
-    product_scale = np.multiply(a_q.scale_f32, b_q.scale_f32, dtype=f32)
-    multiplier = np.multiply(product_scale, reciprocal_f32(out_q.scale), dtype=f32)
+    multiplier = product_multiplier((a_q, b_q), out_q)
     low = max(out_q.quant_min, out_q.zero_point) if relu else out_q.quant_min
 
     def value(a: Expr, b: Expr, lanes: int) -> Expr:

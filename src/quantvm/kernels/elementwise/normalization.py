@@ -25,7 +25,8 @@ from quantvm.kernels.builder import (
     splat,
     symbolic_batch,
 )
-from quantvm.numerics.torch_engines import LAYER_NORM_BLOCK, QuantParams, f32, reciprocal_f32
+from quantvm.numerics.normalization import LAYER_NORM_BLOCK
+from quantvm.numerics.torch_engines import QuantParams, f32, reciprocal_f32
 
 MAX_NORMALIZED = 32768
 """Elements of a normalized row, so that sum(x*x) <= 32768 * 255^2 < 2^31."""

@@ -27,8 +27,9 @@ from quantvm.kernels.builder import (
     symbolic_batch,
 )
 from quantvm.kernels.isa import PLAIN, Isa
+from quantvm.numerics.averages import adaptive_scale, qnnpack_factor, sides_factor
 from quantvm.numerics.pool_geometry import PoolAxis, Taps, adaptive_taps
-from quantvm.numerics.torch_engines import QuantParams, f32, qnnpack_pool_multiplier, reciprocal_f32
+from quantvm.numerics.torch_engines import QuantParams, reciprocal_f32
 
 from .avg_pool_words import avg_pool2d_words, word_factor
 
@@ -196,7 +197,7 @@ def avg_pool2d_qnnpack(shape: PoolShape, q: QuantParams) -> Kernel:
         clip(rne(fl(acc*m)) + z).
     Exactness: torch 2.13 under the engine qnnpack, bit for bit (avg_pool2d, adaptive_avg_pool2d to 1x1, mean).
     """
-    factor = qnnpack_pool_multiplier(q.scale, shape.kernel[0] * shape.kernel[1])
+    factor = qnnpack_factor(q.scale, shape.kernel[0] * shape.kernel[1])
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()
@@ -249,7 +250,7 @@ def _pool_window(
     q: QuantParams,
 ) -> None:  # fmt: skip
     size = rows.count * columns.count
-    scale = QuantParams(float(reciprocal_f32(np.divide(f32(1), f32(size), dtype=f32))), q.zero_point, q.dtype)
+    scale = QuantParams(float(adaptive_scale(size)), q.zero_point, q.dtype)
 
     def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
         sums = window_sums(x, image, rows, columns, channel, lanes)
@@ -267,8 +268,7 @@ def _pool_window(
 def _pool_window_contiguous(
     x: Buffer, y: Buffer, image: Expr, out: tuple[int, int], rows: Taps, columns: Taps, channels: int, q: QuantParams
 ) -> None:  # fmt: skip
-    height, width = f32(rows.count), f32(columns.count)
-    factor = np.divide(np.divide(f32(1), height, dtype=f32), width, dtype=f32)
+    factor = sides_factor(rows.count, columns.count)
 
     def emit(channel: Expr, lanes: int) -> None:
         sums = cast(window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)], "float32", lanes)

@@ -6,20 +6,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics import dispatch
 from quantvm.numerics import unary_tables as tables
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.torch_engines import Engine
+from quantvm.numerics.dispatch import PyTorch
+from quantvm.numerics.torch_engines import quantize_val
 from quantvm.qdq.activations import find
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import quant_params
 
 
-def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def unary_tables(pytorch: PyTorch, composite: Composite, known: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the (256,) outputs for every input integer: of PyTorch's vector code, and of its scalar tails.
 
     Args:
-        engine: whose arithmetic to follow.
+        pytorch: whose arithmetic to follow.
         composite: one of `ACTIVATIONS`.
         known: tables that PyTorch computed, by `table_key`, as hexadecimal digits.
     """
@@ -28,8 +29,7 @@ def unary_tables(engine: Engine, composite: Composite, known: Mapping[str, str])
     if digits is not None:
         main, tail = np.frombuffer(bytes.fromhex(digits), composite.output.dtype).reshape(2, 256)
         return main, tail
-    kernel = ACTIVATIONS[name].kernel
-    if engine == "qnnpack" and kernel is not None and kernel.qnnpack and q.dtype == "uint8":
+    if dispatch.unary_is_qnnpacks(pytorch, name, q.dtype):
         entries = tables.qnnpack_table(name, q, composite.output)
         return entries, entries
     return tables.unary_tables(name, q, composite.output, options)
@@ -48,5 +48,5 @@ def clamp_limits(composite: Composite) -> tuple[int, int]:
     if composite.name == "relu":
         return max(q.zero_point, q.quant_min), q.quant_max
     low, high = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
-    low_q, high_q = (int(v) for v in numerics.quantize_val(np.array((low, high), np.float32), q))
+    low_q, high_q = (int(v) for v in quantize_val(np.array((low, high), np.float32), q))
     return low_q, high_q

@@ -18,18 +18,19 @@ from quantvm.lowering.float.float_ops import rows_of_one_image
 from quantvm.lowering.tensors import Tensor, in_layout, logical_tensor, product, without_border
 from quantvm.numerics import dispatch
 from quantvm.numerics import integer as integer_numerics
-from quantvm.numerics import torch_engines as numerics
-from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
-from quantvm.numerics.torch_engines import QuantParams, Requantization, Rule
+from quantvm.numerics.dispatch import Contraction, ContractionChoice
+from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry
+from quantvm.numerics.requantization import Requantization, requantization
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.composite import Composite
-from quantvm.qdq.expressions import constant_value, is_call
+from quantvm.qdq.expressions import constant_value, is_call, shape_of
 
 from .deferred import Deferred
 from .legalize import Legalization, legalizes
 
 
 @dataclass(frozen=True)
-class _Weight:
+class Weight:
     """Stored integers, scales and zero points of a weight; `integers` has its output channels first."""
 
     integers: np.ndarray
@@ -38,33 +39,59 @@ class _Weight:
 
     @property
     def symmetric(self) -> bool:
+        """Whether all zero points are 0."""
         return not self.zero_points.any()
 
 
-def _weight(composite: Composite) -> _Weight:
+def weight_of(composite: Composite) -> Weight:
+    """Returns the weight of a conv2d or linear."""
     dequantize = next(c for c in composite.calls("relax.dequantize") if hasattr(c.args[0], "value"))
     integers, scales, zero_points = (constant_value(argument) for argument in dequantize.args[:3])
-    return _Weight(integers, np.atleast_1d(scales).astype(np.float64), np.atleast_1d(zero_points).astype(np.int64))
+    return Weight(integers, np.atleast_1d(scales).astype(np.float64), np.atleast_1d(zero_points).astype(np.int64))
 
 
-def _bias(composite: Composite) -> np.ndarray | None:
+def bias_of(composite: Composite) -> np.ndarray | None:
+    """Returns the (C,) float32 bias of a conv2d or linear, or None."""
     return constant_value(composite.call("relax.add").args[1]).reshape(-1) if composite.has("relax.add") else None
 
 
-def _requantization(
-    state: Legalization, rule: Rule, kind: Literal["conv", "linear"], composite: Composite, input_q: QuantParams,
-    weight: _Weight, channels: int, separate_up_to: int | None, divides: bool = False,
-) -> Requantization:  # fmt: skip
-    """Returns the requantization under the numerics to follow; `rule` is the engine's."""
-    relu, bias_f32 = composite.has("relax.nn.relu"), _bias(composite)
+def contraction_of(composite: Composite) -> Contraction:
+    """Returns what PyTorch's choice for a conv2d or linear depends on."""
+    weight = weight_of(composite)
+    if composite.name == "linear":
+        out_features, in_features = weight.integers.shape
+        ((_, input_q),) = composite.inputs(composite.call("relax.matmul"))
+        return Contraction(LinearGeometry(in_features, out_features), input_q.dtype, weight.symmetric)
+    conv = composite.call("relax.nn.conv2d")
+    ((_, input_q),) = composite.inputs(conv)
+    groups, (out_channels, group_in, *kernel) = int(conv.attrs.groups), weight.integers.shape
+    geometry = ConvGeometry.of_window(
+        _pair(shape_of(conv.args[0])[2:]), (group_in * groups, out_channels), kernel=_pair(kernel),
+        stride=_pair(conv.attrs.strides), padding=_padding(conv), dilation=_pair(conv.attrs.dilation), groups=groups,
+    )  # fmt: skip
+    return Contraction(geometry, input_q.dtype, weight.symmetric)
+
+
+def _choice(state: Legalization, composite: Composite) -> ContractionChoice:
     if state.numerics == "integer":
+        return dispatch.INTEGER
+    return dispatch.contraction_choice(contraction_of(composite), state.pytorch)
+
+
+def _requantization(
+    state: Legalization, choice: ContractionChoice, kind: Literal["conv", "linear"], composite: Composite,
+    input_q: QuantParams, weight: Weight, channels: int,
+) -> Requantization:  # fmt: skip
+    relu, bias_f32 = composite.has("relax.nn.relu"), bias_of(composite)
+    if choice.formula == "integer":
         return integer_numerics.requantization(
             input_q=input_q, weight_scales=weight.scales, bias_f32=bias_f32, output_q=composite.output, relu=relu,
             channels=channels, rounding=state.rounding,
         )  # fmt: skip
-    return numerics.requantization(
-        rule, kind, input_q=input_q, weight_scales=weight.scales, bias_f32=bias_f32, output_q=composite.output,
-        relu=relu, channels=channels, separate_up_to=separate_up_to, divides=divides,
+    return requantization(
+        choice.formula, kind, input_q=input_q, weight_scales=weight.scales, bias_f32=bias_f32,
+        output_q=composite.output, relu=relu, channels=channels, separate_up_to=choice.separate_up_to,
+        divides=choice.divides,
     )  # fmt: skip
 
 
@@ -83,9 +110,11 @@ class _Operand:
     zero_points: np.ndarray | None = None
 
 
-def _operand(state: Legalization, weight: _Weight, channels_last: np.ndarray, x: QuantParams, pairs: bool) -> _Operand:
-    """Returns the operand for inputs of `x`; `pairs`: PyTorch's kernel sums products in pairs that saturate."""
-    if pairs and x.dtype == "uint8" and weight.zero_points.min() > -128:
+def _operand(
+    state: Legalization, weight: Weight, channels_last: np.ndarray, x: QuantParams, choice: ContractionChoice
+) -> _Operand:
+    """Returns the operand for inputs of `x`."""
+    if choice.pairs != "none" and x.dtype == "uint8" and weight.zero_points.min() > -128:
         return _Operand(state.pairs, channels_last, np.broadcast_to(weight.zero_points, (len(channels_last),)))
     if not weight.symmetric:
         # w - zero_point needs nine bits
@@ -95,65 +124,39 @@ def _operand(state: Legalization, weight: _Weight, channels_last: np.ndarray, x:
     return _Operand(dot, channels_last)
 
 
-def _without_vnni(state: Legalization, rule: Rule) -> bool:
-    """Whether PyTorch computes with kernels for CPUs without VNNI, whose sums of pairs saturate."""
-    return state.numerics == "torch" and not state.vnni and rule in ("fbgemm", "onednn")
-
-
 @legalizes("conv2d")
 def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Deferred:
     """conv2d (+ bias) (+ relu), under the arithmetic of the engine that PyTorch would dispatch to."""
     conv = composite.call("relax.nn.conv2d")
     ((index, input_q),) = composite.inputs(conv)
     x, border = inputs[index], (0, 0, 0, 0)
-    weight = _weight(composite)
-    own_padding = _padding(conv)
+    weight, choice = weight_of(composite), _choice(state, composite)
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
-    engine_rule = dispatch.conv_rule(state.engine, int(conv.attrs.groups), weight.symmetric, vnni=state.vnni)
     # oneDNN leaves out its own padding, but not a border that was put around the input
-    skips_padding = (
-        _without_vnni(state, engine_rule) and engine_rule == "onednn" and input_q.dtype == "uint8"
-        and any(own_padding) and padding_saturates(w_ohwi, input_q.zero_point)
-    )  # fmt: skip
+    skips_padding = choice.skips_padding and padding_saturates(w_ohwi, input_q.zero_point)
     if any(x.border) and x.border_value == input_q.zero_point and not skips_padding:
         border, x = x.border, without_border(x)
     x = state.nhwc(x)
     shape = conv_shape(conv, x, weight.integers.shape, border)
-    separate_up_to, divides = None, False
-    if engine_rule == "onednn" and state.onednn_amx:
-        separate_up_to = conv_separate_up_to(_geometry(shape, border), state.threads)
-    elif engine_rule == "onednn" and not state.vnni:
-        divides = dispatch.onednn_avx2_refuses(shape.in_channels, shape.out_channels, shape.groups)
-        separate_up_to = None if divides else 0
-    requantization = _requantization(
-        state, engine_rule, "conv", composite, input_q, weight, shape.out_channels, separate_up_to, divides
-    )
+    requantization = _requantization(state, choice, "conv", composite, input_q, weight, shape.out_channels)
     is_depthwise = shape.groups == shape.in_channels and shape.groups > 1
     if is_depthwise:
-        saturates = requantization.rule == "fbgemm" and (
-            not state.vnni
-            or dispatch.fbgemm_depthwise_saturates(
-                shape.in_channels, shape.out_channels, shape.groups, shape.kernel, shape.stride, own_padding[:2],
-                shape.dilation,
-            )
-        )  # fmt: skip
         zero_points = np.broadcast_to(weight.zero_points, (shape.out_channels,))
 
         def build(post: PostOps) -> Kernel:
             return depthwise.depthwise_conv2d(
-                shape, w_ohwi, zero_points, input_q.zero_point, requantization, saturate_pairs=saturates,
+                shape, w_ohwi, zero_points, input_q.zero_point, requantization, saturate_pairs=choice.pairs != "none",
                 threads=state.threads, x_dtype=input_q.dtype, isa=state.isa, post=post,
             )  # fmt: skip
     else:
-        pairs = _without_vnni(state, engine_rule) and not divides
-        operand = _operand(state, weight, w_ohwi, input_q, pairs)
+        operand = _operand(state, weight, w_ohwi, input_q, choice)
         schedule = state.schedule(shape, operand.dot)
 
         def build(post: PostOps) -> Kernel:
             return conv2d.conv2d(
                 shape, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
                 schedule=schedule, x_dtype=input_q.dtype, isa=state.isa, post=post,
-                weight_zero_points=operand.zero_points, pairs_cross_taps=engine_rule == "fbgemm",
+                weight_zero_points=operand.zero_points, pairs_cross_taps=choice.pairs == "window",
                 skips_padding=skips_padding and operand.dot.saturates,
             )  # fmt: skip
 
@@ -185,17 +188,6 @@ def conv_shape(conv: Any, x: Tensor, weight_shape: tuple[int, ...], border: tupl
     )  # fmt: skip
 
 
-def _geometry(shape: Conv2dShape, border: tuple[int, int, int, int]) -> ConvGeometry:
-    """Returns what PyTorch hands to oneDNN: a border of zero points is there a part of the input."""
-    top, left, bottom, right = border
-    return ConvGeometry(
-        in_size=(shape.in_height + top + bottom, shape.in_width + left + right),
-        out_size=(shape.out_height, shape.out_width), in_channels=shape.in_channels, out_channels=shape.out_channels,
-        kernel=shape.kernel, stride=shape.stride, padding=(shape.padding[0] - top, shape.padding[1] - left),
-        dilation=shape.dilation, groups=shape.groups,
-    )  # fmt: skip
-
-
 def _pair(values: Any) -> tuple[int, int]:
     first, second = (int(v) for v in values)
     return first, second
@@ -210,17 +202,11 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     assert is_call(composite.resolve(matmul.args[1]), "relax.permute_dims")
     ((index, input_q),) = composite.inputs(matmul)
     x = in_layout(state.builder, inputs[index], "NCHW")
-    weight = _weight(composite)
+    weight, choice = weight_of(composite), _choice(state, composite)
     out_features, in_features = weight.integers.shape
-    rule = dispatch.linear_rule(state.engine)
-    separate_up_to = None
-    if rule == "onednn" and state.onednn_amx:
-        separate_up_to = linear_separate_up_to(in_features, out_features)
-    elif rule == "onednn" and not state.vnni:
-        separate_up_to = 0
-    requantization = _requantization(state, rule, "linear", composite, input_q, weight, out_features, separate_up_to)
-    operand = _operand(state, weight, weight.integers, input_q, _without_vnni(state, rule))
-    cut = dispatch.onednn_avx2_linear_cut(in_features) if rule == "onednn" and operand.dot.saturates else None
+    requantization = _requantization(state, choice, "linear", composite, input_q, weight, out_features)
+    operand = _operand(state, weight, weight.integers, input_q, choice)
+    cut = choice.cut if operand.dot.saturates else None
     kernel = conv2d.linear(
         in_features, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
         x_dtype=input_q.dtype, isa=state.isa, weight_zero_points=operand.zero_points, cut=cut,

@@ -15,7 +15,9 @@ from quantvm.kernels.conv.epilogue import NO_POST_OPS, PostOps, ResidualAdd
 from quantvm.lowering.strides import equal
 from quantvm.lowering.tensors import Tensor, have_one_order
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.torch_engines import VEC_BLOCK, QuantParams, vectorised_piece
+from quantvm.numerics.dispatch import takes_qnnpack
+from quantvm.numerics.tensor_iterator import VEC_BLOCK, vectorised_piece
+from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import quant_params
 
@@ -125,8 +127,8 @@ def misreads_clip(state: Legalization, composite: Composite, x: Tensor) -> bool:
 
     With QNNPACK it does so of channels-last uint8: the result is allocated without a memory format.
     """
-    is_qnnpacks = state.numerics == "torch" and composite.name == "clip" and state.may_use_qnnpack(composite)
-    return is_qnnpacks and x.channels_last and len(x.shape) == 4
+    is_clip = state.numerics == "torch" and composite.name == "clip"
+    return is_clip and takes_qnnpack(state.pytorch, composite.output.dtype) and x.channels_last and len(x.shape) == 4
 
 
 def _fuse_clamp(
@@ -144,7 +146,7 @@ def _fuse_table(
     state: Legalization, composite: Composite, host: Deferred, inputs: list[Any], name: str
 ) -> Deferred | None:
     q = quant_params(composite.call("relax.dequantize"))
-    main, tail = unary_tables(state.engine, composite, state.torch_tables)
+    main, tail = unary_tables(state.pytorch, composite, state.torch_tables)
     if not state.isa.byte_tables or q.dtype != "uint8" or composite.output.dtype != "uint8":
         return None
     if not (np.array_equal(main, tail) or _tail_free(host.like, state.threads)):

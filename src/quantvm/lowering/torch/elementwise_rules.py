@@ -23,9 +23,10 @@ from quantvm.lowering.tensors import (
     misread,
     rearranged,
 )
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics import dispatch
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.torch_engines import QuantParams
+from quantvm.numerics.binary import qnnpack_add
+from quantvm.numerics.torch_engines import QuantParams, add_scalar
 from quantvm.numerics.unary_tables import add_scalar_table, prelu_tables
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import constant_value, quant_params
@@ -71,11 +72,11 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
     a, b = inputs[index_a], inputs[index_b]
     relu = composite.has("relax.nn.relu")
     shape = broadcast_shape(a.shape, b.shape)
-    if state.engine == "qnnpack" and composite.output.dtype == "uint8" and have_one_shape(a.shape, b.shape):
-        fixed = numerics.qnnpack_add(a_q, b_q, composite.output)
+    if dispatch.add_is_qnnpacks(state.pytorch, composite.output.dtype, one_shape=have_one_shape(a.shape, b.shape)):
+        factors = qnnpack_add(a_q, b_q, composite.output)
         a = state.memory_order(a)
         b = in_layout(state.builder, b, a.layout)
-        kernel = elementwise.add_fixed_point(a.item_shape, a_q, b_q, composite.output, fixed, relu=relu)
+        kernel = elementwise.qnnpack_add(a.item_shape, a_q, b_q, composite.output, factors, relu=relu)
         return state.run(kernel, [a, b], a, composite.output.dtype, name)
     keeps_shape = have_one_shape(a.shape, shape)
     strides = [torch_strides.expanded(x.shape, x.torch_strides, shape) for x in (a, b)]
@@ -135,8 +136,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     operands = composite.inputs(call)
     tensors, params = [inputs[i] for i, _ in operands], [q for _, q in operands]
     output, axis, rank = composite.output, int(call.attrs.axis), len(inputs[0].shape)
-    # PyTorch takes its channels-last kernel for dim=1 and not for dim=-3
-    if rank == 4 and axis == 1 and all(t.behaves_channels_last for t in tensors):
+    if dispatch.concat_is_vectorised(rank, axis, channels_last=all(t.behaves_channels_last for t in tensors)):
         tensors = [state.nhwc(t) for t in tensors]
         n, _, h, w = tensors[0].shape
         channels = [t.shape[1] for t in tensors]
@@ -164,7 +164,7 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
     """A tensor and a number: a table, in PyTorch's memory order."""
     q, out = quant_params(composite.call("relax.dequantize")), composite.output
     if composite.name == "add_scalar":
-        steps = numerics.add_scalar(q, float(constant_value(composite.call("relax.add").args[1])))[1]
+        steps = add_scalar(q, float(constant_value(composite.call("relax.add").args[1])))[1]
         entries = add_scalar_table(q, steps, out)
     else:
         entries = np.arange(q.quant_max, q.quant_min - 1, -1).astype(q.dtype)
@@ -179,7 +179,7 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))
-    main, tail = unary_tables(state.engine, composite, state.torch_tables)
+    main, tail = unary_tables(state.pytorch, composite, state.torch_tables)
     x = inputs[0]
     output = _suggested(x) if ACTIVATIONS[composite.name].keeps_order else torch_strides.contiguous(x.shape)
     found = torch_strides.walk(x.shape, output, [x.torch_strides])

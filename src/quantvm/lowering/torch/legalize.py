@@ -32,6 +32,7 @@ from quantvm.lowering.tensors import (
     of_one_image,
     rows_and_item,
 )
+from quantvm.numerics.dispatch import Cpu, PyTorch
 from quantvm.numerics.fixed_point import Rounding
 from quantvm.numerics.torch_engines import Engine, Numerics
 from quantvm.qdq.attributes import channels_last_inputs, composite_name
@@ -67,6 +68,11 @@ class Legalization:
     convolutions: dict[tuple[Conv2dShape, str], None] = field(default_factory=dict)
     op: str = ""
 
+    @property
+    def pytorch(self) -> PyTorch:
+        """The PyTorch whose bits are followed under numerics=torch."""
+        return PyTorch(self.engine, self.threads, Cpu(self.has_avx512, self.vnni, self.onednn_amx))
+
     def run(
         self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str,
         of: tuple[str, str] | None = None,
@@ -99,10 +105,6 @@ class Legalization:
         """Returns the measured schedule of a convolution, or None if there is none; notes that it was asked for."""
         self.convolutions[shape.merged(), dot.name] = None
         return self.schedules.find(shape, dot, self.threads)
-
-    def may_use_qnnpack(self, composite: Composite) -> bool:
-        """Returns whether QNNPACK may compute an operator."""
-        return self.engine == "qnnpack" and composite.output.dtype == "uint8"
 
     def nhwc(self, x: Tensor) -> Tensor:
         """Returns x in NHWC."""

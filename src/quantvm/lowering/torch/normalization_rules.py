@@ -8,7 +8,7 @@ import numpy as np
 
 from quantvm.kernels.elementwise import normalization
 from quantvm.lowering.tensors import Tensor
-from quantvm.numerics import torch_engines as numerics
+from quantvm.numerics.normalization import batch_norm_params
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import constant_value, quant_params
 
@@ -20,7 +20,7 @@ def lower_batch_norm2d(state: Legalization, composite: Composite, inputs: list[T
     """X * factor + term of each channel (+ relu); PyTorch makes the result channels-last."""
     q = quant_params(composite.call("relax.dequantize"))
     factors, terms = (constant_value(composite.call(op).args[1]).reshape(-1) for op in ("relax.multiply", "relax.add"))
-    alpha, beta = numerics.batch_norm_params(factors, terms, q, composite.output)
+    alpha, beta = batch_norm_params(factors, terms, q, composite.output)
     x = replace(state.nhwc(inputs[0]), channels_last=True)
     kernel = normalization.batch_norm(
         x.item_shape, alpha, beta, q, composite.output, relu=composite.has("relax.nn.relu")

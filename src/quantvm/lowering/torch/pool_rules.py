@@ -9,7 +9,7 @@ from quantvm.kernels.pool import pool
 from quantvm.kernels.pool.pool import PoolShape
 from quantvm.layer_rules import Window
 from quantvm.lowering.tensors import Tensor, of_single_pixels
-from quantvm.numerics.dispatch import qnnpack_window
+from quantvm.numerics import dispatch
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import is_call
 
@@ -74,11 +74,12 @@ def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     shape = pool_shape(composite.call("relax.nn.max_pool2d"), x)
     like = _resized(x, shape.out_height, shape.out_width)
     dtype = composite.output.dtype
-    if state.may_use_qnnpack(composite) and not shape.ceil_mode:
+    follows_torch = state.numerics == "torch"
+    if follows_torch and dispatch.max_pool2d_is_qnnpacks(state.pytorch, dtype, ceil_mode=shape.ceil_mode):
         kernel = pool.max_pool2d(shape, dtype, repeats_border=shape.dilation != (1, 1))
         return state.run(kernel, [x], _by_qnnpack(like), dtype, name)
     y = state.run(pool.max_pool2d(shape, dtype), [x], like, dtype, name)
-    return of_single_pixels(state.builder, x, y, name) if state.numerics == "torch" else y
+    return of_single_pixels(state.builder, x, y, name) if follows_torch else y
 
 
 @legalizes("avg_pool2d")
@@ -88,12 +89,15 @@ def lower_avg_pool2d(state: Legalization, composite: Composite, inputs: list[Ten
     call = composite.call("relax.nn.avg_pool2d")
     shape = pool_shape(call, x)
     like = _resized(x, shape.out_height, shape.out_width)
-    if state.may_use_qnnpack(composite) and not shape.ceil_mode:
+    choice = dispatch.avg_pool2d_choice(
+        state.pytorch, composite.output.dtype, ceil_mode=shape.ceil_mode, channels_last=x.behaves_channels_last
+    )
+    if choice.formula == "qnnpack":
         kernel = pool.avg_pool2d_qnnpack(shape, composite.output)
         return state.run(kernel, [x], _by_qnnpack(like), composite.output.dtype, name)
     kernel = pool.avg_pool2d(
         shape, composite.output, count_include_pad=bool(call.attrs.count_include_pad),
-        vec_channels=16 if state.has_avx512 else 8, channels_last=x.behaves_channels_last, isa=state.isa,
+        vec_channels=choice.vec_channels, channels_last=choice.formula == "channels_last", isa=state.isa,
     )  # fmt: skip
     return of_single_pixels(state.builder, x, state.run(kernel, [x], like, composite.output.dtype, name), name)
 
@@ -109,13 +113,16 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
     """The average over a given number of windows."""
     x = state.nhwc(inputs[0])
     height, width = (int(v) for v in composite.call("relax.nn.adaptive_avg_pool2d").attrs.output_size)
-    window = qnnpack_window((x.shape[2], x.shape[3]), (height, width))
-    if state.may_use_qnnpack(composite) and window is not None:
-        shape = PoolShape(x.shape[2], x.shape[3], x.shape[1], kernel=window, stride=window)
+    in_size, channels_last = (x.shape[2], x.shape[3]), x.behaves_channels_last
+    choice = dispatch.adaptive_avg_pool2d_choice(
+        state.pytorch, composite.output.dtype, in_size, (height, width), channels_last=channels_last
+    )
+    if choice.window is not None:
+        shape = PoolShape(*in_size, x.shape[1], kernel=choice.window, stride=choice.window)
         kernel = pool.avg_pool2d_qnnpack(shape, composite.output)
         return state.run(kernel, [x], _by_qnnpack(_resized(x, height, width)), composite.output.dtype, name)
     kernel = pool.adaptive_avg_pool2d(
-        (x.shape[2], x.shape[3]), x.shape[1], (height, width), composite.output, channels_last=x.behaves_channels_last
+        in_size, x.shape[1], (height, width), composite.output, channels_last=channels_last
     )
     y = state.run(kernel, [x], _resized(x, height, width), composite.output.dtype, name)
     return of_single_pixels(state.builder, x, y, name)

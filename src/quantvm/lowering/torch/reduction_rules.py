@@ -14,6 +14,7 @@ from quantvm.kernels.pool.bilinear import Interpolation
 from quantvm.kernels.pool.mean import SUM_BLOCK, SUM_LANES, KeptAxis, SummedAxis, SumPlan
 from quantvm.lowering import strides as torch_strides
 from quantvm.lowering.tensors import Tensor, arranged, of_single_pixels
+from quantvm.numerics import dispatch
 from quantvm.qdq.composite import Composite
 
 from .legalize import Legalization, legalizes
@@ -32,13 +33,14 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
     q, dtype = composite.output, composite.output.dtype
     kept = [size for axis, size in enumerate(x.shape) if axis not in axes]
     count = math.prod(int(x.shape[axis]) for axis in axes)
+    choice = dispatch.mean_choice(state.pytorch, dtype, tuple(given), rank, contiguous=x.behaves_contiguous)
     if count == 1:
         y = state.logical(x)
-    elif state.may_use_qnnpack(composite) and rank == 4 and given == [2, 3]:  # so, and not [-2, -1]
+    elif choice.formula == "qnnpack":
         x = state.nhwc(x)
         one_pixel = Tensor(None, (*x.shape[:2], 1, 1), "NHWC")
         y = state.run(pool.avg_pool2d_qnnpack(whole_image(x), q), [x], one_pixel, dtype, name)
-    elif x.behaves_contiguous and axes == list(range(rank - len(axes), rank)):
+    elif choice.formula == "contiguous":
         x = state.logical(x)
         kernel = mean_kernels.inner_mean(x.item_shape, count, q)
         y = state.run(kernel, [x], _flat(kept), dtype, name)
