@@ -166,10 +166,8 @@ def test_the_lowering_and_diff_ask_one_question(name, monkeypatch):
         tensors = tensors_of(composite, channels_last=channels_last and not _has_one_order(shape))
         rule = rules()["torch", composite.name]
         for engine, cpu, threads in itertools.product(ENGINES, CPUS.values(), (1, 2)):
-            state = Legalization(
-                relax.BlockBuilder(), engine, threads, PORTABLE, PLAIN, cpu.avx512, onednn_amx=cpu.onednn_amx,
-                vnni=cpu.vnni,
-            )  # fmt: skip
+            state = Legalization(engine, threads, PORTABLE, PLAIN, cpu.avx512, onednn_amx=cpu.onednn_amx, vnni=cpu.vnni)
+            state.builder = relax.BlockBuilder()
             environment = Environment(threads, 16 if cpu.avx512 else 8, cpu.vnni, cpu.onednn_amx)
             lowered = asked_by(lambda: rule(state, composite, tensors, name), monkeypatch)  # noqa: B023
             preset = asked_by(lambda: preset_of(operator, engine, environment), monkeypatch)  # noqa: B023
