@@ -197,6 +197,7 @@ FLOAT_CASES = [
     Case("aten::neg", lambda x: -x.dequantize(), f"{DQ} negative"),
     Case("aten::pow", lambda x: x.dequantize() ** 2, f"{DQ} power", exact=False),
     Case("aten::exp", lambda x: torch.exp(x.dequantize()), f"{DQ} exp", exact=False),
+    Case("aten::abs", lambda x: torch.abs(x.dequantize()), f"{DQ} abs"),
     Case("aten::sqrt", lambda x: torch.sqrt(F.relu(x).dequantize()), f"{DQ} nn.relu {QDQ} sqrt", exact=False),
     Case("aten::masked_fill", _Masked(), f"{DQ} where"),
     Case("aten::masked_fill_", _Masked(inplace=True), f"{DQ} where"),

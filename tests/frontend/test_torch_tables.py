@@ -55,7 +55,9 @@ class Island(torch.nn.Module):
 
 @pytest.mark.parametrize("numerics_name", ["torch", "integer"])
 @pytest.mark.parametrize(
-    "function", [F.silu, F.gelu, partial(F.gelu, approximate="tanh")], ids=["silu", "gelu", "gelu_tanh"]
+    "function",
+    [F.silu, F.gelu, partial(F.gelu, approximate="tanh"), F.softsign],
+    ids=["silu", "gelu", "gelu_tanh", "softsign"],
 )
 def test_a_float_operator_between_quantized_tensors_is_a_table(function, numerics_name):
     network, x = Quantized(Island(function)), image(2, 8, 9, 7)

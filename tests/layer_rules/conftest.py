@@ -55,6 +55,7 @@ class EveryOperator(nn.Module):
         results += [torch.sigmoid(z), F.hardsigmoid(z), F.max_pool2d(first, 3, 2, 1), F.max_pool2d(first, 3, 1, 1, 2)]
         results += [F.avg_pool2d(first, 3, 2, 1), F.adaptive_avg_pool2d(first, (3, 2)), F.avg_pool2d(x, 2, 2)]
         results += [F.adaptive_avg_pool2d(x, (2, 3)), first.mean([2, 3]), x.mean([2, 3], keepdim=True)]
+        results.append(torch.quantize_per_tensor(F.softsign(z.dequantize()), 0.0079, 127, torch.quint8))
         results.append(self.long(torch.flatten(F.max_pool2d(first, (2, 6)), 1)))
         results.append(self.head(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1)))
         return tuple(result.dequantize() for result in results)

@@ -27,7 +27,7 @@ def test_every_kind_of_operator_is_there(subject_of):
     kinds = {operator.operator.kind for operator in subject_of("fbgemm").operators}
     assert kinds == {
         "quantize", "conv2d", "linear", "add", "mul", "concat", "hardswish", "hardsigmoid", "sigmoid", "leaky_relu",
-        "relu", "clip", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean",
+        "softsign", "relu", "clip", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean",
     }  # fmt: skip
 
 

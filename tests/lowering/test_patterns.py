@@ -138,6 +138,11 @@ def silu(x, one=1.0):
     return op.divide(x, op.add(op.exp(op.negative(x)), relax.const(one)))
 
 
+def softsign(x, one=1.0):
+    x = op.astype(x, "float32")
+    return op.divide(x, op.add(op.abs(x), relax.const(one)))
+
+
 def elu(q: Qdq, x: Any) -> Any:
     real, zero = q.dequantized(x), relax.const(np.float32(0))
 
@@ -189,6 +194,7 @@ TAKEN = {
     "gelu": (unary(op.nn.gelu, 0.1, 3), [IMAGE], "gelu"),
     "gelu of floats": (unary(lambda x: op.nn.gelu(op.astype(x, "float32")), 0.1, 3), [IMAGE], "gelu"),
     "gelu_tanh": (unary(lambda x: op.nn.gelu_tanh(op.astype(x, "float32")), 0.1, 3), [IMAGE], "gelu_tanh"),
+    "softsign of floats": (unary(softsign, 0.1, 3), [IMAGE], "softsign"),
     "silu of floats": (unary(silu, 0.1, 3), [IMAGE], "silu"),
     "add_scalar": (unary(lambda x: op.add(x, relax.const(6.4)), 0.05 * 283 / 255, 0), [IMAGE], "add_scalar"),
     "mul_scalar": (unary(lambda x: op.multiply(x, relax.const(-2.0)), 0.1, 155), [IMAGE], "mul_scalar"),
@@ -221,6 +227,7 @@ def test_every_rule_has_a_case_above():
 
 
 LEFT = {
+    "no softsign": (unary(lambda x: softsign(x, 2.0), 0.1, 3), [IMAGE], "abs add divide"),
     "no silu": (unary(lambda x: silu(x, 2.0), 0.1, 3), [IMAGE], "negative exp add divide"),
     "mean over images": (unary(lambda x: op.mean(x, [0])), [IMAGE], "mean"),
     "mean to other parameters": (unary(lambda x: op.mean(x, [2, 3]), 0.1, 100), [IMAGE], "mean"),

@@ -185,6 +185,9 @@ ACTIVATIONS: dict[str, Activation] = {
             "gelu_tanh", "x * Phi(x), by tanh", lambda o, x: o.gelu_tanh(x), "nn.functional.gelu",
             {"approximate": "tanh"}, of_quantized="input",
         ),
+        Activation(
+            "softsign", "x / (1 + |x|)", lambda o, x: o.divide(x, o.add(o.abs(x), 1.0)), "nn.functional.softsign"
+        ),
     )
 }  # fmt: skip
 """Every function by its name."""

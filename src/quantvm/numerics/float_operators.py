@@ -191,7 +191,8 @@ FLOAT_OPERATORS: dict[str, FloatOperator] = {
         ),
         FloatOperator("negative", "negative", numpy=np.negative, tir=lambda t, a: t.number(-0.0) - a, torch="neg",
                       is_ieee=True, fuses=True),
-        FloatOperator("abs", "abs", numpy=np.abs, is_ieee=True),
+        FloatOperator("abs", "abs", aten="aten::abs", numpy=np.abs, tir=lambda t, a: t.abs(a), is_ieee=True,
+                      fuses=True),
         FloatOperator("sigmoid", "sigmoid", formula=_sigmoid, fuses=True),
         FloatOperator(
             "silu", "nn.silu", formula=lambda o, x: o.multiply(x, o.sigmoid(x)), torch="nn.functional.silu", fuses=True

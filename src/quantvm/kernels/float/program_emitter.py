@@ -157,6 +157,9 @@ class _Vectors:
     def select(self, condition: Expr, a: Expr, b: Expr) -> Expr:
         return tirx.Select(condition, a, b)
 
+    def abs(self, a: Expr) -> Expr:
+        return tirx.abs(a)
+
     def exp(self, a: Expr) -> Expr:
         return exp(a, self.lanes)
 
