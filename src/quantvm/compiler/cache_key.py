@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantvm.errors import InternalError
-from quantvm.qdq.expressions import is_constant
+from quantvm.qdq.expressions import constant_value, is_constant
 from quantvm.runtime.manifest import SCHEMA_VERSION
 
 _SOURCES = ("kernels", "lowering", "qdq", "numerics", "compiler", "runtime", "sizes.py", "tvm_compat.py")
@@ -65,7 +65,7 @@ def digest_of_module(module: Any) -> str:
 
     def visit(expr: Any) -> None:
         if is_constant(expr):
-            array = expr.value.numpy()
+            array = constant_value(expr)
             digest.update(f"{array.dtype} {array.shape}\n".encode())
             digest.update(array.tobytes())
 

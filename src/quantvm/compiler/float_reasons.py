@@ -12,8 +12,8 @@ from quantvm.lowering.fuse_qdq import fuse_qdq
 from quantvm.lowering.patterns import all_patterns
 from quantvm.lowering.qdq.regions import BINARY, UNARY, dequantized_params
 from quantvm.qdq.attributes import composite_name
-from quantvm.qdq.bindings import definitions
-from quantvm.qdq.expressions import constant_value, is_call, is_constant, is_per_tensor
+from quantvm.qdq.bindings import bindings_of, definitions
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, is_per_tensor, op_name
 
 _WEIGHTED = ("relax.nn.conv2d", "relax.matmul")
 _POOLS = ("relax.mean", "relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d", "relax.nn.max_pool2d")
@@ -32,9 +32,9 @@ def float_reasons(module: Any, float_ops: Sequence[str], numerics: str = "torch"
         return ()
     module = relax.transform.CanonicalizeBindings()(module)
     module = module if numerics == "qdq" else fuse_qdq(module)
-    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
+    bindings = bindings_of(module["main"])
     graph = (_QdqGraph if numerics == "qdq" else _Graph)(module, bindings)
-    left = [binding for binding in bindings if hasattr(getattr(binding.value, "op", None), "name")]
+    left = [binding for binding in bindings if op_name(binding.value)]
     reasons = []
     for entry in float_ops:
         operator, _, variable = entry.partition(" ")

@@ -18,6 +18,7 @@ from tvm import relax, tirx
 from quantvm.errors import ModelImportError
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.float_operators import FLOAT_OPERATORS
+from quantvm.qdq.bindings import bindings_of
 from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name, same_shape, size_of
 from quantvm.qdq.rewriting import Rewriter
 
@@ -115,7 +116,7 @@ class _Former(Rewriter):
         return self._b.where
 
     def begin(self) -> None:
-        bindings = [binding for block in self.main.body.blocks for binding in block.bindings]
+        bindings = bindings_of(self.main)
         if any(isinstance(b, relax.MatchCast) or isinstance(b.value, relax.If) for b in bindings):
             raise ModelImportError("the program has control flow or sizes that are known at run time only")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import tvm
 
 from quantvm.qdq.attributes import kernel_name
+from quantvm.qdq.bindings import bindings_of
 from quantvm.qdq.expressions import is_call, is_constant
 
 
@@ -41,18 +42,17 @@ def kernel_calls(module: tvm.IRModule, legalized: Iterable[KernelCall]) -> tuple
         legalized: the calls of kernels in the order of their emission, `function` not known yet.
     """
     known, found = iter(legalized), []
-    for block in module["main"].body.blocks:
-        for binding in block.bindings:
-            if not is_call(binding.value, "relax.call_tir"):
-                continue
-            callee, arguments = binding.value.args[:2]
-            kernel = kernel_name(module[callee])
-            if kernel is not None:
-                found.append(replace(next(known), function=callee.name_hint))
-                assert found[-1].kernel == kernel, "calls are not in the order of their emission"
-            else:
-                activations = [a for a in arguments.fields if not is_constant(a)]
-                name = callee.name_hint
-                found.append(KernelCall(binding.var.name, name, "", name, len(activations), 0))
+    for binding in bindings_of(module["main"]):
+        if not is_call(binding.value, "relax.call_tir"):
+            continue
+        callee, arguments = binding.value.args[:2]
+        kernel = kernel_name(module[callee])
+        if kernel is not None:
+            found.append(replace(next(known), function=callee.name_hint))
+            assert found[-1].kernel == kernel, "calls are not in the order of their emission"
+        else:
+            activations = [a for a in arguments.fields if not is_constant(a)]
+            name = callee.name_hint
+            found.append(KernelCall(binding.var.name, name, "", name, len(activations), 0))
     assert next(known, None) is None, "a kernel's call was removed"
     return tuple(found)

@@ -6,17 +6,16 @@ import tvm
 from tvm import relax
 
 from quantvm.numerics.activations import ACTIVATIONS
+from quantvm.qdq.attributes import COMPOSITE_PREFIX
+from quantvm.qdq.bindings import definitions
 from quantvm.qdq.expressions import is_call
 
 from .patterns import all_patterns
 
-_ENDS = ("quantvm.quantize", "quantvm.dequantize")
+_ENDS = ("quantize", "dequantize")
 _TORCH_ONLY = (
-    "quantvm.mean_of_axes",
-    "quantvm.bilinear",
-    "quantvm.prelu",
-    *(f"quantvm.{row.name}" for row in ACTIVATIONS.values() if row.integer == "float"),
-)
+    "mean_of_axes", "bilinear", "prelu", *(row.name for row in ACTIVATIONS.values() if row.integer == "float"),
+)  # fmt: skip
 """Composites whose rules compute as PyTorch does; under other numerics the operators stay in float."""
 
 
@@ -27,11 +26,12 @@ def fuse_qdq(module: tvm.IRModule, *, ends_only: bool = False, torch_only: bool 
     pattern takes are left as they are; with `ends_only` these are all but quantize and dequantize, without `torch_only`
     also those of which only PyTorch's own arithmetic is known.
     """
-    calls = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
+    calls = definitions(module["main"]).values()
     concats = {len(call.args[0].ty.fields) for call in calls if is_call(call, "relax.concat")}
     patterns = [
         row
         for row in all_patterns(concats)
-        if (row[0] in _ENDS or not ends_only) and (torch_only or row[0] not in _TORCH_ONLY)
+        if ((name := row[0].removeprefix(COMPOSITE_PREFIX)) in _ENDS or not ends_only)
+        and (torch_only or name not in _TORCH_ONLY)
     ]
     return relax.transform.FuseOpsByPattern(patterns, bind_constants=True)(module)

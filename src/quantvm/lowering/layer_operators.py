@@ -20,7 +20,7 @@ from quantvm.lowering.torch.pool_rules import pool_window
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.float_operators import FUSED
 from quantvm.qdq.attributes import channels_last_inputs, composite_name
-from quantvm.qdq.bindings import definitions
+from quantvm.qdq.bindings import definitions, resolved, results_of
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import constant_value, is_call, op_name, quant_params, shape_of
 
@@ -63,13 +63,10 @@ class _Reader:
         self._index = {parameter: i for i, parameter in enumerate(main.params)}
         self._channels_last = channels_last
         self._bound = definitions(main)
-        body = self._resolved(main.body.body)
-        self.results = list(body.fields) if isinstance(body, relax.Tuple) else [main.body.body]
+        self.results = results_of(main)
 
     def _resolved(self, expr: Any) -> Any:
-        while isinstance(expr, relax.Var) and expr in self._bound:
-            expr = self._bound[expr]
-        return expr
+        return resolved(expr, self._bound)
 
     def layer(self, result: Any) -> LayerOperator | None:
         """Returns the operator that a result comes from."""
@@ -102,10 +99,10 @@ class _Reader:
 
     def _is_marked(self, expr: Any) -> bool:
         """Whether PyTorch holds a tensor in channels-last order, and in no other."""
-        resolved = self._resolved(expr)
-        while is_call(resolved, "relax.nn.pad"):
-            resolved = self._resolved(resolved.args[0])
-        return len(expr.ty.shape) == 4 and self._index.get(resolved) in self._channels_last
+        source = self._resolved(expr)
+        while is_call(source, "relax.nn.pad"):
+            source = self._resolved(source.args[0])
+        return len(expr.ty.shape) == 4 and self._index.get(source) in self._channels_last
 
     def _is_moved(self, expr: Any) -> bool:
         """Whether an argument is one of the function's own, perhaps in another shape or order."""

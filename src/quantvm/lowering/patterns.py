@@ -13,6 +13,7 @@ from quantvm.kernels.elementwise.normalization import MAX_NORMALIZED
 from quantvm.numerics.activations import ACTIVATIONS, Activation
 from quantvm.numerics.torch_engines import add_scalar, mul_scalar
 from quantvm.qdq.activations import find, pattern_of
+from quantvm.qdq.attributes import COMPOSITE_PREFIX
 from quantvm.qdq.expressions import constant_value, quant_params, shape_of
 
 Pattern = Any
@@ -241,7 +242,7 @@ def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
         for name, pattern, dequantize in _same_params()
     ]
     rows: list[tuple] = [
-        (f"quantvm.{name}", *rest)
+        (f"{COMPOSITE_PREFIX}{name}", *rest)
         for name, *rest in (
             *plain,
             *_binary(),
@@ -255,6 +256,6 @@ def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
             _quantize_affine(),
         )
     ]
-    rows.append(("quantvm.quantize", _quantize(wildcard()), {}, _is_per_tensor))
-    rows.append(("quantvm.dequantize", _dequantize(), {}, _is_per_tensor))
+    rows.append((f"{COMPOSITE_PREFIX}quantize", _quantize(wildcard()), {}, _is_per_tensor))
+    rows.append((f"{COMPOSITE_PREFIX}dequantize", _dequantize(), {}, _is_per_tensor))
     return rows

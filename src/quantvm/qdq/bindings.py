@@ -11,9 +11,14 @@ from tvm import relax
 from .expressions import Expr, op_name
 
 
+def bindings_of(function: Any) -> list[Any]:
+    """Returns the bindings of a function, in order."""
+    return [binding for block in function.body.blocks for binding in block.bindings]
+
+
 def definitions(main: Any) -> dict[Any, Any]:
     """Returns what each variable of a function is bound to, in order."""
-    return {binding.var: binding.value for block in main.body.blocks for binding in block.bindings}
+    return {binding.var: binding.value for binding in bindings_of(main)}
 
 
 def described(binding: Any) -> str:

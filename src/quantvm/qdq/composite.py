@@ -10,6 +10,7 @@ from tvm import relax
 from quantvm.numerics.torch_engines import QuantParams
 
 from .attributes import composite_name
+from .bindings import definitions
 from .expressions import Expr, is_call, is_constant, op_name, quant_params
 
 
@@ -21,11 +22,10 @@ class Composite:
         self.params = list(function.params)
         self._values: dict[Any, Expr] = {}
         self._calls: dict[str, list[Expr]] = {}
-        for block in function.body.blocks:
-            for binding in block.bindings:
-                self._values[binding.var] = binding.value
-                if op_name(binding.value):
-                    self._calls.setdefault(op_name(binding.value), []).append(binding.value)
+        for var, value in definitions(function).items():
+            self._values[var] = value
+            if op_name(value):
+                self._calls.setdefault(op_name(value), []).append(value)
         self.result = self.resolve(function.body.body)
 
     @property

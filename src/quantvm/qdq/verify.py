@@ -18,7 +18,7 @@ from tvm import relax, tirx
 from quantvm.errors import InternalError
 
 from . import attributes
-from .bindings import results_of
+from .bindings import bindings_of, results_of
 from .expressions import Expr, constant_value, is_call, is_constant, op_name, size_of, stored_dtype
 
 VERIFY_VARIABLE = "QUANTVM_VERIFY"
@@ -92,7 +92,7 @@ def _one_dataflow_block(module: tvm.IRModule) -> Problems:
 def _bound_once_and_before(module: tvm.IRModule) -> Problems:
     main = module["main"]
     known = set(main.params)
-    for binding in _bindings(main):
+    for binding in bindings_of(main):
         yield from (f"{binding.var.name} reads {v.name}, which is not bound yet" for v in _unknown(binding, known))
         if binding.var in known:
             yield f"{binding.var.name} is bound twice"
@@ -102,7 +102,7 @@ def _bound_once_and_before(module: tvm.IRModule) -> Problems:
 
 @_in_phases()
 def _plain_values(module: tvm.IRModule) -> Problems:
-    for binding in _bindings(module["main"]):
+    for binding in bindings_of(module["main"]):
         if isinstance(binding, relax.MatchCast):
             yield f"{binding.var.name} is a size that is looked at only at run time (MatchCast)"
         elif not isinstance(binding.value, (tvm.ir.Call, relax.Tuple, relax.TupleGetItem)) and not _is_leaf(
@@ -118,7 +118,7 @@ def _plain_values(module: tvm.IRModule) -> Problems:
 def _known_types(module: tvm.IRModule) -> Problems:
     main = module["main"]
     symbols = {variable for param in main.params for variable in _symbols(param.ty)}
-    for var in [*main.params, *(binding.var for binding in _bindings(main))]:
+    for var in [*main.params, *(binding.var for binding in bindings_of(main))]:
         for ty in _tensor_types(var.ty):
             if getattr(ty, "shape", None) is None or not str(ty.dtype or ""):
                 yield f"{var.name} is a tensor of unknown rank or dtype"
@@ -167,7 +167,7 @@ _ATTRIBUTES: dict[str, Callable[[Any, int], bool]] = {
 def _quantization(module: tvm.IRModule) -> Problems:
     for function in module.functions.values():
         if isinstance(function, relax.Function):
-            for binding in _bindings(function):
+            for binding in bindings_of(function):
                 if op_name(binding.value) in ("relax.quantize", "relax.dequantize"):
                     problem = _quantization_problem(binding.value)
                     if problem is not None:
@@ -194,14 +194,14 @@ def _quantization_problem(call: Expr) -> str | None:
 def _operators_alone(module: tvm.IRModule) -> Problems:
     yield from (
         f"{binding.var.name} calls the function {_callee(binding.value)}"
-        for binding in _bindings(module["main"])
+        for binding in bindings_of(module["main"])
         if _callee(binding.value) is not None
     )
 
 
 @_in_phases("fuse_qdq", "fuse_qdq")
 def _composites(module: tvm.IRModule) -> Problems:
-    for binding in _bindings(module["main"]):
+    for binding in bindings_of(module["main"]):
         call, callee = binding.value, _callee(binding.value)
         if callee is not None and attributes.composite_name(_function(module, callee)) is None:
             yield f"{binding.var.name} calls {callee}, which is no composite"
@@ -217,7 +217,7 @@ def _functions_in_tir(module: tvm.IRModule) -> Problems:
     for variable, function in module.functions.items():
         if variable.name_hint != "main" and not isinstance(function, tirx.PrimFunc):
             yield f"{variable.name_hint} is a function of Relax"
-    for binding in _bindings(module["main"]):
+    for binding in bindings_of(module["main"]):
         if _callee(binding.value) is not None:
             yield f"{binding.var.name} calls the function {_callee(binding.value)} itself, not by call_tir"
         if not is_call(binding.value, "relax.call_tir"):
@@ -232,7 +232,7 @@ def _functions_in_tir(module: tvm.IRModule) -> Problems:
 
 @_in_phases("float_ops")
 def _no_operators_left(module: tvm.IRModule) -> Problems:
-    for binding in _bindings(module["main"]):
+    for binding in bindings_of(module["main"]):
         name = op_name(binding.value)
         if isinstance(binding.value, tvm.ir.Call) and name not in _OF_THE_VM:
             yield f"{binding.var.name} is {name or 'a call'}, for which there is no code"
@@ -248,7 +248,7 @@ _OF_THE_VM = frozenset(
 @_in_phases("owned_outputs")
 def _outputs_are_the_callers(module: tvm.IRModule) -> Problems:
     main = module["main"]
-    bound = {binding.var: binding.value for binding in _bindings(main)}
+    bound = {binding.var: binding.value for binding in bindings_of(main)}
     for output in results_of(main):
         source = _viewed(output, bound)
         if is_constant(source) or source in set(main.params):
@@ -268,10 +268,6 @@ def _viewed(expr: Expr, bound: dict[Any, Expr]) -> Expr:
 
 
 # ---------------------------------------------------------------------- readers of what may be malformed
-
-
-def _bindings(function: Any) -> list[Any]:
-    return [binding for block in function.body.blocks for binding in block.bindings]
 
 
 def _operands(value: Expr) -> list[Expr]:

@@ -60,30 +60,24 @@ class Signature:
 
 def signature_of(module: Any) -> Signature:
     """Returns the signature of the function `main` of a module in Relax QDQ form."""
+    from quantvm.qdq.bindings import definitions, resolved, results_of
+
     function = module["main"]
-    values = {binding.var: binding.value for block in function.body.blocks for binding in block.bindings}
+    values, returned = definitions(function), results_of(function)
     interface = interface_of(module)
     input_names = interface.get("inputs") or [str(p.name) for p in function.params]
     inputs = tuple(
         TensorSpec(name, _shape(p.ty), str(p.ty.dtype), _input_quantization(p, function, values), _symbols(p.ty))
         for name, p in zip(input_names, function.params, strict=True)
     )
-    result = _resolved(function.body.body, values)
-    returned = list(result.fields) if hasattr(result, "fields") else [function.body.body]
     structure = interface.get("outputs")
     names = ["output"] if len(returned) == 1 else [f"output_{i}" for i in range(len(returned))]
     names = names if structure is None else output_names(structure)
     outputs = tuple(
-        TensorSpec(name, _shape(expr.ty), str(expr.ty.dtype), _quantization(_resolved(expr, values)), _symbols(expr.ty))
+        TensorSpec(name, _shape(expr.ty), str(expr.ty.dtype), _quantization(resolved(expr, values)), _symbols(expr.ty))
         for name, expr in zip(names, returned, strict=True)
     )
     return Signature(inputs, outputs, structure)
-
-
-def _resolved(expr: Any, values: dict[Any, Any]) -> Any:
-    while expr in values:
-        expr = values[expr]
-    return expr
 
 
 def _input_quantization(param: Any, function: Any, values: dict[Any, Any]) -> QuantParams | None:

@@ -19,6 +19,7 @@ from tvm import relax
 
 from quantvm.lowering.torch.pool_rules import pool_window
 from quantvm.numerics.float_operators import RELAX_OPERATORS
+from quantvm.qdq.bindings import bindings_of
 
 from .qdq_in_float import (
     _OPS,
@@ -53,7 +54,7 @@ class _Freeing(QdqInFloat):
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """Returns the results of `main`."""
-        bindings = [binding for block in self._main.body.blocks for binding in block.bindings]
+        bindings = bindings_of(self._main)
         last: dict[Any, int] = {}
         for i, binding in enumerate(bindings):
             for used in relax.analysis.free_vars(binding.value):

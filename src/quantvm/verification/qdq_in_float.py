@@ -24,13 +24,13 @@ from quantvm.numerics.float_operators import RELAX_OPERATORS, FloatOperator
 from quantvm.numerics.pool_geometry import PoolAxis
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.attributes import engine_of
-from quantvm.qdq.bindings import definitions
+from quantvm.qdq.bindings import bindings_of, definitions
 from quantvm.qdq.expressions import constant_value, is_call, quant_params
 
 
 def unknown_ops(module: tvm.IRModule) -> list[str]:
     """Returns the operators of `main` that `QdqInFloat` does not know, sorted."""
-    values = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
+    values = definitions(module["main"]).values()
     names = {_name(value) for value in values if isinstance(value, tvm.ir.Call)}
     return sorted(name for name in names if name not in _OPS)
 
@@ -62,15 +62,14 @@ class QdqInFloat:
             for parameter, x in zip(self._main.params, inputs, strict=True)
         }
         with torch.inference_mode():
-            for block in self._main.body.blocks:
-                for binding in block.bindings:
-                    known = self._constants.get(binding.var)
-                    if binding.var in self._tflite:
-                        values[binding.var] = self._tflite[binding.var](values)
-                        continue
-                    values[binding.var] = self._evaluated(binding.value, values) if known is None else known
-                    if known is None and _is_constant(binding.value, self._constants):
-                        self._constants[binding.var] = values[binding.var]
+            for binding in bindings_of(self._main):
+                known = self._constants.get(binding.var)
+                if binding.var in self._tflite:
+                    values[binding.var] = self._tflite[binding.var](values)
+                    continue
+                values[binding.var] = self._evaluated(binding.value, values) if known is None else known
+                if known is None and _is_constant(binding.value, self._constants):
+                    self._constants[binding.var] = values[binding.var]
             results = self._evaluated(self._main.body.body, values)
         results = results if isinstance(results, list) else [results]
         return [np.ascontiguousarray(result.numpy()) for result in results]

@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
-from quantvm.qdq.expressions import is_constant
+from quantvm.qdq.expressions import is_constant, shape_of
 from quantvm.tvm_compat import closed_on_error
 
 from . import elementwise, indexing, reductions, resize  # noqa: F401 (register converters)
@@ -112,7 +112,7 @@ class _Importer(ONNXGraphImporter):
                 continue
             if not isinstance(kind.shape, relax.ShapeExpr):
                 continue
-            found = [int(d) if hasattr(d, "value") else d for d in kind.shape]
+            found = shape_of(result)
             differ = len(found) != len(expected) or any(
                 isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(found, expected, strict=True)
             )

@@ -16,6 +16,8 @@ from quantvm.jobs.layer_differences.schema import FusionRow
 from quantvm.layer_rules import Environment
 from quantvm.numerics.torch_engines import ENGINES
 from quantvm.progress import Progress
+from quantvm.qdq.bindings import definitions
+from quantvm.qdq.expressions import op_name
 from quantvm.runtime.target import Machine
 from quantvm.verification.ties import explain_ties, what_decides
 
@@ -150,8 +152,7 @@ class Comparison:
 
     def _decides(self, index: int) -> str | None:
         module = self._program.unrounded(self.formats, [index])
-        calls = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
-        names = {str(getattr(call.op, "name", "")) for call in calls if hasattr(call, "op")}
+        names = {op_name(value) for value in definitions(module["main"]).values()} - {""}
         return what_decides(names, self._program.engine)
 
     def both(self, x_f32: np.ndarray) -> tuple[list[Any], list[Any]]:

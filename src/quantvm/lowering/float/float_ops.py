@@ -13,6 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import CompileError
+from quantvm.qdq.bindings import bindings_of
 from quantvm.qdq.expressions import op_name
 
 _CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul", "relax.nn.conv1d", "relax.nn.conv3d", "relax.nn.conv2d_transpose")
@@ -21,16 +22,15 @@ _CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul", "relax.nn.conv1d", "relax.nn
 def float_ops(module: tvm.IRModule) -> tuple[tuple[str, ...], int]:
     """Returns the operators of `main` that run in float, and the multiply-adds among them per image."""
     names, macs = [], 0
-    for block in module["main"].body.blocks:
-        for binding in block.bindings:
-            call = binding.value
-            name = op_name(call)
-            if not name.startswith("relax.") or name in ("relax.call_tir",):
-                continue
-            if str(getattr(call.ty, "dtype", "")) == "float32" and name not in _MOVEMENT:
-                names.append(f"{name.removeprefix('relax.')} ({binding.var.name})")
-            if name in _CONTRACTIONS:
-                macs += _float_macs(call)
+    for binding in bindings_of(module["main"]):
+        call = binding.value
+        name = op_name(call)
+        if not name.startswith("relax.") or name in ("relax.call_tir",):
+            continue
+        if str(getattr(call.ty, "dtype", "")) == "float32" and name not in _MOVEMENT:
+            names.append(f"{name.removeprefix('relax.')} ({binding.var.name})")
+        if name in _CONTRACTIONS:
+            macs += _float_macs(call)
     return tuple(names), macs
 
 
@@ -118,16 +118,15 @@ def _check_operators(module: tvm.IRModule, fails: Callable[[Any], bool]) -> None
     for function in module.functions.values():
         if not isinstance(function, relax.Function):
             continue
-        for block in function.body.blocks:
-            for binding in block.bindings:
-                call, layer = getattr(binding, "value", None), binding.var.name
-                if not isinstance(call, tvm.ir.Call):
-                    continue
-                missing = [v.name_hint for v in (call.op, *call.args)
-                           if isinstance(v, tvm.ir.GlobalVar) and v.name_hint not in functions]  # fmt: skip
-                problems += [f"{name} ({layer}), a function that is not there" for name in missing]
-                if isinstance(call.op, tvm.ir.Op) and fails(call):
-                    problems.append(f"{str(call.op.name).removeprefix('relax.')} ({layer})")
+        for binding in bindings_of(function):
+            call, layer = getattr(binding, "value", None), binding.var.name
+            if not isinstance(call, tvm.ir.Call):
+                continue
+            missing = [v.name_hint for v in (call.op, *call.args)
+                       if isinstance(v, tvm.ir.GlobalVar) and v.name_hint not in functions]  # fmt: skip
+            problems += [f"{name} ({layer}), a function that is not there" for name in missing]
+            if isinstance(call.op, tvm.ir.Op) and fails(call):
+                problems.append(f"{str(call.op.name).removeprefix('relax.')} ({layer})")
     if problems:
         raise CompileError(
             f"there is no code for {len(problems)} operators: {', '.join(problems)}; in parentheses the layer. Write "
