@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantvm.jobs.compilation.compile_to_file import compile_to_file
     from quantvm.jobs.compilation.config import CompileConfig
     from quantvm.jobs.evaluation.config import RunConfig
+    from quantvm.jobs.evaluation.schema import RunResult
     from quantvm.jobs.latency.config import BenchConfig
     from quantvm.jobs.latency.schema import BenchResult
     from quantvm.jobs.layer_differences.config import DiffConfig
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from quantvm.models import ModelSpec, get_model, list_models
     from quantvm.models.quantize import quantize
     from quantvm.models.weights import build_float_model, resolve_weights
-    from quantvm.report.schema import RunResult
     from quantvm.runtime import Artifact, CompileReport, load
     from quantvm.verification import compile  # noqa: A004
     from quantvm.workload.runners import TorchRunner, TvmRunner
@@ -83,7 +83,7 @@ _HOME = {
     "Preprocessing": "quantvm.data",
     "QuantvmError": "quantvm.errors",
     "RunConfig": "quantvm.jobs.evaluation.config",
-    "RunResult": "quantvm.report.schema",
+    "RunResult": "quantvm.jobs.evaluation.schema",
     "TorchRunner": "quantvm.workload.runners",
     "TuneConfig": "quantvm.jobs.tuning.config",
     "TvmRunner": "quantvm.workload.runners",

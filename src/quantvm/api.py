@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from quantvm.data.check import OnBadImage
     from quantvm.data.loading import ClassMap
     from quantvm.data.preprocess import Interpolation
+    from quantvm.jobs.evaluation.schema import RunResult
     from quantvm.jobs.latency.schema import BenchResult
     from quantvm.jobs.layer_differences.schema import DiffResult
     from quantvm.jobs.tuning.schema import TuneResult
     from quantvm.models.quantize import Engine, Scheme
-    from quantvm.report.schema import RunResult
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")

@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from quantvm.errors import ConfigError, OutputError
+from quantvm.jobs.evaluation.evaluate import save
+from quantvm.jobs.evaluation.schema import RunResult
 from quantvm.progress import SILENT
 from quantvm.report.run_folder import LoggedProgress, RunFolder, default_run_folder, run_json
-from quantvm.report.schema import RunResult
 
-from .rows import run_row
+from ..jobs.evaluation.rows import run_row
 
 SAMPLE = {
     "model": "alpha",
@@ -29,7 +30,7 @@ SAMPLE = {
 
 def test_all_files_are_written_and_readable(tmp_path):
     folder = RunFolder(tmp_path / "deep" / "run")
-    folder.save(RunResult(run_row(), [SAMPLE]))
+    save(folder, RunResult(run_row(), [SAMPLE]))
     folder.close()
     assert json.loads((folder.path / "run.json").read_text()) == run_row()
     assert pq.read_table(folder.path / "samples.parquet").to_pylist() == [SAMPLE]
@@ -44,15 +45,15 @@ def test_all_files_are_written_and_readable(tmp_path):
 
 def test_no_samples_are_a_table_with_its_columns(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.save(RunResult(run_row()))
+    save(folder, RunResult(run_row()))
     folder.close()
     assert pq.read_table(tmp_path / "samples.parquet").column_names == list(SAMPLE)
 
 
 def test_saving_again_replaces_what_was_there(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.save(RunResult(run_row(), [SAMPLE]))
-    folder.save(RunResult(run_row(seed=7), [SAMPLE, SAMPLE]))
+    save(folder, RunResult(run_row(), [SAMPLE]))
+    save(folder, RunResult(run_row(seed=7), [SAMPLE, SAMPLE]))
     folder.close()
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 7
     assert pq.read_table(tmp_path / "samples.parquet").num_rows == 2
@@ -60,14 +61,14 @@ def test_saving_again_replaces_what_was_there(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
-    folder.save(RunResult(run_row()))
+    save(folder, RunResult(run_row()))
 
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(OutputError, match=r"cannot write .*No space left"):
-        folder.save(RunResult(run_row(seed=7)))
+        save(folder, RunResult(run_row(seed=7)))
     folder.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "report.md", "run.json", "samples.parquet"]
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 0

@@ -22,13 +22,7 @@ from quantvm.errors import (
     is_output_failure,
 )
 from quantvm.options.reading import names
-from quantvm.report.schema import (
-    EXIT_CHECK_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_MODELS_ERRORED,
-    EXIT_OUTPUT,
-    EXIT_USAGE,
-)
+from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_OUTPUT, EXIT_USAGE
 from quantvm.storage.download import cache_dir
 from quantvm.storage.output_files import make_folder, write_file
 

@@ -22,9 +22,9 @@ def run(config: RunConfig, as_json: bool) -> None:
     written, 130 interrupted.
     """
     from quantvm.api import evaluate
+    from quantvm.jobs.evaluation.console import ConsolePrinter
     from quantvm.jobs.evaluation.evaluate import SILENT_OBSERVER
     from quantvm.progress import progress_for_stderr
-    from quantvm.report.console import ConsolePrinter
     from quantvm.report.run_folder import default_run_folder, run_json
 
     config = dataclasses.replace(config, out=config.out or default_run_folder())

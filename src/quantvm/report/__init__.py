@@ -1,1 +1,1 @@
-"""Results to text, Markdown, JSON and Parquet; nothing here measures or decides anything."""
+"""What the results of all jobs share: exit codes, rows, tables, the run folder. A job's own text lies with the job."""

@@ -1,4 +1,4 @@
-"""The run folder: run.json, samples.parquet, report.md and log.txt.
+"""The folder that a run writes its results into, and its log.
 
 Every file but the log is written beside its name and then moved over it, so that no reader
 meets half a file. The log grows line by line.
@@ -16,9 +16,7 @@ from pathlib import Path
 
 from quantvm.errors import ConfigError
 from quantvm.progress import Progress, Task
-from quantvm.report.samples import samples_bytes
-from quantvm.report.schema import HeadRow, RunResult
-from quantvm.report.text import markdown_report
+from quantvm.report.schema import HeadRow
 from quantvm.storage.output_files import file_problem, write_file
 
 
@@ -52,12 +50,6 @@ class RunFolder:
         """Adds one entry to log.txt, with the time, at once; where the disk is full, the results matter more."""
         with suppress(OSError):
             print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", file=self._log, flush=True)
-
-    def save(self, result: RunResult) -> None:
-        """Writes run.json, samples.parquet and report.md; what was there before is replaced, file by file."""
-        self.write("samples.parquet", samples_bytes(result.samples))
-        self.write("report.md", markdown_report(result.run).encode())
-        self.write("run.json", run_json(result.run).encode())
 
     def close(self) -> None:
         """Closes the log."""

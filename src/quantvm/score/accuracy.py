@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantvm.report.schema import AccuracyRow
+from quantvm.score.schema import AccuracyRow
 
 
 def top_k(scores_f32: npt.NDArray[np.float32], k: int = 5) -> npt.NDArray[np.int64]:

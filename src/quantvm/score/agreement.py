@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantvm.report.schema import AgreementRow, SampleRow
+from quantvm.score.schema import AgreementRow, SampleRow
 
 
 def agreement_of_flows(samples: Sequence[SampleRow]) -> list[AgreementRow]:

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from quantvm.errors import ConfigError
-from quantvm.report.schema import FirstImageRow, GreatestDifferenceRow, ParityRow, Status
 from quantvm.score.accuracy import top_k
+from quantvm.score.schema import FirstImageRow, GreatestDifferenceRow, ParityRow, Status
 
 ArrayF32 = npt.NDArray[np.float32]
 

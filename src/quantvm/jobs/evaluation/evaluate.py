@@ -18,13 +18,16 @@ import numpy as np
 from quantvm.errors import ModelCodeError, QuantvmError, UnsupportedOpError
 from quantvm.jobs.evaluation.config import RunConfig
 from quantvm.jobs.evaluation.measurement import Measurement
+from quantvm.jobs.evaluation.samples import samples_bytes
+from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow
+from quantvm.jobs.evaluation.text import markdown_report
 from quantvm.jobs.latency.rounds import alternate, time_calls
 from quantvm.options.option import raise_problems
 from quantvm.progress import SILENT, Progress, TitledProgress
-from quantvm.report.run_folder import LoggedProgress, RunFolder
-from quantvm.report.schema import ModelRow, RunResult, RunRow, SampleRow
+from quantvm.report.run_folder import LoggedProgress, RunFolder, run_json
 from quantvm.score.agreement import agreement_of_flows
 from quantvm.score.parity import OutputShapeError, int8_share_problem, judge
+from quantvm.score.schema import SampleRow
 from quantvm.torch_compat import quantization_engine
 from quantvm.workload.environment import use_threads
 from quantvm.workload.head import head
@@ -228,8 +231,15 @@ class _Evaluation:
         self.run["duration_s"] = time.monotonic() - self.started_s
         result = RunResult(self.run, self.samples)
         if self.folder is not None:
-            self.folder.save(result)
+            save(self.folder, result)
         return result
+
+
+def save(folder: RunFolder, result: RunResult) -> None:
+    """Writes samples.parquet, report.md and run.json; what was there before is replaced, file by file."""
+    folder.write("samples.parquet", samples_bytes(result.samples))
+    folder.write("report.md", markdown_report(result.run).encode())
+    folder.write("run.json", run_json(result.run).encode())
 
 
 def measure(entry: Entry, flow: str, plan: Plan, progress: Progress, found: Sequence[Measurement]) -> None:

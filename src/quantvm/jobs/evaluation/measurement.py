@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quantvm.report.schema import SampleRow
 from quantvm.score.accuracy import AccuracyCount, top_k
 from quantvm.score.parity import ArrayF32, ParityCount, check_outputs, shortest_float
+from quantvm.score.schema import SampleRow
 
 if TYPE_CHECKING:
     from quantvm.data import Batch, CalibrationSet

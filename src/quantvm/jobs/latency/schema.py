@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from quantvm.report.schema import (
-    EXIT_CHECK_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_MODELS_ERRORED,
-    EXIT_OK,
-    HeadRow,
-    WeightsRow,
-)
+from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_OK, HeadRow, WeightsRow
 
 EngineStatus = Literal["measured", "failed", "missing", "error"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantvm.report.schema import SampleRow
+from quantvm.score.schema import SampleRow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from quantvm.report.schema import AccuracyRow, ModelRow, ParityRow, RunRow
+from quantvm.jobs.evaluation.schema import ModelRow, RunRow
+from quantvm.score.schema import AccuracyRow, ParityRow
 
 TABLE_HEAD = ("Model name | Torch-Top1 | Torch-Top5 | TVM-Top1 | TVM-Top5", "-- | -- | -- | -- | --")
 DETAIL_HEAD = (

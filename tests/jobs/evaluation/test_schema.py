@@ -1,6 +1,6 @@
 import pytest
 
-from quantvm.report.schema import RunResult
+from quantvm.jobs.evaluation.schema import RunResult
 
 from .rows import model_row, run_row
 

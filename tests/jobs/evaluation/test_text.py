@@ -1,6 +1,6 @@
 import pytest
 
-from quantvm.report.text import (
+from quantvm.jobs.evaluation.text import (
     accuracy_table,
     conditions,
     detail_table,

@@ -1,6 +1,6 @@
 import io
 
-from quantvm.report.console import ConsolePrinter
+from quantvm.jobs.evaluation.console import ConsolePrinter
 
 from .rows import SKIPPED, model_row, run_row
 

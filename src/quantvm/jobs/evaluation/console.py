@@ -6,8 +6,8 @@ import os
 import sys
 from typing import TextIO
 
-from quantvm.report.schema import ModelRow, RunRow
-from quantvm.report.text import model_lines, notices, summary_lines
+from quantvm.jobs.evaluation.schema import ModelRow, RunRow
+from quantvm.jobs.evaluation.text import model_lines, notices, summary_lines
 
 _BOLD, _RED, _GREEN, _YELLOW, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 _COLOURS = {"passed": _GREEN, "failed": _RED, "error": _RED, "unsupported": _RED}

@@ -1,0 +1,88 @@
+"""What run.json holds; its head is that of all results, and units are those of `report/schema.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+from quantvm.report.schema import (
+    EXIT_CHECK_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_MODELS_ERRORED,
+    EXIT_OK,
+    HeadRow,
+    WeightsRow,
+)
+from quantvm.score.schema import AccuracyRow, AgreementRow, ParityRow, SampleRow, Status
+
+
+class CalibrationRow(TypedDict):
+    """On how many images the model was calibrated, and which; `n` is 0 when its weights brought their own ranges."""
+
+    n: int
+    source: str
+
+
+class ModelRow(TypedDict):
+    """One model of a run; the measured fields are None where `status` says that it was not measured."""
+
+    name: str
+    title: str
+    status: Status
+    reason: str | None
+    remedy: str | None
+    scheme: str
+    engine: str
+    flow: str
+    reference: str | None  # what the row calls torch: PyTorch, ONNX Runtime; None: there is nothing to compare with
+    preprocessing: dict[str, Any] | None  # resize, crop, interpolation, mean, std
+    numerics: str  # what TVM follows in this row
+    weights: WeightsRow | None
+    calibration: CalibrationRow | None
+    n_images: int
+    fp32: AccuracyRow | None
+    torch: AccuracyRow | None
+    tvm: AccuracyRow | None
+    parity: ParityRow | None
+    int8_mac_share: float | None
+    float_ops: list[str]
+    target: str | None
+    import_s: float | None
+    compile_s: float | None  # None where `cached` says that it was compiled earlier
+    cached: bool | None
+    load_s: float | None  # of compiled code from the cache; None: it was compiled in this run
+    latency_ms: float | None  # p50 of one image in TVM, beside the other numerics; None: there are no others
+    duration_s: float
+
+
+class RunRow(HeadRow):
+    """All of run.json."""
+
+    models: list[ModelRow]
+    agreement: list[AgreementRow]  # of models that were quantized by several flows
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one evaluation found: ``run`` is run.json, ``samples`` the rows of samples.parquet."""
+
+    run: RunRow
+    samples: list[SampleRow] = field(default_factory=list, repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """The process exit code that says how the run ended.
+
+        130 interrupted, 3 some models errored or are unsupported, 1 a check that was asked for failed, else 0. A
+        mistrusted model never meets a check.
+        """
+        statuses = {model["status"] for model in self.run["models"]}
+        if self.run["interrupted"]:
+            return EXIT_INTERRUPTED
+        if statuses & {"error", "unsupported"}:
+            return EXIT_MODELS_ERRORED
+        config = self.run["config"]
+        asked = any(config.get(name) is not None for name in ("check_parity", "min_top1", "min_int8_macs"))
+        if "failed" in statuses or (asked and "mistrusted" in statuses):
+            return EXIT_CHECK_FAILED
+        return EXIT_OK
