@@ -20,7 +20,7 @@ from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.float_operators import FLOAT_OPERATORS
 from quantvm.qdq.bindings import bindings_of
 from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name, same_shape, size_of
-from quantvm.qdq.rewriting import Rewriter
+from quantvm.qdq.rewriting import Rewriter, with_arguments
 
 from .builder import QdqBuilder, constant, shape_of
 from .folding import folded
@@ -168,7 +168,7 @@ class _Former(Rewriter):
     # ------------------------------------------------------------------ calls
 
     def _call(self, var: Any, call: Any) -> Any:
-        name = getattr(call.op, "name", "")
+        name = op_name(call)
         self._b.where = self._layer(call, name)
         if name != "relax.dequantize":
             self._layers[var] = self._b.where
@@ -185,11 +185,11 @@ class _Former(Rewriter):
 
     def _plain(self, call: Any, arguments: list[Expr] | None = None) -> Expr:
         arguments = [self.read(a) for a in call.args] if arguments is None else arguments
-        made = relax.Call(call.op, arguments, call.attrs, call.ty_args)
+        made = with_arguments(call, arguments)
         value = folded(made)
         if value is not None:
             return constant(value, str(value.dtype))
-        return self._b.emit(made, getattr(call.op, "name", "").split(".")[-1])
+        return self._b.emit(made, op_name(call).split(".")[-1])
 
     def _params(self, call: Any) -> tuple[np.ndarray, np.ndarray]:
         found = []
@@ -280,9 +280,7 @@ class _Former(Rewriter):
         arguments = [self.read(a) for a in call.args[1].fields]
         kind = _limit_of(self.module[call.args[0]])
         if kind is None or len(arguments) != 2 or not is_constant(arguments[1]):
-            return self._b.emit(
-                relax.Call(call.op, [call.args[0], relax.Tuple(arguments)], call.attrs, call.ty_args), "call"
-            )
+            return self._b.emit(with_arguments(call, [call.args[0], relax.Tuple(arguments)]), "call")
         x, limit = arguments[0], float(constant_value(arguments[1]))
         bound = (limit, float("inf")) if kind == "max" else (float("-inf"), limit)
         inner = self._clips.get(x)

@@ -25,7 +25,7 @@ from quantvm.numerics.pool_geometry import PoolAxis
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.attributes import engine_of
 from quantvm.qdq.bindings import bindings_of, definitions
-from quantvm.qdq.expressions import constant_value, is_call, quant_params
+from quantvm.qdq.expressions import constant_value, is_call, is_constant, quant_params
 
 
 def unknown_ops(module: tvm.IRModule) -> list[str]:
@@ -86,8 +86,8 @@ class QdqInFloat:
             if self._ties_away and is_call(expr, "relax.quantize"):
                 return _quantize(expr, *arguments, ties_away=True)
             return self._real(_OPS[_name(expr)](expr, *arguments))
-        if hasattr(expr, "value") and hasattr(expr.value, "numpy"):
-            return self._real(torch.from_numpy(expr.value.numpy().copy()))
+        if is_constant(expr):
+            return self._real(torch.from_numpy(constant_value(expr).copy()))
         return expr
 
     def _real(self, value: Any) -> Any:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax
 
 from quantvm.errors import UnsupportedOpError
 from quantvm.frontend.builder import constant, shape_of
-from quantvm.qdq.expressions import constant_value, is_constant
+from quantvm.qdq.expressions import constant_value, is_call, is_constant
 
 Converter = Callable[[relax.BlockBuilder, Sequence[Any], dict[str, Any]], Any]
 """Takes the builder, the inputs (None where one is left out) and the attributes.
@@ -211,7 +210,7 @@ def _celu(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
 
 def is_function(expr: Any) -> bool:
     """Whether a converter of TVM's made a function of its own, which nothing here knows how to lower."""
-    return isinstance(expr, tvm.ir.Call) and getattr(expr.op, "name", "") == "relax.call_tir"
+    return is_call(expr, "relax.call_tir")
 
 
 __all__ = ["CONVERTERS", "Converter", "constant_input", "converts", "is_function", "optional_input", "taken"]

@@ -19,7 +19,7 @@ from quantvm.errors import ModelImportError
 from quantvm.frontend.builder import constant, shape_of
 from quantvm.numerics.float_operators import RELAX_OPERATORS
 from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, op_name
-from quantvm.qdq.rewriting import Rewriter
+from quantvm.qdq.rewriting import Rewriter, with_arguments
 
 _TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 _AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
@@ -120,7 +120,7 @@ class _Rewriter(Rewriter):
         if made is not None:
             return made
         plain = [self._last_of(a) if isinstance(a, relax.Tuple) else self._last(a) for a in arguments]
-        return self.builder.emit(relax.Call(call.op, plain, call.attrs, call.ty_args))
+        return self.builder.emit(with_arguments(call, plain))
 
     def _element_wise(self, call: Any, arguments: list[Expr]) -> Expr | None:
         if len(getattr(call.ty, "shape", None) or ()) != 4:
@@ -131,7 +131,7 @@ class _Rewriter(Rewriter):
             arguments = [self._first(arguments[0]), *arguments[1:]]
         else:
             arguments = [self._aligned(a) for a in arguments]
-        return self._emit_first(relax.Call(call.op, arguments, call.attrs, call.ty_args))
+        return self._emit_first(with_arguments(call, arguments))
 
     def _aligned(self, value: Expr) -> Expr:
         """Returns an operand of an element-wise operator so that it broadcasts along the same dimensions."""

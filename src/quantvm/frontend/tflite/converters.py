@@ -18,6 +18,7 @@ from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, g
 from quantvm.frontend.builder import constant, shape_of
 from quantvm.numerics import tflite as tflite_numerics
 from quantvm.numerics.torch_engines import QuantParams
+from quantvm.qdq.expressions import constant_value
 
 REFUSED = frozenset(("MATRIX_DIAG", "MATRIX_SET_DIAG", "SPARSE_TO_DENSE"))
 """Operators that TVM's importer takes, and that there is no code for."""
@@ -117,7 +118,7 @@ class Converter(OperatorConverter):
         if name == "REDUCE_PROD" and given is not None and given.qnn_params:
             raise UnsupportedOpError("of quantized tensors it is not supported: LiteRT rounds every product")
         if name == "NEG" and given is not None and given.qnn_params and (
-            given.qnn_params["zero_point"].value.numpy().any() or not self.has_same_qnn_params(given, outputs[0])
+            constant_value(given.qnn_params["zero_point"]).any() or not self.has_same_qnn_params(given, outputs[0])
         ):  # fmt: skip
             raise UnsupportedOpError("LiteRT negates the integers, which is right where both zero points are 0 and the "
                                      "scales are equal")  # fmt: skip
@@ -293,7 +294,7 @@ class Converter(OperatorConverter):
         name = get_tensor_name(self.subgraph, tensor.tensor_idx)
         if dtype not in ("int8", "uint8") or not tensor.qnn_params:
             raise UnsupportedOpError(f"{name} is {dtype}, expected int8 or uint8 with a scale")
-        scale, zero_point = (tensor.qnn_params[key].value.numpy() for key in ("scale", "zero_point"))
+        scale, zero_point = (constant_value(tensor.qnn_params[key]) for key in ("scale", "zero_point"))
         if scale.size > 1:
             raise UnsupportedOpError(f"{name} has {scale.size} scales, expected one")
         return QuantParams(float(scale.item()), int(zero_point.item()), dtype)
@@ -372,7 +373,7 @@ class Converter(OperatorConverter):
         x = self.get_tensor_expr(given)
         count, rank = len(blocks), len(shape_of(x))
         if any(any(pair) for pair in widths):
-            value = float(given.qnn_params["zero_point"].value.numpy()) if given.qnn_params else 0.0
+            value = float(constant_value(given.qnn_params["zero_point"])) if given.qnn_params else 0.0
             around = [(0, 0), *widths, *[(0, 0)] * (rank - 1 - count)]
             flat = [width for pair in around for width in pair]
             x = self.bb.normalize(relax.op.nn.pad(x, flat, "constant", value))

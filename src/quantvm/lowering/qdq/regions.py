@@ -171,7 +171,7 @@ class _Finder:
         shape = shape_of(call)
         if self._kinds[var] == "contraction":
             return "channels" if len(shape) == 4 and is_call(call, "relax.nn.conv2d") else "last"
-        if self._kinds[var] != "elementwise" or getattr(call.op, "name", "") not in BINARY:
+        if self._kinds[var] != "elementwise" or op_name(call) not in BINARY:
             return None
         for operand in call.args:
             if is_constant(operand):
