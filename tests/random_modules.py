@@ -111,6 +111,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_tanh": lambda: nn.GELU("tanh"),
     "leaky_relu": lambda: nn.LeakyReLU(0.1),
     "elu": nn.ELU,
+    "softsign": nn.Softsign,
 }
 
 
