@@ -166,13 +166,18 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def list_ops() -> list[str]:
     """Returns the qualified names of the PyTorch operators that have a converter, sorted.
 
-    They are read from the decorators in the frontend's source: importing the converters would import tvm. A test holds
-    the result against the registry.
+    They are read from the tables of operators and from the decorators in the frontend's source: importing the
+    converters would import tvm. A test holds the result against the registry.
     """
+    from quantvm.numerics.activations import ACTIVATIONS
+    from quantvm.numerics.float_operators import FLOAT_OPERATORS
+
+    declared = {name for activation in ACTIVATIONS.values() for name in activation.torchscript}
+    declared |= {operator.aten for operator in FLOAT_OPERATORS.values() if operator.aten}
     spec = importlib.util.find_spec("quantvm.frontend")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     sources = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
-    return sorted({name for path in sources for name in _registered_in(path.read_text(encoding="utf-8"))})
+    return sorted(declared.union(*(_registered_in(path.read_text(encoding="utf-8")) for path in sources)))
 
 
 def _registered_in(source: str) -> Iterator[str]:

@@ -84,6 +84,12 @@ class Activation:
     accurate_near_zero: bool = False
 
     @property
+    def torchscript(self) -> tuple[str, ...]:
+        """Names of all its operators in TorchScript."""
+        kernel = self.kernel
+        return (*self.aten, *([f"quantized::{kernel.operator}"] if kernel is not None and kernel.operator else []))
+
+    @property
     def options(self) -> tuple[str, ...]:
         """Names of the numbers that it takes besides x."""
         return option_names(self.formula)
