@@ -54,18 +54,18 @@ class Tolerance:
         return cls(int(match.group(1)))
 
 
-def check_outputs(engine: str, outputs: object, n_images: int) -> ArrayF32:
+def check_outputs(side: str, outputs: object, n_images: int) -> ArrayF32:
     """Returns the outputs if they are what a runner must give: a float32 array (n_images, classes).
 
     Raises:
         OutputShapeError: if they are missing or of another shape or dtype.
     """
     if outputs is None:
-        raise OutputShapeError(f"{engine} returned no output for a batch of {n_images} images")
+        raise OutputShapeError(f"{side} returned no output for a batch of {n_images} images")
     array = np.asarray(outputs)
     if array.ndim != 2 or array.shape[0] != n_images or array.shape[1] == 0 or array.dtype != np.float32:
         raise OutputShapeError(
-            f"{engine} returned {array.dtype} {array.shape} for a batch of {n_images} images, "
+            f"{side} returned {array.dtype} {array.shape} for a batch of {n_images} images, "
             f"expected float32 ({n_images}, classes)"
         )
     return array
@@ -94,19 +94,19 @@ class _Degeneracy:
         self.all_like_first &= bool((outputs_f32 == self.first).all())
         self.all_finite &= bool(np.isfinite(outputs_f32).all())
 
-    def reason(self, engine: str) -> str | None:
-        """Returns why this engine's outputs are not to be trusted, or None."""
+    def reason(self, side: str) -> str | None:
+        """Returns why this side's outputs are not to be trusted, or None."""
         if self.n == 0:
             return None
         if not self.all_finite:
-            return f"{engine} gives outputs that are not finite"
+            return f"{side} gives outputs that are not finite"
         if self.n_zero > MISTRUSTED_SHARE * self.n_values:
-            return f"{engine} gives mostly zeros: {100 * self.n_zero / self.n_values:.0f} % of the raw outputs"
+            return f"{side} gives mostly zeros: {100 * self.n_zero / self.n_values:.0f} % of the raw outputs"
         if self.same_value_share > MISTRUSTED_SHARE * self.n:
             share = 100 * self.same_value_share / self.n
-            return f"{engine} gives mostly constant outputs: on average {share:.0f} % of an image's have the same value"
+            return f"{side} gives mostly constant outputs: on average {share:.0f} % of an image's have the same value"
         if self.n > 1 and self.all_like_first:
-            return f"{engine} gives the same outputs for all {self.n} images"
+            return f"{side} gives the same outputs for all {self.n} images"
         return None
 
 

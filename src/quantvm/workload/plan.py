@@ -120,15 +120,15 @@ def machine_of(options: CompilationOptions) -> Machine:
 
 def unsupported_options(options: WorkloadOptions | OneModelOptions) -> list[str]:
     """Returns one sentence for every option that this machine, torch or TVM cannot serve."""
-    problems = []
+    problems = {}
     engines = torch_engines()
     if options.engine not in engines:
-        problems.append(f"engine: this torch has no '{options.engine}' on this machine, only {', '.join(engines)}")
+        problems["engine"] = f"this torch has no '{options.engine}' on this machine, only {', '.join(engines)}"
     try:
         parse_target(options.target)
     except CompileError as error:
-        problems.append(f"target: {error}")
-    return problems
+        problems["target"] = str(error)
+    return [f"{name}: {problem}" for name, problem in problems.items()]
 
 
 def images_of(options: WorkloadOptions, progress: Progress) -> Dataset:

@@ -52,7 +52,7 @@ def prepare(
     Raises:
         QuantvmError: an option, the model or its weights are wrong, or PyTorch cannot quantize it by that flow.
     """
-    found = _own(word, options.shapes, options.engine)
+    found = _own(word, options.shapes, options)
     if isinstance(found, Program):
         return found
     if refuse_float is not None and found is not None:
@@ -146,9 +146,11 @@ def _noise(shape: tuple[int, ...]) -> list[np.ndarray]:
     return [np.random.default_rng(0).standard_normal((_NOISE_IMAGES, *shape[1:])).astype(np.float32)]
 
 
-def _own(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None = None) -> Program | FloatModel | None:
+def _own(
+    word: str, input_shapes: tuple[Shape, ...] | None, options: OneModelOptions | None = None
+) -> Program | FloatModel | None:
     """Returns what a file or a factory holds; None for a name of the registry."""
-    return None if kind_of(word) == "registered" else load_model(word, input_shapes=input_shapes, engine=engine)
+    return None if kind_of(word) == "registered" else load_model(word, input_shapes=input_shapes, quantization=options)
 
 
 class CalibrationInputs:

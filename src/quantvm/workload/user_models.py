@@ -6,7 +6,7 @@ model's place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from quantvm.errors import ConfigError, ModelImportError
 from quantvm.models.quantize import FLOWS
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.models.weights import ResolvedWeights
+from quantvm.options.groups import QuantizationOptions
 from quantvm.storage.download import sha256_of
 from quantvm.workload.model_words import call_factory, kind_of
 from quantvm.workload.options import WorkloadOptions
@@ -58,14 +59,14 @@ class UserSpec(ModelSpec):
 
 
 def load_model(
-    word: str, *, input_shapes: tuple[Shape, ...] | None = None, engine: str | None = None
+    word: str, *, input_shapes: tuple[Shape, ...] | None = None, quantization: QuantizationOptions | None = None
 ) -> Program | FloatModel:
     """Returns the quantized program that a file or a factory holds, or the quantizable float module of a factory.
 
     Args:
         word: a file, or a factory as ``pkg.mod:name``.
         input_shapes: of the inputs, for programs that do not say them. None: 1,3,224,224.
-        engine: PyTorch engine that the program is for, where it does not say that itself.
+        quantization: has the PyTorch engine that the program is for, where it does not say that itself.
 
     Raises:
         ConfigError: the word names nothing of the kind, or what the factory returns is no model.
@@ -73,19 +74,25 @@ def load_model(
         ModelImportError: the file is damaged.
     """
     try:
-        return _loaded(word, input_shapes, engine)
+        return _loaded(word, input_shapes, quantization)
     except ModelImportError as error:
         if word in str(error):
             raise
         raise ModelImportError(f"{word}: {error}") from error
 
 
-def _loaded(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> Program | FloatModel:
+def _loaded(
+    word: str, input_shapes: tuple[Shape, ...] | None, quantization: QuantizationOptions | None
+) -> Program | FloatModel:
+    engine = None if quantization is None else quantization.engine
     kind = kind_of(word)
     if kind == "registered":
         raise ConfigError(f"'{word}' is a registered model, expected a file or a factory as pkg.mod:name")
     if kind == "factory":
-        return _from_factory(word, input_shapes, engine)
+        found = _from_factory(word, input_shapes)
+        if isinstance(found, Program) and found.kind == "module":
+            return replace(found, engine=found.engine or engine)
+        return found
     from quantvm.frontend.entry import format_of
 
     path = Path(word)
@@ -102,7 +109,7 @@ def _loaded(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | Non
     return Program(word, held, path, shapes, False, None, n_outputs, sizes_are_given=shapes != own)
 
 
-def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str | None) -> Program | FloatModel:
+def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None) -> Program | FloatModel:
     import torch
 
     made = call_factory(word)
@@ -126,7 +133,7 @@ def _from_factory(word: str, input_shapes: tuple[Shape, ...] | None, engine: str
         return FloatModel(made, shapes, FLOWS)
     if _computes_in_float(made, shapes):
         return FloatModel(made, shapes, tuple(flow for flow in FLOWS if flow != "eager"))
-    return Program(word, "module", made, shapes, True, getattr(made, "quantvm_engine", None) or engine)
+    return Program(word, "module", made, shapes, True, getattr(made, "quantvm_engine", None))
 
 
 def _shape_of(word: str, example: Any) -> Shape:
@@ -199,7 +206,7 @@ def load_user_spec(word: str, options: WorkloadOptions) -> tuple[UserSpec, Resol
     input_shapes = None if options.input_shape is None else (options.input_shape,)
     if input_shapes is None and options.crop is not None:
         input_shapes = ((1, 3, options.crop, options.crop),)
-    found = load_model(word, input_shapes=input_shapes, engine=options.engine)
+    found = load_model(word, input_shapes=input_shapes, quantization=options)
     if isinstance(found, Program):
         program, float_module, flows = found, None, FLOWS
     else:

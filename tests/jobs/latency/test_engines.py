@@ -65,7 +65,7 @@ def test_tvm_alone_runs_as_deployed_and_only_from_a_file(built, deployed):
         job=Job("", "small", "/nowhere", 1), note=print, log=print,
         built={"tvm": built, "torch_fbgemm": {"artifact_bytes": 1}},
     )  # fmt: skip
-    session = _Session(bench, threads=2)
+    session = _Session(bench, replace(bench.job, threads=2))
     assert session._job("tvm").deployed is deployed
     assert session._job("torch_fbgemm").deployed is False
 

@@ -189,7 +189,7 @@ class Toy:
 
 def test_every_library_gets_the_thread_count(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
-    environment = workers._environment(2)
+    environment = workers._environment(Job("tvm", "m", "/nowhere", 2))
     assert {environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")} == {"2"}
 
 
@@ -206,7 +206,9 @@ def test_a_worker_ends_with_its_parent_and_so_does_what_it_started(toy, tmp_path
         "worker.request('load', batch=16)\n"
     )
     command = [sys.executable, "-c", script, json.dumps(dataclasses.asdict(toy))]
-    environment = workers._environment(1)  # with this quantvm, wherever another may be installed
+    environment = workers._environment(
+        Job("tvm", "m", "/nowhere", 1)
+    )  # with this quantvm, wherever another may be installed
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         worker_pid = int(parent.stdout.readline())
         child_file = tmp_path / "child.pid"

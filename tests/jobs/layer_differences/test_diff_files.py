@@ -134,7 +134,7 @@ def test_a_bug_is_shown_alone(onnx_file, tmp_path, monkeypatch):
 def test_layers_of_a_file_alone_give_what_they_gave_in_the_network(onnx_file):
     from quantvm.workload.user_models import load_model
 
-    found = load_model(onnx_file, input_shapes=((1, 3, 224, 224),), engine="fbgemm")
+    found = load_model(onnx_file, input_shapes=((1, 3, 224, 224),))
     shape = [d or 1 for d in found.shapes[0]]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     check_layers_alone(import_file_layers(Path(onnx_file), [x]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import traceback
@@ -48,22 +49,20 @@ def measure_latency(config: BenchConfig, *, progress: Progress = SILENT, command
             if entry.is_quantized
         ]
     )
-    threads = config.threads or (plan.machine.threads,)
-    row = _bench_row(plan, config, threads, engines, command)
+    config = dataclasses.replace(config, threads=config.threads or (plan.machine.threads,))
+    row = _bench_row(plan, config, engines, command)
     folder = RunFolder(config.out) if config.out is not None else None
     try:
         logged = progress if folder is None else LoggedProgress(progress, folder)
-        return _Bench(plan, config, threads, engines, missing, logged, folder, row, started_s).go()
+        return _Bench(plan, config, engines, missing, logged, folder, row, started_s).go()
     finally:
         if folder is not None:
             folder.close()
 
 
-def _bench_row(
-    plan: Plan, config: BenchConfig, threads: Sequence[int], engines: Sequence[str], command: str
-) -> BenchRow:
+def _bench_row(plan: Plan, config: BenchConfig, engines: Sequence[str], command: str) -> BenchRow:
     found = head(plan, config, command)
-    found["config"] |= {"threads": list(threads), "engines": list(engines)}
+    found["config"] |= {"threads": list(config.threads), "engines": list(engines)}
     found["environment"]["versions"] |= peer_versions()
     load = load_average()
     return {
@@ -82,7 +81,6 @@ class _Bench:
 
     plan: Plan
     config: BenchConfig
-    threads: Sequence[int]
     engines: Sequence[str]
     missing: dict[str, str]
     progress: Progress
@@ -95,7 +93,7 @@ class _Bench:
         self.named = self.config.engines
 
     def go(self) -> BenchResult:
-        use_threads(max(self.threads))
+        use_threads(max(self.config.threads))
         for index, entry in enumerate(self.plan.entries):
             try:
                 self._bench(entry)
@@ -132,7 +130,7 @@ class _Bench:
                 note=self.progress.note,
                 log=self._log,
             )
-            for row in model.go(self.threads):
+            for row in model.go():
                 self.row["models"].append(row)
                 self._save()
 

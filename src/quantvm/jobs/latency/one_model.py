@@ -38,7 +38,7 @@ class ModelBench:
         engines: the names to measure.
         missing: those among them that cannot run here, and why.
         job: what the workers are for; engine and threads are put in here.
-        config: the options.
+        config: the options; its thread counts are known.
         note: shows a line to the user.
         log: keeps details of a failure.
     """
@@ -59,18 +59,19 @@ class ModelBench:
         """The engine whose outputs TVM must give; measured only if it is asked for."""
         return self.config.reference if "tvm" in self.engines else None
 
-    def go(self, threads: Sequence[int]) -> Iterator[BenchModelRow]:
+    def go(self) -> Iterator[BenchModelRow]:
         """Yields a row for each thread count and batch size, as soon as it is final."""
-        self._build(tuple(threads))
-        for count in threads:
-            yield from self._measure(count)
+        self._build()
+        for count in self.config.threads:
+            yield from self._measure(replace(self.job, threads=count))
 
     def _names(self) -> list[str]:
         """Returns the engines to start, the reference before TVM."""
         first = [self.reference] if self.reference else []
         return [*first, *(name for name in self.engines if name not in first and name not in self.missing)]
 
-    def _build(self, threads: tuple[int, ...]) -> None:
+    def _build(self) -> None:
+        threads = self.config.threads
         for name in self._names():
             self.note(f"{self.spec.title}: {name} builds")
             try:
@@ -86,9 +87,9 @@ class ModelBench:
             except WorkerError as error:
                 self.broken[name] = self._told(name, "build", error)
 
-    def _measure(self, threads: int) -> Iterator[BenchModelRow]:
+    def _measure(self, job: Job) -> Iterator[BenchModelRow]:
         with ExitStack() as stack:
-            session = _Session(self, threads)
+            session = _Session(self, job)
             for name in self._names():
                 session.start(name, stack)
             for batch in self.config.batch_sizes:
@@ -104,18 +105,18 @@ class ModelBench:
         self.note(_outcome(row))
         return row
 
-    def _told(self, engine: str, what: str, error: WorkerError) -> str:
-        """Returns why an engine failed, having logged the details."""
-        self.log(f"{self.spec.name}, {engine}, {what}: {error}\n{error.details}")
-        self.note(f"{self.spec.title}: {engine} failed at {what}: {error}")
+    def _told(self, name: str, what: str, error: WorkerError) -> str:
+        """Returns why the engine of that name failed, having logged the details."""
+        self.log(f"{self.spec.name}, {name}, {what}: {error}\n{error.details}")
+        self.note(f"{self.spec.title}: {name} failed at {what}: {error}")
         return " ".join(f"{what}: {error}".split())
 
 
 class _Session:
     """The workers of one model and thread count, all alive, of which one at a time does anything."""
 
-    def __init__(self, bench: ModelBench, threads: int) -> None:
-        self._bench, self._threads = bench, threads
+    def __init__(self, bench: ModelBench, job: Job) -> None:
+        self._bench, self._shared_job = bench, job
         self._workers: dict[str, Worker] = {}
         self._rows: dict[tuple[str, int], EngineRow] = {}
         self._profiles: dict[int, ProfileRow] = {}
@@ -129,7 +130,7 @@ class _Session:
         if name in bench.broken:
             self._fail(name, "error", bench.broken[name])
             return
-        bench.note(f"{bench.spec.title}, threads {self._threads}: {name} loads")
+        bench.note(f"{bench.spec.title}, threads {self._shared_job.threads}: {name} loads")
         batch = bench.config.batch_sizes[0]
         try:
             worker = ProcessWorker(self._job(name))
@@ -243,7 +244,7 @@ class _Session:
     def _job(self, name: str) -> Job:
         # TVM runs in a process like that of a deployed model, unless it still has to be compiled there.
         deployed = name == "tvm" and "artifact_bytes" in self._bench.built.get(name, {})
-        return replace(self._bench.job, engine=name, threads=self._threads, deployed=deployed)
+        return replace(self._shared_job, engine=name, deployed=deployed)
 
     def row(self, batch: int) -> BenchModelRow:
         """Returns what was found for one batch size."""
@@ -259,7 +260,7 @@ class _Session:
             "title": bench.spec.title,
             "flow": bench.job.flow,
             "batch": batch,
-            "threads": self._threads,
+            "threads": self._shared_job.threads,
             "weights": bench.weights,
             "engines": engines,
             "tvm_vs_best": tvm_vs_best(engines),

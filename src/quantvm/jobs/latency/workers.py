@@ -1,4 +1,4 @@
-"""Worker processes, one for each engine: started, asked, and ended. The other end is ``engine_worker.py``."""
+"""The processes in which engines are measured: started, asked, and ended. The other end is ``engine_worker.py``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ProcessWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=_environment(job.threads),
+            env=_environment(job),
             text=True,
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for the parent, which then ends the workers
@@ -106,9 +106,9 @@ class ProcessWorker:
         return WorkerError(f"the process ended at '{operation}' with {how}{last}", printed)
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(job: Job) -> dict[str, str]:
     """Returns the environment of a worker: that of this process, with the thread count for every library."""
-    count = str(threads)
+    count = str(job.threads)
     # -P or a working directory must not decide which quantvm a worker imports.
     source = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)

@@ -50,8 +50,8 @@ def tune_schedules(config: TuneConfig, *, progress: Progress = SILENT) -> TuneRe
     requirements_of(target).check(f"code for '{target_text(target)}'")
     file = config.out or user_schedules(mcpu)
     known = _known(file, mcpu)
-    threads = config.threads or (resolve_threads(None, physical_cores()),)
-    work = _work(config, target, threads, progress)
+    config = dataclasses.replace(config, threads=config.threads or (resolve_threads(None, physical_cores()),))
+    work = _work(config, target, progress)
     found: list[ScheduleRecord] = []
     interrupted = False
     try:
@@ -64,7 +64,7 @@ def tune_schedules(config: TuneConfig, *, progress: Progress = SILENT) -> TuneRe
         "schema_version": SCHEMA_VERSION,
         "target": target_text(target),
         "mcpu": mcpu,
-        "threads": list(threads),
+        "threads": list(config.threads),
         "file": str(file),
         "searched": len(found),
         "asked": len(work),
@@ -101,7 +101,7 @@ def _write(file: Path, known: ScheduleFile, found: Sequence[ScheduleRecord]) -> 
     return len(records)
 
 
-def _work(config: TuneConfig, target: Any, threads: Sequence[int], progress: Progress) -> list[Work]:
+def _work(config: TuneConfig, target: Any, progress: Progress) -> list[Work]:
     """Returns every convolution of the models, each once, for each number of threads."""
     from quantvm.compiler.schedule_search import Work
     from quantvm.lowering import LoweringOptions, lower
@@ -111,7 +111,7 @@ def _work(config: TuneConfig, target: Any, threads: Sequence[int], progress: Pro
     with progress.task("importing models", total=len(names)) as task:
         for name in names:
             _, report = lower(_imported(name, config), LoweringOptions(target))
-            found |= dict.fromkeys(Work(shape, dot, n) for n in threads for shape, dot in report.convolutions)
+            found |= dict.fromkeys(Work(shape, dot, n) for n in config.threads for shape, dot in report.convolutions)
             task.advance()
     return list(found)
 
