@@ -25,7 +25,7 @@ from quantvm.kernels.conv import conv_emitter, requantize
 from quantvm.kernels.float import program_emitter
 from quantvm.lowering.qdq import legalize as qdq_legalize
 from quantvm.lowering.qdq import region_reader
-from quantvm.lowering.torch import contraction_rules
+from quantvm.lowering.torch import contractions as contraction_lowerings
 from quantvm.numerics import unary_tables
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.runtime import artifact
@@ -308,7 +308,7 @@ FAULTS: list[tuple[str, str, Callable[[Patch], None]]] = [
     # the lowering
     ("int8 read raw", "PT2E int8", everywhere("unsigned", raw, region_reader, qdq_legalize)),
     ("int8 read raw", "ONNX int8", everywhere("unsigned", raw, region_reader, qdq_legalize)),
-    ("constant off", "convolution", wrapped(contraction_rules, "requantization", off_by_one)),
+    ("constant off", "convolution", wrapped(contraction_lowerings, "requantization", off_by_one)),
     ("wrong entries of a table", "hardswish", wrapped(unary_tables, "unary_tables", other_entry)),
     # the kernels
     ("ties upward", "linear", to_larger),

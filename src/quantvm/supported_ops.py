@@ -29,14 +29,14 @@ def supported_ops_markdown() -> str:
     from quantvm.frontend.onnx import operators as onnx_operators
     from quantvm.frontend.torchscript import importer as torchscript
     from quantvm.lowering.qdq import regions
-    from quantvm.lowering.torch.legalize import rules
+    from quantvm.lowering.torch.legalize import lowerings
 
     assert exported
     assert lowering
-    assert torchscript  # importing these registers converters and rules
+    assert torchscript  # importing these registers converters and lowerings
     imported = _ours((name, registry.find_converter(name)) for name in registry.supported_ops())
     own = _ours((name, find_exported(name)) for name in exported_ops())
-    kernels = [(composite, numerics, rule) for (numerics, composite), rule in rules().items()]
+    kernels = [(composite, numerics, lowering) for (numerics, composite), lowering in lowerings().items()]
     fused = sorted({*regions.UNARY.values(), *regions.BINARY.values()})
     lines = [
         _OPENING,
@@ -45,7 +45,7 @@ def supported_ops_markdown() -> str:
         "",
         "| quantized operator | numerics | |",
         "| --- | --- | --- |",
-        *(f"| {name} | {numerics} | {_summary(rule)} |" for name, numerics, rule in sorted(kernels, key=str)),
+        *(f"| {name} | {numerics} | {_summary(lowering)} |" for name, numerics, lowering in sorted(kernels, key=str)),
         "",
         "## Int8 code of `numerics=qdq`",
         "",

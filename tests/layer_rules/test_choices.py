@@ -20,7 +20,7 @@ from quantvm.layer_rules import Environment, Operator, preset_of
 from quantvm.lowering.fuse_qdq import fuse_qdq
 from quantvm.lowering.layer_operators import layer_operators
 from quantvm.lowering.tensors import Tensor
-from quantvm.lowering.torch.legalize import Legalization, rules
+from quantvm.lowering.torch.legalize import Legalization, lowerings
 from quantvm.numerics import dispatch
 from quantvm.numerics.dispatch import Cpu
 from quantvm.numerics.torch_engines import ENGINES
@@ -164,12 +164,12 @@ def test_the_lowering_and_diff_ask_one_question(name, monkeypatch):
     for channels_last in (False, True):
         composite, operator = read(make(), shape, channels_last=channels_last)
         tensors = tensors_of(composite, channels_last=channels_last and not _has_one_order(shape))
-        rule = rules()["torch", composite.name]
+        lowering = lowerings()["torch", composite.name]
         for engine, cpu, threads in itertools.product(ENGINES, CPUS.values(), (1, 2)):
             state = Legalization(engine, threads, PORTABLE, PLAIN, cpu.avx512, onednn_amx=cpu.onednn_amx, vnni=cpu.vnni)
             state.builder = relax.BlockBuilder()
             environment = Environment(threads, 16 if cpu.avx512 else 8, cpu.vnni, cpu.onednn_amx)
-            lowered = asked_by(lambda: rule(state, composite, tensors, name), monkeypatch)  # noqa: B023
+            lowered = asked_by(lambda: lowering(state, composite, tensors, name), monkeypatch)  # noqa: B023
             preset = asked_by(lambda: preset_of(operator, engine, environment), monkeypatch)  # noqa: B023
             assert (preset.question, preset.arguments) == (lowered.question, lowered.arguments)
             assert preset.answer == lowered.answer

@@ -1,6 +1,6 @@
 """Int8 kernels in TIR, one op family per file; `reference.py` holds their NumPy oracles.
 
-Every public kernel function takes shapes, quantization parameters and a numerics rule, and returns a `Kernel`: one
+Every public kernel function takes shapes, quantization parameters and a formula, and returns a `Kernel`: one
 PrimFunc in destination-passing style and the packed constants that it takes between its inputs and its output. Kernels
 know nothing of Relax graphs (that is `lowering`) and nothing of torch.
 

@@ -1,7 +1,7 @@
 """Kernels of numerics=integer where they differ from PyTorch's: quantize, add, multiply, average pools, mean.
 
 Formulas: `quantvm.numerics.integer`. Convolutions and matrix products are those of `conv2d.py` and `depthwise.py` under
-the rule integer; tables, clips, maxima and copies have no rounding to differ in.
+`IntegerRequantization`; tables, clips, maxima and copies have no rounding to differ in.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _centred(x_q: Expr, q: QuantParams, lanes: int) -> Expr:
 def integer_quantize(
     item_shape: Sequence[int], q: QuantParams, *, to_nhwc: bool, affine: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Kernel:
-    """Returns `integer_numerics.quantize` of (n, *item_shape) float32; with `to_nhwc`, (n, C, H, W) -> (n, H, W, C).
+    """Returns `numerics.integer.quantize` of (n, *item_shape) float32; with `to_nhwc`, (n, C, H, W) -> (n, H, W, C).
 
     With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term).
     """
@@ -82,7 +82,7 @@ def integer_quantize(
 def integer_add(
     item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, rounding: Rounding
 ) -> Kernel:
-    """Returns `integer_numerics.add` of two (n, *item_shape) tensors of one layout."""
+    """Returns `numerics.integer.add` of two (n, *item_shape) tensors of one layout."""
 
     def term(x_q: Expr, q: QuantParams, lanes: int) -> Expr:
         centred, factor = _centred(x_q, q, lanes), scale_factor(q, out_q, rounding)
@@ -104,7 +104,7 @@ def integer_multiply(
     item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, broadcast: bool,
     rounding: Rounding,
 ) -> Kernel:  # fmt: skip
-    """Returns `integer_numerics.multiply` of (n, *item_shape) by the same shape, or by (n, 1, 1, C) if `broadcast`."""
+    """Returns `numerics.integer.multiply` of (n, *item_shape) by the same shape, or by (n, 1, 1, C) if `broadcast`."""
     factor = product_factor(a_q, b_q, out_q, rounding)
 
     def value(a: Expr, b: Expr, lanes: int) -> Expr:
@@ -119,7 +119,7 @@ def integer_avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: b
     """Returns the average of the integers in each window: (n, H, W, C) -> (n, OH, OW, C).
 
     Computes: size = window elements (with padding if count_include_pad, cut at its end in ceil mode); padding holds the
-        zero point; `integer_numerics.average` of the sum and the size.
+        zero point; `numerics.integer.average` of the sum and the size.
     """
     with prim_func() as builder:
         T.func_name("main")
@@ -146,7 +146,7 @@ def integer_adaptive_avg_pool2d(
 ) -> Kernel:
     """Returns the average of the integers over windows: (n, H, W, C) -> (n, OH, OW, C).
 
-    Computes: window floor(i*H/OH)..ceil((i+1)*H/OH); `integer_numerics.average` of its sum and size.
+    Computes: window floor(i*H/OH)..ceil((i+1)*H/OH); `numerics.integer.average` of its sum and size.
     """
     (height, width), (out_height, out_width) = in_size, out_size
     with prim_func() as builder:

@@ -112,7 +112,7 @@ def depthwise_conv2d_u8i8acc32_ref(
         weight: (O, KH, KW, 1) int8.
         weight_zero_points: (O,) integers.
         zero_point: of x, and what padding holds.
-        requantization: rule and per-channel vectors.
+        requantization: formula and per-channel vectors.
         saturate_pairs: whether sums of two products saturate, as in FBGEMM.
     """
     taps = shape.kernel[0] * shape.kernel[1]

@@ -34,7 +34,7 @@ from .builder import (
 def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Kernel:
     """Returns AVERAGE_POOL_2D: (n, H, W, C) -> (n, OH, OW, C), uint8 under the same parameters.
 
-    Computes: `tflite_numerics.average` of the integers inside of a window, limited to the output's range.
+    Computes: `numerics.tflite.average` of the integers inside of a window, limited to the output's range.
 
     Args:
         shape: geometry; padding never counts.
@@ -65,7 +65,7 @@ def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Ke
 def tflite_reduction(
     kind: str, in_size: tuple[int, int], channels: int, q: QuantParams, output: Quantization, offset: int
 ) -> Kernel:
-    """Returns MEAN or SUM over height and width: (n, H, W, C) -> (n, 1, 1, C), `tflite_numerics.mean` or `.total`.
+    """Returns MEAN or SUM over height and width: (n, H, W, C) -> (n, 1, 1, C), `numerics.tflite.mean` or `.total`.
 
     Args:
         kind: mean or sum.
@@ -103,7 +103,7 @@ def tflite_reduction(
 
 
 def tflite_requantize(item_shape: Sequence[int], q: QuantParams, output: Quantization, threads: int) -> Kernel:
-    """Returns QUANTIZE of integers, (n, *item_shape): a table of `tflite_numerics.requantize`."""
+    """Returns QUANTIZE of integers, (n, *item_shape): a table of `numerics.tflite.requantize`."""
     values = np.clip(requantize(np.arange(256), q, output.q), output.low, output.high).astype(np.uint8)
     return table(item_shape, values, values, in_dtype="uint8", threads=threads, name="requantize")
 
@@ -114,7 +114,7 @@ def _stored(value_i32: Expr, output: Quantization, lanes: int) -> Expr:
 
 
 def _multiplied(x_i32: Expr, factor: TfliteFactor, lanes: int) -> Expr:
-    """TIR form of `tflite_numerics.multiply`."""
+    """TIR form of `numerics.tflite.multiply`."""
 
     def constant(value: int) -> Expr:
         return splat(value, lanes, "int64")

@@ -16,7 +16,7 @@ _ENDS = ("quantize", "dequantize")
 _TORCH_ONLY = (
     "mean_of_axes", "bilinear", "prelu", *(row.name for row in ACTIVATIONS.values() if row.integer == "float"),
 )  # fmt: skip
-"""Composites whose rules compute as PyTorch does; under other numerics the operators stay in float."""
+"""Composites whose lowerings compute as PyTorch does; under other numerics the operators stay in float."""
 
 
 def fuse_qdq(module: tvm.IRModule, *, ends_only: bool = False, torch_only: bool = True) -> tvm.IRModule:

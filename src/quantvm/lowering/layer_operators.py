@@ -15,8 +15,8 @@ from tvm import relax
 
 from quantvm.layer_rules import Operator, Window
 from quantvm.lowering.torch.activation import options_of
-from quantvm.lowering.torch.contraction_rules import bias_of, weight_of
-from quantvm.lowering.torch.pool_rules import pool_window
+from quantvm.lowering.torch.contractions import bias_of, weight_of
+from quantvm.lowering.torch.pools import pool_window
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.float_operators import FUSED
 from quantvm.qdq.attributes import channels_last_inputs, composite_name

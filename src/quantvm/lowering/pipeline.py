@@ -33,7 +33,7 @@ from .fuse_qdq import fuse_qdq
 from .hoist_quantize import hoist_quantize
 from .owned_outputs import copy_shared_outputs
 from .run_time_checks import add_run_time_checks
-from .torch import contraction_rules, elementwise_rules, integer_rules, normalization_rules, pool_rules, reduction_rules  # noqa: F401  (registers the rules)
+from .torch import contractions, elementwise, integer, normalizations, pools, reductions  # noqa: F401  (registers the lowerings)
 from .validate import validate
 
 _OF_FILES = ("onnx", "tflite")
@@ -46,7 +46,7 @@ class LoweringOptions:
 
     Attributes:
         target: a TVM target.
-        numerics: one of `integer_numerics.NUMERICS`; None for `default_numerics`. torch: the same bits as the engine
+        numerics: one of `numerics.integer.NUMERICS`; None for `default_numerics`. torch: the same bits as the engine
             that the module's attribute `quantvm.engine` names. qdq: dequantize, float32, quantize, as the module says.
             integer, integer:to_even, integer:away: no float between quantize and dequantize.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.

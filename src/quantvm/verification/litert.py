@@ -35,7 +35,7 @@ def needs_optimized_kernels(path: str | Path) -> bool:
 
 
 def is_defined(path: str | Path) -> bool:
-    """Returns whether all that LiteRT's kernels compute of a file is defined (see `tflite_numerics.quotients`)."""
+    """Returns whether all that LiteRT's kernels compute of a file is defined (see `numerics.tflite.quotients`)."""
     import tflite
 
     for code, tensors, values in _operators(path):

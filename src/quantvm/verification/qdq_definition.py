@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
-from quantvm.lowering.torch.pool_rules import pool_window
+from quantvm.lowering.torch.pools import pool_window
 from quantvm.numerics.float_operators import RELAX_OPERATORS
 from quantvm.qdq.bindings import bindings_of
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
-from quantvm.lowering.torch.pool_rules import pool_window, reduced_axes
+from quantvm.lowering.torch.pools import pool_window, reduced_axes
 from quantvm.numerics import tflite as tflite_numerics
 from quantvm.numerics.float_operators import RELAX_OPERATORS, FloatOperator
 from quantvm.numerics.pool_geometry import PoolAxis

@@ -16,7 +16,7 @@ from quantvm.jobs.layer_differences.layer_parity import UNEXPLAINED
 from quantvm.kernels.conv import conv2d as conv2d_kernels
 from quantvm.lowering import pipeline
 from quantvm.lowering.patterns import all_patterns
-from quantvm.lowering.torch import contraction_rules
+from quantvm.lowering.torch import contractions as contraction_lowerings
 from tests.quantized_modules import conv2d, image, linear, save_traced
 
 from .layers_alone import executed
@@ -52,23 +52,23 @@ def compare(program):
 
 
 def swapped_channels(monkeypatch):
-    original = contraction_rules._requantization
+    original = contraction_lowerings._requantization
 
     def rolled(*arguments, **options):
         r = original(*arguments, **options)
         return replace(r, multiplier_f32=np.roll(r.multiplier_f32, 1))
 
-    monkeypatch.setattr(contraction_rules, "_requantization", rolled)
+    monkeypatch.setattr(contraction_lowerings, "_requantization", rolled)
 
 
 def rounded_down(monkeypatch):
-    original = contraction_rules._requantization
+    original = contraction_lowerings._requantization
 
     def requantization(*arguments, **options):
         r = original(*arguments, **options)
         return replace(r, bias_f32=r.bias_f32 - np.float32(0.5) / r.multiplier_f32)
 
-    monkeypatch.setattr(contraction_rules, "_requantization", requantization)
+    monkeypatch.setattr(contraction_lowerings, "_requantization", requantization)
 
 
 def dropped_zero_point(monkeypatch):
@@ -81,7 +81,7 @@ def dropped_zero_point(monkeypatch):
 
 
 def dropped_bias(monkeypatch):
-    monkeypatch.setattr(contraction_rules, "bias_of", lambda composite: None)
+    monkeypatch.setattr(contraction_lowerings, "bias_of", lambda composite: None)
 
 
 def left_in_float(monkeypatch):
@@ -96,13 +96,13 @@ def left_in_float(monkeypatch):
 
 
 def padded_by_one_more(monkeypatch):
-    original = contraction_rules._padding
+    original = contraction_lowerings._padding
 
     def padding(conv):
         top, left, bottom, right = original(conv)
         return (top + 1, left, bottom - 1, right) if bottom else (top, left, bottom, right)
 
-    monkeypatch.setattr(contraction_rules, "_padding", padding)
+    monkeypatch.setattr(contraction_lowerings, "_padding", padding)
 
 
 def first_of(program):

@@ -17,19 +17,18 @@ from quantvm.kernels.builder import LANES, Buffer, Expr, Kernel, argument, ceil_
 from quantvm.kernels.isa import PLAIN, Isa
 from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, choose_schedule
 from quantvm.kernels.staging import copy_flat
-from quantvm.numerics.qdq import FloatProgram
-from quantvm.numerics.requantization import Requantization
 
 from .conv_emitter import ConvEmitter, Source
 from .dot import DotProduct
 from .epilogue import NO_POST_OPS, PostOps
+from .program_epilogue import OutputStage
 
 
 def conv2d(
     shape: Conv2dShape,
     weight: np.ndarray,
     input_zero_point: int,
-    requantization: Requantization | FloatProgram,
+    output_stage: OutputStage,
     dot: DotProduct,
     *,
     threads: int = 2,
@@ -49,20 +48,20 @@ def conv2d(
         shape: geometry.
         weight: (O, KH, KW, I/groups) int8, or int16 with the weight zero point already subtracted.
         input_zero_point: what padding stands for.
-        requantization: rule and per-channel vectors; or a float program, whose tensors follow x.
+        output_stage: formula and per-channel vectors; or a float program, whose tensors follow x.
         dot: how products are accumulated; k_step 1 where x or weight is not u8 x i8.
         threads: cores to cut the work for.
         schedule: register blocking; chosen by a cost model by default.
         x_dtype: uint8 or int8.
         isa: instruction groups that may be used.
-        post: operators fused behind the requantization.
+        post: operators fused behind the output stage.
         weight_zero_points: (O,) integers, int8 weights then being as stored; only where `dot.saturates`.
         pairs_cross_taps: where `dot.saturates`, whether products are paired along the whole window (FBGEMM) and not
             along the channels of each tap (oneDNN), which differs where the channels of a group are odd.
         skips_padding: where `dot.saturates` along channels, whether products of padding are left out, and so exact.
 
     Exactness: acc = sum (x - zx) * w in int32, by starting at -zx * sum(w); then `numerics.requantize`, or
-        `qdq_numerics.evaluate`. Where `dot.saturates`, sum x * w is a sum of pairs of raw products, each saturated at
+        `numerics.qdq.evaluate`. Where `dot.saturates`, sum x * w is a sum of pairs of raw products, each saturated at
         int16, in the order (row, column, channel) of the window.
     """
     original = shape
@@ -76,13 +75,13 @@ def conv2d(
     staged = windows is not None or shape.is_staged(dot)
     if shape.out_height * shape.out_width == 1 and shape.is_pointwise and shape.groups == 1 and not staged:
         return linear(
-            shape.in_channels, weight[:, 0, 0, :], input_zero_point, requantization, dot,
+            shape.in_channels, weight[:, 0, 0, :], input_zero_point, output_stage, dot,
             threads=threads, x_dtype=x_dtype, spatial=True, isa=isa, post=post, weight_zero_points=weight_zero_points,
         )  # fmt: skip
     if schedule is None:
         schedule = choose_schedule(shape, dot, threads)
     emitter = ConvEmitter(
-        shape, weight, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post,
+        shape, weight, input_zero_point, output_stage, dot, schedule, x_dtype, staged, isa, post,
         weight_zero_points, windows, skips_padding=skips_padding,
     )  # fmt: skip
     out_shape = (original.out_height, original.out_width, original.out_channels)
@@ -113,7 +112,7 @@ def linear(
     in_features: int,
     weight: np.ndarray,
     input_zero_point: int,
-    requantization: Requantization | FloatProgram,
+    output_stage: OutputStage,
     dot: DotProduct,
     *,
     threads: int = 2,
@@ -130,13 +129,13 @@ def linear(
         in_features: K.
         weight: (O, K) int8, or int16 with the weight zero point already subtracted.
         input_zero_point: zero point of x.
-        requantization: rule and per-channel vectors; or a float program, whose tensors follow x.
+        output_stage: formula and per-channel vectors; or a float program, whose tensors follow x.
         dot: how products are accumulated.
         threads: cores to cut the work for.
         x_dtype: uint8 or int8.
         spatial: whether tensors are (n, 1, 1, K) and (n, 1, 1, O).
         isa: instruction groups that may be used.
-        post: operators fused behind the requantization.
+        post: operators fused behind the output stage.
         weight_zero_points: as in `conv2d`.
         cut: where `dot.saturates`, an odd number of features behind which products are paired anew.
     """
@@ -151,7 +150,7 @@ def linear(
     schedule = Schedule(max(1, min(6, dot.greatest_pixels(width))), width, 1, vectors // width)
     weight_ohwi = weight[:, None, None, :]
     emitter = _LinearEmitter(
-        shape, weight_ohwi, input_zero_point, requantization, dot, schedule, x_dtype, staged, isa, post,
+        shape, weight_ohwi, input_zero_point, output_stage, dot, schedule, x_dtype, staged, isa, post,
         weight_zero_points, cut=cut,
     )  # fmt: skip
     unit = (1, 1) if spatial else ()

@@ -24,7 +24,7 @@ from quantvm.numerics.requantization import Requantization
 from .dot import DotProduct
 from .epilogue import Piece, PostOps
 from .packing import pack_weight, spread_requantization, start_without_padding
-from .program_epilogue import epilogue_of, spread_channels
+from .program_epilogue import OutputStage, epilogue_of, spread_channels
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class ConvEmitter:
         shape: geometry, as it is scheduled.
         weight: (O, KH, KW, I/groups) int8 or int16.
         input_zero_point: what padding stands for.
-        requantization: rule and per-channel vectors; or a float program.
+        output_stage: formula and per-channel vectors; or a float program.
         dot: how products are accumulated.
         schedule: register blocking.
         x_dtype: uint8 or int8.
         staged: whether input is copied before it is read.
         isa: instruction groups that may be used.
-        post: operators fused behind the requantization.
+        post: operators fused behind the output stage.
         weight_zero_points: (O,) of a weight as stored.
         skips_padding: whether taps in the padding are left out, and do not saturate in pairs.
         windows: geometry of the convolution whose windows, as runs of bytes, `shape` takes for pixels.
@@ -83,7 +83,7 @@ class ConvEmitter:
 
     def __init__(
         self, shape: Conv2dShape, weight: np.ndarray, input_zero_point: int,
-        requantization: Requantization | FloatProgram, dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool,
+        output_stage: OutputStage, dot: DotProduct, schedule: Schedule, x_dtype: str, staged: bool,
         isa: Isa, post: PostOps, weight_zero_points: np.ndarray | None = None, windows: Conv2dShape | None = None,
         *, skips_padding: bool = False,
     ) -> None:  # fmt: skip
@@ -104,10 +104,10 @@ class ConvEmitter:
             self.packed = replace(self.packed, start=start.reshape(-1))
         group_padded = self.group_vectors * LANES
         spread: Requantization | FloatProgram
-        if isinstance(requantization, FloatProgram):
-            spread = spread_channels(requantization, shape.groups, group_padded)
+        if isinstance(output_stage, FloatProgram):
+            spread = spread_channels(output_stage, shape.groups, group_padded)
         else:
-            spread = spread_requantization(requantization, shape.groups, group_padded)
+            spread = spread_requantization(output_stage, shape.groups, group_padded)
         acc_bound = shape.reduction * 255 * self.packed.largest
         self.epilogue = epilogue_of(spread, padded, acc_bound, isa, post)
         excess = self.packed.excess

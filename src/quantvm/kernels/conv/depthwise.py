@@ -31,12 +31,10 @@ from quantvm.kernels.builder import (
 from quantvm.kernels.isa import PLAIN, Isa
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.kernels.staging import stage_rows
-from quantvm.numerics.qdq import FloatProgram
-from quantvm.numerics.requantization import Requantization
 
 from .depthwise_interleaved import MIN_CHANNELS, InterleavedDepthwise
 from .epilogue import NO_POST_OPS, PostOps
-from .program_epilogue import epilogue_of
+from .program_epilogue import OutputStage, epilogue_of
 from .requantize import padded_channels
 
 _CHANNELS_PER_STEP = 2 * LANES
@@ -57,7 +55,7 @@ def depthwise_conv2d(
     weight: np.ndarray,
     weight_zero_points: np.ndarray,
     input_zero_point: int,
-    requantization: Requantization | FloatProgram,
+    output_stage: OutputStage,
     *,
     saturate_pairs: bool,
     threads: int = 2,
@@ -72,12 +70,12 @@ def depthwise_conv2d(
         weight: (O, KH, KW, 1) int8.
         weight_zero_points: (O,) integers.
         input_zero_point: what padding stands for.
-        requantization: rule and per-channel vectors; or a float program without tensors.
+        output_stage: formula and per-channel vectors; or a float program without tensors.
         saturate_pairs: whether pairs of products saturate to int16, as in FBGEMM's depthwise kernel.
         threads: cores to cut the work for.
         x_dtype: uint8 or int8.
         isa: instruction groups that may be used.
-        post: operators fused behind the requantization; no residual.
+        post: operators fused behind the output stage; no residual.
 
     Computes: acc = sum_pairs sat16(x[2i]*w[2i] + x[2i+1]*w[2i+1]) - zx*sum(w) - zw*(sum(x) - taps*zx), with the raw
         integers x and w; without saturation sat16 is the identity.
@@ -87,11 +85,11 @@ def depthwise_conv2d(
     if isa.pairs and symmetric and x_dtype == "uint8" and shape.out_channels == shape.in_channels >= MIN_CHANNELS:
         start = (-input_zero_point * w_i8.astype(np.int64).sum(0)).astype(np.int32)
         row: InterleavedDepthwise | _PlainDepthwise = InterleavedDepthwise(
-            shape, w_i8, start, requantization, saturate_pairs, isa, post
+            shape, w_i8, start, output_stage, saturate_pairs, isa, post
         )
     else:
         row = _PlainDepthwise(
-            shape, w_i8, weight_zero_points, input_zero_point, requantization, saturate_pairs, isa, post
+            shape, w_i8, weight_zero_points, input_zero_point, output_stage, saturate_pairs, isa, post
         )
     with prim_func() as builder:
         T.func_name("main")
@@ -147,7 +145,7 @@ class _PlainDepthwise:
 
     def __init__(
         self, shape: Conv2dShape, taps_i8: np.ndarray, weight_zero_points: np.ndarray, input_zero_point: int,
-        requantization: Requantization | FloatProgram, saturate_pairs: bool, isa: Isa, post: PostOps,
+        output_stage: OutputStage, saturate_pairs: bool, isa: Isa, post: PostOps,
     ) -> None:  # fmt: skip
         self.shape, self.saturate_pairs = shape, saturate_pairs
         self.multiplier = shape.out_channels // shape.in_channels
@@ -158,7 +156,7 @@ class _PlainDepthwise:
         start = -input_zero_point * taps_i8.astype(np.int64).sum(0) + zero_points * count * input_zero_point
         self.start = start.astype(np.int32)
         self.weight_zero_points = zero_points.astype(np.int32)
-        self.epilogue = epilogue_of(requantization, padded_channels(shape.out_channels), count * 256 * 512, isa, post)
+        self.epilogue = epilogue_of(output_stage, padded_channels(shape.out_channels), count * 256 * 512, isa, post)
         extra = (self.weight_zero_points,) if self.asymmetric else ()
         self.constants = (self.taps, self.start, *extra, *self.epilogue.constants)
 

@@ -17,11 +17,9 @@ from quantvm.kernels import x86
 from quantvm.kernels.builder import Buffer, Expr, argument, ceil_div, ramp, splat
 from quantvm.kernels.isa import Isa
 from quantvm.kernels.schedule.schedule import Conv2dShape
-from quantvm.numerics.qdq import FloatProgram
-from quantvm.numerics.requantization import Requantization
 
 from .epilogue import PostOps
-from .program_epilogue import epilogue_of
+from .program_epilogue import OutputStage, epilogue_of
 
 _TAPS = 4
 _WIDTHS = (64, 32, 16)
@@ -56,7 +54,7 @@ class InterleavedDepthwise:
         shape: geometry.
         taps_i8: (KH*KW, C) weights, row-major taps.
         start_i32: (C,) what accumulators start from.
-        requantization: rule and per-channel vectors.
+        output_stage: formula and per-channel vectors; or a float program.
         saturate_pairs: whether pairs of products saturate to int16.
         isa: must have `pairs`.
         post: operators fused behind it; no residual.
@@ -66,7 +64,7 @@ class InterleavedDepthwise:
 
     def __init__(
         self, shape: Conv2dShape, taps_i8: np.ndarray, start_i32: np.ndarray,
-        requantization: Requantization | FloatProgram, saturate_pairs: bool, isa: Isa, post: PostOps,
+        output_stage: OutputStage, saturate_pairs: bool, isa: Isa, post: PostOps,
     ) -> None:  # fmt: skip
         self._shape = shape
         self._saturates = saturate_pairs and can_saturate(taps_i8)
@@ -92,7 +90,7 @@ class InterleavedDepthwise:
         self._weights = np.ascontiguousarray(np.concatenate(packed))
         self._start = np.ascontiguousarray(start_i32[order])
         bound = int(np.abs(padded.astype(np.int64)).sum(0).max()) * 256
-        self.epilogue = epilogue_of(requantization, order.size, bound, isa, post, order)
+        self.epilogue = epilogue_of(output_stage, order.size, bound, isa, post, order)
         self.constants = (self._weights, self._start, *self.epilogue.constants)
 
     def declare(self, n: Expr) -> None:

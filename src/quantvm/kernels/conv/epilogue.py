@@ -141,7 +141,7 @@ class Epilogue:
     @property
     def _packs(self) -> bool:
         r = self.requantize
-        # under onednn's rule a value is clipped before it is converted: no other than packing does, if it fits int32
+        # oneDNN's value is clipped before it is converted: no other than packing does, if it fits int32
         return self._isa.packs and not (r.zero_included and r.may_overflow)
 
     # ---- vectors of LANES in order

@@ -17,6 +17,9 @@ from quantvm.numerics.requantization import Requantization
 
 from .epilogue import GROUP, Epilogue, Piece, PostOps, pack_within, store_bytes
 
+OutputStage = Requantization | FloatProgram
+"""What takes a contraction's accumulators to its outputs: under numerics torch and integer, and under numerics qdq."""
+
 
 class ProgramEpilogue:
     """Takes int32 accumulators through a float program to what is stored, in the open PrimFunc.
@@ -108,13 +111,13 @@ class ProgramEpilogue:
 
 
 def epilogue_of(
-    end: Requantization | FloatProgram, channels_padded: int, acc_bound: int, isa: Isa, post: PostOps,
+    output_stage: OutputStage, channels_padded: int, acc_bound: int, isa: Isa, post: PostOps,
     order: np.ndarray | None = None,
 ) -> Epilogue | ProgramEpilogue:  # fmt: skip
     """Returns the epilogue of a requantization with what is fused behind it, or of a float program."""
-    if isinstance(end, FloatProgram):
-        return ProgramEpilogue(end, channels_padded, isa, order)
-    return Epilogue(end, channels_padded, acc_bound, isa, post, order)
+    if isinstance(output_stage, FloatProgram):
+        return ProgramEpilogue(output_stage, channels_padded, isa, order)
+    return Epilogue(output_stage, channels_padded, acc_bound, isa, post, order)
 
 
 def spread_channels(program: FloatProgram, groups: int, group_padded: int) -> FloatProgram:

@@ -65,7 +65,7 @@ def quantize_nchw_to_nhwc(
     """Returns `torch.quantize_per_tensor` of (n, C, H, W) float32 as (n, H, W, C) integers.
 
     With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term). With `under`, it is
-    quantized as `qdq_numerics.quantize` does.
+    quantized as `numerics.qdq.quantize` does.
     """
 
     def integers(value: Expr, lanes: int) -> Expr:

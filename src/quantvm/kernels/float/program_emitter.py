@@ -1,4 +1,4 @@
-"""TIR form of `qdq_numerics.FloatProgram`: float32 operators on vectors, each rounded alone."""
+"""TIR form of `numerics.qdq.FloatProgram`: float32 operators on vectors, each rounded alone."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int, *, stays
 
 
 def quantize(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
-    """Returns int32 integers, as `qdq_numerics.quantize`."""
+    """Returns int32 integers, as `numerics.qdq.quantize`."""
     value = cast(quantize_steps(x_f32, quantization, lanes), "int32", lanes)
     return value + splat(quantization.q.zero_point, lanes, "int32")
 

@@ -40,7 +40,7 @@ def region_kernel(item_shape: Sequence[int], program: FloatProgram, isa: Isa = P
         program: without an accumulator.
         isa: instruction groups that may be used.
 
-    Exactness: `qdq_numerics.evaluate`, bit for bit, but for exp's last bit.
+    Exactness: `numerics.qdq.evaluate`, bit for bit, but for exp's last bit.
     """
     entries = table(program)
     if entries is not None and isa.byte_tables and program.tensors[0].dtype == program.out_dtype == "uint8":

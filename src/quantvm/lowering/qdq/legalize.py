@@ -45,9 +45,9 @@ from quantvm.lowering.tensors import (
     rows_and_item,
     without_border,
 )
-from quantvm.lowering.torch.contraction_rules import conv_shape
+from quantvm.lowering.torch.contractions import conv_shape
 from quantvm.lowering.torch.legalize import Legalization
-from quantvm.lowering.torch.pool_rules import pool_shape, reduced_axes
+from quantvm.lowering.torch.pools import pool_shape, reduced_axes
 from quantvm.numerics import qdq as qdq_numerics
 from quantvm.numerics.qdq import FloatProgram, Quantization
 from quantvm.numerics.torch_engines import QuantParams

@@ -12,7 +12,7 @@ from quantvm.kernels import tflite
 from quantvm.kernels.pool import float_pool
 from quantvm.lowering.tensors import Tensor, expect_batch_first, logical_tensor
 from quantvm.lowering.torch.legalize import Legalization
-from quantvm.lowering.torch.pool_rules import is_spatial_mean, pool_shape, reduced_axes
+from quantvm.lowering.torch.pools import is_spatial_mean, pool_shape, reduced_axes
 from quantvm.numerics.qdq import Quantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.expressions import op_name

@@ -86,12 +86,12 @@ def fuse(
         single_use: of each input, whether nothing else uses it.
         name: of the variable that holds the composite's result.
     """
-    rule = _FUSIONS.get(composite.name)
-    if rule is None or (state.numerics != "torch" and composite.name != "relu"):
+    fusion = _FUSIONS.get(composite.name)
+    if fusion is None or (state.numerics != "torch" and composite.name != "relu"):
         return None  # the fused forms are PyTorch's
     for value, only in zip(inputs, single_use, strict=True):
         if isinstance(value, Deferred) and value.tensor is None and only and value.post.table is None:
-            fused = rule(state, composite, value, inputs, name)
+            fused = fusion(state, composite, value, inputs, name)
             if fused is not None:
                 return fused
     return None

@@ -1,7 +1,7 @@
 """Replaces each composite by a call of one int8 kernel, choosing memory layouts on the way.
 
-Quantized 4-d tensors live in NHWC. How a composite becomes a kernel is registered per composite name by the rules in
-contraction_rules.py and elementwise_rules.py.
+Quantized 4-d tensors live in NHWC. How a composite becomes a kernel is registered per composite name by the
+lowerings in contractions.py, elementwise.py and their neighbours.
 """
 
 from __future__ import annotations
@@ -128,34 +128,34 @@ _OF_IMAGES = frozenset(
     | {"quantize_affine"}
 )
 
-Rule = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
-_RULES: dict[tuple[str, str], Rule] = {}
+Lowering = Callable[[Legalization, Composite, list[Tensor], str], "Tensor | Deferred"]
+_LOWERINGS: dict[tuple[str, str], Lowering] = {}
 
 
-def legalizes(*names: str, numerics: str = "torch") -> Callable[[Rule], Rule]:
+def legalizes(*names: str, numerics: str = "torch") -> Callable[[Lowering], Lowering]:
     """Returns a decorator that registers how composites of these names become kernels under `numerics`.
 
-    Where other numerics than torch have no rule of their own, torch's holds.
+    Where other numerics than torch have no lowering of their own, torch's holds.
     """
 
-    def register(rule: Rule) -> Rule:
+    def register(lowering: Lowering) -> Lowering:
         for name in names:
-            if (numerics, name) in _RULES:
-                raise ValueError(f"composite {name} has a rule already, under numerics {numerics}")
-            _RULES[numerics, name] = rule
-        return rule
+            if (numerics, name) in _LOWERINGS:
+                raise ValueError(f"composite {name} has a lowering already, under numerics {numerics}")
+            _LOWERINGS[numerics, name] = lowering
+        return lowering
 
     return register
 
 
-def rules() -> dict[tuple[str, str], Rule]:
-    """Returns the rule of every (numerics, composite name)."""
-    return dict(_RULES)
+def lowerings() -> dict[tuple[str, str], Lowering]:
+    """Returns the lowering of every (numerics, composite name)."""
+    return dict(_LOWERINGS)
 
 
 def legalized_names() -> frozenset[str]:
-    """Returns the composite names that have a rule."""
-    return frozenset(name for _, name in _RULES)
+    """Returns the composite names that have a lowering."""
+    return frozenset(name for _, name in _LOWERINGS)
 
 
 def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
@@ -238,8 +238,8 @@ def _binding(
         state.op = composite.name
         if composite.name in _OF_IMAGES:
             expect_batch_first(composite.name, name, *inputs)
-        rule = _RULES.get((state.numerics, composite.name)) or _RULES["torch", composite.name]
-        result = _by_batch(state, rule, composite, inputs, name)
+        lowering = _LOWERINGS.get((state.numerics, composite.name)) or _LOWERINGS["torch", composite.name]
+        result = _by_batch(state, lowering, composite, inputs, name)
         return replace(result, layer=name, op=composite.name) if isinstance(result, Deferred) else result
     if isinstance(value, relax.Var):
         return values[value]
@@ -272,16 +272,16 @@ _FOLLOW_FORMAT = ("concat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "mean_o
 
 
 def _by_batch(
-    state: Legalization, rule: Rule, composite: Composite, inputs: list[Tensor], name: str
+    state: Legalization, lowering: Lowering, composite: Composite, inputs: list[Tensor], name: str
 ) -> Tensor | Deferred:
-    """Applies a rule; twice where one image of a view is dense in PyTorch's eyes, and several are not."""
-    result = rule(state, composite, inputs, name)
+    """Applies a lowering; twice where one image of a view is dense in PyTorch's eyes, and several are not."""
+    result = lowering(state, composite, inputs, name)
     if state.numerics != "torch" or composite.name not in _FOLLOW_FORMAT:
         return result
     alone = [of_one_image(x) for x in inputs]
     if all(a is x for a, x in zip(alone, inputs, strict=True)) or isinstance(result, Deferred):
         return result
-    single = rule(state, composite, alone, name)
+    single = lowering(state, composite, alone, name)
     assert isinstance(single, Tensor)
     several = state.logical(result)
     kernel = quantize.chosen_by_batch(several.item_shape, composite.output.dtype)

@@ -1,4 +1,4 @@
-"""Rules for batch and layer normalization."""
+"""Lowerings of batch and layer normalization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for conv2d and linear."""
+"""Lowerings of conv2d and linear."""
 
 from __future__ import annotations
 

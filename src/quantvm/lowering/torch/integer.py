@@ -1,4 +1,4 @@
-"""Rules of numerics=integer, for the operators whose formula differs from PyTorch's; the others keep their rule."""
+"""Lowerings of numerics=integer, for the operators whose formula differs from PyTorch's; the others keep theirs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantvm.qdq.expressions import constant_value, quant_params
 
 from .activation import options_of
 from .legalize import Legalization, legalizes
-from .pool_rules import pool_shape
+from .pools import pool_shape
 
 
 @legalizes("quantize", numerics="integer")

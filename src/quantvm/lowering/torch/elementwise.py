@@ -1,4 +1,4 @@
-"""Rules for quantize, dequantize, add, mul, concat and activations."""
+"""Lowerings of quantize, dequantize, add, mul, concat and activations."""
 
 from __future__ import annotations
 

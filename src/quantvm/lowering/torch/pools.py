@@ -1,4 +1,4 @@
-"""Rules for pools; PyTorch's rounding there depends on the memory format."""
+"""Lowerings of pools; PyTorch's rounding there depends on the memory format."""
 
 from __future__ import annotations
 

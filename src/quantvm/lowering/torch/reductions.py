@@ -1,4 +1,4 @@
-"""Rules for means and bilinear interpolation; PyTorch's rounding there depends on the strides."""
+"""Lowerings of means and bilinear interpolation; PyTorch's rounding there depends on the strides."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantvm.numerics import dispatch
 from quantvm.qdq.composite import Composite
 
 from .legalize import Legalization, legalizes
-from .pool_rules import whole_image
+from .pools import whole_image
 
 _PIXELS_OUTSIDE = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
