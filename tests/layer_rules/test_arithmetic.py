@@ -114,3 +114,13 @@ def test_onednns_plain_code_divides_by_the_output_scale():
     }  # fmt: skip
     assert not np.array_equal(expected[False], expected[True])
     np.testing.assert_array_equal(evaluated(operator, "onednn", x, environment=environment), expected[True])
+
+
+@pytest.mark.parametrize("zero_point", [76, 77])
+def test_limits_of_integers_are_rounded_behind_the_zero_point(zero_point):
+    """A limit half-way between two integers is rounded to even with the zero point in it."""
+    q, x = QuantParams(0.5, zero_point), np.arange(256).astype(np.uint8)
+    operator = Operator("clip", (q,), q, options=(-1.25, 3.25))
+    low, high = integer.clip_limits((-1.25, 3.25), q)
+    assert (low, high) == ((74, 82) if zero_point == 76 else (74, 84))
+    np.testing.assert_array_equal(evaluated(operator, "integer", x), np.clip(x, low, high))

@@ -112,3 +112,24 @@ def test_module_says_whether_torch_has_vnni():
     with quantization_engine("x86"):
         module = from_torch(Quantized(conv2d(16, 8, 1)), image(1))
     assert int(module.attrs["quantvm.vnni"]) == int(has_vnni())
+
+
+def test_weights_with_the_least_zero_point_have_torchs_bits():
+    """Their negative is 128, which int8 does not hold."""
+    rng = np.random.default_rng(0)
+
+    def with_zero_points(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+        weight = torch.from_numpy(rng.integers(-128, 128, shape).astype(np.int8))
+        zeros = torch.from_numpy(rng.choice([-128, -128, 3], shape[0]))
+        scales = torch.full((shape[0],), 0.01, dtype=torch.float64)
+        module.set_weight_bias(torch._make_per_channel_quantized_tensor(weight, scales, zeros, 0), None)
+        module.scale, module.zero_point = 1.5, 7
+        return module
+
+    conv = with_zero_points(nnq.Conv2d(16, 9, 3, padding=1, bias=False), (9, 16, 3, 3))
+    linear = with_zero_points(nnq.Linear(10, 9, bias_=False), (9, 10))
+    with quantization_engine("fbgemm"):
+        module = Quantized(Layers([conv, linear]), SCALE, 100)
+        artifact = compile_model(module, image(1), engine="fbgemm", threads=1)
+        for actual, expected in zip(artifact(image(3)), outputs_of(module(image(3))), strict=True):
+            assert torch.equal(actual, expected)

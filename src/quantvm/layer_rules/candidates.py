@@ -59,7 +59,8 @@ def preset_of(operator: Operator, name: str, environment: Environment) -> Rule:
     elif kind == "max_pool2d":
         facts = {"pool_padding": "border" if _repeats_border(operator, name, environment) else "ignored"}
     elif kind in ("relu", "clip"):
-        facts = {"limits": "quantized" if name in ENGINES else "rounded", "rounding": "even"}
+        limits = "quantized" if name in ENGINES else "shifted" if name in _ROUNDING else "rounded"
+        facts = {"limits": limits, "rounding": "even"}
     elif kind == "mul":
         facts = _mul(name)
     else:

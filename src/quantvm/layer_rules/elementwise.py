@@ -294,6 +294,8 @@ def evaluate_limits(
     limits = np.array(operator.options)
     if facts["limits"] == "quantized":
         low, high = quantize_val(limits.astype(f32), q)
+    elif facts["limits"] == "shifted":
+        low, high = integer_numerics.clip_limits((operator.options[0], operator.options[1]), q)
     else:
         steps = round_to_integers(limits / q.scale, facts["rounding"])  # type: ignore[arg-type]
         low, high = np.clip(steps + q.zero_point, q.quant_min, q.quant_max)
@@ -302,5 +304,5 @@ def evaluate_limits(
 
 register_family(
     ("relu", "clip"),
-    Family({"limits": ("quantized", "rounded"), "rounding": ("even", "away", "upward")}, evaluate_limits),
+    Family({"limits": ("quantized", "rounded", "shifted"), "rounding": ("even", "away", "upward")}, evaluate_limits),
 )

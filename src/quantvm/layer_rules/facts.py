@@ -98,7 +98,14 @@ FACTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "pool_padding": ("pool's padding", {"ignored": "ignored", "border": "reads the border, as QNNPACK"}),
     "sum": ("pool's sum", {"integer": "integers", "float": "floats, in PyTorch's order"}),
-    "limits": ("limits", {"quantized": "quantized, ties to even", "rounded": "rounded before the zero point"}),
+    "limits": (
+        "limits",
+        {
+            "quantized": "quantized, ties to even",
+            "rounded": "rounded before the zero point",
+            "shifted": "rounded behind the zero point, in double precision",
+        },
+    ),
 }
 """Fact -> (its name in words, value -> what that means)."""
 

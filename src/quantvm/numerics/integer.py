@@ -120,6 +120,15 @@ def multiply(
     return np.maximum(y, out_q.zero_point) if relu else y
 
 
+def clip_limits(limits: tuple[float, float], q: QuantParams) -> tuple[int, int]:
+    """Returns the least and greatest integer that a clip lets through.
+
+    Computes: clip(rne(zero_point + limit / scale)), in double precision.
+    """
+    low, high = np.clip(np.rint(q.zero_point + np.asarray(limits, f64) / q.scale), q.quant_min, q.quant_max)
+    return int(low), int(high)
+
+
 def average(total: Values, count: Values) -> NDArray[np.int64]:
     """Returns a pool's average of integers as they are stored: total / count, rounded towards zero."""
     return fixed_point.divide(total, count, "towards_zero")

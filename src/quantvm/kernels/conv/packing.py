@@ -115,10 +115,14 @@ def pack_weight(
 
 
 def _zero_point_passes(weight: np.ndarray, zero_points: np.ndarray) -> list[np.ndarray]:
-    """Returns weights whose products are -zw * x of the even channels and of the odd ones: alone, no pair saturates."""
-    minus = np.broadcast_to(-zero_points.astype(np.int16).reshape(-1, 1, 1, 1), weight.shape).astype(np.int8)
+    """Returns weights whose products add up to -zw * x, of the even channels and of the odd ones: no pair saturates.
+
+    What int8 does not hold, 128, is the sum of two.
+    """
+    minus = np.broadcast_to(-zero_points.astype(np.int16).reshape(-1, 1, 1, 1), weight.shape)
+    parts = [minus] if minus.max() <= 127 else [minus // 2, minus - minus // 2]
     is_even = np.arange(weight.shape[3]) % 2 == 0
-    return [np.where(is_even, minus, 0).astype(np.int8), np.where(is_even, 0, minus).astype(np.int8)]
+    return [np.where(chosen, part, 0).astype(np.int8) for part in parts for chosen in (is_even, ~is_even)]
 
 
 def spread_requantization(r: Requantization, groups: int, group_padded: int) -> Requantization:

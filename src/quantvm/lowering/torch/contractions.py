@@ -114,7 +114,7 @@ def _operand(
     state: Legalization, weight: Weight, channels_last: np.ndarray, x: QuantParams, choice: ContractionChoice
 ) -> _Operand:
     """Returns the operand for inputs of `x`."""
-    if choice.pairs != "none" and x.dtype == "uint8" and weight.zero_points.min() > -128:
+    if choice.pairs != "none" and x.dtype == "uint8":
         return _Operand(state.pairs, channels_last, np.broadcast_to(weight.zero_points, (len(channels_last),)))
     if not weight.symmetric:
         # w - zero_point needs nine bits

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from quantvm.kernels import integer_only
 from quantvm.kernels.elementwise import concat, elementwise
 from quantvm.lowering.tensors import Tensor, broadcast, broadcast_shape, in_layout, is_gate
@@ -159,8 +157,8 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
 def lower_clip(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """Clip and its like: limits on the integers, rounded as Python rounds."""
     q = composite.output
-    limits = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
-    low, high = (int(np.clip(np.rint(q.zero_point + limit / q.scale), q.quant_min, q.quant_max)) for limit in limits)
+    low, high = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
+    low_q, high_q = integer_numerics.clip_limits((low, high), q)
     x = in_layout(state.builder, inputs[0], inputs[0].layout)
-    kernel = elementwise.clamp_integers(x.item_shape, low, high, q.dtype, composite.name)
+    kernel = elementwise.clamp_integers(x.item_shape, low_q, high_q, q.dtype, composite.name)
     return state.run(kernel, [x], x, q.dtype, name)
