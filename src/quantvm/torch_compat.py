@@ -129,6 +129,13 @@ def has_vnni() -> bool:
     return torch.cpu._is_vnni_supported()
 
 
+def has_avx512() -> bool:
+    """Says whether torch takes its kernels for AVX512 here, which `ATEN_CPU_CAPABILITY` can forbid."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 @contextmanager
 def quantization_engine(name: str) -> Iterator[None]:
     """Makes `name` torch's quantized engine inside the block and restores the one from before.

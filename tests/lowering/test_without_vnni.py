@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import torch.ao.nn.quantized as nnq
+import tvm
 from torch import nn
 
 from quantvm.compiler import compile as compile_model
 from quantvm.frontend import from_torch
+from quantvm.lowering.pipeline import LoweringOptions, lower
+from quantvm.qdq.attributes import kernel_name
 from quantvm.torch_compat import has_vnni, quantization_engine
 from tests.quantized_modules import Quantized, outputs_of
 from tests.random_network import LARGEST_WEIGHT
@@ -112,6 +117,21 @@ def test_module_says_whether_torch_has_vnni():
     with quantization_engine("x86"):
         module = from_torch(Quantized(conv2d(16, 8, 1)), image(1))
     assert int(module.attrs["quantvm.vnni"]) == int(has_vnni())
+
+
+def test_average_pools_have_the_vectors_of_the_cpu_where_they_were_imported():
+    """A target without AVX512, and one with it: what follows PyTorch is the same."""
+    x = torch.zeros(1, 24, 4, 4).contiguous(memory_format=torch.channels_last)
+    module = from_torch(Quantized(nn.AvgPool2d(2), SCALE, 100), x)
+    assert int(module.attrs["quantvm.avx512"]) == int(torch.backends.cpu.get_cpu_capability() == "AVX512")
+    kernels: dict[int, set[str]] = {0: set(), 1: set()}
+    for avx512, cpu in itertools.product((0, 1), ("core-avx2", "skylake-avx512")):
+        target = tvm.target.Target({"kind": "llvm", "mcpu": cpu})
+        lowered, _ = lower(module.with_attr("quantvm.avx512", avx512), LoweringOptions(target, dot="portable"))
+        (pool,) = (f for f in lowered.functions.values() if kernel_name(f) == "avg_pool2d_u8")
+        kernels[avx512].add(pool.script())
+    assert len(kernels[0]) == len(kernels[1]) == 1
+    assert kernels[0] != kernels[1]
 
 
 def test_weights_with_the_least_zero_point_have_torchs_bits():

@@ -126,6 +126,7 @@ def test_every_size_is_known(ty, told):
         (attributes.ENGINE, "fbgem"),
         (attributes.ONEDNN_AMX, 2),
         (attributes.VNNI, "yes"),
+        (attributes.AVX512, 2),
         (attributes.CHANNELS_LAST, [1]),
         (attributes.TORCH_TABLES, {"sigmoid": "00"}),
         (attributes.INTERFACE, json.dumps({"inputs": ["x", "y"], "outputs": None})),

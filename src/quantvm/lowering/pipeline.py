@@ -21,7 +21,7 @@ from quantvm.lowering.qdq.legalize import legalize_qdq
 from quantvm.lowering.torch.legalize import Legalization, legalize
 from quantvm.numerics.integer import parse_numerics
 from quantvm.numerics.torch_engines import ENGINES
-from quantvm.qdq.attributes import engine_of, has_vnni, torch_tables, uses_onednn_amx
+from quantvm.qdq.attributes import engine_of, has_avx512, has_vnni, torch_tables, uses_onednn_amx
 from quantvm.qdq.bindings import definitions, resolved
 from quantvm.qdq.expressions import is_call, is_per_tensor, quant_params
 from quantvm.qdq.verify import is_asked_for, verify
@@ -136,9 +136,9 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     except ValueError as error:
         raise CompileError(str(error)) from error
     isa = PLAIN if options.dot == PORTABLE.name else select_isa(options.target)
-    has_avx512 = "avx512f" in target_features(options.target)
+    avx512 = has_avx512(module, default="avx512f" in target_features(options.target))
     state = Legalization(
-        engine, options.threads, dot, isa, has_avx512, options.schedules,  # type: ignore[arg-type]
+        engine, options.threads, dot, isa, avx512, options.schedules,  # type: ignore[arg-type]
         followed, rounding, uses_onednn_amx(module), has_vnni(module), select_pairs(options.target, options.dot),
         torch_tables(module),
     )  # fmt: skip

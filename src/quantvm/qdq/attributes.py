@@ -18,6 +18,8 @@ ONEDNN_AMX = "quantvm.numerics.onednn_amx"
 """Of a module: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
 VNNI = "quantvm.vnni"
 """Of a module: 1 if this PyTorch finds AVX512-VNNI here: who convolves under x86, and whether sums saturate."""
+AVX512 = "quantvm.avx512"
+"""Of a module: 1 if this PyTorch has its kernels for AVX512, which decides where the tails of average pools begin."""
 CHANNELS_LAST = "quantvm.channels_last"
 """Of a module: the inputs, by number, that PyTorch holds in channels-last order; they are passed as NCHW."""
 TORCH_TABLES = "quantvm.torch_tables"
@@ -44,6 +46,11 @@ def uses_onednn_amx(module: tvm.IRModule) -> bool:
 def has_vnni(module: tvm.IRModule) -> bool:
     """Returns whether the PyTorch that a module stands for finds AVX512-VNNI; True if it does not say."""
     return bool(_read(module, VNNI, 1))
+
+
+def has_avx512(module: tvm.IRModule, default: bool) -> bool:
+    """Returns whether the PyTorch that a module stands for has kernels for AVX512; `default` if it does not say."""
+    return bool(_read(module, AVX512, default))
 
 
 def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:

@@ -153,6 +153,7 @@ _ATTRIBUTES: dict[str, Callable[[Any, int], bool]] = {
     attributes.ENGINE: lambda value, n_inputs: str(value) in ENGINES,
     attributes.ONEDNN_AMX: _is_flag,
     attributes.VNNI: _is_flag,
+    attributes.AVX512: _is_flag,
     attributes.CHANNELS_LAST: lambda value, n_inputs: all(0 <= int(number) < n_inputs for number in value),
     attributes.TORCH_TABLES: lambda value, n_inputs: all(len(bytes.fromhex(str(v))) == 512 for v in value.values()),
     attributes.INTERFACE: _is_interface,

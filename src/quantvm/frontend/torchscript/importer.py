@@ -21,7 +21,7 @@ from quantvm.frontend.registry import find_converter
 from quantvm.qdq import attributes
 from quantvm.qdq.rewriting import built_main
 from quantvm.structure import put_together, take_apart
-from quantvm.torch_compat import has_vnni, onednn_uses_amx
+from quantvm.torch_compat import has_avx512, has_vnni, onednn_uses_amx
 
 from . import (  # noqa: F401  (registers the converters)
     activations,
@@ -94,6 +94,7 @@ def _following(program: Program, module: tvm.IRModule) -> tvm.IRModule:
     engine, inputs = program.engine, program.arguments.tensors
     attrs: dict[str, Any] = {
         attributes.ENGINE: engine, attributes.ONEDNN_AMX: int(onednn_uses_amx()), attributes.VNNI: int(has_vnni()),
+        attributes.AVX512: int(has_avx512()),
     }  # fmt: skip
     channels_last = [i for i, x in enumerate(inputs) if is_channels_last(x)]
     attrs |= {attributes.CHANNELS_LAST: channels_last} if channels_last else {}

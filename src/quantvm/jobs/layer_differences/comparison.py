@@ -181,13 +181,10 @@ class Comparison:
     @cached_property
     def environment(self) -> Environment:
         """What PyTorch's formulas depend on besides the operator."""
-        import torch
+        from quantvm.torch_compat import has_avx512, has_vnni, onednn_uses_amx
 
-        from quantvm.torch_compat import has_vnni, onednn_uses_amx
-
-        has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
         images = int(self._program.example_inputs[0].shape[0])
-        return Environment(self.machine.threads, 16 if has_avx512 else 8, has_vnni(), onednn_uses_amx(), images)
+        return Environment(self.machine.threads, 16 if has_avx512() else 8, has_vnni(), onednn_uses_amx(), images)
 
     def rule_of(self, side: str) -> str:
         """Returns the preset that a side is said to follow."""
