@@ -8,6 +8,7 @@ import pytest
 import tvm
 
 from quantvm import tvm_compat
+from quantvm.qdq.verify import VERIFY_VARIABLE
 
 SHIPPED = (
     "compiler", "kernels", "models", "runtime",
@@ -31,6 +32,18 @@ def _no_compiled_models_are_kept():
         del os.environ["QUANTVM_CACHE_BYTES"]
     else:
         os.environ["QUANTVM_CACHE_BYTES"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _every_phase_is_verified():
+    """Whatever a test lowers is in normal form after each phase (`quantvm.qdq.verify`); so it is in its commands."""
+    before = os.environ.get(VERIFY_VARIABLE)
+    os.environ[VERIFY_VARIABLE] = "1"
+    yield
+    if before is None:
+        del os.environ[VERIFY_VARIABLE]
+    else:
+        os.environ[VERIFY_VARIABLE] = before
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
