@@ -179,6 +179,16 @@ def vectorised_cut(numel: int, threads: int = 1, row: int | None = None) -> NDAr
     return at - begin < (end - begin) // VEC_BLOCK * VEC_BLOCK
 
 
+def has_no_tails(numel: int, threads: int) -> bool:
+    """Returns whether PyTorch vectorises all of `numel` elements that are one row."""
+    return vectorised_piece(numel, threads) % VEC_BLOCK == 0 and numel % VEC_BLOCK == 0
+
+
+def no_multiple_has_tails(count: int, threads: int) -> bool:
+    """Returns whether `has_no_tails` holds for every multiple of `count` elements."""
+    return all(count % (VEC_BLOCK * pieces) == 0 for pieces in range(1, threads + 1))
+
+
 def vectorised_elements(
     sizes: Sequence[int], output: Sequence[int] | None, inputs: Sequence[Sequence[int]], threads: int
 ) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from quantvm.lowering.strides import equal
 from quantvm.lowering.tensors import Tensor, have_one_order
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.dispatch import takes_qnnpack
-from quantvm.numerics.tensor_iterator import VEC_BLOCK, vectorised_piece
+from quantvm.numerics.tensor_iterator import has_no_tails, no_multiple_has_tails
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import quant_params
@@ -103,7 +103,7 @@ def _fuse_add(
     params = dict(composite.inputs(composite.call("relax.add")))
     if (
         not host.takes_residual
-        or state.engine == "qnnpack"
+        or takes_qnnpack(state.pytorch, composite.output.dtype)
         or host.residual is not None
         or host.post.limits is not None
         or len(params) != 2
@@ -159,10 +159,7 @@ def _tail_free(like: Tensor, threads: int) -> bool:
     """Whether PyTorch vectorises every element, whatever the batch: no piece of a thread has a scalar tail."""
     batch, *rest = like.shape
     count = math.prod(int(d) for d in rest)
-    if isinstance(batch, int):
-        numel = batch * count
-        return vectorised_piece(numel, threads) % VEC_BLOCK == 0 and numel % VEC_BLOCK == 0
-    return all(count % (VEC_BLOCK * pieces) == 0 for pieces in range(1, threads + 1))
+    return has_no_tails(batch * count, threads) if isinstance(batch, int) else no_multiple_has_tails(count, threads)
 
 
 _FUSIONS: dict[str, Fusion] = {
