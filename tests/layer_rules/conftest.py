@@ -17,6 +17,7 @@ from quantvm.layer_rules.family import family_of
 from quantvm.lowering.layer_operators import LayerOperator, layer_operators
 from quantvm.torch_compat import has_vnni, quantization_engine
 from quantvm.verification.layer_runs import TorchLayerRun
+from quantvm.verification.torch_state import TorchState
 from tests.quantized_modules import conv2d, functional, image, linear
 
 ENVIRONMENT = Environment(1, 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8, has_vnni())
@@ -106,7 +107,7 @@ def subject_of():
             x = image(1, 3, 15, 13)
             with quantization_engine(engine):
                 program = import_layers(EveryOperator(engine), x, engine=engine)
-            run = TorchLayerRun(program, engine=engine, threads=1)
+            run = TorchLayerRun(program, TorchState(engine, 1))
             formats = run.channels_last(x.numpy())
             operators = layer_operators(program.isolated(formats), 1)
             made[engine] = Subject(program, x.numpy(), formats, operators, run.chained(x.numpy()))

@@ -9,6 +9,7 @@ from quantvm.layer_rules import PRESETS, preset_of
 from quantvm.layer_rules.facts import FACTS
 from quantvm.layer_rules.family import family_of
 from quantvm.verification.layer_runs import QdqLayerRun, TorchLayerRun, TvmLayerRun
+from quantvm.verification.torch_state import TorchState
 
 from .conftest import ENVIRONMENT
 
@@ -39,7 +40,7 @@ def test_pytorch(engine, subject_of):
 
 def test_pytorch_computes_layers_from_given_ones(subject_of):
     subject = subject_of("fbgemm")
-    run = TorchLayerRun(subject.program, engine="fbgemm", threads=1)
+    run = TorchLayerRun(subject.program, TorchState("fbgemm", 1))
     for found, expected in zip(run.isolated(subject.x_f32, subject.layers), subject.layers, strict=True):
         np.testing.assert_array_equal(found, expected)
     other = [255 - layer for layer in subject.layers]
@@ -61,7 +62,11 @@ def test_compiled_code(numerics, preset, subject_of):
     subject = subject_of("fbgemm")
     engine = preset if numerics == "torch" else "fbgemm"
     run = TvmLayerRun(
-        subject.program, numerics=numerics, engine=engine, channels_last=subject.formats, target="native", threads=1
+        subject.program,
+        numerics=numerics,
+        state=TorchState(engine, 1),
+        channels_last=subject.formats,
+        target="native",
     )
     check(subject, preset, run.isolated(subject.x_f32, subject.layers), _exact_under(numerics))
 
@@ -76,7 +81,7 @@ def _exact_under(numerics):
 def test_floats_between_dequantize_and_quantize(subject_of):
     """Sums of floats have an order of their own; all else is exact, and sums are off at ties by one step."""
     subject = subject_of("fbgemm")
-    found = QdqLayerRun(subject.program, channels_last=subject.formats, threads=1).isolated(
+    found = QdqLayerRun(subject.program, channels_last=subject.formats, state=TorchState("fbgemm", 1)).isolated(
         subject.x_f32, subject.layers
     )
     sums = (*CONTRACTIONS, "mean", "avg_pool2d", "adaptive_avg_pool2d")

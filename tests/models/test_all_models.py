@@ -15,6 +15,7 @@ from quantvm.models.quantize import quantize
 from quantvm.models.weights import build_float_model, resolve_weights
 from quantvm.torch_compat import import_torchvision
 from quantvm.verification.layer_runs import TorchLayerRun, TvmLayerRun
+from quantvm.verification.torch_state import TorchState
 from tests.models.conftest import noise_batches
 
 N_CONVOLUTIONS = {
@@ -123,10 +124,10 @@ def test_each_layer_of_a_model_by_pt2e_differs_by_a_step_at_most(name):
 
 
 def _assert_a_step_at_most(program, numerics, x, *, largest_share):
-    torch_run = TorchLayerRun(program, engine=program.engine, threads=1)
+    torch_run = TorchLayerRun(program, TorchState(program.engine, 1))
     expected, formats = torch_run.chained(x), torch_run.channels_last(x)
     run = TvmLayerRun(
-        program, numerics=numerics, engine=program.engine, channels_last=formats, target="native", threads=1
+        program, numerics=numerics, state=TorchState(program.engine, 1), channels_last=formats, target="native"
     )
     for layer, a, e in zip(program.layers, run.isolated(x, expected), expected, strict=True):
         apart = abs(a.astype(int) - e.astype(int))

@@ -14,7 +14,8 @@ import torch
 from quantvm.compiler.cache import CompileCache
 from quantvm.errors import MachineError, QuantvmError, VerificationError
 from quantvm.progress import Progress
-from quantvm.runtime import Artifact
+from quantvm.runtime import Artifact, CompileReport
+from quantvm.runtime.target import Machine
 from quantvm.runtime.verdict import Verdict, Verification
 from quantvm.structure import renesting, take_apart
 from quantvm.verification.qdq_definition import ExactQdq, Unrounded
@@ -26,6 +27,7 @@ from .layers import LayerDifference, ReferenceLayers, first_difference, layered_
 from .outputs import Difference, are_close, moved
 from .references import Arrays, NoReferenceError, Reference, reference_name, reference_of
 from .ties import NEAR
+from .torch_state import TorchState
 
 FLOAT_ROUNDING = 1e-5
 """Share of an output's greatest value within which two orders of the same float sums lie."""
@@ -108,7 +110,7 @@ def verify(subject: Subject, *, store: CompileCache | None, progress: Progress) 
     runs, sizes = runs_for(artifact.signature, subject.flat_examples)
     key = None
     if store is not None:
-        name = " ".join(reference_name(subject.model, artifact.report.engine))
+        name = " ".join(reference_name(subject.model, _state(artifact.report)))
         nested = None if subject.example_inputs is None else subject.nested([torch.from_numpy(x) for x in runs[0]])
         key = verdict_key(artifact.key, subject.model, name, runs, nested, artifact.report.engine)
     found = find(store, key) if store is not None and key is not None else None
@@ -143,7 +145,7 @@ def _reference(subject: Subject) -> tuple[Reference | None, str | None]:
     report = subject.artifact.report
     try:
         nested = None if subject.example_inputs is None else subject.nested
-        found = reference_of(subject.model, nested, engine=report.engine, threads=report.threads)
+        found = reference_of(subject.model, nested, _state(report))
     except (NoReferenceError, QuantvmError) as error:
         return None, str(error)
     return found, None
@@ -285,10 +287,10 @@ class _Check:
     def _reference_layers(self, run: int) -> ReferenceLayers | None:
         report, inputs = self._subject.artifact.report, self._runs[run]
         try:
-            program = layered_program(self._subject.model, self._subject.nested, inputs, report.engine)
+            program = layered_program(self._subject.model, self._subject.nested, inputs, _state(report))
             if program.source is None or not program.layers:
                 return None
-            return ReferenceLayers(program, inputs, engine=report.engine, threads=report.threads)
+            return ReferenceLayers(program, inputs, _state(report))
         except (QuantvmError, RuntimeError, LookupError, TypeError, ValueError):
             return None
 
@@ -377,7 +379,7 @@ class _Check:
                 return None
             try:
                 return first_difference(
-                    layers, numerics=report.numerics, target=self._subject.target, threads=report.threads,
+                    layers, numerics=report.numerics, machine=Machine(self._subject.target, report.threads),
                     inputs=self._runs[i],
                 )  # fmt: skip
             except Exception:  # noqa: BLE001 - the fault itself may show here; the outputs are named without it
@@ -406,3 +408,8 @@ def diff_command(subject: Subject) -> str:
         f'torch.jit.trace(model, inputs).save("model.pt"), then quantvm diff model.pt {shapes} --engine {report.engine}'
         f"{options}"
     )
+
+
+def _state(report: CompileReport) -> TorchState:
+    """Returns how PyTorch computes what a model was compiled to follow."""
+    return TorchState(report.engine, report.threads)

@@ -13,6 +13,8 @@ from quantvm.numerics.torch_engines import ENGINES, quantize_arr
 from quantvm.qdq.attributes import ENGINE
 from quantvm.runtime.target import parse_target
 
+from .torch_state import TorchState
+
 ArrayInt = Any
 """Integers of one layer, in PyTorch's logical order."""
 
@@ -30,20 +32,19 @@ class TorchLayerRun:
 
     Args:
         program: a `frontend.LayeredProgram`.
-        engine: fbgemm, x86, onednn or qnnpack; or what the program is for, if it is for none of them.
-        threads: PyTorch's.
+        state: how it computes, maybe under another engine than that of the program.
     """
 
-    def __init__(self, program: Any, *, engine: str, threads: int) -> None:
-        is_packed = engine == program.engine
-        self._program = program if is_packed else program.source.for_engine(engine, program.example_inputs)
-        self._engine, self._threads = engine, threads
+    def __init__(self, program: Any, state: TorchState) -> None:
+        is_packed = state.engine == program.engine
+        self._program = program if is_packed else program.source.for_engine(state.engine, program.example_inputs)
+        self._state = state
 
     def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
         """Returns the program's outputs of one image."""
         import torch
 
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._state.threads)
         with self._engine_set():
             return [tensor.numpy() for tensor in self._program.source.outputs([torch.from_numpy(x_f32)])]
 
@@ -51,7 +52,7 @@ class TorchLayerRun:
         """Returns all layers of one image as torch tensors of integers, in PyTorch's own memory order."""
         import torch
 
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._state.threads)
         program = self._program
         with self._engine_set():
             return list(program.source.layers(program.layers, [torch.from_numpy(x_f32)], given=given))
@@ -59,7 +60,7 @@ class TorchLayerRun:
     def _engine_set(self) -> AbstractContextManager[None]:
         from quantvm.torch_compat import quantization_engine
 
-        return quantization_engine(self._engine) if self._engine in ENGINES else nullcontext()
+        return quantization_engine(self._state.engine) if self._state.engine in ENGINES else nullcontext()
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""
@@ -99,20 +100,20 @@ class FloatLayerRun:
     Args:
         program: a `frontend.LayeredProgram`.
         float_model: what it was quantized from.
-        threads: PyTorch's.
+        state: how PyTorch computes; only its threads count.
     """
 
-    def __init__(self, program: Any, float_model: Any, *, threads: int) -> None:
+    def __init__(self, program: Any, float_model: Any, state: TorchState) -> None:
         from quantvm.frontend.float_layers import FloatLayers
 
-        self._program, self._threads = program, threads
+        self._program, self._state = program, state
         self._layers = FloatLayers(float_model, program)
 
     def real(self, x_f32: np.ndarray) -> list[np.ndarray]:
         """Returns the values of all layers of one image, float32."""
         import torch
 
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._state.threads)
         return [tensor.contiguous().numpy() for tensor in self._layers([torch.from_numpy(x_f32)])]
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
@@ -129,19 +130,19 @@ class QdqLayerRun:
     Args:
         program: a `frontend.LayeredProgram`.
         channels_last: of each layer, whether PyTorch holds it in channels-last order.
-        threads: PyTorch's.
+        state: how PyTorch computes; only its threads count.
 
     Raises:
         UnsupportedOpError: it has operators of which no float form is known.
     """
 
-    def __init__(self, program: Any, *, channels_last: Sequence[bool], threads: int) -> None:
+    def __init__(self, program: Any, *, channels_last: Sequence[bool], state: TorchState) -> None:
         from .qdq_in_float import QdqInFloat, unknown_ops
 
         unknown = unknown_ops(program.chained)
         if unknown:
             raise UnsupportedOpError(f"side qdq: no float form of {', '.join(unknown)} is known; compare another side")
-        self._program, self._threads = program, threads
+        self._program, self._state = program, state
         self._chained = QdqInFloat(program.chained)
         self._isolated = QdqInFloat(program.isolated(channels_last))
 
@@ -168,7 +169,7 @@ class QdqLayerRun:
     def _use_threads(self) -> None:
         import torch
 
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._state.threads)
 
 
 class TvmLayerRun:
@@ -177,10 +178,9 @@ class TvmLayerRun:
     Args:
         program: a `frontend.LayeredProgram`.
         numerics: as `quantvm.compile` takes it; None to leave all operators in float.
-        engine: PyTorch engine whose arithmetic is followed.
+        state: of PyTorch, whose arithmetic is followed; TVM's pool has as many threads.
         channels_last: of each layer, whether PyTorch holds it in channels-last order.
         target: what is compiled for.
-        threads: of TVM's pool, and PyTorch's thread count that is reproduced.
     """
 
     def __init__(
@@ -188,13 +188,12 @@ class TvmLayerRun:
         program: Any,
         *,
         numerics: str | None,
-        engine: str,
+        state: TorchState,
         channels_last: Sequence[bool],
         target: str,
-        threads: int,
     ) -> None:
-        self._program, self._numerics, self._engine = program, numerics, engine
-        self._channels_last, self._target, self._threads = tuple(channels_last), parse_target(target), threads
+        self._program, self._numerics, self._state = program, numerics, state
+        self._channels_last, self._target = tuple(channels_last), parse_target(target)
         self._chained: Any = None
         self._fused: Any = None
         self._last: tuple[np.ndarray, list[np.ndarray]] | None = None
@@ -251,14 +250,14 @@ class TvmLayerRun:
         from quantvm.lowering import LoweringOptions, lower
         from quantvm.tvm_compat import build_executable, start_vm, use_threads
 
-        use_threads(self._threads)
+        use_threads(self._state.threads)
         # where a given tensor takes its place, nobody reads what was computed
         module = relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(module))
         options = LoweringOptions(
-            self._target, numerics=self._numerics or "torch", threads=self._threads,
+            self._target, numerics=self._numerics or "torch", threads=self._state.threads,
             schedules=schedules_for(self._target), in_float=self._numerics is None,
         )  # fmt: skip
-        lowered, _ = lower(module.with_attr(ENGINE, self._engine), options)
+        lowered, _ = lower(module.with_attr(ENGINE, self._state.engine), options)
         return start_vm(build_executable(lowered, self._target))["main"]
 
 

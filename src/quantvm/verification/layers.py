@@ -12,11 +12,12 @@ import torch
 
 from quantvm.frontend import LayeredProgram
 from quantvm.frontend.layer_graphs import outputs_of_layers
+from quantvm.runtime.target import Machine
 from quantvm.storage.scratch import scratch_folder
 from quantvm.verification.qdq_in_float import QdqInFloat, unknown_ops
 
-from .references import torch_state
 from .ties import NEAR
+from .torch_state import TorchState
 
 Arrays = list[np.ndarray]
 
@@ -48,7 +49,7 @@ class LayerDifference:
 
 
 def layered_program(
-    model_or_path: Any, nested: Callable[[Sequence[Any]], Any], inputs: Sequence[np.ndarray], engine: str
+    model_or_path: Any, nested: Callable[[Sequence[Any]], Any], inputs: Sequence[np.ndarray], state: TorchState
 ) -> Any:
     """Returns the model with all quantized tensors in sight, for inputs of these sizes.
 
@@ -56,7 +57,7 @@ def layered_program(
         model_or_path: as for `quantvm.compile`.
         nested: nests inputs as `quantvm.compile` was given them.
         inputs: flat.
-        engine: of PyTorch, where it is for one.
+        state: of PyTorch, whose engine counts where the model is for one.
 
     Raises:
         QuantvmError: it cannot be imported so.
@@ -84,7 +85,7 @@ def layered_program(
         return import_exported_layers(model_or_path, tensors)
     elif needs_export(model_or_path):
         return import_exported_layers(export_module(model_or_path, nested(tensors), "static"), tensors)
-    return import_layers(model_or_path, nested(tensors), engine=engine)
+    return import_layers(model_or_path, nested(tensors), engine=state.engine)
 
 
 class ReferenceLayers:
@@ -93,14 +94,13 @@ class ReferenceLayers:
     Args:
         program: with a source.
         inputs: of the run.
-        engine: of PyTorch.
-        threads: likewise.
+        state: of PyTorch.
     """
 
-    def __init__(self, program: LayeredProgram, inputs: Sequence[np.ndarray], *, engine: str, threads: int) -> None:
+    def __init__(self, program: LayeredProgram, inputs: Sequence[np.ndarray], state: TorchState) -> None:
         assert program.source is not None
         self.program, self._inputs = program, list(inputs)
-        with torch_state(engine, threads):
+        with state.active():
             found = program.source.layers(program.layers, [torch.from_numpy(x) for x in self._inputs])
         self.integers: Arrays = [np.ascontiguousarray(tensor.contiguous().numpy()) for tensor in found]
 
@@ -154,7 +154,7 @@ class ReferenceLayers:
 
 
 def first_difference(
-    reference: ReferenceLayers, *, numerics: str, target: str, threads: int, inputs: Sequence[np.ndarray]
+    reference: ReferenceLayers, *, numerics: str, machine: Machine, inputs: Sequence[np.ndarray]
 ) -> LayerDifference | None:
     """Returns the first layer in which compiled code differs from the framework, ties apart; None if none does.
 
@@ -164,8 +164,8 @@ def first_difference(
 
     program = reference.program
     run = TvmLayerRun(
-        program, numerics=numerics, engine=program.engine, channels_last=(False,) * len(program.layers), target=target,
-        threads=threads,
+        program, numerics=numerics, state=TorchState(program.engine, machine.threads),
+        channels_last=(False,) * len(program.layers), target=machine.target,
     )  # fmt: skip
     for index, (actual, layer) in enumerate(zip(run.layers_of(inputs), program.layers, strict=True)):
         expected = reference.integers[index]

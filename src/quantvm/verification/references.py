@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +16,9 @@ from quantvm.frontend.exported.interface import exported_call
 from quantvm.frontend.interface import parameters_of_model, split_examples
 from quantvm.numerics.torch_engines import ENGINES
 from quantvm.structure import take_apart
-from quantvm.torch_compat import quantization_engine
 
 from .litert import UNDEFINED_QUOTIENT, is_defined, needs_optimized_kernels
+from .torch_state import TorchState
 
 Arrays = list[np.ndarray]
 Running = Callable[[Sequence[np.ndarray]], Arrays]
@@ -51,7 +50,7 @@ class NoReferenceError(Exception):
     """There is nobody here who computes what is right; the message says why."""
 
 
-def reference_name(model_or_path: Any, engine: str) -> tuple[str, str]:
+def reference_name(model_or_path: Any, state: TorchState) -> tuple[str, str]:
     """Returns name and version of who computes what is right of a model, without loading it there."""
     held = type(model_or_path).__name__
     if isinstance(model_or_path, (str, Path)):
@@ -63,7 +62,7 @@ def reference_name(model_or_path: Any, engine: str) -> tuple[str, str]:
         return f"LiteRT, {kernels} kernels,", _version("ai-edge-litert")
     if held in ("onnx", "ModelProto"):
         return "ONNX Runtime, unfused,", _version("onnxruntime")
-    return (f"PyTorch ({engine})" if engine in ENGINES else "PyTorch"), torch.__version__
+    return (f"PyTorch ({state.engine})" if state.engine in ENGINES else "PyTorch"), torch.__version__
 
 
 def _version(package: str) -> str:
@@ -73,36 +72,33 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def reference_of(
-    model_or_path: Any, nested: Callable[[Sequence[Any]], Any] | None, *, engine: str, threads: int
-) -> Reference:
+def reference_of(model_or_path: Any, nested: Callable[[Sequence[Any]], Any] | None, state: TorchState) -> Reference:
     """Returns the framework's own run of what `quantvm.compile` takes.
 
     Args:
         model_or_path: as for `quantvm.compile`.
         nested: nests the inputs of a call as the example was; None without an example.
-        engine: of PyTorch, where the program is for one.
-        threads: inside of one operator.
+        state: how PyTorch computes; other runtimes have as many threads.
 
     Raises:
         NoReferenceError: its runtime is not installed, or cannot take the model.
     """
-    return Reference(*reference_name(model_or_path, engine), _run_of(model_or_path, nested, engine, threads))
+    return Reference(*reference_name(model_or_path, state), _run_of(model_or_path, nested, state))
 
 
-def _run_of(model_or_path: Any, nested: Nesting, engine: str, threads: int) -> Running:
+def _run_of(model_or_path: Any, nested: Nesting, state: TorchState) -> Running:
     if isinstance(model_or_path, (str, Path)):
         from quantvm.frontend.entry import format_of
 
         held = format_of(Path(model_or_path))
         if held == "tflite":
-            return _litert(str(model_or_path), threads)
+            return _litert(str(model_or_path), state)
         if held == "onnx":
-            return _onnxruntime(str(model_or_path), threads)
-        return _torch(_loaded(Path(model_or_path), held), nested, engine, threads)
+            return _onnxruntime(str(model_or_path), state)
+        return _torch(_loaded(Path(model_or_path), held), nested, state)
     if type(model_or_path).__name__ == "ModelProto":
-        return _onnxruntime(model_or_path.SerializeToString(), threads)
-    return _torch(model_or_path, nested, engine, threads)
+        return _onnxruntime(model_or_path.SerializeToString(), state)
+    return _torch(model_or_path, nested, state)
 
 
 def _loaded(path: Path, held: str) -> Any:
@@ -118,7 +114,7 @@ def _loaded(path: Path, held: str) -> Any:
 # ------------------------------------------------------------------ PyTorch
 
 
-def _torch(model: Any, nested: Nesting, engine: str, threads: int) -> Running:
+def _torch(model: Any, nested: Nesting, state: TorchState) -> Running:
     is_program = isinstance(model, torch.export.ExportedProgram)
     call = model.module() if is_program else model
 
@@ -130,7 +126,7 @@ def _torch(model: Any, nested: Nesting, engine: str, threads: int) -> Running:
             arguments, keywords = exported_call(model, tensors)
         elif nested is not None:
             arguments, keywords = split_examples(nested(tensors), parameters_of_model(model)[0])
-        with torch_state(engine, threads), torch.inference_mode():
+        with state.active(), torch.inference_mode():
             result = call(*arguments, **keywords)
         found = take_apart(result, lambda y: isinstance(y, torch.Tensor))[1]
         return [(y.dequantize() if y.is_quantized else y).detach().contiguous().numpy() for y in found]
@@ -138,28 +134,16 @@ def _torch(model: Any, nested: Nesting, engine: str, threads: int) -> Running:
     return run
 
 
-@contextmanager
-def torch_state(engine: str, threads: int) -> Iterator[None]:
-    """PyTorch with an engine and a thread count, and afterwards as it was."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with quantization_engine(engine) if engine in ENGINES else nullcontext():
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # ------------------------------------------------------------------ other runtimes
 
 
-def _onnxruntime(model: str | bytes, threads: int) -> Running:
+def _onnxruntime(model: str | bytes, state: TorchState) -> Running:
     from quantvm.frontend.onnx.layers import has_onnxruntime, unfused_session
 
     if not has_onnxruntime():
         raise NoReferenceError("ONNX Runtime is not installed (pip install onnxruntime)")
     try:
-        session = unfused_session(model, threads=threads)
+        session = unfused_session(model, threads=state.threads)
     except Exception as error:  # its errors have no common base but that
         raise NoReferenceError(f"ONNX Runtime cannot load the model: {_gist(error)}") from error
     names = [given.name for given in session.get_inputs()]
@@ -170,7 +154,7 @@ def _onnxruntime(model: str | bytes, threads: int) -> Running:
     return run
 
 
-def _litert(path: str, threads: int) -> Running:
+def _litert(path: str, state: TorchState) -> Running:
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise NoReferenceError("LiteRT is not installed (pip install ai-edge-litert)")
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -180,7 +164,7 @@ def _litert(path: str, threads: int) -> Running:
     kinds = OpResolverType  # the optimized kernels round otherwise than TFLite's definition of its operators
     kernels = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if needs_optimized_kernels(path) else kinds.BUILTIN_REF
     try:
-        interpreter = Interpreter(path, num_threads=threads, experimental_op_resolver_type=kernels)
+        interpreter = Interpreter(path, num_threads=state.threads, experimental_op_resolver_type=kernels)
         interpreter.allocate_tensors()
     except Exception as error:  # Python's own kinds, of whatever is wrong
         raise NoReferenceError(f"LiteRT cannot load the model: {_gist(error)}") from error

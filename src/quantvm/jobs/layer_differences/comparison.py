@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from quantvm.qdq.bindings import definitions
 from quantvm.qdq.expressions import op_name
 from quantvm.runtime.target import Machine
 from quantvm.verification.ties import explain_ties, what_decides
+from quantvm.verification.torch_state import TorchState
 
 if TYPE_CHECKING:
     from quantvm.frontend import LayeredProgram
@@ -69,6 +71,11 @@ class Comparison:
         if source is None:
             return (False,) * len(self._program.layers)
         return self.run(source.side).channels_last(example_f32)
+
+    @property
+    def _state(self) -> TorchState:
+        """How PyTorch computes as a side."""
+        return TorchState(self._program.engine, self.machine.threads)
 
     @property
     def engine(self) -> str:
@@ -209,9 +216,9 @@ class Comparison:
         kind, _, rest = side.partition(":")
         if kind in ("torch", "onnxruntime"):
             self._check_source(kind)
-            return TorchLayerRun(self._program, engine=rest or self._program.engine, threads=self.machine.threads)
+            return TorchLayerRun(self._program, replace(self._state, engine=rest or self._program.engine))
         if kind == "qdq":
-            return QdqLayerRun(self._program, channels_last=self.formats, threads=self.machine.threads)
+            return QdqLayerRun(self._program, channels_last=self.formats, state=self._state)
         if kind == "tvm":
             return self._tvm(rest or ("torch" if self._program.engine in ENGINES else "qdq"))
         if self._program.engine not in ENGINES:
@@ -223,7 +230,7 @@ class Comparison:
             raise ConfigError(
                 "fp32: these weights were published as integers, so there is no float model; choose other weights"
             )
-        return FloatLayerRun(self._program, self._float_model, threads=self.machine.threads)
+        return FloatLayerRun(self._program, self._float_model, self._state)
 
     def _check_source(self, kind: str) -> None:
         """Raises ConfigError where the side is not what the program came from."""
@@ -246,8 +253,8 @@ class Comparison:
         from quantvm.verification.layer_runs import TvmLayerRun
 
         return TvmLayerRun(
-            self._program, numerics=numerics, engine=self._program.engine, channels_last=self.formats,
-            target=self.machine.target, threads=self.machine.threads,
+            self._program, numerics=numerics, state=self._state, channels_last=self.formats,
+            target=self.machine.target,
         )  # fmt: skip
 
 
