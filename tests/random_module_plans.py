@@ -111,8 +111,8 @@ def _options(draw: Any, op: str, shape: _Shape) -> dict[str, Any] | None:
         "unflatten": lambda: {"dim": dim, "sizes": (2, -1)},
         "unsqueeze": lambda: {"dim": dim},
         "squeeze": lambda: {"dim": dim},
-        "add_number": lambda: {"number": draw(st.sampled_from([0.5, -1.3, 2.0]))},
-        "mul_number": lambda: {"number": draw(st.sampled_from([0.5, -1.3, 2.0]))},
+        "add_number": lambda: {"number": draw(st.sampled_from([0.5, -1.3, 2.0, 9.0]))},
+        "mul_number": lambda: {"number": draw(st.sampled_from([0.5, -1.3, 2.0, 0.7]))},
     }
     return simple[op]() if op in simple else {}
 

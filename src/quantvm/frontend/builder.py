@@ -119,7 +119,7 @@ class QdqBuilder:
             ModelImportError: NaN, zero or negative scale, or a zero point outside of the dtype.
         """
         try:
-            return QuantParams(float(np.float32(scale)), int(zero_point), dtype)  # type: ignore[arg-type]
+            return QuantParams.of_torch(float(scale), int(zero_point), dtype)  # type: ignore[arg-type]
         except ValueError as error:
             raise ModelImportError(f"bad quantization parameters at {self.where or 'the graph'}: {error}") from error
 

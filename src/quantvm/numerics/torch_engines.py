@@ -12,7 +12,7 @@ unary_tables.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -38,11 +38,20 @@ _LARGEST_BELOW_2_31 = f32(2147483520.0)
 
 @dataclass(frozen=True)
 class QuantParams:
-    """Affine quantization of one tensor: real = scale * (quantized - zero_point)."""
+    """Affine quantization of one tensor: real = scale * (quantized - zero_point).
+
+    Attributes:
+        scale: a float32 number, as kernels see it.
+        zero_point: an integer of the dtype.
+        dtype: of the integers.
+        scale_f64: the scale as PyTorch keeps it beside the tensor, where that is no float32 number; an operator with a
+            number derives the next scale from it.
+    """
 
     scale: float
     zero_point: int
     dtype: Literal["uint8", "int8"] = "uint8"
+    scale_f64: float | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (0 < self.scale <= np.finfo(f32).max and f32(self.scale) > 0):
@@ -61,6 +70,17 @@ class QuantParams:
     def quant_max(self) -> int:
         """Greatest integer of the dtype."""
         return 255 if self.dtype == "uint8" else 127
+
+    @classmethod
+    def of_torch(cls, scale_f64: float, zero_point: int, dtype: Literal["uint8", "int8"] = "uint8") -> QuantParams:
+        """Returns the parameters of a tensor to which PyTorch gives this scale."""
+        scale = float(f32(scale_f64))
+        return cls(scale, zero_point, dtype, None if scale == scale_f64 else scale_f64)
+
+    @property
+    def torch_scale(self) -> float:
+        """The scale as PyTorch keeps it, in double precision."""
+        return self.scale if self.scale_f64 is None else self.scale_f64
 
     @property
     def scale_f32(self) -> np.float32:
@@ -191,23 +211,24 @@ def add_scalar(q: QuantParams, number: float) -> tuple[QuantParams, int]:
     """Returns the parameters that PyTorch gives x + number, and the number in steps of x, c = rne(number / s).
 
     Computes: (s, z - c) where z - c fits the dtype; else the end of the dtype that it passes, and s stretched so that
-    all sums fit. Reference: ATen/native/quantized/cpu/BinaryOps.cpp `_add_scalar_out`.
+    all sums fit, in double precision. Reference: ATen/native/quantized/cpu/BinaryOps.cpp `_add_scalar_out`.
     """
-    steps = int(np.rint(f64(number) / f64(q.scale)))
+    scale = q.torch_scale
+    steps = int(np.rint(f64(number) / f64(scale)))
     shifted, span = q.zero_point - steps, q.quant_max - q.quant_min
     if shifted < q.quant_min:
-        return QuantParams(float(f32((q.quant_max - shifted) / span * q.scale)), q.quant_min, q.dtype), steps
+        return QuantParams.of_torch((q.quant_max - shifted) / span * scale, q.quant_min, q.dtype), steps
     if shifted > q.quant_max:
-        return QuantParams(float(f32((shifted - q.quant_min) / span * q.scale)), q.quant_max, q.dtype), steps
-    return QuantParams(q.scale, shifted, q.dtype), steps
+        return QuantParams.of_torch((shifted - q.quant_min) / span * scale, q.quant_max, q.dtype), steps
+    return QuantParams.of_torch(scale, shifted, q.dtype), steps
 
 
 def mul_scalar(q: QuantParams, number: float) -> QuantParams:
     """Returns the parameters that PyTorch gives x * number: (s*|number|, z), z mirrored below zero; (1, 0) for zero.
 
-    The integers stay as they are, or are mirrored: min + max - x.
+    The integers stay as they are, or are mirrored: min + max - x. The scale is a product in double precision.
     """
     if number == 0:
         return QuantParams(1.0, 0, q.dtype)
     zero_point = q.zero_point if number > 0 else q.quant_max + q.quant_min - q.zero_point
-    return QuantParams(float(f32(abs(float(number)) * q.scale)), zero_point, q.dtype)
+    return QuantParams.of_torch(abs(float(number)) * q.torch_scale, zero_point, q.dtype)

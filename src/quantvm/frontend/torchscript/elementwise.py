@@ -49,10 +49,10 @@ def _with_number(b: QdqBuilder, name: str, x: Any, number: float, relu: bool) ->
     q: QuantParams = x.q
     if name == "add":
         out, steps = torch_engines.add_scalar(q, number)
-        operand, stays = float(np.float32(steps * q.scale)), out.scale == q.scale
+        operand, stays = float(np.float32(steps * q.scale)), out.torch_scale == q.torch_scale
     else:
         out, operand, stays = torch_engines.mul_scalar(q, number), number, number > 0
-    out = b.params(out.scale, out.zero_point, out.dtype)
+    out = b.params(out.torch_scale, out.zero_point, out.dtype)
     if stays:
         y = QTensor(x.expr, out)
     else:
