@@ -1,4 +1,4 @@
-"""The rules that can explain a layer: what each engine and numerics does, and that with a fact or two switched."""
+"""The rules that can explain a layer: those of each engine and numerics, also with one or two facts switched."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Rule:
     """One way to compute a layer.
 
     Attributes:
-        preset: of `PRESETS`, what it starts from.
+        preset: the one of `PRESETS` that it starts from.
         facts: fact -> value.
-        switched: the facts that are not the preset's.
+        switched: the facts whose values differ from the preset's.
     """
 
     preset: str
@@ -39,7 +39,7 @@ class Rule:
 
     @property
     def name(self) -> str:
-        """The preset, and what is switched."""
+        """The preset and the switched facts, as text."""
         switched = ", ".join(f"{fact}={self.facts[fact]}" for fact in self.switched)
         return f"{self.preset} with {switched}" if switched else self.preset
 
@@ -142,7 +142,7 @@ def _mul(name: str) -> dict[str, str]:
 
 
 def _elementwise(operator: Operator, name: str, environment: Environment) -> dict[str, str]:
-    """Quantize, add, concat and functions of one input."""
+    """Returns the facts for quantize, add, concat and functions of one input."""
     kind = operator.kind
     options = family_of(kind).options
     if name in _ROUNDING and kind in ACTIVATIONS and ACTIVATIONS[kind].integer == "torch":
@@ -178,11 +178,11 @@ def _is_qnnpacks(operator: Operator, name: str, environment: Environment) -> boo
 
 
 def candidates(operator: Operator, first: tuple[str, ...], environment: Environment) -> Iterator[Rule]:
-    """Yields rules, each choice of facts once: presets, then with one fact switched, then with two.
+    """Yields the presets, then rules with one switched fact, then with two; each choice of facts once.
 
     Args:
-        operator: what is to be explained.
-        first: presets of the sides that are compared: they come before the others, and only of them facts are switched.
+        operator: the operator to be explained.
+        first: presets of the two compared sides: they come before the others, and only their facts are switched.
         environment: what PyTorch's formulas depend on besides the operator.
     """
     family, seen = family_of(operator.kind), set()

@@ -1,4 +1,4 @@
-"""Convolutions and matrix products: exact accumulators, and every way from them to the output's integers."""
+"""Convolutions and matrix products: exact accumulators, and every way to requantize them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REAL = ("three", "two", "plain", "division", "real")
 
 
 def is_valid(operator: Operator, facts: Facts) -> bool:
-    """Whether the facts make a formula, and one that this operator can tell from others."""
+    """Whether the facts can be combined into a formula that this operator can tell from others."""
     multiplier, bias, where = facts["multiplier"], facts["bias"], facts["zero_point"]
     if bias == "real" and operator.bias_f32 is not None and multiplier not in _REAL:
         return False
@@ -54,13 +54,13 @@ def is_valid(operator: Operator, facts: Facts) -> bool:
 
 
 def pairs_can_cross_taps(operator: Operator) -> bool:
-    """Whether pairs of products along the whole window are others than those along the channels of each tap."""
+    """Whether pairing products along the whole window differs from pairing along the channels of each tap."""
     assert operator.weight is not None
     return operator.window is not None and operator.weight.shape[1] % 2 == 1 and operator.window.kernel != (1, 1)
 
 
 def pair_cut(operator: Operator) -> int | None:
-    """Returns where oneDNN pairs the products of a matrix product anew; None where it makes no difference."""
+    """Returns the index at which oneDNN restarts the pairing of a matrix product; None if that changes nothing."""
     assert operator.weight is not None
     return onednn_avx2_linear_cut(operator.weight.shape[1]) if operator.window is None else None
 
@@ -94,7 +94,7 @@ def evaluate(
 
 
 def exact(operator: Operator, inputs: Sequence[NDArray], cache: dict[Any, Any]) -> NDArray[np.float64]:
-    """Returns the result in steps of the output, the zero point not in it, in float64."""
+    """Returns the result in steps of the output, without zero point, in float64."""
     (x,) = inputs
     facts = {"saturation": "none", "input_zero_point": "subtracted", "padding": "zero_point"}
     key = tuple(facts[fact] for fact in _STRUCTURE)
@@ -115,16 +115,16 @@ def _logical(operator: Operator, y: NDArray) -> NDArray:
 
 
 class _Products:
-    """The operands of a contraction as matrices, float64: every sum of products is exact, for none reaches 2^53.
+    """The operands of a contraction as float64 matrices: all sums of products are exact, as none reaches 2^53.
 
     Attributes:
-        columns: (groups, pixels, taps), what each output pixel reads.
+        columns: (groups, pixels, taps): the elements that each output pixel reads.
         taps: (groups, O/groups, taps) weights as stored; zero_points: (groups, O/groups, 1).
         logical_shape: of the output, in PyTorch's order.
     """
 
     _inside: NDArray[np.float64] | None = None
-    """Of each column whether it is inside of the image, where padding is left out of sums of pairs."""
+    """Which elements of `columns` lie inside of the image; given if sums of pairs leave out the padding."""
 
     def __init__(self, operator: Operator, x: NDArray, fill: int, *, skips_padding: bool = False) -> None:
         assert operator.weight is not None
@@ -147,7 +147,7 @@ class _Products:
         self.zero_points = spread.reshape(groups, -1, 1).astype(f64)
 
     def accumulators(self, facts: Facts) -> NDArray[np.int64]:
-        """Returns sum (x - zx) * (w - zw) of all outputs, channels last."""
+        """Returns sum((x - zx) * (w - zw)) for all outputs, channels last."""
         centred = self.columns - self._centre(facts)
         if self._saturates(facts):
             corrections = np.matmul(centred, np.broadcast_to(self.zero_points, self.taps.shape).transpose(0, 2, 1))
@@ -179,14 +179,14 @@ class _Products:
         return 0 if facts["input_zero_point"] == "dropped" else self._zero_point
 
     def _saturates(self, facts: Facts) -> bool:
-        """Whether sums of pairs saturate, and can with these activations."""
+        """Whether sums of pairs saturate, and these activations can make them do so."""
         if facts["saturation"] == "none":
             return False
         taps = self._pairable(np.abs(self.taps), facts)
         return float(self.columns.max(initial=0)) * float((taps[..., ::2] + taps[..., 1::2]).max()) > 32767
 
     def _paired(self, facts: Facts) -> NDArray[np.float64]:
-        """Returns (groups, pixels, O/groups): pairs of products, each saturated at int16, as vpmaddubsw does."""
+        """Returns (groups, pixels, O/groups) accumulators; every sum of two products saturates as in vpmaddubsw."""
         columns, total = self.columns, np.zeros((*self.columns.shape[:2], self.taps.shape[1]))
         if self._inside is not None:
             total += np.matmul(columns * (1 - self._inside), self.taps.transpose(0, 2, 1))
@@ -198,7 +198,7 @@ class _Products:
         return total
 
     def _pairable(self, values: NDArray, facts: Facts) -> NDArray:
-        """Returns values along the window, in the last dimension, so that those at 2i and 2i+1 are a pair."""
+        """Reorders values along the window, the last dimension, so that those at 2i and 2i+1 form a pair."""
         if facts["saturation"] == "channel_pairs":
             values = values.reshape(*values.shape[:-1], -1, self._channels)
         if facts["saturation"] == "half_pairs" and self._cut is not None:
@@ -216,7 +216,7 @@ def _products(operator: Operator, x: NDArray, padding: str, cache: dict[Any, Any
 
 
 def _columns(window: Window, x: NDArray, fill: int) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """Returns (groups, pixels, KH*KW*I/groups): what each output pixel reads; and the output's height and width."""
+    """Returns what each output pixel reads, (groups, pixels, KH*KW*I/groups), and the output's height and width."""
     top, left, bottom, right = window.padding
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill).astype(f64)
     span = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilation, strict=True)]
@@ -232,7 +232,7 @@ def _columns(window: Window, x: NDArray, fill: int) -> tuple[NDArray[np.float64]
 
 
 def _requantized(operator: Operator, acc: NDArray, channel: NDArray, facts: Facts) -> NDArray:
-    """Returns the integers of accumulators, each of the output channel beside it."""
+    """Requantizes accumulators; `channel` gives the output channel of each."""
     vectors = _Vectors(operator)
     q, multiplier = operator.output, facts["multiplier"]
     bias = facts["bias"] if operator.bias_f32 is not None else "dropped"
@@ -250,7 +250,7 @@ def _requantized(operator: Operator, acc: NDArray, channel: NDArray, facts: Fact
 
 
 def _from_steps(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Facts, bias: str) -> NDArray:
-    """Returns integers of accumulators that one factor takes to steps of the output, as FBGEMM and QNNPACK do."""
+    """Requantizes accumulators by one factor to steps of the output, as FBGEMM and QNNPACK do."""
     b = vectors.operator.bias_f32
     if bias == "division":
         acc_f32 = with_bias_steps(acc_f32, vectors.bias_steps[channel])
@@ -262,7 +262,7 @@ def _from_steps(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Fa
 
 
 def _from_real(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Facts, bias: str) -> NDArray:
-    """Returns integers of accumulators that become real values first, as oneDNN's do and those between floats."""
+    """Requantizes accumulators through real values, as oneDNN and numerics=qdq do."""
     q, multiplier, onednn = vectors.operator.output, facts["multiplier"], vectors.onednn
     if bias == "division":
         acc_f32 = with_bias_steps(acc_f32, vectors.bias_steps[channel])

@@ -1,4 +1,4 @@
-"""Quantize, arithmetic, concatenation, activations and limits under switched facts."""
+"""Quantize, arithmetic, concatenation, activations and limits under any choice of facts."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _vectorised(operator: Operator, shapes: Sequence[tuple[int, ...]], environme
     """Returns which elements of an element-wise operator PyTorch vectorises, in logical order.
 
     Args:
-        operator: element-wise.
-        shapes: of its inputs.
-        environment: whose threads PyTorch has.
+        operator: an element-wise operator.
+        shapes: shapes of its inputs.
+        environment: gives the number of PyTorch's threads.
     """
     result = np.broadcast_shapes(*shapes)
     formats = operator.formats or (operator.channels_last,) * len(shapes)
@@ -79,7 +79,7 @@ def _vectorised(operator: Operator, shapes: Sequence[tuple[int, ...]], environme
 def _main_and_tail(
     compute: Callable[[Facts], NDArray], facts: Facts, vectorised: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Returns the main formula's integers, and the tail's where `tails` puts them."""
+    """Returns the main formula's integers, and in the elements that `tails` names the tail formula's."""
     if facts["tails"] == "everywhere":
         return compute(_TAIL)
     y = compute(facts)
@@ -113,7 +113,7 @@ register_family(
 def evaluate_add(
     operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
 ) -> NDArray:
-    """Returns a + b, and its ReLU."""
+    """Returns a + b, or its ReLU."""
     a, b = np.broadcast_arrays(*inputs)
     (a_q, b_q), out_q = operator.inputs, operator.output
     vectorised = _selected(_vectorised(operator, [x.shape for x in inputs], environment), select)
@@ -151,7 +151,7 @@ register_family(
 def evaluate_mul(
     operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
 ) -> NDArray:
-    """Returns a * b, and its ReLU."""
+    """Returns a * b, or its ReLU."""
     a, b = (_selected(x, select) for x in np.broadcast_arrays(*inputs))
     (a_q, b_q), out_q = operator.inputs, operator.output
     multiplier = facts["multiplier"]
@@ -197,7 +197,7 @@ register_family(
 def evaluate_concat(
     operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
 ) -> NDArray:
-    """Returns the inputs beside each other, each requantized."""
+    """Returns the concatenation of the requantized inputs."""
     parts = []
     for x, q in zip(inputs, operator.inputs, strict=True):
         if facts["arithmetic"] == "fixed":
@@ -235,7 +235,7 @@ register_family(
 def evaluate_unary(
     operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
 ) -> NDArray:
-    """Returns a function of one input: a table over its 256 integers, and one for PyTorch's tails."""
+    """Returns a function of one input, looked up in a table of 256 entries; PyTorch's tails have a second table."""
     (q,), out_q = operator.inputs, operator.output
     x_q = np.arange(q.quant_min, q.quant_max + 1)
     activation = ACTIVATIONS[operator.kind]
@@ -258,7 +258,7 @@ def evaluate_unary(
     x = _selected(inputs[0], select).astype(np.int64) - q.quant_min
     in_order = operator if activation.keeps_order else replace(operator, channels_last=False, formats=())
     vectorised = _selected(_vectorised(in_order, [inputs[0].shape], environment), select)
-    if kernel is not None and dict(facts) == UNARY_TORCH:  # sigmoid's last bits are PyTorch's own
+    if kernel is not None and dict(facts) == UNARY_TORCH:  # the last bits of sigmoid depend on PyTorch's expf
         return np.where(vectorised, main.astype(np.int64)[x], tail.astype(np.int64)[x])
     return _main_and_tail(lambda form: table(form)[x], facts, vectorised)
 
@@ -287,7 +287,7 @@ register_family(
 def evaluate_limits(
     operator: Operator, inputs: Sequence[NDArray], facts: Facts, environment: Environment, cache: Cache, select: Select
 ) -> NDArray:
-    """Returns a ReLU or clip under unchanged parameters: limits on the integers."""
+    """Returns a ReLU or clip that keeps its input's parameters, so that it limits the integers."""
     q, x = operator.output, _selected(inputs[0], select).astype(np.int64)
     if operator.kind == "relu":
         return np.maximum(x, q.zero_point)

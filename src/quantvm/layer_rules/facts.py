@@ -116,5 +116,5 @@ def differing_facts(first: Facts, second: Facts) -> list[str]:
 
 
 def in_words(fact: str, value: str | None) -> str:
-    """Returns what a value of a fact means; of None, that the rule has no such step."""
+    """Returns the meaning of a fact's value; for None, that the rule has no such step."""
     return "no such step" if value is None else FACTS[fact][1][value]

@@ -1,4 +1,4 @@
-"""Families of operators that share facts: which there are, and how their members are computed."""
+"""Families of operators that share facts, and how each family is computed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Evaluate = Callable[[Operator, Sequence[NDArray], Facts, Environment, dict[Any, 
 
 @dataclass(frozen=True)
 class Family:
-    """Operators that are computed by one function.
+    """Operators that one function computes.
 
     Attributes:
-        options: fact -> the values that can be switched to.
+        options: fact -> the values that it can have.
         evaluate: (operator, inputs, facts, environment, cache, select) -> integers. Inputs and results have PyTorch's
-            logical shape; `cache` keeps what several choices share of one layer and image; `select` are flat indices of
-            the elements that are wanted, None for all.
+            logical shape; `cache` keeps intermediate results of one layer and image that several choices share;
+            `select` are flat indices of the wanted elements, None for all.
         is_valid: whether a choice of facts can be computed at all.
-        exact: (operator, inputs, cache) -> the result in steps of the output as exactly as float64 has it, where
-            evaluating all elements takes long: rules that differ do so where that lies half-way between integers.
+        exact: (operator, inputs, cache) -> the result in steps of the output, in float64; given where evaluating all
+            elements takes long. Rules mostly differ in elements that this result puts half-way between integers.
     """
 
     options: Mapping[str, tuple[str, ...]]
@@ -38,7 +38,7 @@ _FAMILIES: dict[str, Family] = {}
 
 
 def register_family(kinds: Sequence[str], family: Family) -> None:
-    """Registers the family of some kinds of operators."""
+    """Registers the family to which some kinds of operators belong."""
     for kind in kinds:
         if kind in _FAMILIES:
             raise ValueError(f"operator {kind} belongs to a family already")

@@ -21,8 +21,8 @@ class Window:
     Attributes:
         kernel, stride, dilation: (height, width).
         padding: top, left, bottom, right.
-        groups: of a convolution.
-        ceil_mode, count_include_pad: of a pool.
+        groups: number of a convolution's groups.
+        ceil_mode, count_include_pad: a pool's options.
     """
 
     kernel: tuple[int, int]
@@ -34,7 +34,7 @@ class Window:
     count_include_pad: bool = True
 
     def axis(self, index: int, size: int) -> PoolAxis:
-        """Returns the rows (0) or the columns (1) of a pool of so many."""
+        """Returns the axis of the rows (0) or of the columns (1) of a pool over `size` of them."""
         return PoolAxis(
             size, self.kernel[index], self.stride[index], self.padding[index], self.padding[index + 2],
             self.dilation[index], self.ceil_mode,
@@ -53,21 +53,21 @@ class Operator:
         channels_last: whether `is_contiguous(memory_format=torch.channels_last)` holds for all inputs, on which some
             formulas depend.
         contiguous: whether `is_contiguous()` holds for all inputs.
-        formats: of each input, whether PyTorch holds it in channels-last order; empty: as `channels_last` says.
-        one_shape: of an addition, whether both inputs have the same shape.
+        formats: for each input, whether PyTorch holds it in channels-last order; empty: all as `channels_last` says.
+        one_shape: for an addition, whether both inputs have the same shape.
         relu: whether a ReLU is part of it.
         weight: (O, I/groups, KH, KW) or (O, I), int8 as stored.
         weight_scales: (O,) or (1,) float64; weight_zero_points: (O,) or (1,).
         bias_f32: (O,) or None.
-        window: of a convolution or pool.
-        in_size: of a convolution's or an adaptive pool's images, (H, W).
-        rows: of one image, that a linear layer multiplies.
-        out_size: of an adaptive pool.
-        axes: of a mean, as the program writes them.
-        keepdims: likewise.
-        axis: of a concatenation.
-        options: limits of a clip, as real numbers; what an activation takes besides its tensor.
-        affine: (factors, terms) of each channel, applied before it is quantized.
+        window: window of a convolution or pool.
+        in_size: (H, W) of the images of a convolution or adaptive pool.
+        rows: number of rows that a linear layer multiplies for one image.
+        out_size: (H, W) of the output of an adaptive pool.
+        axes: axes of a mean, as the program writes them.
+        keepdims: a mean's option.
+        axis: axis of a concatenation.
+        options: limits of a clip, as real numbers; an activation's further numeric arguments.
+        affine: (factors, terms) for each channel, applied before quantize_affine quantizes.
     """
 
     kind: str
@@ -94,7 +94,7 @@ class Operator:
 
     @property
     def contraction(self) -> Contraction:
-        """What PyTorch's choice for a conv2d or linear depends on."""
+        """This conv2d or linear as `contraction_choice` takes it."""
         assert self.weight is not None
         assert self.weight_zero_points is not None
         symmetric, dtype = not self.weight_zero_points.any(), self.inputs[0].dtype
@@ -124,7 +124,7 @@ class Operator:
 
     @property
     def concat_is_vectorised(self) -> bool:
-        """Whether PyTorch's concatenation of integers in channels-last order runs."""
+        """Whether PyTorch concatenates integers in channels-last order."""
         return dispatch.concat_is_vectorised(4, self.axis, channels_last=self.channels_last)
 
 
@@ -133,11 +133,11 @@ class Environment:
     """What PyTorch's formulas depend on besides the operator.
 
     Attributes:
-        threads: PyTorch's, which place the scalar tails of element-wise loops.
+        threads: number of PyTorch's threads, on which the scalar tails of element-wise loops depend.
         vec_channels: channels of an average pool's vector, 16 with AVX512 and 8 with AVX2.
-        vnni: whether the CPU has AVX512-VNNI; FBGEMM and oneDNN have other kernels where it has not.
-        onednn_amx: whether oneDNN uses AMX, where it scales by the shape and the number of images.
-        images: of a batch.
+        vnni: whether the CPU has AVX512-VNNI; FBGEMM and oneDNN use other kernels without it.
+        onednn_amx: whether oneDNN uses AMX; how it scales then depends on the shape and the number of images.
+        images: number of images in a batch.
     """
 
     threads: int = 1
@@ -148,9 +148,9 @@ class Environment:
 
     @property
     def cpu(self) -> Cpu:
-        """The CPU's instructions."""
+        """The CPU's instruction sets."""
         return Cpu(self.vec_channels == 16, self.vnni, self.onednn_amx)
 
     def pytorch(self, engine: Engine) -> PyTorch:
-        """Returns PyTorch under an engine here."""
+        """Returns PyTorch under an engine in this environment."""
         return PyTorch(engine, self.threads, self.cpu)

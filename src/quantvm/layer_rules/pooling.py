@@ -1,4 +1,4 @@
-"""Pools and means under switched facts."""
+"""Pools and means under any choice of facts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Cell = tuple[slice, slice, int, int, int]
 
 
 def is_valid(operator: Operator, facts: Facts) -> bool:
-    """Whether the facts make a formula."""
+    """Whether the facts can be combined into a formula."""
     if facts["sum"] == "float":
         return operator.kind == "mean" and facts["divisor"] == "division" and facts["zero_point"] in ("fma", "after")
     if facts["zero_point"] == "fma" and facts["divisor"] in ("division", "fixed"):
@@ -68,7 +68,7 @@ def evaluate_average(
 
 
 def _cells(operator: Operator, x: NDArray) -> Iterator[list[Cell]]:
-    """Yields each row of output pixels: what each reads."""
+    """Yields, row by row, what each output pixel reads."""
     height, width = x.shape[2:]
     if operator.kind == "mean" or operator.kind == "adaptive_avg_pool2d":
         out_height, out_width = (1, 1) if operator.kind == "mean" else operator.out_size
@@ -100,7 +100,7 @@ def _slice(taps: Taps) -> slice:
 
 
 def _average(operator: Operator, x: NDArray, cell: Cell, facts: Facts, environment: Environment) -> NDArray:
-    """Returns (N, C): one output pixel."""
+    """Returns one output pixel, (N, C)."""
     rows, columns, inside, _, _ = cell
     total = x[:, :, rows, columns].astype(i64).sum((2, 3))
     centred = total - inside * operator.output.zero_point
@@ -118,7 +118,7 @@ def _average(operator: Operator, x: NDArray, cell: Cell, facts: Facts, environme
 def _divided(operator: Operator, total: NDArray, centred: NDArray, cell: Cell, facts: Facts) -> NDArray:
     rows, columns, inside, count, kernel = cell
     q, divisor, raw = operator.output, facts["divisor"], facts["zero_point"] == "inside"
-    # in the sum, padding holds the zero point
+    # padding adds the zero point to the sum
     acc = total + (count - inside) * q.zero_point if raw else centred
     if divisor == "fixed":
         if facts["rounding"] == "towards_zero":
@@ -142,7 +142,7 @@ def _divided(operator: Operator, total: NDArray, centred: NDArray, cell: Cell, f
 
 
 def _float_mean(operator: Operator, x: NDArray, facts: Facts) -> NDArray[np.int64]:
-    """Returns (N, C): the mean of dequantized values, summed in PyTorch's order, quantized."""
+    """Returns the quantized mean of dequantized values, (N, C), summed in PyTorch's order."""
     q, mean = operator.output, mean_of_pixels(x, operator.inputs[0])
     if facts["zero_point"] == "fma" and facts["rounding"] == "even":
         return quantize_arr(mean, q)
@@ -176,7 +176,7 @@ def evaluate_maximum(
             outputs.append([[min(max(t, 0), size - 1) for t in row] for row in taps])
         else:
             outputs.append([[t for t in row if 0 <= t < size] for row in taps])
-    lowest = operator.output.quant_min  # of windows that lie in the padding as a whole
+    lowest = operator.output.quant_min  # result of a window that lies entirely in the padding
     columns = np.stack([x[..., taps].max(-1, initial=lowest) for taps in outputs[1]], -1)
     y = np.stack([columns[:, :, taps].max(2, initial=lowest) for taps in outputs[0]], 2).astype(i64)
     return y if select is None else y.reshape(-1)[select]

@@ -1,4 +1,4 @@
-"""The quantizers of numerics/torch_engines.py under switched facts: how halves round, where the zero point is added."""
+"""The quantizers of numerics/torch_engines.py, with facts for how halves round and where the zero point is added."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Values = Any
 
 
 def fixed_point_rounding(facts: Facts) -> fixed_point.Rounding:
-    """Returns how products in fixed point round halves, by the fact `rounding`."""
+    """Returns how fixed-point products round halves, by the fact `rounding`."""
     # `is_valid` lets no other values pass
     return "to_even" if facts["rounding"] == "even" else facts["rounding"]  # type: ignore[return-value]
 
 
 def integers_under(facts: Facts, steps_f32: Values, q: QuantParams, *, saturates: bool = True) -> NDArray[np.int64]:
-    """Returns `integers_of` float32 values in steps of the output, by the facts `rounding` and `zero_point`."""
+    """Returns `integers_of(steps_f32)`, by the facts `rounding` and `zero_point`."""
     rounding, zero_point = facts["rounding"], facts["zero_point"]
     return integers_of(steps_f32, q, rounding=rounding, zero_point=zero_point, saturates=saturates)  # type: ignore[arg-type]
 
@@ -50,7 +50,7 @@ def quantized(x_f32: Values, q: QuantParams, facts: Facts, inverse_scale: Values
 
 
 def scaled(acc_f32: Values, factor: Values, q: QuantParams, facts: Facts, *, saturates: bool) -> NDArray[np.int64]:
-    """Returns integers of acc * factor, by the facts `rounding` and `zero_point`."""
+    """Returns acc * factor rounded to integers, by the facts `rounding` and `zero_point`."""
     if facts["zero_point"] == "fma":
         return quantize_fma(acc_f32, factor, q, facts["rounding"])  # type: ignore[arg-type]
     return integers_under(facts, np.multiply(acc_f32, factor, dtype=f32), q, saturates=saturates)

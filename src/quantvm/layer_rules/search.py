@@ -1,4 +1,4 @@
-"""Which rules give all integers of a layer, image by image."""
+"""The search, image by image, for the rules that give all integers of a layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCREENED = 512
 
 
 class Search:
-    """The rules that a layer's two sides may follow, fewer with every image.
+    """The rules that the two sides of a comparison may follow in a layer; every image rules some out.
 
     `rules` are the reference's and the other side's.
 
@@ -39,12 +39,12 @@ class Search:
         self._seen: list[list[Rule]] = [[], []]
 
     def add(self, inputs: Sequence[NDArray], expected: NDArray, actual: NDArray) -> None:
-        """Drops rules that miss an element of one image, of those elements on which rules are likely to differ.
+        """Drops rules that fail on one image, tried on those elements only in which rules are likely to differ.
 
         Args:
-            inputs: of the layer, in PyTorch's logical order.
+            inputs: inputs of the layer, in PyTorch's logical order.
             expected: the reference's integers.
-            actual: the other side's integers of these very inputs.
+            actual: the other side's integers for the same inputs.
         """
         cache: dict[Any, Any] = {}
         screen = self._screen(inputs, expected, actual, cache)
@@ -57,7 +57,7 @@ class Search:
         )
 
     def verify(self, inputs: Sequence[NDArray], expected: NDArray, actual: NDArray) -> None:
-        """Drops those of the rules that matter which miss any element of one image; arguments as of `add`."""
+        """Drops, from the rules that the answer depends on, those that fail in any element of one image; see `add`."""
         self._keep_fitting(self._seen, inputs, (expected, actual), {}, None)
 
     def start_verifying(self) -> None:
@@ -65,7 +65,7 @@ class Search:
         self._seen = self._needed()
 
     def end_verifying(self) -> None:
-        """Ends it: what was not dropped gives every element."""
+        """Ends the pass: rules that were not dropped give every element of all images."""
         for rules, done in zip(self._seen, self._verified, strict=True):
             done.update(rule.key for rule in rules)
 
@@ -97,7 +97,7 @@ class Search:
     def _screen(
         self, inputs: Sequence[NDArray], expected: NDArray, actual: NDArray, cache: dict[Any, Any]
     ) -> NDArray[np.intp] | None:
-        """Returns flat indices of elements that differ and of those next to a tie; None for all, if that is quick."""
+        """Returns flat indices of elements that differ or lie next to a tie; None (all) if evaluating all is quick."""
         if self._family.exact is None:
             return None
         steps = self._family.exact(self._operator, inputs, cache).reshape(-1)
@@ -111,14 +111,14 @@ class Search:
         return np.union1d(differing, nearest)
 
     def follows_said(self, side: int) -> bool:
-        """Returns whether the reference (0) or the other side (1) follows what it is said to."""
+        """Returns whether the reference (0) or the other side (1) follows the preset that it is said to follow."""
         return any(rule.key == self._said[side].key for rule in self.rules[side])
 
     def closest(self) -> tuple[Rule, Rule] | None:
-        """Returns the reference's and the other side's rule that differ in the fewest facts; None if one has no rule.
+        """Returns the pair of rules, one of each side, that differ in the fewest facts; None if a side has no rule.
 
-        A side that follows what it is said to is not given other values of the facts in which the two differ; of
-        equally close pairs the one is taken that is nearest to what the sides are said to follow.
+        If a side follows its preset, its rule has the preset's values of the facts in which the two differ. Among
+        equally close pairs, the one nearest to the presets is returned.
         """
         follows = self.follows_said(0), self.follows_said(1)
         first, second = self.rules

@@ -1,5 +1,5 @@
-"""The exact arithmetic of every reference in NumPy: PyTorch's engines, qdq, integers alone, TFLite.
+"""The exact arithmetic of every reference, in NumPy: PyTorch's engines, numerics=qdq, numerics=integer, TFLite.
 
-No torch, no tvm. Each formula is stated here once; kernels emit it, the lowering chooses by it, and the rules of
-`quantvm diff` parametrise it.
+Imports neither torch nor tvm. Each formula is stated here once: the lowering chooses one, kernels emit it, and the
+rules of `quantvm diff` are variants of it.
 """

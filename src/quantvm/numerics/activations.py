@@ -1,8 +1,8 @@
-"""Quantized functions of one tensor, element by element: each declared once, for all who know one.
+"""Quantized element-wise functions of one tensor. Each is declared once, here.
 
 Between two quantized tensors such a function is a table of 256 entries. A row of `ACTIVATIONS` says how programs write
-it, and by which arithmetic PyTorch computes the entries. Importers, the lowering, the tables, `quantvm diff` and the
-page of supported operators read it. CONTRIBUTING.md says what a new one takes.
+it and how PyTorch computes the entries. Importers, the lowering, the tables, `quantvm diff` and docs/supported_ops.md
+read it. CONTRIBUTING.md says how to add one.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _IN_FLOAT32, _IN_FLOAT64 = numpy_arithmetic(f32), numpy_arithmetic(f64)
 
 @dataclass(frozen=True)
 class QuantizedKernel:
-    """How PyTorch's kernel of quantized tensors computes, and how it is called; `unary_tables` has the formulas.
+    """How PyTorch's kernel for quantized tensors computes, and how it is called; `unary_tables` has the formulas.
 
     Attributes:
-        reciprocal: of the output's scale: divided in double precision and rounded, or in float32.
-        dequantize: how the vectorised loop does: fma(scale, x, -scale*zero_point), or the product scale * (x - z).
-        tail: what scalar tails compute of dequantized float32 values, if something else than the formula.
-        qnnpack: whether QNNPACK has a kernel of uint8, which rounds in its own way.
-        operator: its name in `torch.ops.quantized`; empty where PyTorch's function of floats takes quantized tensors.
-        arguments: what that operator takes besides the tensor; empty: scale and zero point, then the options.
-        module: class of `torch.ao.nn.quantized` that takes scale, zero point and the options; empty without one.
+        reciprocal: dtype in which 1 / (output scale) is divided; a float64 quotient is then rounded to float32.
+        dequantize: in the vectorised loop: fma(scale, x, -scale*zero_point), or the product scale * (x - z).
+        tail: function that scalar tails apply to dequantized float32 values, where it is not the formula.
+        qnnpack: whether QNNPACK has a uint8 kernel for it; that kernel rounds in its own way.
+        operator: its name in `torch.ops.quantized`; empty where PyTorch's float function accepts quantized tensors.
+        arguments: that operator's arguments after the tensor; empty: scale and zero point, then the options.
+        module: class in `torch.ao.nn.quantized` that takes scale, zero point and the options; empty if there is none.
     """
 
     reciprocal: Literal["float64", "float32"] = "float64"
@@ -46,26 +46,25 @@ class QuantizedKernel:
 
 @dataclass(frozen=True)
 class Activation:
-    """One function.
+    """One element-wise function.
 
     Attributes:
-        name: of the quantized operator, in patterns, kernels, tables and reports.
-        text: the formula, for people.
-        formula: (operators, x, options) -> result, as Relax has it between dequantize and quantize.
-        torch: where PyTorch's function of float tensors lies in `torch`.
-        torch_options: what it takes by name.
-        aten: names of its operators in TorchScript, the one that writes in place among them; exported programs have
-            them with `.default`. Empty where PyTorch composes it of others, or where converters are written by hand.
-        of_quantized: what the aten operator makes of a quantized tensor: nothing, for PyTorch has no such kernel; a
-            tensor under the input's parameters; or one under parameters that are fixed for each dtype.
-        kernel: PyTorch's kernel of quantized tensors. None where it dequantizes, computes floats and quantizes again.
-        computed: like `formula`, as PyTorch computes it, where that is something else.
-        exported: like `formula`, as exported programs have it, where that is something else.
-        integer: what numerics=integer takes: its own table of the rounded function, PyTorch's table, or floats.
-        keeps_order: whether PyTorch's result lies in memory as its input does; if so, a table is fused behind
-            convolutions.
+        name: name of the quantized operator in patterns, kernels, tables and reports.
+        text: the formula as documentation shows it.
+        formula: (operators, x, options) -> result, as Relax writes it between dequantize and quantize.
+        torch: path of PyTorch's float function inside `torch`.
+        torch_options: its keyword arguments.
+        aten: names of its operators in TorchScript, including the in-place one; exported programs append `.default`.
+            Empty where PyTorch composes it from other operators, or where converters are written by hand.
+        of_quantized: parameters of the aten operator's result for a quantized input: "input", those of the input; or
+            fixed ones for each dtype. None where PyTorch has no such kernel.
+        kernel: PyTorch's kernel for quantized tensors. None where it dequantizes, computes floats and quantizes again.
+        computed: like `formula`, but as PyTorch computes it, where that differs.
+        exported: like `formula`, but as exported programs write it, where that differs.
+        integer: how numerics=integer computes it: by its own table of the rounded function, by PyTorch's, or by floats.
+        keeps_order: whether PyTorch's result has the memory format of its input; if so, convolutions fuse the table.
         needs_dense: whether the kernel makes its input contiguous first.
-        accurate_near_zero: whether f(x) ~ x near zero, where exported programs have it computed in double precision.
+        accurate_near_zero: whether f(x) ~ x near zero; for exported programs it is computed in double precision there.
     """
 
     name: str
@@ -85,18 +84,18 @@ class Activation:
 
     @property
     def torchscript(self) -> tuple[str, ...]:
-        """Names of all its operators in TorchScript."""
+        """Names of all TorchScript operators that compute it."""
         kernel = self.kernel
         return (*self.aten, *([f"quantized::{kernel.operator}"] if kernel is not None and kernel.operator else []))
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Names of the numbers that it takes besides x."""
+        """Names of its numeric arguments besides x."""
         return option_names(self.formula)
 
     @property
     def defaults(self) -> dict[str, float]:
-        """The options that may be left out, with their values then."""
+        """Default values of the options that may be left out."""
         parameters = inspect.signature(self.formula).parameters
         return {name: parameters[name].default for name in self.options if parameters[name].default is not _MISSING}
 
@@ -106,11 +105,11 @@ class Activation:
         return all(step.is_exact for step, _ in steps_of(self.formula))
 
     def rounded_alone(self, x_f32: F32, options: tuple[float, ...] = ()) -> F32:
-        """Returns the function of float32 values, each of its operators rounded to float32."""
+        """Returns f(x) for float32 values; the result of every operator is rounded to float32."""
         return np.asarray((self.computed or self.formula)(_IN_FLOAT32, x_f32, *options))
 
     def rounded_once(self, x_f32: F32, options: tuple[float, ...] = ()) -> F32:
-        """Returns the function of float32 values; computed in double precision and rounded, unless it is exact."""
+        """Returns f(x) for float32 values, computed in double precision and rounded once, unless it is exact."""
         if self.is_exact:
             return self.rounded_alone(x_f32, options)
         return np.asarray((self.computed or self.formula)(_IN_FLOAT64, x_f32, *options)).astype(f32)

@@ -1,4 +1,4 @@
-"""What PyTorch's pools and means multiply or divide sums of integers by, and the order in which it sums floats."""
+"""The factors by which PyTorch's pools and means scale integer sums, and the order in which PyTorch sums floats."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from quantvm.numerics.torch_engines import F32, QuantParams, Values, dequantize_
 
 
 def count_factor(count: Values) -> np.float32:
-    """Returns fl(1 / count): avg_pool2d."""
+    """Returns fl(1 / count), the factor of avg_pool2d."""
     return np.divide(f32(1), f32(count), dtype=f32)
 
 
 def adaptive_scale(count: int) -> np.float32:
-    """Returns fl(1 / fl(1 / count)), by which adaptive_avg_pool2d of channels-last images quantizes a sum."""
+    """Returns fl(1 / fl(1 / count)), the scale with which channels-last adaptive_avg_pool2d quantizes a sum."""
     return reciprocal_f32(count_factor(count))
 
 
 def sides_factor(height: int, width: int) -> np.float32:
-    """Returns fl(fl(1 / height) / width): adaptive_avg_pool2d of contiguous images."""
+    """Returns fl(fl(1 / height) / width), the factor of adaptive_avg_pool2d of contiguous images."""
     return np.divide(count_factor(height), f32(width), dtype=f32)
 
 
 def qnnpack_factor(scale: float, count: int) -> np.float32:
-    """Returns fl(s / fl(s * count)): QNNPACK's pools, whatever lies in the padding."""
+    """Returns fl(s / fl(s * count)), the factor of QNNPACK's pools; `count` includes the padding."""
     return np.divide(f32(scale), np.multiply(f32(scale), f32(count), dtype=f32), dtype=f32)
 
 
 def mean_of_pixels(x_q: Values, q: QuantParams) -> F32:
     """Returns (n, C): the mean over the pixels of (n, C, H, W) channels-last integers, in float32.
 
-    Computes: D_VAL, a float32 sum in the order of `at::sum`, fl(. / (H*W)). The last C % 32 channels, C % 4 where there
-        are fewer than 8, are four such sums over every fourth pixel.
+    Computes: D_VAL, a float32 sum in the order of `at::sum`, fl(. / (H*W)). For the last C % 32 channels (C % 4 if
+        C < 8) the sum is made of four such sums, each over every fourth pixel.
     """
     real = dequantize_val(x_q, q).reshape(*np.shape(x_q)[:2], -1)
     channels, pixels = real.shape[1:]

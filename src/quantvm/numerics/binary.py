@@ -36,9 +36,9 @@ def sum_of(a_f32: Values, b_f32: Values, *, relu: bool) -> F32:
 def add(
     a_q: Values, b_q: Values, params: Pair, out_q: QuantParams, *, relu: bool, vectorised: NDArray[np.bool_]
 ) -> I64:
-    """Returns the sum of integers.
+    """Returns the quantized sum a + b.
 
-    Computes: Q_VEC(sum_of(D_VEC(a), D_VEC(b))) where it is vectorised, Q_VAL and D_VAL elsewhere.
+    Computes: Q_VEC(sum_of(D_VEC(a), D_VEC(b))) for vectorised elements, the same with Q_VAL and D_VAL for the others.
     Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13, bit for bit.
     """
     first, second = params
@@ -60,7 +60,7 @@ def product_multiplier(params: Pair, out_q: QuantParams) -> np.float32:
 
 
 def multiply(a_q: Values, b_q: Values, params: Pair, out_q: QuantParams, *, relu: bool) -> I64:
-    """Returns the product of integers.
+    """Returns the quantized product a * b.
 
     Computes: clip(rne(fl((a-za)*(b-zb) * product_multiplier)) + zo); relu: max(., zo).
     Exactness: `quantized::mul`, `quantized::mul_relu` of torch 2.13, bit for bit.
@@ -71,7 +71,7 @@ def multiply(a_q: Values, b_q: Values, params: Pair, out_q: QuantParams, *, relu
 
 
 def concatenated(x_q: Values, q: QuantParams, out_q: QuantParams) -> tuple[I64, I64]:
-    """Returns what integers become in a channels-last concatenation: where it is vectorised, and in tails.
+    """Requantizes an input of a channels-last concatenation: as vectorised elements, and as scalar tails.
 
     Computes: Q_VEC(D_VEC(x), (float)(1.0/so)), and Q_VAL(D_VAL(x)).
     Exactness: `quantized::cat` of torch 2.13, bit for bit.
@@ -93,13 +93,13 @@ class QnnpackAdd:
 
 
 def qnnpack_add(a_q: QuantParams, b_q: QuantParams, out_q: QuantParams) -> QnnpackAdd:
-    """Returns the 22-bit multipliers and the shift that QNNPACK adds with.
+    """Returns the 22-bit multipliers and the shift of QNNPACK's addition.
 
-    Reference: qnnpack/src/qnnpack/requantization.h. The ratios of the scales must lie in [2^-14, 2^8), as PyTorch
-    demands too.
+    Reference: qnnpack/src/qnnpack/requantization.h. The ratios of the scales must lie in [2^-14, 2^8);
+    PyTorch demands it too.
 
     Raises:
-        ValueError: they do not.
+        ValueError: a ratio lies outside of that range.
     """
     ratios = [np.divide(q.scale_f32, out_q.scale_f32, dtype=f32) for q in (a_q, b_q)]
     if min(ratios) < 2.0**-14 or max(ratios) >= 2.0**8:
@@ -110,7 +110,7 @@ def qnnpack_add(a_q: QuantParams, b_q: QuantParams, out_q: QuantParams) -> Qnnpa
 
 
 def add_by_qnnpack(a_q: Values, b_q: Values, params: Pair, out_q: QuantParams, *, relu: bool) -> I64:
-    """Returns QNNPACK's sum of integers: clip(acc / 2^shift + zo), halves away from zero; max(., zo) if relu.
+    """Returns QNNPACK's quantized sum: clip(acc / 2^shift + zo), halves away from zero; max(., zo) if relu.
 
     Exactness: `quantized::add` of torch 2.13 under the engine qnnpack, bit for bit.
     """

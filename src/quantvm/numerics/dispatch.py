@@ -1,8 +1,8 @@
-"""Which library computes a quantized operator in PyTorch, and by which of its formulas: the one place that knows.
+"""Which library computes a quantized operator in PyTorch, and with which formula. This is the only place that decides.
 
 PyTorch chooses a library by its engine and by the weights; the library chooses a kernel by the shape, the batch, the
-threads and the CPU; and kernels of one library differ in how they saturate and scale. The lowering emits what is
-answered here, and the presets of `quantvm diff` are made of it. The formulas themselves are in requantization.py,
+threads and the CPU; and kernels of one library differ in how they saturate and scale. The lowering emits what this
+module answers, and the presets of `quantvm diff` are built from it. The formulas themselves are in requantization.py,
 torch_engines.py and unary_tables.py.
 """
 
@@ -19,12 +19,12 @@ from .torch_engines import Engine, Library
 
 @dataclass(frozen=True)
 class Cpu:
-    """The instructions by which PyTorch's libraries choose their kernels.
+    """The instruction sets by which PyTorch's libraries choose their kernels.
 
     Attributes:
-        avx512: AVX512, which gives average pools a vector of 16 channels, not of 8.
-        vnni: AVX512-VNNI; FBGEMM and oneDNN have other kernels, whose sums saturate, where it is missing.
-        onednn_amx: AMX, where oneDNN uses it: it scales by the shape and the number of images.
+        avx512: AVX512: average pools use vectors of 16 channels, else of 8.
+        vnni: AVX512-VNNI: without it, FBGEMM and oneDNN use other kernels, whose sums saturate.
+        onednn_amx: AMX, if oneDNN uses it: how it scales then depends on the shape and the number of images.
     """
 
     avx512: bool = True
@@ -34,7 +34,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class PyTorch:
-    """The PyTorch whose bits are followed."""
+    """The PyTorch whose bits are reproduced."""
 
     engine: Engine
     threads: int = 1
@@ -59,7 +59,7 @@ class Contraction:
 
     Attributes:
         geometry: its shape.
-        input_dtype: of the activations.
+        input_dtype: dtype of the activations.
         symmetric_weights: whether all zero points of the weights are 0.
     """
 
@@ -75,11 +75,11 @@ class ContractionChoice:
     Attributes:
         formula: see `Formula`.
         pairs: see `Pairs`.
-        cut: where the pairs of a matrix product begin anew, see `onednn_avx2_linear_cut`; else None.
-        skips_padding: whether taps in the padding are left out of sums of pairs; a border that was put around the
-            input is not.
-        separate_up_to: of `OnednnRequantization`.
-        divides: likewise.
+        cut: index at which the pairing of a matrix product restarts, see `onednn_avx2_linear_cut`; else None.
+        skips_padding: whether sums of pairs leave out taps in the padding. They always include a border that was
+            added to the input explicitly.
+        separate_up_to: see `OnednnRequantization`.
+        divides: see `OnednnRequantization`.
     """
 
     formula: Formula
@@ -90,7 +90,7 @@ class ContractionChoice:
     divides: bool = False
 
     def has_separate_scales(self, rows: int) -> bool:
-        """Whether oneDNN multiplies by one scale after the other, for so many images or rows of a linear layer."""
+        """Whether oneDNN multiplies by one scale after the other for `rows` images, or rows of a linear layer."""
         return self.separate_up_to is None or rows <= self.separate_up_to
 
 
@@ -145,7 +145,7 @@ def _is_fbgemms_depthwise(geometry: ConvGeometry) -> bool:
 
 
 def conv_library(engine: Engine, groups: int, symmetric_weights: bool, *, vnni: bool = True) -> Library:
-    """Returns which library PyTorch takes for conv2d under `engine`, on a CPU with or without AVX512-VNNI.
+    """Returns the library that PyTorch uses for conv2d under `engine`, on a CPU with or without AVX512-VNNI.
 
     Reference: ATen/native/quantized/cpu/OnednnUtils.h `should_use_onednn_quant`.
     """
@@ -155,14 +155,14 @@ def conv_library(engine: Engine, groups: int, symmetric_weights: bool, *, vnni: 
 
 
 def linear_library(engine: Engine) -> Library:
-    """Returns which library PyTorch takes for linear under `engine`."""
+    """Returns the library that PyTorch uses for linear under `engine`."""
     return "fbgemm" if engine == "x86" else engine
 
 
 def onednn_avx2_refuses(in_channels: int, out_channels: int, groups: int) -> bool:
-    """Returns whether oneDNN has no AVX2 kernel for a convolution, which its plain C++ code then computes.
+    """Returns whether oneDNN has no AVX2 kernel for a convolution and computes it in plain C++.
 
-    It has none for groups of channels that are no multiples of 4, but for depthwise convolutions.
+    It has none where the channels of a group are not a multiple of 4, unless the convolution is depthwise.
     Reference: oneDNN src/cpu/x64/jit_uni_x8s8s32x_conv_kernel.cpp `init_conf`; measured on torch 2.13.
     """
     group_in, group_out = in_channels // groups, out_channels // groups
@@ -170,11 +170,11 @@ def onednn_avx2_refuses(in_channels: int, out_channels: int, groups: int) -> boo
 
 
 def onednn_avx2_linear_cut(in_features: int) -> int | None:
-    """Returns where oneDNN's AVX2 matrix product begins to pair products anew; None where pairs are the same anyway.
+    """Returns the feature at which oneDNN's AVX2 matrix product restarts its pairing; None if that changes no pair.
 
-    It cuts more than 256 features in two halves, the first of ceil(K/2), which may be odd; from 768 on into blocks of
-    384, which are even. Reference: oneDNN src/cpu/x64/gemm/gemm_driver.cpp `get_k_padd`; measured on torch 2.13 for K
-    from 240 to 2305, 1 to 64 outputs, 1 to 40 rows, one and two threads.
+    More than 256 features are cut in two halves, the first of ceil(K/2), which may be odd; 768 or more are cut into
+    blocks of 384, which is even. Reference: oneDNN src/cpu/x64/gemm/gemm_driver.cpp `get_k_padd`; measured on torch
+    2.13 for K from 240 to 2305, 1 to 64 outputs, 1 to 40 rows, one and two threads.
     """
     half = (in_features + 1) // 2
     return half if 256 < in_features < 768 and half % 2 else None
@@ -184,7 +184,7 @@ def fbgemm_depthwise_saturates(
     channels: int, out_channels: int, groups: int, kernel: tuple[int, int], stride: tuple[int, int],
     padding: tuple[int, int], dilation: tuple[int, int],
 ) -> bool:  # fmt: skip
-    """Returns whether FBGEMM runs this convolution in its depthwise kernel, which saturates pairs of taps to int16.
+    """Returns whether FBGEMM runs this convolution in its depthwise kernel, which saturates sums of two taps to int16.
 
     Reference: FBGEMM src/FbgemmConv.cc ConvFastPath, src/FbgemmI8DepthwiseAvx2-inl.h; measured on torch 2.13.
     """
@@ -204,12 +204,12 @@ def fbgemm_depthwise_saturates(
 
 
 def takes_qnnpack(pytorch: PyTorch, dtype: str) -> bool:
-    """Returns whether PyTorch has operators of QNNPACK for a dtype; each has conditions of its own besides."""
+    """Returns whether PyTorch can use QNNPACK for a dtype; each operator has further conditions."""
     return pytorch.engine == "qnnpack" and dtype == "uint8"
 
 
 def max_pool2d_is_qnnpacks(pytorch: PyTorch, dtype: str, *, ceil_mode: bool) -> bool:
-    """Returns whether QNNPACK computes max_pool2d, which reads the border's elements where others see padding."""
+    """Returns whether QNNPACK computes max_pool2d; in the padding it repeats the border's elements."""
     return takes_qnnpack(pytorch, dtype) and not ceil_mode
 
 
@@ -223,10 +223,11 @@ class AverageChoice:
     """How an average over windows or dimensions is computed.
 
     Attributes:
-        formula: qnnpack: the sum times s / (s*count). channels_last, contiguous: PyTorch's own code for integers, by
-            the memory format. floats: dequantize, sum in PyTorch's order, divide, quantize.
-        vec_channels: of channels_last: channels of a vector; those behind the last whole one have another formula.
-        window: of qnnpack's adaptive pool, the windows side by side that it is.
+        formula: qnnpack: the sum times s / (s*count). channels_last, contiguous: PyTorch's own integer code for that
+            memory format. floats: dequantize, sum in PyTorch's order, divide, quantize.
+        vec_channels: for channels_last: channels of a vector; channels after the last whole vector have another
+            formula.
+        window: for an adaptive pool by QNNPACK: the size of its windows, which lie side by side.
     """
 
     formula: Literal["qnnpack", "channels_last", "contiguous", "floats"]
@@ -238,9 +239,9 @@ def avg_pool2d_choice(pytorch: PyTorch, dtype: str, *, ceil_mode: bool, channels
     """Returns how PyTorch computes avg_pool2d.
 
     Args:
-        pytorch: that is followed.
-        dtype: of the integers.
-        ceil_mode: of the pool.
+        pytorch: the PyTorch whose bits are reproduced.
+        dtype: dtype of the integers.
+        ceil_mode: the pool's option.
         channels_last: whether `is_contiguous(memory_format=torch.channels_last)` holds for the input.
     """
     if takes_qnnpack(pytorch, dtype) and not ceil_mode:
@@ -253,7 +254,7 @@ def avg_pool2d_choice(pytorch: PyTorch, dtype: str, *, ceil_mode: bool, channels
 def adaptive_avg_pool2d_choice(
     pytorch: PyTorch, dtype: str, in_size: tuple[int, int], out_size: tuple[int, int], *, channels_last: bool
 ) -> AverageChoice:
-    """Returns how PyTorch computes adaptive_avg_pool2d; arguments as of `avg_pool2d_choice`."""
+    """Returns how PyTorch computes adaptive_avg_pool2d; for the arguments see `avg_pool2d_choice`."""
     window = qnnpack_window(in_size, out_size) if takes_qnnpack(pytorch, dtype) else None
     if window is not None:
         return AverageChoice("qnnpack", window=window)
@@ -266,10 +267,10 @@ def mean_choice(pytorch: PyTorch, dtype: str, axes: tuple[int, ...], rank: int, 
     """Returns how PyTorch computes a mean over more than one element.
 
     Args:
-        pytorch: that is followed.
-        dtype: of the integers.
-        axes: as the program writes them: QNNPACK takes (2, 3) and not (-2, -1).
-        rank: of the input.
+        pytorch: the PyTorch whose bits are reproduced.
+        dtype: dtype of the integers.
+        axes: as the program writes them: QNNPACK accepts (2, 3) but not (-2, -1).
+        rank: rank of the input.
         contiguous: whether `is_contiguous()` holds for the input.
     """
     if takes_qnnpack(pytorch, dtype) and rank == 4 and axes == (2, 3):
@@ -279,10 +280,10 @@ def mean_choice(pytorch: PyTorch, dtype: str, axes: tuple[int, ...], rank: int, 
 
 
 def qnnpack_window(in_size: tuple[int, int], out_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Returns the window by which QNNPACK computes `adaptive_avg_pool2d`; None where PyTorch's own code does.
+    """Returns the window with which QNNPACK computes `adaptive_avg_pool2d`; None if PyTorch's own code does.
 
-    QNNPACK takes images that windows of one size, side by side, cover, unless each is one pixel. Reference: torch
-    aten/src/ATen/native/quantized/cpu/AdaptiveAveragePooling.cpp `enable_qnnpack_for_ada_avgpool2d`.
+    QNNPACK is used if windows of equal size, side by side, cover the image, unless a window is one pixel. Reference:
+    torch aten/src/ATen/native/quantized/cpu/AdaptiveAveragePooling.cpp `enable_qnnpack_for_ada_avgpool2d`.
     """
     is_even = all(size % out == 0 for size, out in zip(in_size, out_size, strict=True))
     return (in_size[0] // out_size[0], in_size[1] // out_size[1]) if is_even and in_size != out_size else None
@@ -292,7 +293,7 @@ def qnnpack_window(in_size: tuple[int, int], out_size: tuple[int, int]) -> tuple
 
 
 def add_is_qnnpacks(pytorch: PyTorch, dtype: str, *, one_shape: bool) -> bool:
-    """Returns whether QNNPACK adds two tensors; it does not broadcast."""
+    """Returns whether QNNPACK adds two tensors; it cannot broadcast."""
     return takes_qnnpack(pytorch, dtype) and one_shape
 
 
@@ -303,11 +304,11 @@ def unary_is_qnnpacks(pytorch: PyTorch, name: str, dtype: str) -> bool:
 
 
 def concat_is_vectorised(rank: int, axis: int, *, channels_last: bool) -> bool:
-    """Returns whether PyTorch's concatenation of integers runs, with tails every 8 channels, or that of floats does.
+    """Returns whether PyTorch concatenates integers, with tails every 8 channels; otherwise it concatenates floats.
 
     Args:
-        rank: of the inputs.
-        axis: as the program writes it: 1 and not -3.
+        rank: rank of the inputs.
+        axis: as the program writes it: 1, but not -3.
         channels_last: whether `is_contiguous(memory_format=torch.channels_last)` holds for all inputs.
     """
     return rank == 4 and axis == 1 and channels_last

@@ -1,8 +1,8 @@
-"""Integer-only arithmetic between quantize and dequantize, as TVM's former QNN dialect had it, in NumPy.
+"""Integer-only arithmetic between quantize and dequantize, as in TVM's former QNN dialect, in NumPy.
 
-A real factor becomes a multiplier of 31 bits and a shift; what is multiplied by it goes through 64 bits. Where the
-product lies half-way between two integers, `rounding` decides: `upward` (QNN's default) and `away` from zero are QNN's,
-`to_even` is what floating point would do. No torch, no tvm.
+A real factor becomes a multiplier of 31 bits and a shift; products with it have 64 bits. If a product lies half-way
+between two integers, `rounding` decides: QNN has `upward` (its default) and `away` from zero; `to_even` is what
+floating point would do. Imports neither torch nor tvm.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MULTIPLIER_BITS = 31
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Factors multiplier * 2^(shift - 31).
+    """Real factors as multiplier * 2^(shift - 31).
 
     Attributes:
         multiplier: int64, in [2^30, 2^31), or 0 for a factor of 0.
         shift: int64.
-        rounding: of products half-way between two integers.
+        rounding: how products half-way between two integers are rounded.
     """
 
     multiplier: NDArray[np.int64]
@@ -37,12 +37,12 @@ class FixedPoint:
 
     @property
     def scaled_multiplier(self) -> NDArray[np.int64]:
-        """The multiplier shifted left, where the factor is 1 or more."""
+        """The multiplier, shifted left where the factor is 1 or more."""
         return self.multiplier << np.maximum(self.shift, 0)
 
     @property
     def right_shift(self) -> NDArray[np.int64]:
-        """Bits by which the product is shifted right, at least 31."""
+        """Number of bits by which the product is shifted right, at least 31."""
         return MULTIPLIER_BITS + np.maximum(-self.shift, 0)
 
 
@@ -54,7 +54,7 @@ def fixed_point(factor: Values, rounding: Rounding = "upward") -> FixedPoint:
 
     Args:
         factor: float64, not negative.
-        rounding: of the products.
+        rounding: how products half-way between two integers are rounded.
 
     Raises:
         ValueError: a factor is negative, not finite, or so small that its product of 32 bits is always 0.
@@ -66,7 +66,7 @@ def fixed_point(factor: Values, rounding: Rounding = "upward") -> FixedPoint:
     multiplier = np.floor(significand * 2.0**MULTIPLIER_BITS + 0.5).astype(np.int64)
     carried = multiplier == 1 << MULTIPLIER_BITS
     multiplier, shift = np.where(carried, multiplier >> 1, multiplier), shift.astype(np.int64) + carried
-    # A right shift of 64 bits or more is none that a processor does; what it stands for is 0.
+    # Processors cannot shift right by 64 bits or more; the result is 0.
     gone = MULTIPLIER_BITS - shift > 62
     return FixedPoint(np.where(gone, 0, multiplier), np.where(gone, 0, shift), rounding)
 

@@ -1,8 +1,8 @@
-"""The element-wise operators of float32 that programs have in Relax: each declared once, for all who compute them.
+"""The element-wise float32 operators of Relax programs. Each is declared once, here.
 
-A row holds the operator's name in Relax and its arithmetic: for NumPy, for kernels (TIR) and for PyTorch, or a formula
-of simpler operators that stands for the first two. Kernels fuse, tests compare and the lowering recognizes what stands
-here. This module imports none of these libraries but NumPy: the others are handed to the functions in the table.
+A row holds the operator's name in Relax and its arithmetic in NumPy, in kernels (TIR) and in PyTorch; a formula of
+simpler operators can replace the first two. The lowering recognizes, kernels fuse and tests compare the operators of
+this table. Of these libraries only NumPy is imported; the others are handed to the functions in the table.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ def _no_options(call: Any) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class FloatOperator:
-    """One operator, each result of which is rounded to float32 alone.
+    """One operator. Its result is rounded to float32.
 
     Attributes:
-        name: in formulas and in float programs.
-        relax: in Relax, without `relax.`; empty where Relax has no such operator.
-        arity: how many tensors it takes. Options come behind them.
-        formula: what it computes, by simpler operators.
-        numpy: (arrays) -> array, where there is no formula.
-        tir: (vectors, registers) -> expression, likewise; `vectors` has what registers have no operator sign for.
-        aten: its operator in TorchScript, where that takes one float tensor and nothing else.
-        torch: where PyTorch's function lies in `torch`; `name` if empty.
-        torch_options: what that function takes by name.
-        is_ieee: without a formula, whether it is one operation of IEEE 754, which every implementation rounds alike.
-            What is none is computed in double precision by NumPy, and rounded.
+        name: its name in formulas and in float programs.
+        relax: its name in Relax, without `relax.`; empty if Relax has no such operator.
+        arity: number of tensors that it takes. Options follow them.
+        formula: what it computes, in simpler operators.
+        numpy: (arrays) -> array, if there is no formula.
+        tir: (vectors, registers) -> expression, if there is no formula; `vectors` has the functions for which Python
+            has no operator sign.
+        aten: its operator in TorchScript, if that takes one float tensor and nothing else.
+        torch: path of PyTorch's function inside `torch`; `name` if empty.
+        torch_options: keyword arguments of that function.
+        is_ieee: for an operator without a formula: whether it is one IEEE 754 operation, which every implementation
+            rounds alike. NumPy computes all others in double precision and rounds.
         options: reads the options of a Relax call.
-        options_are_operands: whether that call has them as operands, not as attributes.
-        fuses: whether kernels of numerics=qdq compute it together with others.
+        options_are_operands: whether the Relax call passes them as operands, not as attributes.
+        fuses: whether kernels of numerics=qdq fuse it with others.
     """
 
     name: str
@@ -62,25 +63,25 @@ class FloatOperator:
 
     @property
     def relax_name(self) -> str:
-        """The name in Relax, with `relax.`."""
+        """Its full name in Relax, with `relax.`."""
         return f"relax.{self.relax}"
 
     @property
     def is_exact(self) -> bool:
-        """Whether every implementation gives the same bits: IEEE operations in a known order."""
+        """Whether every implementation gives the same bits, being IEEE operations in a known order."""
         return self.is_ieee if self.formula is None else all(step.is_exact for step, _ in steps_of(self.formula))
 
     @property
     def reads(self) -> int:
-        """How often its formula reads its first operand."""
+        """Number of times that its formula reads its first operand."""
         return 1 if self.formula is None else sum(read.count(0) for _, read in steps_of(self.formula))
 
 
 class Arithmetic:
-    """Something that computes formulas: each operator of the table is a method.
+    """Computes formulas: each operator of the table is a method.
 
     Args:
-        apply: (operator, operands and options) -> result. Constants of formulas come as Python's numbers.
+        apply: (operator, operands and options) -> result. Constants of formulas are Python numbers.
     """
 
     def __init__(self, apply: Callable[..., Any]) -> None:
@@ -94,9 +95,9 @@ class Arithmetic:
 
 
 def numpy_arithmetic(dtype: type) -> Arithmetic:
-    """Returns the arithmetic of NumPy arrays in which every operator's result is rounded to a dtype.
+    """Returns arithmetic on NumPy arrays that rounds the result of every operator to `dtype`.
 
-    Computes: IEEE operations in the dtype; all others in double precision, rounded then.
+    Computes: IEEE operations in the dtype; all others in double precision, then rounded.
     """
 
     def apply(operator: FloatOperator, *operands: Values) -> Values:
@@ -117,18 +118,18 @@ def _is_boolean(x: Values) -> bool:
     return getattr(x, "dtype", None) == np.bool_
 
 
-# ------------------------------------------------------------------ what a formula is made of
+# ------------------------------------------------------------------ parts of a formula
 
 
 def option_names(formula: Formula) -> tuple[str, ...]:
-    """Returns the names of what a formula of one operand takes besides it."""
+    """Returns the names of the options of a formula with one operand."""
     return tuple(inspect.signature(formula).parameters)[2:]
 
 
 def steps_of(formula: Formula) -> list[tuple[FloatOperator, tuple[Any, ...]]]:
-    """Returns the operators that a formula calls, in order, and what each reads.
+    """Returns the operators that a formula calls, in order, each with its operands.
 
-    A parameter of the formula is given by its index; results of other operators and constants are None.
+    An operand that is a parameter of the formula is given by its index; intermediate results and constants are None.
     """
     parameters = [object() for _ in range(len(inspect.signature(formula).parameters) - 1)]
     found = []

@@ -1,9 +1,9 @@
 """The arithmetic of numerics=integer, in NumPy: no float between quantize and dequantize.
 
-It is that of TVM's former QNN dialect, which the original benchmark compiled PyTorch's models to: exact integer
-accumulators, biases rounded to the accumulator's steps at compile time, requantization in fixed point. It is near
-PyTorch's, which computes with floats between the integers, and not equal to it. Unary operators are tables of 256
-entries, made at compile time.
+It follows TVM's former QNN dialect, to which the original benchmark compiled PyTorch's models: exact integer
+accumulators, biases rounded at compile time to steps of the accumulator, requantization in fixed point. Its results are
+near PyTorch's but not equal to them, because PyTorch computes with floats between the integers. Unary operators are
+tables of 256 entries, made at compile time.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ NUMERICS = ("torch", "qdq", "integer", *(f"integer:{rounding}" for rounding in R
 
 
 def parse_numerics(text: str) -> tuple[Numerics, Rounding]:
-    """Returns which numerics a text of `NUMERICS` names, and how ties of fixed-point products are rounded.
+    """Returns the numerics that `text` names, and how fixed-point products round ties.
 
     Raises:
-        ValueError: it names none.
+        ValueError: `text` is not in `NUMERICS`.
     """
     if text not in NUMERICS:
         raise ValueError(f"unknown numerics '{text}', expected {', '.join(NUMERICS)}")
@@ -40,7 +40,7 @@ def parse_numerics(text: str) -> tuple[Numerics, Rounding]:
 
 
 def quantize(x_f32: Values, q: QuantParams) -> NDArray[np.int64]:
-    """Returns clip(round(fl(x / scale)) + zero_point), ties away from zero; NaN is quantized as 0."""
+    """Returns clip(round(fl(x / scale)) + zero_point), ties away from zero; NaN is treated as 0."""
     steps = fixed_point.round_away(np.divide(x_f32, q.scale_f32, dtype=f32))
     return np.clip(np.nan_to_num(steps) + q.zero_point, q.quant_min, q.quant_max).astype(np.int64)
 
@@ -60,7 +60,7 @@ def requantization(
         output_q: parameters of the output.
         relu: whether a ReLU follows.
         channels: C, the number of output channels.
-        rounding: of ties.
+        rounding: how ties are rounded.
 
     Reference: python/tvm/relay/frontend/qnn_torch.py `_do_bias_and_requantize` of TVM 0.16.
     """
@@ -75,20 +75,20 @@ def requantization(
 
 
 def scale_factor(q: QuantParams, out_q: QuantParams, rounding: Rounding) -> FixedPoint | None:
-    """Returns the factor s / so of a requantization, or None where the scales are equal and nothing is multiplied."""
+    """Returns the factor s / so of a requantization; None if the scales are equal, so that none is needed."""
     if q.scale_f32 == out_q.scale_f32:
         return None
     return fixed_point.fixed_point(f64(q.scale_f32) / f64(out_q.scale_f32), rounding)
 
 
 def requantized(x_q: Values, q: QuantParams, out_q: QuantParams, rounding: Rounding) -> NDArray[np.int64]:
-    """Returns integers under other parameters, not clipped: fixed_point.multiply(x - zero_point, s / so) + zo."""
+    """Requantizes integers from `q` to `out_q`, not clipped: fixed_point.multiply(x - zero_point, s / so) + zo."""
     centred, factor = np.asarray(x_q, np.int64) - q.zero_point, scale_factor(q, out_q, rounding)
     return (centred if factor is None else fixed_point.multiply(centred, factor)) + out_q.zero_point
 
 
 def requantize_table(q: QuantParams, out_q: QuantParams, rounding: Rounding) -> NDArray:
-    """Returns `requantized` of every integer of q's dtype, in their order, clipped to the output's range."""
+    """Returns `requantized` for every integer of q's dtype, in ascending order, clipped to the output's range."""
     values = requantized(np.arange(q.quant_min, q.quant_max + 1), q, out_q, rounding)
     return np.clip(values, out_q.quant_min, out_q.quant_max).astype(out_q.dtype)
 
@@ -97,7 +97,7 @@ def add(
     a_q: Values, b_q: Values, params: tuple[QuantParams, QuantParams], out_q: QuantParams, *, relu: bool,
     rounding: Rounding,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Returns clip(a' + b' - zo) of both operands requantized to the output's parameters; max(., zo) if relu."""
+    """Returns clip(a' + b' - zo); max(., zo) if relu. a' and b' are the operands requantized to `out_q`."""
     a, b = (requantized(x, q, out_q, rounding) for x, q in zip((a_q, b_q), params, strict=True))
     y = np.clip(a + b - out_q.zero_point, out_q.quant_min, out_q.quant_max)
     return np.maximum(y, out_q.zero_point) if relu else y
@@ -121,7 +121,7 @@ def multiply(
 
 
 def clip_limits(limits: tuple[float, float], q: QuantParams) -> tuple[int, int]:
-    """Returns the least and greatest integer that a clip lets through.
+    """Returns the least and the greatest integer that a clip lets pass.
 
     Computes: clip(rne(zero_point + limit / scale)), in double precision.
     """
@@ -130,18 +130,18 @@ def clip_limits(limits: tuple[float, float], q: QuantParams) -> tuple[int, int]:
 
 
 def average(total: Values, count: Values) -> NDArray[np.int64]:
-    """Returns a pool's average of integers as they are stored: total / count, rounded towards zero."""
+    """Returns a pool's average, zero points not subtracted: total / count, rounded towards zero."""
     return fixed_point.divide(total, count, "towards_zero")
 
 
 def unary_table(name: str, q_in: QuantParams, q_out: QuantParams, options: tuple[float, ...] = ()) -> NDArray:
-    """Returns what each of the 256 integers becomes: `quantize` of the function of fl(scale * (x - zero_point)).
+    """Returns the results for all 256 integers x: `quantize(f(fl(scale * (x - zero_point))))`.
 
     Args:
         name: one of `ACTIVATIONS`.
         q_in: parameters of the input.
         q_out: parameters of the output.
-        options: the numbers that the function takes besides.
+        options: further numeric arguments of the function.
     """
     x_f32 = dequantize_val(np.arange(q_in.quant_min, q_in.quant_max + 1), q_in)
     return quantize(ACTIVATIONS[name].rounded_once(x_f32, options), q_out).astype(q_out.dtype)

@@ -57,7 +57,7 @@ def layer_norm(x_q: Values, gamma: F32, beta: F32, eps: float, q_in: QuantParams
 
     Computes: m = fl(fl(sum(x)) / n); mean = fl(m - zi); var = max(fma(-m, m, fl(fl(sum(x*x)) / n)), 0);
         r = (float)(si / sqrt((double)fl(fl(var*si)*si) + eps)); a = fl(fl((x - zi) - mean) * r);
-        y = fma(a, gamma, beta); the first n//32*32 of a row by quantize_vec, the others by quantize_val.
+        y = fma(a, gamma, beta); quantize_vec for the first n//32*32 elements of a row, quantize_val for the others.
     Exactness: `quantized::layer_norm` of torch 2.13, bit for bit. Reference: QuantizedOpKernels.cpp
         `quantized_normalize_kernel`.
     """

@@ -1,8 +1,8 @@
-"""Which batch sizes oneDNN's AMX kernels serve with one combined scale, inside of PyTorch 2.13 (oneDNN 3.12).
+"""For which batch sizes oneDNN's AMX kernels use one combined scale, inside of PyTorch 2.13 (oneDNN 3.12).
 
 On a CPU without AMX, oneDNN multiplies accumulators by the input's scale and then by the weight's: fl(fl(acc*sa) * sw).
-Its unrolled AMX kernel multiplies once, by the product: fl(acc * fl(sa*sw)). Which kernel runs follows from the shape,
-from the number of images, and from the number of threads; so do, on such a CPU, PyTorch's bits.
+Its unrolled AMX kernel multiplies once, by the product: fl(acc * fl(sa*sw)). The shape, the number of images and the
+number of threads decide which kernel runs, and thereby PyTorch's bits on a CPU with AMX.
 
 Reference: oneDNN 3.12 src/cpu/x64/jit_brgemm_conv_utils.cpp (`init_jcp`, `init_conf`, `init_1x1_conf`: `use_uker`) and
 matmul/brgemm_matmul_utils.cpp (`is_small_shapes`); measured on torch 2.13.
@@ -32,7 +32,7 @@ class LinearGeometry:
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """A conv2d as PyTorch hands it to a library; `padding` is that at the top and the left."""
+    """A conv2d as PyTorch hands it to a library; `padding` is at the top and at the left."""
 
     in_size: tuple[int, int]
     out_size: tuple[int, int]
@@ -53,12 +53,12 @@ class ConvGeometry:
 
         Args:
             in_size: height and width of the image.
-            channels: of the input and of the output.
+            channels: numbers of input and of output channels.
             kernel: height and width.
-            stride: likewise.
-            dilation: likewise.
+            stride: height and width.
+            dilation: height and width.
             padding: top, left, bottom, right.
-            groups: of channels.
+            groups: number of groups of channels.
         """
         height, width = (
             (size + before + after - (k - 1) * d - 1) // s + 1
@@ -70,12 +70,12 @@ class ConvGeometry:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each input channel has one output channel of its own."""
+        """Whether there are several groups, each with one input channel and one output channel."""
         return self.groups > 1 and self.groups == self.in_channels == self.out_channels
 
     @property
     def all_padding(self) -> tuple[int, int, int, int]:
-        """Padding at the top, the left, the bottom and the right, as far as windows reach."""
+        """Padding at the top, left, bottom and right, as far as windows reach."""
         return (*self.padding, *self._end_padding)
 
     @property
@@ -95,7 +95,7 @@ class ConvGeometry:
 
 
 def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
-    """Returns the greatest number of images for which the scales are multiplied one after the other; 0: for none."""
+    """Returns the largest batch for which accumulators are multiplied by one scale after the other; 0: none."""
     group_in, group_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if conv.is_depthwise:
         return _LARGE  # depthwise: no AMX at all
@@ -105,7 +105,7 @@ def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
     largest = 0
     out_height, out_width = conv.out_size
     if out_height * out_width <= 4 and group_in <= 512:
-        # what fits into the cache is left to the kernels for VNNI
+        # oneDNN leaves whatever fits into the cache to its VNNI kernels
         room = _L1_BYTES // 2 if pointwise else _L1_BYTES
         largest = room // (conv.groups * group_in * group_out)
     if pointwise and threads > 1:
@@ -116,7 +116,7 @@ def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
 
 
 def linear_separate_up_to(in_features: int, out_features: int) -> int:
-    """Returns the greatest number of rows for which the scales are multiplied one after the other; 0: for none."""
+    """Returns the most rows for which accumulators are multiplied by one scale after the other; 0: none."""
     if in_features <= 16:
         return _LARGE
     return max(1 if in_features == 256 else 0, min(32, 256 // out_features))
@@ -133,7 +133,7 @@ def _padded_channels(group_in: int) -> int:
 
 
 def _general_is_unrolled(conv: ConvGeometry, group_in: int) -> bool:
-    """Says whether a convolution that is not pointwise runs in the unrolled AMX kernel."""
+    """Returns whether a convolution that is not pointwise runs in the unrolled AMX kernel."""
     (height, width), (out_height, out_width) = conv._extents, conv.out_size
     _, right = conv._end_padding
     if conv.padding[0] >= height or right >= width:
@@ -148,7 +148,7 @@ def _general_is_unrolled(conv: ConvGeometry, group_in: int) -> bool:
 
 
 def _rearranges_rows(conv: ConvGeometry, group_in: int) -> bool:
-    """Says whether the taps of a row are laid out as one run of channels, which wide images are unrolled for too."""
+    """Returns whether the taps of a row are laid out as one run of channels; oneDNN then unrolls wide images too."""
     taps = conv.kernel[1]
     run = taps * group_in
     padded, apart = -(-run // _SIMD) * _SIMD, taps * -(-group_in // _SIMD) * _SIMD

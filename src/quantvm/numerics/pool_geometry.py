@@ -1,4 +1,4 @@
-"""Which elements the windows of a pool read: one place for kernels, for rules in NumPy and for the lowering."""
+"""Which elements the windows of a pool read. Kernels, NumPy rules and the lowering all ask here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Index = Any
 
 
 class Taps(NamedTuple):
-    """Elements along one axis: first, first + step, ... (`count` of them)."""
+    """`count` elements along one axis: first, first + step, ..."""
 
     first: Index
     count: Index
@@ -24,9 +24,9 @@ class PoolAxis:
 
     Attributes:
         size: elements of the input.
-        kernel, stride, dilation: of the window.
+        kernel, stride, dilation: geometry of the window.
         before, after: padding on either side.
-        ceil_mode: whether a window that ends behind the padding counts, if it begins in the input or in front of it.
+        ceil_mode: whether a window may end beyond the padding, provided that it begins in the input or before it.
     """
 
     size: int
@@ -39,12 +39,12 @@ class PoolAxis:
 
     @property
     def span(self) -> int:
-        """From the first element of a window to behind its last."""
+        """Distance from the first element of a window to one past its last."""
         return (self.kernel - 1) * self.dilation + 1
 
     @property
     def out_size(self) -> int:
-        """Number of windows, as PyTorch, ONNX Runtime and Relax count them."""
+        """Number of windows, counted as PyTorch, ONNX Runtime and Relax do."""
         reach = self.size + self.before + self.after - self.span
         count = (-(-reach // self.stride) if self.ceil_mode else reach // self.stride) + 1
         if self.ceil_mode and (count - 1) * self.stride >= self.size + self.before:
@@ -52,16 +52,16 @@ class PoolAxis:
         return count
 
     def start(self, out: Index) -> Index:
-        """Returns where a window begins; negative in the padding."""
+        """Returns the index at which a window begins; negative in the padding."""
         return out * self.stride - self.before
 
     def inside(self, out: Index, minimum: Callable[..., Any] = min, maximum: Callable[..., Any] = max) -> Taps:
-        """Returns what a window reads of the input, which is nothing where all of it lies in the padding.
+        """Returns the elements of the input that a window reads; none if it lies in the padding entirely.
 
         Args:
             out: number of the window.
-            minimum: of two indices; Python's, or TVM's for its expressions.
-            maximum: likewise.
+            minimum: the minimum of two indices: Python's `min`, or TVM's for expressions.
+            maximum: the maximum, likewise.
         """
         start = self.start(out)
         if self.dilation == 1:
@@ -72,17 +72,17 @@ class PoolAxis:
         return Taps(start + skipped * self.dilation, maximum(end - skipped, 0), self.dilation)
 
     def counted(self, out: Index, minimum: Callable[..., Any] = min) -> Index:
-        """Returns how many elements of a window lie in the input or in its padding, and not behind.
+        """Returns how many elements of a window lie in the input or its padding, not beyond.
 
         Args:
             out: number of the window.
-            minimum: as of `inside`.
+            minimum: see `inside`.
         """
         stop = self.size + self.after - self.start(out)
         return minimum(stop if self.dilation == 1 else -(-stop // self.dilation), self.kernel)
 
 
 def adaptive_taps(out: int, size: int, out_size: int) -> Taps:
-    """Returns what window `out` of `out_size` reads of `size` elements in an adaptive pool."""
+    """Returns which of `size` elements the window `out` of `out_size` reads in an adaptive pool."""
     first = out * size // out_size
     return Taps(first, -(-(out + 1) * size // out_size) - first)

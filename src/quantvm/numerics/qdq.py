@@ -1,9 +1,9 @@
-"""The arithmetic of numerics=qdq, in NumPy: dequantize, float32 operators one by one, quantize, as the QDQ form says.
+"""The arithmetic of numerics=qdq, in NumPy: dequantize, float32 operators one by one, quantize, as in the QDQ form.
 
-PT2E's `quantized_decomposed` operators and ONNX's QuantizeLinear define quantize and dequantize exactly. What lies
-between is float32: a `FloatProgram` is such an island, each of its operators rounded alone. Only a convolution's or a
-matrix product's sum has no order that a reference prescribes; here its products are summed as exact integers, so that
-it has the least error of all orders, and differs from a reference where that one's error carries it over a tie.
+PT2E's `quantized_decomposed` operators and ONNX's QuantizeLinear define quantize and dequantize exactly. Between them
+are float32 operators: a `FloatProgram`, in which every operator rounds its result. Only the order of summation in
+convolutions and matrix products is not prescribed by any reference. Here products are summed as exact integers, which
+has the least error of all orders; a result differs from a reference's where the reference's error crosses a tie.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Quantization:
 
     Attributes:
         q: parameters.
-        low, high: range, inside of the dtype's.
+        low, high: range of the integers, within that of the dtype.
         divides: whether x is divided by the scale, not multiplied by its reciprocal.
         ties_away: whether halves round away from zero, not to even.
     """
@@ -47,17 +47,17 @@ class Quantization:
 
     @classmethod
     def full_range(cls, q: QuantParams, *, divides: bool, ties_away: bool = False) -> Quantization:
-        """Returns the quantization whose range is that of the dtype."""
+        """Returns a quantization with the full range of the dtype."""
         return cls(q, q.quant_min, q.quant_max, divides, ties_away)
 
     def limited(self, low: int, high: int) -> Quantization:
-        """Returns the quantization with its integers limited to [low, high] besides."""
+        """Returns this quantization with its integers further limited to [low, high]."""
         low, high = max(self.low, low), min(self.high, high)
         return replace(self, low=low, high=max(low, high))
 
 
 def quantize(x_f32: Values, quantization: Quantization) -> NDArray[np.int64]:
-    """Returns the integers that `Quantization` defines."""
+    """Quantizes float32 values by the formula of `Quantization`."""
     q = quantization.q
     if quantization.divides:
         steps = np.divide(x_f32, q.scale_f32, dtype=f32)
@@ -69,7 +69,7 @@ def quantize(x_f32: Values, quantization: Quantization) -> NDArray[np.int64]:
 
 
 def multiplier(input_q: QuantParams, weight_scales: NDArray[np.float64], channels: int) -> F32:
-    """Returns (channels,) fl(sa * sw), what one unit of an integer accumulator stands for."""
+    """Returns (channels,) fl(sa * sw), the real value of one unit of an integer accumulator."""
     product = np.multiply(input_q.scale_f32, weight_scales.astype(f32), dtype=f32)
     return np.ascontiguousarray(np.broadcast_to(product, (channels,)))
 
@@ -79,9 +79,9 @@ def multiplier(input_q: QuantParams, weight_scales: NDArray[np.float64], channel
 
 @dataclass(frozen=True)
 class TensorLeaf:
-    """An input: integers that are dequantized by fl(scale * (x - zero_point)), or float32 where `q` is None.
+    """An input: integers that are dequantized by fl(scale * (x - zero_point)), or float32 values if `q` is None.
 
-    `gate` says that it has one value a channel: (n, 1, 1, C).
+    With `gate` it has one value per channel: (n, 1, 1, C).
     """
 
     q: QuantParams | None
@@ -95,7 +95,7 @@ class TensorLeaf:
 
 @dataclass(frozen=True)
 class AccumulatorLeaf:
-    """fl(acc * multiplier) of an exact int32 accumulator; a program of a contraction has it as its first leaf."""
+    """fl(acc * multiplier) of an exact int32 accumulator; the first leaf of a contraction's program."""
 
     multiplier_f32: F32
 
@@ -123,9 +123,9 @@ class Step:
 
     Attributes:
         op: a name of `FLOAT_OPERATORS`, or `requantize`: quantize and dequantize again.
-        args: registers: the leaves in order, then the results of the steps.
-        options: numbers that the operator takes besides, like the limits of clip.
-        quantization: of `requantize`.
+        args: indices of registers, which are the leaves in order, then the results of the steps.
+        options: further numeric arguments, like the limits of clip.
+        quantization: that of `requantize`.
     """
 
     op: str
@@ -139,7 +139,7 @@ class FloatProgram:
     """Element-wise float32 operators between integers; the last register is the result.
 
     Attributes:
-        leaves: what it starts from.
+        leaves: inputs, accumulators and constants.
         steps: operators, in order.
         output: how the result is quantized; None if it stays float32.
     """
@@ -155,7 +155,7 @@ class FloatProgram:
 
     @property
     def accumulator(self) -> AccumulatorLeaf | None:
-        """The leaf that a contraction fills, if there is one."""
+        """The leaf that holds the accumulators of a contraction, if there is one."""
         return next((leaf for leaf in self.leaves if isinstance(leaf, AccumulatorLeaf)), None)
 
     @property
@@ -164,7 +164,7 @@ class FloatProgram:
         return "float32" if self.output is None else self.output.q.dtype
 
     def channel_vectors(self) -> list[F32]:
-        """Returns the per-channel constants: the multiplier of accumulators, and every `ChannelLeaf`, in order."""
+        """Returns the per-channel constants: the accumulators' multiplier and every `ChannelLeaf`, in order."""
         vectors = []
         for leaf in self.leaves:
             if isinstance(leaf, AccumulatorLeaf):
@@ -175,12 +175,12 @@ class FloatProgram:
 
 
 def evaluate(program: FloatProgram, tensors: Sequence[Values], acc_i32: Values | None = None) -> NDArray:
-    """Returns what a program computes, with the channels of all arrays last.
+    """Returns the result of a program. All arrays have their channels last.
 
     Args:
         program: the program.
         tensors: an array for each `TensorLeaf`, integers or float32.
-        acc_i32: accumulators, if it has a leaf for them.
+        acc_i32: accumulators, if the program has a leaf for them.
     """
     given = iter(tensors)
     registers: list[F32] = []
@@ -206,7 +206,7 @@ def evaluate(program: FloatProgram, tensors: Sequence[Values], acc_i32: Values |
 
 
 def table(program: FloatProgram) -> NDArray | None:
-    """Returns the (256,) results for every input of a program of one quantized tensor and scalars; else None."""
+    """Returns the (256,) results for all inputs if the program has one quantized tensor and only scalars; else None."""
     (*tensors,) = program.tensors
     if len(tensors) != 1 or tensors[0].q is None or program.output is None:
         return None

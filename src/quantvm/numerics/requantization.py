@@ -1,7 +1,7 @@
-"""From the exact int32 accumulators of a convolution or matrix product to quantized outputs: four formulas, in NumPy.
+"""Requantization: from the int32 accumulators of a convolution or matrix product to quantized outputs, in NumPy.
 
-Three are those of the libraries inside PyTorch, the fourth is that of numerics=integer. Which library computes an
-operator is in dispatch.py.
+There are four formulas: three of the libraries inside PyTorch, and that of numerics=integer. dispatch.py says which
+library computes an operator.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class FbgemmRequantization:
 
     Attributes:
         multiplier_f32: (C,) fl(fl(sa*sw) / so).
-        bias_f32: (C,) in steps of sa*sw, or, with a `bias_scale_f32`, as it is; or None.
-        bias_scale_f32: of weights with one scale: (float)(1.0 / (sa*sw)); else None.
+        bias_f32: (C,) in steps of sa*sw, or in real values if there is a `bias_scale_f32`; or None.
+        bias_scale_f32: (float)(1.0 / (sa*sw)) for weights with one scale; else None.
         output: parameters of the output.
         relu: whether a ReLU follows.
     """
@@ -63,7 +63,7 @@ class FbgemmRequantization:
 class OnednnRequantization:
     """oneDNN: v = fl(fl(acc*sa) * sw); v = fl(v + bias); relu: max(0); rne(clip(fl(fl(v * fl(1/so)) + z))).
 
-    Its AMX kernels, in larger batches than `separate_up_to`, multiply once: fl(acc * fl(sa*sw)); kernels for AVX2
+    Its AMX kernels multiply once, fl(acc * fl(sa*sw)), in batches larger than `separate_up_to`; its AVX2 kernels
     always do. Its plain C++ code divides by so.
 
     Attributes:
@@ -73,8 +73,8 @@ class OnednnRequantization:
         destination_scale_f32: so.
         output: parameters of the output.
         relu: whether a ReLU follows.
-        separate_up_to: most images, or rows of a linear layer, for which the scales are multiplied one after the other;
-            0: for none; None: for any number.
+        separate_up_to: the most images, or rows of a linear layer, for which the accumulator is multiplied by the two
+            scales one after the other; 0: never; None: always.
         divides: whether fl(v / so) takes the place of fl(v * fl(1/so)).
     """
 
@@ -164,7 +164,7 @@ def requantization(
     separate_up_to: int | None = None,
     divides: bool = False,
 ) -> Requantization:
-    """Returns the constants of the formula of a library.
+    """Returns the constants of a library's formula.
 
     Args:
         library: from `dispatch.contraction_choice`.
@@ -176,7 +176,7 @@ def requantization(
         relu: whether a ReLU follows.
         channels: C, the number of output channels.
         separate_up_to: see `OnednnRequantization`.
-        divides: likewise.
+        divides: see `OnednnRequantization`.
 
     Exactness: docs/numerics.md, section on convolution and linear.
     """
@@ -215,7 +215,7 @@ def requantization(
 
 
 def requantize(acc_i32: Values, r: Requantization) -> I64:
-    """Returns the quantized output of exact accumulators; the first axis is the batch's, the last the channels'.
+    """Returns the quantized output for exact accumulators; batch first, channels last.
 
     Computes: the formula of the requantization's type.
     Exactness: bit-exact to the three libraries inside torch 2.13, and to TVM 0.16's QNN (docs/numerics.md).
@@ -248,7 +248,7 @@ def _by_onednn(acc_f32: F32, r: OnednnRequantization) -> I64:
 
 
 def with_bias_steps(acc_f32: F32, bias_f32: Values | None, bias_scale_f32: Any = None) -> F32:
-    """Returns fl(acc + bias), the bias in steps of the accumulators; with a scale, fma(bias, bias_scale, acc)."""
+    """Returns fl(acc + bias), the bias in steps of the accumulator; if there is a scale, fma(bias, bias_scale, acc)."""
     if bias_f32 is None:
         return acc_f32
     if bias_scale_f32 is not None:
@@ -257,7 +257,7 @@ def with_bias_steps(acc_f32: F32, bias_f32: Values | None, bias_scale_f32: Any =
 
 
 def real_values(acc_f32: F32, scales: tuple[Values, ...], bias_f32: Values | None) -> F32:
-    """Returns fl(...fl(fl(acc * scales[0]) * scales[1])... + bias), what accumulators stand for."""
+    """Returns the real values of accumulators: fl(...fl(fl(acc * scales[0]) * scales[1])... + bias)."""
     v = acc_f32
     for scale in scales:
         v = np.multiply(v, scale, dtype=f32)

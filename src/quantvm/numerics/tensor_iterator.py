@@ -1,8 +1,8 @@
-"""How PyTorch's TensorIterator walks over tensors: in which order, in what rows, and which elements it vectorises.
+"""How PyTorch's TensorIterator walks over tensors: in which order, in which rows, and which elements it vectorises.
 
 An element-wise operator has one formula for vectors and another for the scalar tail of each row (torch_engines.py), so
-that its bits depend on the walk. A loop of `GRAIN_SIZE` elements or more is cut into equal pieces, one a thread; in
-each piece a row has vectors of `VEC_BLOCK` elements, and the rest of it is a tail.
+its bits depend on this walk. A loop of `GRAIN_SIZE` elements or more is cut into equal pieces, one per thread. In each
+piece, a row is computed in vectors of `VEC_BLOCK` elements; the rest of the row is its tail.
 
 Reference: ATen/TensorIterator.cpp, ATen/Parallel-inl.h of PyTorch.
 """
@@ -33,7 +33,7 @@ PIXELS_FIRST = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
 
 
 def dense(shape: Sequence[Any], inner_first: Sequence[int]) -> Strides:
-    """Returns the strides of a tensor without gaps whose dimensions lie in this order, the innermost first."""
+    """Returns the strides of a tensor without gaps whose dimensions lie in the given order, the innermost first."""
     strides: list[Any] = [1] * len(shape)
     step: Any = 1
     for dim in inner_first:
@@ -53,7 +53,7 @@ def channels_last(shape: Sequence[Any]) -> Strides:
 
 
 def expanded(sizes: Sequence[int], strides: Sequence[Any], new_sizes: Sequence[int]) -> Strides:
-    """Returns the strides of a tensor that is broadcast to another shape: 0 where it is repeated."""
+    """Returns the strides of a tensor broadcast to another shape: 0 where it is repeated."""
     new = len(new_sizes) - len(sizes)
     repeats = [a == 1 and b != 1 for a, b in zip(sizes, new_sizes[new:], strict=True)]
     return (0,) * new + tuple(0 if repeat else stride for repeat, stride in zip(repeats, strides, strict=True))
@@ -68,9 +68,9 @@ class Loop:
 
     Attributes:
         inner_first: the dimensions, the innermost first.
-        count: how many of them are a row.
-        vectorised: whether rows are vectorised: operands are dense there, one of them perhaps repeated.
-        length: elements of a row, 1 where it is not vectorised.
+        count: how many of them, the innermost ones, form a row.
+        vectorised: whether rows are vectorised: all operands are dense along them, or one is repeated.
+        length: number of elements in a row; 1 if rows are not vectorised.
     """
 
     inner_first: list[int]
@@ -80,7 +80,7 @@ class Loop:
 
     @property
     def is_flat(self) -> bool:
-        """Whether all elements are one row."""
+        """Whether all elements form one row."""
         return self.count == len(self.inner_first)
 
 
@@ -89,7 +89,7 @@ def loop_over(sizes: list[int], output: Sequence[int] | None, inputs: Sequence[S
 
     Args:
         sizes: the shape.
-        output: strides of the result; None for a result that PyTorch shapes anew, in the order of the inputs.
+        output: strides of the result; None if PyTorch allocates it, in the order of the inputs.
         inputs: strides of the inputs, 0 where they are repeated.
     """
     inner_first = reordered(sizes, inputs if output is None else [output, *inputs])
@@ -98,14 +98,14 @@ def loop_over(sizes: list[int], output: Sequence[int] | None, inputs: Sequence[S
     inner = [_row_step(sizes, operand, inner_first[:count]) for operand in operands]
     repeated = [step for step in inner[1:] if step == 0]
     vectorised = inner[0] == 1 and len(repeated) <= 1 and all(step in (0, 1) for step in inner[1:])
-    length = math.prod(sizes[dim] for dim in inner_first[:count]) if vectorised else 1  # else all are tails
+    length = math.prod(sizes[dim] for dim in inner_first[:count]) if vectorised else 1  # else all elements are tails
     return Loop(inner_first, count, vectorised, length)
 
 
 def reordered(sizes: list[int], operands: Sequence[Sequence[int]], *, reduces: bool = False) -> list[int]:
-    """Returns the dimensions as TensorIterator sorts them, the innermost first: by strides, insertion for ambiguity.
+    """Returns the dimensions as TensorIterator sorts them, the innermost first: an insertion sort by strides.
 
-    Where it `reduces`, those in which the first operand, the output, has a stride of 0 come first.
+    In a reduction (`reduces`), dimensions in which the output, which is the first operand, has stride 0 come first.
     """
     order = list(range(len(sizes)))[::-1]
     for start in range(1, len(order)):
@@ -149,7 +149,7 @@ def coalesced(sizes: list[int], operands: Sequence[Sequence[int]], inner_first: 
 
 
 def _row_step(sizes: list[int], strides: Sequence[int], row: list[int]) -> int:
-    """Returns the stride of a row: that of its first dimension of more than one element."""
+    """Returns the stride along a row: that of its first dimension with more than one element."""
     return next((strides[dim] for dim in row if sizes[dim] != 1), strides[row[-1]])
 
 
@@ -157,7 +157,7 @@ def _row_step(sizes: list[int], strides: Sequence[int], row: list[int]) -> int:
 
 
 def vectorised_piece(numel: int, threads: int) -> int:
-    """Returns the number of elements in each thread's piece of an element-wise loop over `numel` elements."""
+    """Returns how many of `numel` elements each thread computes in an element-wise loop."""
     if numel < GRAIN_SIZE or threads == 1:
         return max(numel, 1)
     pieces = min(threads, -(-numel // GRAIN_SIZE))
@@ -168,9 +168,9 @@ def vectorised_cut(numel: int, threads: int = 1, row: int | None = None) -> NDAr
     """Returns which of `numel` elements, in the order of the loop, PyTorch vectorises; the others are scalar tails.
 
     Args:
-        numel: how many elements there are.
-        threads: PyTorch's.
-        row: elements of a row; None where all are one.
+        numel: number of elements.
+        threads: number of PyTorch's threads.
+        row: number of elements in a row; None if all elements form one row.
     """
     piece, at = vectorised_piece(numel, threads), np.arange(numel)
     length = max(numel, 1) if row is None else row
@@ -180,7 +180,7 @@ def vectorised_cut(numel: int, threads: int = 1, row: int | None = None) -> NDAr
 
 
 def has_no_tails(numel: int, threads: int) -> bool:
-    """Returns whether PyTorch vectorises all of `numel` elements that are one row."""
+    """Returns whether PyTorch vectorises all of `numel` elements, if they form one row."""
     return vectorised_piece(numel, threads) % VEC_BLOCK == 0 and numel % VEC_BLOCK == 0
 
 
@@ -196,9 +196,9 @@ def vectorised_elements(
 
     Args:
         sizes: the shape of the result.
-        output: as of `loop_over`.
-        inputs: likewise.
-        threads: PyTorch's.
+        output: see `loop_over`.
+        inputs: see `loop_over`.
+        threads: number of PyTorch's threads.
     """
     found = loop_over(list(sizes), output, inputs)
     order = found.inner_first[::-1]

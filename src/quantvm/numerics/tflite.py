@@ -1,7 +1,7 @@
-"""TFLite's own rounding, in NumPy, where it is not that of the QDQ form: of reductions, quotients, new parameters.
+"""TFLite's own rounding, in NumPy, where it differs from the QDQ form: reductions, division, requantization.
 
-A TFLite file says between which integers an operator computes; how it rounds is its kernels' definition, of which the
-reference kernels (`tensorflow/lite/kernels/internal/reference`) are the measure here.
+A TFLite file gives the quantization of an operator's inputs and outputs; TFLite's kernels define how it rounds. This
+module follows the reference kernels (`tensorflow/lite/kernels/internal/reference`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def factor_of(real: float) -> TfliteFactor:
 
 
 def multiply(x: Values, factor: TfliteFactor) -> NDArray[np.int64]:
-    """Returns integers times a factor, rounded twice.
+    """Returns x * factor, rounded twice.
 
     Computes: `MultiplyByQuantizedMultiplier`: h = round(x * 2^max(shift, 0) * multiplier / 2^31), halves upward; then
         h / 2^max(-shift, 0), halves away from zero.
@@ -49,14 +49,15 @@ def multiply(x: Values, factor: TfliteFactor) -> NDArray[np.int64]:
 
 
 def average(total: Values, count: Values) -> NDArray[np.int64]:
-    """Returns AVERAGE_POOL_2D's average of integers as they are stored: total / count, halves away from zero."""
+    """Returns AVERAGE_POOL_2D's average, zero points not subtracted: total / count, halves away from zero."""
     return fixed_point.divide(total, count, "away")
 
 
 def mean_factor(q: QuantParams, out_q: QuantParams, count: int) -> TfliteFactor:
-    """Returns the factor by which MEAN multiplies a sum of `count` integers less their zero points.
+    """Returns the factor by which MEAN multiplies the sum of `count` integers, zero points subtracted.
 
-    Computes: that of s / so, its multiplier * 2^k / count rounded down, k the greatest with 2^k <= count.
+    Computes: the factor s / so, with its multiplier replaced by multiplier * 2^k / count, rounded down; k is the
+        greatest with 2^k <= count.
     """
     factor = scale_factor(q, out_q)
     bits = min(count.bit_length() - 1, 32, 31 + factor.shift)
@@ -64,17 +65,17 @@ def mean_factor(q: QuantParams, out_q: QuantParams, count: int) -> TfliteFactor:
 
 
 def mean(total: Values, count: int, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:
-    """Returns MEAN of `count` integers whose sum, less their zero points, is `total`."""
+    """Returns MEAN of `count` integers; `total` is their sum, zero points subtracted."""
     y = multiply(total, mean_factor(q, out_q, count)) + out_q.zero_point
     return np.clip(y, out_q.quant_min, out_q.quant_max)
 
 
 def total(summed: Values, count: int, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:
-    """Returns SUM of `count` integers whose sum, less their zero points, is `summed`.
+    """Returns SUM of `count` integers; `summed` is their sum, zero points subtracted.
 
-    Computes: of uint8, `summed` times s / so in fixed point. Of int8, which the reference kernel reads as uint8, what
-        the optimized kernel does in float32: fl(fl(stored * (s / so)) + bias), halves away from zero, where `stored` is
-        the sum of the integers as they are stored and bias is `sum_factor`'s.
+    Computes: for uint8, `summed` times s / so in fixed point. For int8, which the reference kernel misreads as uint8,
+        the optimized kernel's float32 formula: fl(fl(stored * (s / so)) + bias), halves away from zero, where `stored`
+        is the sum with the zero points not subtracted and bias comes from `sum_factor`.
     """
     if q.dtype == "int8":
         ratio, bias = sum_factor(q, out_q, count)
@@ -94,13 +95,13 @@ def sum_factor(q: QuantParams, out_q: QuantParams, count: int) -> tuple[np.float
 
 
 def requantize(x: Values, q: QuantParams, out_q: QuantParams) -> NDArray[np.int64]:
-    """Returns QUANTIZE of integers: the same values under other parameters."""
+    """Returns QUANTIZE of integers, which requantizes them from `q` to `out_q`."""
     y = multiply(np.asarray(x, np.int64) - q.zero_point, scale_factor(q, out_q)) + out_q.zero_point
     return np.clip(y, out_q.quant_min, out_q.quant_max)
 
 
 def quotient_factor(q: QuantParams, divisor_q: QuantParams, out_q: QuantParams) -> TfliteFactor:
-    """Returns the factor of DIV: s / (sd * so), the product and the quotient of the scales in float32."""
+    """Returns the factor of DIV: s / (sd * so), its product and its quotient rounded to float32."""
     steps = np.multiply(divisor_q.scale_f32, out_q.scale_f32, dtype=np.float32)
     return factor_of(float(np.divide(q.scale_f32, steps, dtype=np.float32)))
 
@@ -108,13 +109,13 @@ def quotient_factor(q: QuantParams, divisor_q: QuantParams, out_q: QuantParams) 
 def quotients(
     q: QuantParams, divisor_q: QuantParams, out_q: QuantParams, low: int, high: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Returns DIV of all integers, and where it is defined; (256, 256) by dividend and divisor less `quant_min`.
+    """Returns DIV of all pairs of integers, and where it is defined; (256, 256), indexed by value - `quant_min`.
 
     Computes: `DivElementwise`: a fixed-point reciprocal of the divisor times the dividend, both of 31 bits, times
         `quotient_factor`, limited to [low, high].
-    Exactness: that of TFLite's kernels where they are defined. Where a quotient is less than half a step they can shift
-        by more than 31 bits, which C++ leaves undefined: it is 0 here, as it is of real numbers. They refuse divisors
-        of 0; the quotient by 0 is the limit of its sign here.
+    Exactness: bit for bit where TFLite's kernels are defined. If a quotient is less than half a step, they can shift by
+        more than 31 bits, which is undefined in C++; here the result is 0, the rounded real quotient. They refuse a
+        divisor of 0; here the result is the limit on the side of the quotient's sign.
     """
     factor = quotient_factor(q, divisor_q, out_q)
     dividend = (np.arange(256) + q.quant_min - q.zero_point)[:, None]
@@ -134,9 +135,9 @@ def quotients(
 def _reciprocal(x: int) -> tuple[int, int]:
     """Returns 1 / x as (multiplier, bits): multiplier / 2^(31 + bits), by Newton's method in 32 bits."""
     bits = x.bit_length() - 1
-    fraction = (x << (31 - bits)) - (1 << 31)  # of x / 2^bits, 31 bits behind the point
+    fraction = (x << (31 - bits)) - (1 << 31)  # fraction of x / 2^bits, in 31 bits
     half = (fraction + (1 << 31) - 1 + 1) // 2
-    inverse = 1515870810 + int(_high(half, -1010580540))  # 48/17 - 32/17 * half, with 29 bits behind the point
+    inverse = 1515870810 + int(_high(half, -1010580540))  # 48/17 - 32/17 * half, with 29 fractional bits
     for _ in range(3):
         rest = (1 << 29) - int(_high(half, inverse))
         inverse += _saturated(int(_high(inverse, rest)) << 2)
@@ -148,7 +149,7 @@ def _saturated(x: int) -> int:
 
 
 def _high(x: Values, y: Values) -> NDArray[np.int64]:
-    """Returns x * y / 2^31 of 32 bits, halves upward."""
+    """Returns x * y / 2^31 in 32 bits, halves upward."""
     product = np.asarray(x, np.int64) * np.asarray(y, np.int64)
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     return np.sign(nudged) * (np.abs(nudged) >> 31)
@@ -161,5 +162,5 @@ def _rounded_right(x: Values, bits: Values) -> NDArray[np.int64]:
 
 
 def scale_factor(q: QuantParams, out_q: QuantParams) -> TfliteFactor:
-    """Returns the factor s / so by which steps of one tensor become steps of another."""
+    """Returns the factor s / so, which turns steps of one tensor into steps of the other."""
     return factor_of(float(q.scale_f32) / float(out_q.scale_f32))

@@ -1,13 +1,12 @@
-"""The exact arithmetic of PyTorch's quantized CPU operators, in NumPy. The one place where rounding is defined.
+"""The exact arithmetic of PyTorch's quantized CPU operators, in NumPy. Its rounding is defined only here.
 
 All values are IEEE binary32 and every operation rounds to nearest even, unless a docstring says otherwise. A scale is
 stored as a double by PyTorch and cast to float32 by every kernel; `QuantParams` holds that float32.
 
 PyTorch has three quantizers and two dequantizers, which differ on ties (docs/numerics.md says which operator uses
 which): `quantize_vec`/`dequantize_vec` in the vectorised loops of element-wise kernels, `quantize_val`/`dequantize_val`
-in their scalar tails, `quantize_arr` in `torch.quantize_per_tensor`. The functions here are the reference that the TIR
-kernels are tested against; the per-channel vectors that kernels consume are computed here too, tables in
-unary_tables.py.
+in their scalar tails, `quantize_arr` in `torch.quantize_per_tensor`. The TIR kernels are tested against the functions
+here. The per-channel vectors that kernels consume are computed here too; tables are computed in unary_tables.py.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class QuantParams:
         scale: a float32 number, as kernels see it.
         zero_point: an integer of the dtype.
         dtype: of the integers.
-        scale_f64: the scale as PyTorch keeps it beside the tensor, where that is no float32 number; an operator with a
-            number derives the next scale from it.
+        scale_f64: the scale as PyTorch stores it with the tensor, if that is not a float32 number; an operator between
+            the tensor and a number derives the scale of its result from it.
     """
 
     scale: float
@@ -73,13 +72,13 @@ class QuantParams:
 
     @classmethod
     def of_torch(cls, scale_f64: float, zero_point: int, dtype: Literal["uint8", "int8"] = "uint8") -> QuantParams:
-        """Returns the parameters of a tensor to which PyTorch gives this scale."""
+        """Returns the parameters of a tensor for which PyTorch stores this scale."""
         scale = float(f32(scale_f64))
         return cls(scale, zero_point, dtype, None if scale == scale_f64 else scale_f64)
 
     @property
     def torch_scale(self) -> float:
-        """The scale as PyTorch keeps it, in double precision."""
+        """The scale as PyTorch stores it, in double precision."""
         return self.scale if self.scale_f64 is None else self.scale_f64
 
     @property
@@ -118,7 +117,7 @@ def reciprocal_f64(scale: float) -> np.float32:
 
 
 def convert_to_int32(x: Values, rounding: RoundingMode = "even") -> I64:
-    """Rounds to integers; what does not fit int32 becomes INT32_MIN, as x86's cvtps2dq does, and so does NaN."""
+    """Rounds to integers; NaN and values that do not fit int32 become INT32_MIN, as in x86's cvtps2dq."""
     rounded = round_to_integers(x, rounding)
     fits = (rounded < 2.0**31) & (rounded >= -(2.0**31))
     return np.where(fits, rounded, -(2.0**31)).astype(i64)
@@ -148,10 +147,10 @@ def integers_of(
     steps_f32: Values, q: QuantParams, *, rounding: RoundingMode = "even", zero_point: ZeroPointPlace = "after",
     saturates: bool = False,
 ) -> I64:  # fmt: skip
-    """Returns the clipped integers of float32 values in steps of the output, in which no zero point is yet.
+    """Returns the quantized integers of float32 values x that are given in steps of the output, without zero point.
 
-    Computes: clip(int32(round(x)) + zero_point), or clip(int32(round(fl(x + zero_point)))). What does not fit int32
-        becomes INT32_MIN, as x86's cvtps2dq does, or the nearest int32 if it `saturates`; NaN becomes INT32_MIN.
+    Computes: clip(int32(round(x)) + zero_point), or clip(int32(round(fl(x + zero_point)))). Values that do not fit
+        int32 become INT32_MIN, as in x86's cvtps2dq, or the nearest int32 with `saturates`; NaN becomes INT32_MIN.
     """
     if zero_point == "before":
         steps_f32 = np.add(steps_f32, f32(q.zero_point), dtype=f32)
@@ -181,7 +180,7 @@ def quantize_val(x_f32: Values, q: QuantParams) -> I64:
 
     Exactness: `at::native::quantize_val` and every scalar tail, bit for bit.
     """
-    with np.errstate(over="ignore"):  # saturates, like any other large value
+    with np.errstate(over="ignore"):  # an overflow saturates, like any other large value
         steps = np.multiply(x_f32, reciprocal_f32(q.scale), dtype=f32)
     return integers_of(steps, q, zero_point="before", saturates=True)
 
@@ -195,12 +194,12 @@ def quantize_arr(x_f32: Values, q: QuantParams) -> I64:
 
 
 def dequantize_vec(x_q: Values, q: QuantParams) -> F32:
-    """Returns fma(scale, x, fl(scale * -zero_point)), as ATen's vectorised loops do."""
+    """Returns fma(scale, x, fl(scale * -zero_point)), as in ATen's vectorised loops."""
     return fma_f32(q.scale_f32, x_q, np.multiply(q.scale_f32, f32(-q.zero_point), dtype=f32))
 
 
 def dequantize_val(x_q: Values, q: QuantParams) -> F32:
-    """Returns fl(scale * (x - zero_point)), the subtraction in integers, as scalar tails and `Tensor.dequantize` do."""
+    """Returns fl(scale * (x - zero_point)), subtracting integers, as in scalar tails and `Tensor.dequantize`."""
     return np.multiply(q.scale_f32, (np.asarray(x_q, i64) - q.zero_point).astype(f32), dtype=f32)
 
 
@@ -208,9 +207,9 @@ def dequantize_val(x_q: Values, q: QuantParams) -> F32:
 
 
 def add_scalar(q: QuantParams, number: float) -> tuple[QuantParams, int]:
-    """Returns the parameters that PyTorch gives x + number, and the number in steps of x, c = rne(number / s).
+    """Returns PyTorch's parameters of x + number, and the number in steps of x, c = rne(number / s).
 
-    Computes: (s, z - c) where z - c fits the dtype; else the end of the dtype that it passes, and s stretched so that
+    Computes: (s, z - c) if z - c fits the dtype; else the limit of the dtype that it exceeds, and s enlarged so that
     all sums fit, in double precision. Reference: ATen/native/quantized/cpu/BinaryOps.cpp `_add_scalar_out`.
     """
     scale = q.torch_scale
@@ -224,9 +223,9 @@ def add_scalar(q: QuantParams, number: float) -> tuple[QuantParams, int]:
 
 
 def mul_scalar(q: QuantParams, number: float) -> QuantParams:
-    """Returns the parameters that PyTorch gives x * number: (s*|number|, z), z mirrored below zero; (1, 0) for zero.
+    """Returns PyTorch's parameters of x * number: (s*|number|, z); z mirrored if number < 0; (1, 0) for zero.
 
-    The integers stay as they are, or are mirrored: min + max - x. The scale is a product in double precision.
+    The integers stay the same, or are mirrored: min + max - x. The scale is a product in double precision.
     """
     if number == 0:
         return QuantParams(1.0, 0, q.dtype)

@@ -1,4 +1,4 @@
-"""Operators of one quantized tensor as tables of 256 entries, under the arithmetic of PyTorch; see torch_engines.py."""
+"""Operators of one quantized tensor as tables of 256 entries, in PyTorch's arithmetic; see torch_engines.py."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def unary_tables(
         name: one of `ACTIVATIONS`.
         q_in: parameters of the input.
         q_out: parameters of the output.
-        options: the numbers that it takes besides.
+        options: further numeric arguments of the function.
 
-    Exactness: bit-exact to torch 2.13's kernels; functions that are not exact in float32 up to the last bit of
-        PyTorch's vectorised expf and its like.
+    Exactness: bit-exact to torch 2.13's kernels; for functions that are not exact in float32, up to the last bit of
+        PyTorch's vectorised expf and the like.
     """
     activation = ACTIVATIONS[name]
     kernel, dtype = activation.kernel, np.dtype(q_out.dtype)
@@ -54,9 +54,9 @@ def unary_tables(
 def prelu_tables(q_in: QuantParams, weight: NDArray, q_weight: QuantParams, q_out: QuantParams) -> NDArray:
     """Returns (len(weight), 256) outputs of a PReLU with quantized slopes, for every input integer.
 
-    Computes: 1 is quantized as a slope is, and saturates as one: acc = max(x - zi, 0) * (Q_VAL(1) - zw) +
-        min(x - zi, 0) * (w - zw); clip(rne(fl(acc * fl(fl(si*sw) * fl(1/so)))) + zo). Where the slopes' scale is too
-        small for 1, positive inputs come out smaller.
+    Computes: acc = max(x - zi, 0) * (Q_VAL(1) - zw) + min(x - zi, 0) * (w - zw);
+        clip(rne(fl(acc * fl(fl(si*sw) * fl(1/so)))) + zo). The 1 is quantized like a slope and saturates like one: if
+        the slopes' scale is too small for 1, positive inputs come out smaller.
     Exactness: `quantized::prelu` of torch 2.13, bit for bit. Reference: QuantizedOpKernels.cpp `qprelu_out_kernel`.
     """
     x = np.arange(256, dtype=i64) + q_in.quant_min - q_in.zero_point
@@ -70,13 +70,13 @@ def prelu_tables(q_in: QuantParams, weight: NDArray, q_weight: QuantParams, q_ou
 
 
 def table_key(name: str, options: tuple[float, ...], q_in: QuantParams, q_out: QuantParams) -> str:
-    """Returns the name under which a module carries PyTorch's own table of a unary operator."""
+    """Returns the key under which a module stores PyTorch's own table of a unary operator."""
     sides = (f"{q.dtype}({q.scale!r}, {q.zero_point})" for q in (q_in, q_out))
     return f"{' '.join((name, *map(repr, options)))} {' -> '.join(sides)}"
 
 
 def qnnpack_table(name: str, q_in: QuantParams, q_out: QuantParams) -> NDArray:
-    """Returns the 256-entry table that QNNPACK builds for a function that it has a kernel of.
+    """Returns the 256-entry table that QNNPACK builds for a function for which it has a kernel.
 
     Computes: rne(clip(fl(fl(fl(1/so) * f(D_VAL(x))) + zo))).
     Exactness: torch 2.13, bit for bit; sigmoid up to the last bit of expf. Reference: qnnpack/src/hardswish.c.
