@@ -1,7 +1,7 @@
 """Labelled images in: named sets and folders, the class index, preprocessing, batches.
 
-``load_dataset`` and ``load_calibration`` turn what a user asks for into checked images; ``iterate_batches`` turns these
-into tensors. Where files come from is in ``sets``, how they lie in folders in ``layouts``.
+``load_dataset`` and ``load_calibration`` turn a user's request into checked images; ``iterate_batches`` turns these
+into tensors. ``sets`` knows where files come from, ``layouts`` how folders are organized.
 """
 
 from quantvm.data.batches import Batch, iterate_batches, iterate_inputs

@@ -1,4 +1,4 @@
-"""Images become batches, decoded ahead by a small pool of threads; the order is that of the samples."""
+"""Makes batches of images, decoded ahead by a small pool of threads, in the order of the samples."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def iterate_batches(
         samples: What to read.
         preprocessing: How images become tensors.
         batch_size: At least 1.
-        workers: Threads that decode; by default one a core, 8 at most.
+        workers: Threads that decode; by default one per core, 8 at most.
 
     Raises:
         DataError: A file cannot be read as an image (any more).
@@ -90,6 +90,6 @@ def iterate_inputs(
 
 
 def default_workers() -> int:
-    """Returns how many threads decode images: one a core that this process may use, 8 at most."""
+    """Returns how many threads decode images: one per core that this process may use, 8 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores))

@@ -1,4 +1,4 @@
-"""The check that every chosen image can be decoded, before any work is built on it."""
+"""Checks that every chosen image can be decoded, before any work depends on it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def raise_bad_images(bad: Iterable[BadImage], what: str) -> None:
 
     Args:
         bad: The files.
-        what: Whose images they are, for the message.
+        what: What the images belong to, for the message.
     """
     lines = [f"  {image.path}: {image.reason}" for image in bad]
     if lines:

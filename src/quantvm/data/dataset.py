@@ -1,4 +1,4 @@
-"""What labelled images are to the other stages: samples, data sets, calibration sets. Values only, no file access."""
+"""Samples, data sets and calibration sets, as the other stages see them. Values only, no file access."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class BadImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images of an evaluation, in the order in which they are evaluated; every one was decoded once.
+    """The images of an evaluation, in order; each has been decoded once as a check.
 
     Attributes:
-        name: The set's name, or the folder as it was given.
+        name: The set's name, or the folder as given.
         root: The folder that the ids are relative to.
         samples: The chosen images, sorted by id.
-        n_requested: How many were asked for, or None for all.
-        bad: Chosen files that cannot be read and were left out.
-        is_default: Whether the set is used only because nothing else was asked for.
+        n_requested: How many were requested, or None for all.
+        bad: Chosen files that were left out because they cannot be read.
+        is_default: Whether the set is the default because the user named none.
         notes: What a reader of the results should know, one sentence each.
     """
 
@@ -55,7 +55,7 @@ class Dataset:
 
     @property
     def sha256(self) -> str:
-        """The hash of the id list, one id a line: equal for the same images in the same order."""
+        """The hash of the id list, one id per line: equal for the same images in the same order."""
         return hashlib.sha256(_bytes("".join(f"{sample.id}\n" for sample in self.samples))).hexdigest()
 
     def __len__(self) -> int:
@@ -64,12 +64,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The images that quantized ranges are calibrated on; every one was decoded once.
+    """The images for calibrating quantized ranges; each has been decoded once as a check.
 
     Attributes:
-        images: The files, in the order in which they are to be used.
-        source: Where they come from, in words.
-        bad: Files that were drawn, cannot be read and were left out.
+        images: The files, in order of use.
+        source: A description of where they come from.
+        bad: Files that were drawn but left out because they cannot be read.
         notes: What a reader of the results should know, one sentence each.
     """
 
@@ -83,10 +83,10 @@ class CalibrationSet:
 
 
 def draw_order(ids: Iterable[str], seed: int) -> list[str]:
-    """Returns the ids in an order that looks random and depends on nothing but each id and the seed.
+    """Returns the ids in an order that looks random and depends only on the ids and the seed.
 
-    Sorting by a hash keeps the choice the same on every machine and version of Python, lets a smaller subset lie inside
-    a larger one of the same seed, and does not reshuffle the rest when images are added or removed.
+    Sorting by a hash keeps the choice the same on every machine and version of Python, makes a smaller subset part
+    of a larger one with the same seed, and does not reshuffle the rest when images are added or removed.
     """
     return sorted(ids, key=lambda name: (hashlib.sha256(_bytes(f"{seed}\n{name}")).digest(), name))
 

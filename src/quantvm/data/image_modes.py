@@ -1,4 +1,4 @@
-"""Every form in which Pillow hands out an image becomes 8-bit RGB, or is refused where its range is not known."""
+"""Converts images of every Pillow mode to 8-bit RGB; refuses those with an unknown range of values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
-_SIXTEEN_BIT_FORMATS = frozenset({"PNG", "JPEG2000", "PPM"})  # Pillow scales what they hold to 16 bits
+_SIXTEEN_BIT_FORMATS = frozenset({"PNG", "JPEG2000", "PPM"})  # Pillow scales their gray values to 16 bits
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _TIFF_WHITE_IS_ZERO, _TIFF_UNSIGNED = 0, 1
 
@@ -21,12 +21,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Returns an opened image in 8-bit RGB.
 
     Computes: Pillow's `convert("RGB")`, as torchvision's default loader does: gray, palette, CMYK, YCbCr and LAB images
-    are converted, and alpha is dropped. Only gray images of more than 8 bits are treated otherwise, for `convert` clips
-    them to 255, which is nearly all white: of 9 to 16 bits the upper 8 are kept, which is what Pillow and libpng do
-    with each channel of 16-bit RGB.
+    are converted, and alpha is dropped. Only gray images of more than 8 bits differ, because `convert` clips them to
+    255, so nearly everything becomes white. Of 9 to 16 bits the upper 8 are kept, as Pillow and libpng do with each
+    channel of 16-bit RGB.
 
     Raises:
-        DataError: gray values of 32 bits, signed ones, or floats, of which a file does not say what is white.
+        DataError: 32-bit, signed or floating-point gray values; the file does not say which value is white.
     """
     from PIL import Image
 
@@ -40,7 +40,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upper_bits(image: Image.Image) -> np.ndarray:
-    """Returns (H, W) uint8: the upper 8 of the bits that the file says its gray values have."""
+    """Returns (H, W) uint8: the upper 8 bits of the gray values, whose width the file states."""
     n_bits = _bits_of_gray(image)
     if n_bits is None:
         kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
@@ -55,7 +55,7 @@ def _upper_bits(image: Image.Image) -> np.ndarray:
 
 
 def _bits_of_gray(image: Image.Image) -> int | None:
-    """Returns how many bits an unsigned gray value of more than 8 has; None where that is not certain."""
+    """Returns the number of bits of unsigned gray values with more than 8; None if it is not certain."""
     if image.mode == "F":
         return None
     if image.format in _SIXTEEN_BIT_FORMATS:
@@ -68,5 +68,5 @@ def _bits_of_gray(image: Image.Image) -> int | None:
 
 
 def _is_white_zero(image: Image.Image) -> bool:
-    """Says whether 0 is white, which Pillow reverses in images of 8 bits only."""
+    """Returns whether 0 is white; Pillow corrects that only in 8-bit images."""
     return image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""How images and their labels lie in folders. A layout is one function from a folder to its labelled samples.
+"""How images and labels are organized in folders. A layout is a function from a folder to its labelled samples.
 
 To add a layout: write a function that takes the root folder and returns all samples or raises one DataError that names
-every problem of a kind, and give it to a set in ``sets.py`` (or, if a user's own folder may have it, to
-``layout_of_folder``). Whether the files are images is not decided here: ``check.py`` decodes them.
+every problem of a kind, and give it to a set in ``sets.py`` (or, if users' own folders may have it, to
+``layout_of_folder``). This module does not open the files; ``check.py`` decodes them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def wnid_folders(root: Path) -> list[Sample]:
 
 
 def sorted_folders(root: Path) -> list[Sample]:
-    """Returns the files of all folders; the label is the place of the folder's name in sorted order."""
+    """Returns the files of all folders; the label is the index of the folder's name in sorted order."""
     folders, _ = _list_folder(root)
     if len(folders) > _N_CLASSES:
         raise DataError(f"{root}: got {len(folders)} class folders, expected at most {_N_CLASSES}")
@@ -53,9 +53,9 @@ def index_folders(root: Path) -> list[Sample]:
 
 
 def wnid_files(root: Path) -> list[Sample]:
-    """Returns the images ``<wnid>_<anything>`` or ``<anything>_<wnid>.<suffix>`` that lie flat in a folder.
+    """Returns the images ``<wnid>_<anything>`` or ``<anything>_<wnid>.<suffix>`` directly in a folder.
 
-    Files that are no images may lie among them.
+    Other files there are ignored.
     """
     index = index_of_wnid()
     _, files = _list_folder(root)
@@ -68,7 +68,7 @@ def wnid_files(root: Path) -> list[Sample]:
 
 
 def index_files(pattern: str) -> Layout:
-    """Returns the layout of files whose name matches the pattern, its group being the class index."""
+    """Returns the layout of files whose names match the pattern; its group is the class index."""
 
     def layout(root: Path) -> list[Sample]:
         _, files = _list_folder(root)
@@ -81,11 +81,11 @@ def index_files(pattern: str) -> Layout:
 def layout_of_folder(root: Path, class_map: str) -> Layout:
     """Returns the layout of a user's own folder.
 
-    With the class map `sorted`, any folders are classes. With `wnid`, folders named by wnid are, or, where there are no
-    folders, files ``<wnid>_<anything>`` or ``<anything>_<wnid>.<suffix>``, as Hugging Face names ImageNet's.
+    With the class map `sorted`, every folder is a class. With `wnid`, folders must be named by wnid; if there are no
+    folders, files must be named ``<wnid>_<anything>`` or ``<anything>_<wnid>.<suffix>``, as in Hugging Face's ImageNet.
 
     Raises:
-        DataError: The folder has neither; the message says what it has and what would do.
+        DataError: The folder has neither; the message says what it has and what is expected.
     """
     folders, files = _list_folder(root)
     parts = [name for name in folders if name.lower() in _PARTS_OF_A_SET]
@@ -120,14 +120,14 @@ def layout_of_folder(root: Path, class_map: str) -> Layout:
 
 
 def has_every_wnid(root: Path) -> bool:
-    """Returns whether the folders of `root` are ImageNet's 1,000 classes: their sorted order is that of the labels."""
+    """Returns whether the folders of `root` are ImageNet's 1,000 wnids, whose sorted order is that of the labels."""
     return _list_folder(root)[0] == sorted(index_of_wnid())
 
 
 def image_names(root: Path) -> list[str]:
-    """Returns all files of a folder and of the folders in it as relative paths, sorted; labels do not matter.
+    """Returns all files in a folder and its subfolders as relative paths, sorted; labels do not matter.
 
-    Of the files that lie directly in `root` only those named like images count: READMEs and archives lie there too.
+    Directly in `root` only files named like images count, since READMEs and archives are kept there too.
     """
     folders, files = _list_folder(root)
     below = (name for folder in folders for name in _names_below(root, folder))
@@ -135,19 +135,19 @@ def image_names(root: Path) -> list[str]:
 
 
 def stray_images(root: Path) -> list[str]:
-    """Returns the names of images that lie beside class folders, where no label can be told."""
+    """Returns the names of images beside the class folders, which have no label."""
     folders, files = _list_folder(root)
     return [name for name in files if is_image_name(name)] if folders else []
 
 
 def single_subfolder(root: Path) -> Path | None:
-    """Returns the only folder of `root` if there is one and no image beside it: archives often wrap their content."""
+    """Returns the only folder of `root`, or None if there are more or images beside it: archives often wrap files."""
     folders, files = _list_folder(root)
     return root / folders[0] if len(folders) == 1 and not any(map(is_image_name, files)) else None
 
 
 def is_image_name(name: str) -> bool:
-    """Says whether a file is named like an image."""
+    """Returns whether a file is named like an image."""
     return PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES
 
 
@@ -178,7 +178,7 @@ def _list_folder(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _names_below(root: Path, folder: str) -> Iterator[str]:
-    """Yields all files of a folder of `root`, and of the folders in it, as paths relative to `root`."""
+    """Yields all files in a folder of `root` and its subfolders, as paths relative to `root`."""
     folders, files = _list_folder(root / folder)
     yield from (f"{folder}/{name}" for name in files)
     for name in folders:

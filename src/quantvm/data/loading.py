@@ -1,4 +1,4 @@
-"""From what a user asks for to checked images: ``load_dataset`` and ``load_calibration``."""
+"""Loads the images that a user asks for and checks them: ``load_dataset`` and ``load_calibration``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_SET = "sample"
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the images that were asked for lie."""
+    """Where the requested images are."""
 
     name: str
     root: Path
@@ -39,20 +39,20 @@ def load_dataset(
     on_bad_image: OnBadImage = "stop",
     progress: Progress = SILENT,
 ) -> Dataset:
-    """Returns labelled images that have all been decoded once, in an order that depends on the arguments only.
+    """Returns labelled images, each decoded once as a check, in an order that depends only on the arguments.
 
     Args:
         name_or_dir: A named set; or a folder that holds ``val/<wnid>/`` or ``<wnid>/``; None for the default, `sample`.
         num_samples: How many images to choose; None for all. If there are fewer, all are taken and a note says so.
-        seed: Of the choice.
+        seed: Seed of the choice.
         class_map: How the folders of a user's own data map to classes: `wnid` by ImageNet's table, `sorted` by the
             order of their names.
         on_bad_image: Whether a file that cannot be decoded is an error or is left out and listed.
         progress: Where downloading and checking are shown.
 
     Raises:
-        DataError: No such folder or set, no images, unknown class folders, or files that are no images (all are named).
-        DownloadError: A named set cannot be had.
+        DataError: No such folder or set, no images, unknown class folders, or files that are not images (all named).
+        DownloadError: A named set cannot be downloaded.
     """
     _check_options(num_samples, class_map, on_bad_image)
     place = _locate(name_or_dir, progress)
@@ -89,24 +89,24 @@ def load_calibration(
     on_bad_image: OnBadImage = "stop",
     progress: Progress = SILENT,
 ) -> CalibrationSet:
-    """Returns exactly `num_samples` images to calibrate on, or all there are; each has been decoded once.
+    """Returns exactly `num_samples` calibration images, or all if there are fewer; each has been decoded once.
 
-    They come from `calibration_arg` if given, else from the train part of the data set, else they are a seeded part of
-    the evaluation images; `source` says which. Under `on_bad_image="skip"` a file that cannot be decoded is replaced by
+    They come from `calibration_arg` if given, else from the train part of the data set, else from the evaluation images
+    by a seeded choice; `source` says which. Under `on_bad_image="skip"` a file that cannot be decoded is replaced by
     the next one drawn.
 
     Args:
-        dataset_arg: What the evaluation images were loaded from.
+        dataset_arg: The argument that the evaluation images were loaded from.
         calibration_arg: A folder (its ``train/`` if it has one), a named set (likewise), or None.
         num_samples: How many.
-        seed: Of the choice.
+        seed: Seed of the choice.
         evaluation: The evaluation images.
         on_bad_image: Whether a file that cannot be decoded is an error or is left out and listed.
         progress: Where downloading and checking are shown.
 
     Raises:
-        DataError: No such folder, no images in it, or files that are no images (all are named).
-        DownloadError: A named set cannot be had.
+        DataError: No such folder, no images in it, or files that are not images (all are named).
+        DownloadError: A named set cannot be downloaded.
     """
     _check_options(num_samples, "wnid", on_bad_image)
     if calibration_arg is not None:
@@ -137,7 +137,7 @@ def load_calibration(
 def has_imagenet_labels(name_or_dir: str | Path | None, class_map: ClassMap) -> bool:
     """Returns whether the labels of the images are ImageNet's class indices; only the names of folders are read.
 
-    They are not where `sorted` counts a user's own folders, unless these are all 1,000 wnids.
+    With `sorted` a user's own folders have other labels, unless they are all 1,000 wnids.
 
     Raises:
         DataError: No such folder or set.
@@ -167,7 +167,7 @@ def _check_options(num_samples: int | None, class_map: str, on_bad_image: str) -
 
 
 def _locate(name_or_dir: str | Path | None, progress: Progress) -> _Place:
-    """Finds a named set, which is fetched if need be, or a user's folder and the part of it that holds the images."""
+    """Finds a named set, downloading it if necessary, or a user's folder and the part of it that holds the images."""
     if name_or_dir is None or _is_named(name_or_dir):
         named = DATASETS[str(name_or_dir or DEFAULT_SET)]
         folder = fetch_data(named.name, progress)
@@ -191,7 +191,7 @@ def _locate(name_or_dir: str | Path | None, progress: Progress) -> _Place:
 
 
 def _layout_notes(place: _Place, class_map: str) -> list[str]:
-    """Returns what is to be said about how labels were found."""
+    """Returns notes about how labels were found."""
     if place.layout is not None:
         unused = f"--class-map sorted has no effect on {place.name}, whose labels are known"
         return [unused] if class_map == "sorted" else []
@@ -204,7 +204,7 @@ def _layout_notes(place: _Place, class_map: str) -> list[str]:
 
 
 def _part_of_evaluation(evaluation: Dataset, num_samples: int, seed: int) -> CalibrationSet:
-    """Returns a seeded part of the evaluation images, which were checked already."""
+    """Returns a seeded choice of the evaluation images, which are already checked."""
     paths = {sample.id: sample.path for sample in evaluation.samples}
     images = tuple(paths[name] for name in draw_order(paths, seed)[:num_samples])
     share = f"all {len(paths):,}" if len(images) == len(paths) else f"{len(images):,} of the {len(paths):,}"

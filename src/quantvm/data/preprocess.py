@@ -1,4 +1,4 @@
-"""An image file becomes the tensor that a network takes, with the same bits as torchvision's transforms.
+"""Turns an image file into a network's input tensor, with the same bits as torchvision's transforms.
 
 PIL and NumPy only, so that a deployed artifact can be fed without torch.
 """
@@ -30,8 +30,8 @@ class Preprocessing:
         resize: Length of the shorter side after scaling, in pixels.
         crop: Side of the square that is cut from the centre, in pixels.
         interpolation: How pixels are interpolated; always antialiased.
-        mean: Subtracted from each of R, G, B after their scaling to 0..1.
-        std: Divides each of R, G, B after that.
+        mean: Subtracted from R, G, B after these are scaled to 0..1.
+        std: Divides R, G, B after that.
     """
 
     resize: int
@@ -54,7 +54,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images become the input of a model of the user's own, of which only the size is known.
+    """How images become the input of a user's own model, of which only the input size is known.
 
     Attributes:
         resize: as in Preprocessing; None for 256/224 of the model's input, as is usual for ImageNet.
@@ -69,19 +69,19 @@ class ImageOptions:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def preprocessing(self, size: int) -> Preprocessing:
-        """Returns the preprocessing of a model that takes squares of a size."""
+        """Returns the preprocessing for a model that takes `size` x `size` pixels."""
         resize = self.resize or max(size, round(size * 256 / 224))
         return Preprocessing(resize, size, self.interpolation, self.mean, self.std)  # type: ignore[arg-type]
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """Returns the fully decoded image in RGB, as torchvision's default loader does, but for 16-bit gray: see `to_rgb`.
+    """Returns the fully decoded image in RGB, as torchvision's default loader does, except 16-bit gray: see `to_rgb`.
 
-    Neither a colour profile nor an orientation in the EXIF data is applied; of an animation the first frame counts.
+    Colour profiles and EXIF orientations are not applied; an animation gives its first frame.
 
     Raises:
-        DataError: The file is missing, empty, truncated, no image that PIL can read, or gray of an unknown range; the
-            message holds the reason only.
+        DataError: The file is missing, empty, truncated, not an image that PIL can read, or gray with an unknown
+            range; the message holds the reason only.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -116,8 +116,8 @@ def preprocess(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     Computes: ``Normalize(ToTensor(CenterCrop(Resize(image))))``, that is ``(x_u8 / 255 - mean) / std`` per channel,
     each step rounded to float32.
 
-    Exactness: bit-exact to ``torchvision.transforms`` on PIL images; of 16-bit gray files, to them on the image that
-    `to_rgb` makes.
+    Exactness: bit-exact to ``torchvision.transforms`` on PIL images; for 16-bit gray files, on the result of
+    `to_rgb`.
 
     Args:
         path: An image file.
@@ -140,7 +140,7 @@ def preprocess(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _resize_shorter_side(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Scales so that the shorter side has the asked length; torchvision truncates the longer one."""
+    """Scales the shorter side to the requested length; the longer one is truncated to an integer, as in torchvision."""
     from PIL import Image
 
     width, height = image.size
@@ -154,7 +154,7 @@ def _resize_shorter_side(image: Image.Image, preprocessing: Preprocessing) -> Im
 
 
 def crop_center(x_u8: np.ndarray, crop: int) -> np.ndarray:
-    """Returns the central square of side `crop`; where the image is smaller it is padded with zeros first.
+    """Returns the central square of side `crop`; a smaller image is padded with zeros first.
 
     Args:
         x_u8: (H, W, C), uint8.
@@ -173,7 +173,7 @@ def crop_center(x_u8: np.ndarray, crop: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _normalized_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Returns (3, 256) float32: what each of the 256 values of a channel becomes."""
+    """Returns (3, 256) float32: the normalized value for each of the 256 values of a channel."""
     unit_f32 = np.arange(256, dtype=np.float32) / np.float32(255)
     mean_f32 = np.asarray(mean, dtype=np.float32)[:, None]
     std_f32 = np.asarray(std, dtype=np.float32)[:, None]

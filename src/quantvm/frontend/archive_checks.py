@@ -1,8 +1,8 @@
-"""What the strings of a `.pt2` file may be, before PyTorch sees them.
+"""Checks the strings of a `.pt2` file before PyTorch sees them.
 
-PyTorch's reader hands expressions to SymPy, which evaluates them, writes names into Python source that it executes, and
-looks operators up by attributes of its modules. So here everything is refused that is no expression of sizes, no
-identifier, or no operator.
+PyTorch's reader passes expressions to SymPy, which evaluates them; it writes names into Python source and executes it;
+and it looks up operators as attributes of its modules. So a string in such a place is refused here unless it is an
+expression of sizes, an identifier, or an operator.
 """
 
 from __future__ import annotations
@@ -70,22 +70,22 @@ _TEXTS = frozenset(
     ("Argument.as_string", "Argument.as_strings", "ConstantValue.as_string", "ExportedProgram.torch_version",
      "ExportedProgram.verifiers", "ExportedProgram.guards_code", "NamedTupleDef.field_names")
 )  # fmt: skip
-"""Fields that stay data."""
+"""Fields that are never evaluated."""
 _FACTORIES = frozenset(("list", "dict", "set", "tuple", "int", "float", "str", "bool"))
 _KEPT_METADATA = ("stack_trace", "nn_module_stack")
 
 
 def check_untrusted(program: Any) -> None:
-    """Raises one error for all in a program, as its file describes it, that PyTorch would evaluate or execute.
+    """Raises one error for everything in a program's description that PyTorch must not evaluate or execute.
 
-    What is only a record of how the program was made is removed, guards that are no plain comparison of sizes too.
+    Removes records of how the program was made, and guards that are not plain comparisons of sizes.
 
     Args:
         program: `torch._export.serde.schema.ExportedProgram`, not deserialized yet.
 
     Raises:
         ModelImportError: names, expressions or specifications that PyTorch does not write.
-        UnsupportedOpError: functions that are not among PyTorch's libraries of operators, all of them.
+        UnsupportedOpError: all functions that are not in PyTorch's libraries of operators.
     """
     program.guards_code = [text for text in program.guards_code if _is_guard(text)]
     problems, operators = [], []
@@ -135,7 +135,7 @@ def _problem(where: str, text: Any) -> str | None:
 
 
 def _strings(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every string of the file's description, and every key of a dict, with class and field that hold it."""
+    """Yields every string and every dict key of the description, with the class and the field that hold it."""
     pending: list[tuple[str, Any]] = [(where, value)]
     while pending:
         where, value = pending.pop()
@@ -163,12 +163,12 @@ def _strings(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_name(text: str) -> bool:
-    """Returns whether a text can stand for a variable in Python source."""
+    """Returns whether a text is safe as the name of a variable in Python source."""
     return text.isidentifier() and text.isascii() and not keyword.iskeyword(text)
 
 
 def is_quotable(text: str) -> bool:
-    """Returns whether a text can stand in quotes in Python source as it is."""
+    """Returns whether a text is safe in quotes in Python source, without escaping."""
     return text.isprintable() and not set(text) & set("\"'\\")
 
 
@@ -189,15 +189,15 @@ def _is_operator(text: Any) -> bool:
 
 
 def _is_counted(text: str) -> bool:
-    """Returns whether a symbol's number is one to which PyTorch can count."""
+    """Returns whether the number of a symbol is small enough for PyTorch, which counts up to it."""
     match = re.fullmatch(r"(u|zuf)(\d+)", text)
     return match is None or (len(match[2]) < 10 and int(match[2]) < _MOST_UNBACKED)
 
 
 def is_expression(text: str) -> bool:
-    """Returns whether a text is an expression of sizes, as SymPy's `srepr` or `str` writes them, that is quick to make.
+    """Returns whether a text is an expression of sizes, written by SymPy's `srepr` or `str`, and quick to evaluate.
 
-    It consists of integers, floats, symbols, + - * / // % **, comparisons, and of functions that are listed here.
+    It consists of integers, floats, symbols, + - * / // % **, comparisons, and the functions listed in this module.
     """
     if not _EXPRESSION.fullmatch(text) or len(text) > _MOST_CHARACTERS:
         return False
@@ -218,7 +218,7 @@ def _is_power(part: ast.AST) -> bool:
 
 
 def _is_part(part: ast.AST, arguments: set[int]) -> bool:
-    """Returns whether a part of an expression may stand there."""
+    """Returns whether a part of an expression is allowed in its place."""
     if isinstance(part, ast.Name):
         return not part.id.startswith("_")
     if isinstance(part, ast.Constant):
@@ -253,7 +253,7 @@ def _is_call(call: ast.Call) -> bool:
 
 
 def _is_small(part: ast.AST) -> bool:
-    """Returns whether an expression is a small integer: what stands in an exponent."""
+    """Returns whether an expression is a small integer; exponents must be."""
     if isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.USub):
         part = part.operand
     if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "Integer" and part.args:
@@ -262,7 +262,7 @@ def _is_small(part: ast.AST) -> bool:
 
 
 def _is_guard(text: Any) -> bool:
-    """Returns whether a guard is a plain comparison of sizes: PyTorch executes these where the program is run."""
+    """Returns whether a guard is a plain comparison of sizes; PyTorch executes guards when the program runs."""
     if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or not text.isprintable() or set(text) & set('"\\'):
         return False
     try:
@@ -294,7 +294,7 @@ def _is_part_of_guard(part: ast.AST, called: set[int], keys: set[int]) -> bool:
 
 
 def _spec_problem(text: str, *, are_arguments: bool) -> str | None:
-    """Returns what is wrong with how arguments or results are nested: PyTorch imports modules that it names."""
+    """Returns what is wrong with a description of nested arguments or results; PyTorch imports modules it names."""
     try:
         read = json.loads(text)
         root = read[1] if isinstance(read, list) and len(read) == 2 else None
@@ -328,7 +328,7 @@ def _nesting_problem(root: dict[str, Any]) -> str | None:
 
 
 def _held(context: Any) -> Iterator[Any]:
-    """Yields all that a context holds, in JSON within JSON too."""
+    """Yields every value in a context, including those in nested JSON strings."""
     pending = [context]
     while pending:
         value = pending.pop()

@@ -1,4 +1,4 @@
-"""What converters build with: quantized tensors, and emission of Relax in QDQ form."""
+"""The tools of converters: quantized tensors, and a builder that emits Relax in QDQ form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantvm.qdq.expressions import Expr
 
 @dataclass(frozen=True)
 class QTensor:
-    """A tensor of integers and what they stand for; `expr` has the integers' dtype and PyTorch's logical shape."""
+    """An integer tensor and its quantization parameters; `expr` has the integers' dtype and PyTorch's logical shape."""
 
     expr: Expr
     q: QuantParams
@@ -53,7 +53,7 @@ class QdqBuilder:
         self.where = ""
         self._names: dict[str, int] = {}
         self.quantizes: set[Expr] = set()
-        """Variables that hold what a quantize made."""
+        """Variables that hold the result of a quantize."""
         self._islands: dict[Expr, Expr] = {}
 
     def emit(self, expr: Expr, hint: str = "") -> Expr:
@@ -73,17 +73,17 @@ class QdqBuilder:
         return var
 
     def real(self, x: Expr | QTensor) -> Expr:
-        """Returns the float32 tensor: each quantized use gets a dequantize of its own."""
+        """Returns the float32 tensor; every use of a quantized tensor gets its own dequantize."""
         if not isinstance(x, QTensor):
             return self._islands.get(x, x) if isinstance(x, relax.Var) else x
         scale, zero_point = constant(x.q.scale, "float32"), constant(x.q.zero_point, x.q.dtype)
         return self.emit(relax.op.dequantize(x.expr, scale, zero_point), "dq")
 
     def island(self, x: QTensor) -> Expr:
-        """Returns what the program itself dequantizes: operators on it are PyTorch's float ones.
+        """Returns a tensor that the program itself dequantizes; operators on it are PyTorch's float operators.
 
-        An `astype` to float32, which changes nothing, lies before them: dequantize -> operator -> quantize without it
-        means PyTorch's quantized operator, which rounds otherwise.
+        The result passes through an `astype` to float32, which changes no value but marks it. Without the mark,
+        dequantize -> operator -> quantize means PyTorch's quantized operator, which rounds differently.
         """
         plain = self.real(x)
         self._islands[plain] = self.emit(relax.op.astype(plain, "float32"), "float")
@@ -97,11 +97,11 @@ class QdqBuilder:
         return QTensor(var, q)
 
     def quantized_like(self, x: QTensor | Expr, y_f32: Expr) -> QTensor | Expr:
-        """Returns y under x's parameters if x is quantized, else y: for ops that keep their input's parameters."""
+        """Returns y, quantized with x's parameters if x is quantized; for ops that keep their input's parameters."""
         return self.quantized(y_f32, x.q) if isinstance(x, QTensor) else y_f32
 
     def moved(self, x: QTensor | Expr, expr_of: Any) -> QTensor | Expr:
-        """Applies a pure data movement (reshape, slice, ...) to the integers themselves."""
+        """Applies a pure data movement (reshape, slice, ...), to the integers if x is quantized."""
         if isinstance(x, QTensor):
             return QTensor(self.emit(expr_of(x.expr)), x.q)
         return self.emit(expr_of(x))

@@ -1,4 +1,4 @@
-"""One entry for every kind of quantized program: its importer is found by its type, or by what its file holds."""
+"""The entry for every kind of quantized program: chooses the importer by its type, or by the contents of its file."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _KINDS = "TorchScript (torch.jit.save), an exported program (torch.export.save),
 def import_model(
     model_or_path: Any, example_inputs: Any = None, *, engine: str | None = None, batch: str = "dynamic"
 ) -> tvm.IRModule:
-    """Returns the quantized program in Relax QDQ form, with the engine whose arithmetic it has as an attribute.
+    """Returns the quantized program in Relax QDQ form; an attribute says which engine's arithmetic it has.
 
     Args:
         model_or_path: an `nn.Module` or ScriptModule, an `ExportedProgram`, an `onnx.ModelProto`, or the path of a
-            TorchScript, `.pt2`, `.onnx` or `.tflite` file; what a file holds decides, not its name.
+            TorchScript, `.pt2`, `.onnx` or `.tflite` file; the file's contents decide, not its name.
         example_inputs: one float32 tensor, a sequence of arguments (tensors, or dicts, lists and tuples of them), or a
-            dict of them by name; needed for modules and TorchScript. Where the program
-            knows its shapes they are checked against these.
+            dict of them by name; needed for modules and TorchScript. If the program states its input shapes, the
+            examples are checked against them.
         engine: PyTorch engine that an eager module or TorchScript was quantized for, see `from_torch`.
-        batch: dynamic: dimension 0 of every input is symbolic, of an exported, ONNX or TFLite program where it says so;
-            static: it is the example's.
+        batch: dynamic: dimension 0 of every input is symbolic; in an exported, ONNX or TFLite program, only where the
+            program says so. static: it is the example's.
 
     Raises:
         ModelImportError, UnsupportedOpError: it cannot be imported; the message says why and what to call instead.
@@ -61,14 +61,14 @@ def _imported(model_or_path: Any, example_inputs: Any, engine: str | None, batch
 
 
 def _as_sequence(example_inputs: Any) -> Sequence[Any] | None:
-    """Returns the arguments of a call: one tensor or dict stands for itself."""
+    """Returns the arguments of a call as a sequence; a single tensor or dict becomes the only argument."""
     if example_inputs is None:
         return None
     return list(example_inputs) if isinstance(example_inputs, (list, tuple)) else [example_inputs]
 
 
 def format_of(path: Path) -> Format:
-    """Returns what a file holds.
+    """Returns the format of a file.
 
     Raises:
         ModelImportError: no such file, or none of the formats that can be imported.
@@ -96,9 +96,9 @@ def _format_of_archive(path: Path) -> Format:
         raise ModelImportError(
             f"{path} is truncated: it begins as a ZIP archive, but has no directory at its end"
         ) from error
-    except Exception as error:  # Python's reader raises any kind where a directory is damaged
+    except Exception as error:  # Python's reader raises any kind of error on a damaged directory
         raise ModelImportError(f"{path} is a damaged ZIP archive: {gist(error)}") from error
-    if first:  # what is found is the directory of a whole archive inside of this one
+    if first:  # the directory that was found belongs to a complete archive inside of this one
         raise ModelImportError(f"{path} is truncated: it begins as a ZIP archive, but its end is missing")
     inner = {name.split("/", 1)[-1] for name in names}
     if "constants.pkl" in inner:
@@ -156,7 +156,7 @@ def _torchscript(model_or_path: Any, example_inputs: Any, engine: str | None, ba
 
 
 def needs_export(model: Any) -> bool:
-    """Returns whether a live module is to be exported: it comes from PT2E, or from torchao's quantize_."""
+    """Returns whether a live module must be exported: PT2E or torchao's quantize_ made it."""
     import torch
 
     is_graph = isinstance(model, torch.fx.GraphModule)
@@ -181,7 +181,7 @@ def _check_converted(model: Any) -> None:
 
 
 def export_module(model: Any, examples: Any, batch: str) -> Any:
-    """Returns the exported program of a live module, its batch symbolic if that is asked for."""
+    """Returns the exported program of a live module; its batch is symbolic if `batch` is dynamic."""
     import torch
 
     from quantvm.frontend.exported.importer import register_operators
@@ -197,7 +197,7 @@ def export_module(model: Any, examples: Any, batch: str) -> Any:
     try:
         with torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
-    except Exception as error:  # torch raises its own kinds of each version
+    except Exception as error:  # each version of torch raises other kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelImportError(
             f"torch.export cannot export the model with a {batch} batch: {reason}. Export it yourself and pass the "

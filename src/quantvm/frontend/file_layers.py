@@ -1,4 +1,4 @@
-"""The quantized tensors of ONNX and TFLite files, one by one: what each quantize of the Relax form makes."""
+"""The layers of ONNX and TFLite files: the result of each quantize in the Relax form."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .program_inputs import importing
 
 
 def import_file_layers(path: Path, example_inputs: Sequence[Any]) -> LayeredProgram:
-    """Returns a program with every tensor in sight that it quantizes per tensor, for batches of the example's size.
+    """Returns a program that also returns every tensor it quantizes per tensor, for batches of the example's size.
 
-    ONNX Runtime is its source where it is installed and each layer is known to be one tensor of an ONNX file.
+    Its source is ONNX Runtime if that is installed and each layer is known to be one tensor of an ONNX file.
 
     Args:
         path: an `.onnx` or `.tflite` file.
-        example_inputs: float32 torch tensors, in the order of dimensions that the file says.
+        example_inputs: float32 torch tensors, in the file's order of dimensions.
 
     Raises:
         ModelImportError, UnsupportedOpError: see `from_onnx` and `from_tflite`.
@@ -54,7 +54,7 @@ def _layers_of(path: Path, inputs: tuple[Any, ...]) -> LayeredProgram:
 
 
 def _layers(module: tvm.IRModule, tensors: dict[str, str]) -> tuple[list[Any], tuple[Layer, ...]]:
-    """Returns the variables that quantizes make, and the layers that they are."""
+    """Returns the variables that hold results of quantizes, and the layer of each."""
     bound = definitions(module["main"])
     found, layers = [], []
     for var, call in bound.items():
@@ -67,7 +67,7 @@ def _layers(module: tvm.IRModule, tensors: dict[str, str]) -> tuple[list[Any], t
 
 
 def _made_by(call: Any, bound: dict[Any, Any]) -> str:
-    """Returns the operator that made what is quantized: of a convolution with bias and ReLU, the convolution."""
+    """Returns the operator whose result is quantized; for a convolution with bias and ReLU, the convolution."""
     name, made = "input", bound.get(call.args[0])
     while isinstance(made, tvm.ir.Call) and not is_call(made, "relax.dequantize"):
         name = str(getattr(made.op, "name", made.op))

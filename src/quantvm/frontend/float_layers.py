@@ -1,7 +1,7 @@
 """The layers of a quantized program in the float model that it was made from, matched by order of execution.
 
-A quantized module and the float module that it was converted from run the same forward code, so that their traced
-graphs hold the same operators in the same order; only fused ones are one node in the first and two in the second.
+A quantized module and the float module that it was converted from run the same forward code. So their traced graphs
+hold the same operators in the same order, except that a fused operator is one node in the first and two in the second.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _FLOAT_OPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "quantized::relu6": (_CLIPS,),
     "quantized::max_pool2d": (("aten::max_pool2d",),),
 }
-"""Operator of a layer -> the float operators that it stands for; an aten operator stands for itself."""
+"""Operator of a layer -> the float operators that it may replace; an aten operator replaces itself."""
 
 
 class _Marked(nn.Module):
-    """What takes a QuantStub's place: it leaves a node in the graph."""
+    """Replaces a QuantStub: it leaves a node in the graph."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.clone()
@@ -49,7 +49,7 @@ class FloatLayers:
     """The float values of every layer of a program.
 
     Args:
-        float_model: what the program was quantized from, not fused yet; left untouched.
+        float_model: the model that the program was quantized from, before fusion; it is not modified.
         program: the layers.
 
     Raises:
@@ -100,14 +100,14 @@ def _with_marks(model: nn.Module) -> nn.Module:
 
 
 def _matched(graph: Any, program: LayeredProgram) -> list[Any]:
-    """Returns of every layer the node of the float graph that computes it."""
+    """Returns the node of the float graph that computes each layer."""
     known = {op for ops in _FLOAT_OPS.values() for alternatives in ops for op in alternatives}
     known |= {layer.op.rstrip("_") for layer in program.layers if layer.op.startswith("aten::")}
     nodes = [node for node in graph.nodes() if node.kind().rstrip("_") in known]
     found, at = [], 0
     for layer in program.layers:
         wanted = _FLOAT_OPS.get(layer.op, ((layer.op.rstrip("_"),),))
-        if layer.op == "aten::quantize_per_tensor":  # before it floats are computed in both
+        if layer.op == "aten::quantize_per_tensor":  # before it, both compute floats
             at = next((i for i in range(at, len(nodes)) if nodes[i].kind() == "aten::clone"), len(nodes))
         run = nodes[at : at + len(wanted)]
         kinds = [node.kind().rstrip("_") for node in run]

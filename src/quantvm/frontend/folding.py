@@ -60,7 +60,7 @@ _OPERATORS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def folded(call: Any) -> np.ndarray | None:
-    """Returns the value of a call whose tensors are constants, or None where it has others or is not known here."""
+    """Returns the value of a call, or None if a tensor is not constant or the operator is not known here."""
     name = op_name(call)
     if name not in _OPERATORS:
         return None

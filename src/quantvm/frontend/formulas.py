@@ -1,4 +1,4 @@
-"""Emission of the formulas of the operator tables as Relax."""
+"""Emits the formulas of the operator tables as Relax."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Emitter(Protocol):
 
 
 class _Read:
-    """The tensor that a formula is of."""
+    """The input tensor of a formula."""
 
 
 def emitted(b: _Emitter, formula: Formula, read: Callable[[], Expr], options: Sequence[float], name: str) -> Expr:
@@ -32,8 +32,8 @@ def emitted(b: _Emitter, formula: Formula, read: Callable[[], Expr], options: Se
     Args:
         b: the builder.
         formula: the formula.
-        read: returns the tensor, each time that the formula reads it.
-        options: the numbers that the formula takes besides.
+        read: called each time that the formula reads its tensor; returns it.
+        options: the formula's further arguments, numbers.
         name: what the variable of the result is named after.
     """
     left = len(steps_of(formula))
@@ -61,6 +61,6 @@ def _hint(operator: FloatOperator, given: Sequence[Any]) -> str:
 
 
 def options_of(activation: Activation, given: Sequence[Any], named: Mapping[str, Any]) -> tuple[float, ...]:
-    """Returns the options of a call, in the formula's order; those that are not given have their defaults."""
+    """Returns the options of a call, in the formula's order; missing ones get their defaults."""
     values = {**activation.defaults, **dict(zip(activation.options, given, strict=False)), **named}
     return tuple(float(values[option]) for option in activation.options)

@@ -1,4 +1,4 @@
-"""What a PyTorch program takes and returns, by name: arguments of any structure, and outputs in the framework's own."""
+"""The named inputs and outputs of a PyTorch program: arguments of any structure, outputs in the model's own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Arguments:
     """The arguments of one call.
 
     Attributes:
-        names: of the parameters that the values belong to; None of one that has no name of its own.
-        values: their structures, in order.
-        tensors: those in them.
+        names: the parameter of each value; None for a value without one, as in *args.
+        values: the structure of each argument, in order.
+        tensors: all tensors in the values.
     """
 
     names: tuple[str | None, ...]
@@ -30,11 +30,11 @@ class Arguments:
     tensors: tuple[torch.Tensor, ...]
 
     def filled(self, tensors: Sequence[Any]) -> list[Any]:
-        """Returns the arguments with other tensors."""
+        """Returns the arguments with other tensors in place of theirs."""
         return [put_together(value, tensors) for value in self.values]
 
     def input_names(self) -> list[str]:
-        """Returns a name for each tensor: its key or parameter, or the path to it where that is not unique."""
+        """Returns a name for each tensor: its key or parameter, or the whole path to it if that is not unique."""
         found = [
             (number, (name, *path)) for name, value in zip(self.names, self.values, strict=True)
             for number, path in paths(value)
@@ -43,7 +43,7 @@ class Arguments:
 
 
 def input_names(found: Sequence[tuple[Any, ...]]) -> list[str]:
-    """Returns a name for each path of keys: its last word, or all of it where that is not unique."""
+    """Returns a name for each path of keys: its last key, or the whole path if that is not unique."""
     last = [next((str(key) for key in reversed(path) if isinstance(key, str)), "") for path in found]
     counts = Counter(last)
     names = [
@@ -61,7 +61,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def split_examples(example_inputs: Any, parameters: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
-    """Returns the positional arguments and those by name: a dict whose keys are all parameters is the latter."""
+    """Returns the positional and the named arguments; a dict whose keys are all parameters gives named ones."""
     if isinstance(example_inputs, Mapping):
         if example_inputs and set(example_inputs) <= set(parameters):
             return [], dict(example_inputs)
@@ -75,7 +75,7 @@ def arguments_of(example_inputs: Any, parameters: Sequence[str], varargs: bool =
     Args:
         example_inputs: a tensor, a sequence of arguments, or a dict of them by name.
         parameters: names, in order.
-        varargs: whether more may follow, which have no names.
+        varargs: whether unnamed arguments may follow.
 
     Raises:
         ModelImportError: something in them is neither a tensor nor a container, a number, a string or None.
@@ -100,7 +100,7 @@ def arguments_of(example_inputs: Any, parameters: Sequence[str], varargs: bool =
 
 
 def _with_tensors(value: Any) -> Any:
-    """Returns a number, or nested lists of numbers, as a tensor; all else as it is."""
+    """Returns a number, or nested lists of numbers, as a tensor, and anything else unchanged."""
     if isinstance(value, float):
         return torch.tensor(value)
     if isinstance(value, (list, tuple)) and value and _are_numbers(value):
@@ -115,14 +115,14 @@ def _are_numbers(value: Any) -> bool:
 
 
 def parameters_of(function: Any) -> tuple[list[str], bool]:
-    """Returns the names of a function's positional parameters, and whether it takes any number of others.
+    """Returns the names of a function's positional parameters, and whether it takes *args.
 
     Raises:
         ModelImportError: a parameter without a default can be given by name only.
     """
     graph = getattr(getattr(function, "__self__", None), "graph", None)
     exported = getattr(getattr(graph, "_codegen", None), "pytree_info", None)
-    if exported is not None:  # its forward takes anything
+    if exported is not None:  # its forward takes (*args, **kwargs)
         return [name for name in exported.orig_args if name != "self"], False
     try:
         found = inspect.signature(function).parameters.values()
@@ -136,14 +136,14 @@ def parameters_of(function: Any) -> tuple[list[str], bool]:
 
 
 def parameters_of_model(model: Any) -> tuple[list[str], bool]:
-    """Returns what `parameters_of` does, of a module or a TorchScript program."""
+    """Does `parameters_of` for a module or a TorchScript program."""
     if isinstance(model, torch.jit.ScriptModule):
         return [argument.name for argument in model.forward.schema.arguments][1:], False
     return parameters_of(model.forward)
 
 
 def dynamic_shapes(arguments: Arguments) -> tuple[Any, ...]:
-    """Returns what `torch.export.export` takes for a batch in dimension 0 of each tensor."""
+    """Returns the `dynamic_shapes` of `torch.export.export` for a batch in dimension 0 of each tensor."""
     sizes = {x.shape[0] for x in arguments.tensors if x.ndim}
     batches = {size: torch.export.Dim(f"n_{size}") for size in sizes if size != 1 or sizes == {1}}
     shapes = [{0: batches[x.shape[0]]} if x.ndim and x.shape[0] in batches else {} for x in arguments.tensors]
@@ -165,7 +165,7 @@ def _shapes_of(structure: Structure, shapes: Sequence[Any]) -> Any:
 
 @contextmanager
 def flattened(model: torch.nn.Module, arguments: Arguments) -> Iterator[list[Structure]]:
-    """Makes calls of a module take tensors and return tensors, for a recording; yields the structures of its outputs.
+    """Makes a module take and return plain tensors while it is recorded; yields the structures of its outputs.
 
     Raises:
         ModelImportError: an output is neither a tensor nor a container, a number, a string or None.

@@ -1,4 +1,4 @@
-"""Other forms of a program with layers, made of its Relax form alone, whatever imported it."""
+"""Other forms of a program with layers, derived from its Relax form alone, for every importer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def with_layers(module: tvm.IRModule, layers: Sequence[Any]) -> tvm.IRModule:
-    """Returns the module whose function returns, besides its outputs, what it binds to the variables `layers`."""
+    """Returns the module with a function that also returns the variables `layers`, after its outputs."""
     return _rebuilt(module, lambda results: [*results, *layers])
 
 
 def plain(program: LayeredProgram) -> tvm.IRModule:
-    """Returns what `LayeredProgram.plain` says."""
+    """See `LayeredProgram.plain`."""
     return _rebuilt(program.chained, lambda results: results[: program.n_outputs])
 
 
@@ -50,11 +50,11 @@ def isolated(
     program: LayeredProgram, channels_last: Sequence[bool], wanted: Sequence[int] | None = None, *,
     unrounded: bool = False,
 ) -> tvm.IRModule:  # fmt: skip
-    """Returns what `LayeredProgram.isolated` says, or `unrounded`."""
+    """See `LayeredProgram.isolated` and `LayeredProgram.unrounded`."""
     n_inputs = len(program.chained["main"].params)
     layers = results_of(program.chained["main"])[program.n_outputs :]
     given = _given(program)
-    # a tensor that is two layers at once has one variable, and readers may read either
+    # two layers that are the same tensor share a variable; readers may read either
     replaced = dict(zip(layers, given, strict=True))
     numbers = range(len(given)) if wanted is None else wanted
 
@@ -80,13 +80,13 @@ def _before_rounding(module: tvm.IRModule, expr: Any) -> Any:
 def _rebuilt(
     module: tvm.IRModule, chosen: Any, extra: Sequence[Any] = (), replaced: dict[Any, Any] | None = None
 ) -> tvm.IRModule:
-    """Returns the module with other results, whose readers of some variables read others.
+    """Returns the module with other results, and with some variables replaced where they are read.
 
     Args:
-        module: of one function, `main`.
-        chosen: the results of `main` -> those of the new one.
+        module: its only function is `main`.
+        chosen: results of the old `main` -> results of the new one.
         extra: further parameters.
-        replaced: variable -> what is read in its place.
+        replaced: variable -> its replacement.
     """
     return relax.transform.DeadCodeElimination()(_Rewriter(module, chosen, extra, replaced or {}).go())
 

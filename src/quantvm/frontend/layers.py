@@ -1,8 +1,8 @@
-"""The quantized tensors of a program, one by one: which operator of the model makes each, and from which others.
+"""The quantized tensors of a program: which operator of the model computes each, and from which others.
 
-A layer is an operator that quantizes a result of its own. An importer gives `LayeredProgram` the program in Relax QDQ
-form with all layers beside its outputs, their parameters, and a `LayerSource`, which has the framework compute them.
-What else the comparison needs follows from the Relax form.
+A layer is an operator that quantizes its result. An importer gives `LayeredProgram` three things: the program in Relax
+QDQ form, which returns all layers after its outputs; the layers' parameters; and a `LayerSource`, which computes them
+in the framework. Everything else that the comparison needs follows from the Relax form.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Layer:
     """One quantized tensor.
 
     Attributes:
-        name: module path in the model where that is known, else the operator; numbered where it occurs again.
-        op: qualified name of the operator, as quantized::conv2d.
+        name: module path in the model if known, else the operator; numbered if it occurs again.
+        op: qualified name of the operator, such as quantized::conv2d.
         value: the tensor's name in the source.
         shape: logical shape.
         q: its parameters.
@@ -39,11 +39,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerAlone:
-    """One layer as a program of its own: real values of what it reads -> the real values of its tensor.
+    """One layer as a program of its own: real values of its inputs -> real values of its result.
 
     Attributes:
-        program: of the source's own kind; it quantizes each layer's real values to that layer's integers first.
-        reads: of each input, whether it is a layer or an input of the model, and its number.
+        program: an object of the source's own kind; it first quantizes the real values of each layer that it reads.
+        reads: for each input, whether it is a layer or an input of the model, and its number.
     """
 
     program: Any
@@ -65,9 +65,9 @@ class LayerSource(Protocol):
         """Returns the integers of every layer, in the framework's own memory order.
 
         Args:
-            layers: which.
-            inputs: of the model.
-            given: integers of every layer, from which the layers after it are computed; None: from what it computed.
+            layers: the layers to compute.
+            inputs: the model's inputs.
+            given: integers of every layer; each layer is computed from these. None: from the layers just computed.
         """
         ...
 
@@ -82,15 +82,15 @@ class LayerSource(Protocol):
 
 @dataclass(frozen=True)
 class LayeredProgram:
-    """A quantized program and the layers that it is made of, for batches of the example's size.
+    """A quantized program and its layers, for batches of the example's size.
 
     Attributes:
-        source: the model in its framework; None where that is not at hand.
+        source: the model in its framework; None if the framework is not available.
         layers: in order of execution.
         chained: Relax QDQ; inputs -> (outputs, every layer's integers).
         n_outputs: how many of the results of `chained` are the program's own.
-        engine: engine that it was quantized for.
-        example_inputs: of the model.
+        engine: the engine that the program was quantized for.
+        example_inputs: the model's.
     """
 
     source: LayerSource | None
@@ -102,7 +102,7 @@ class LayeredProgram:
 
     @cached_property
     def plain(self) -> tvm.IRModule:
-        """Relax QDQ; inputs -> outputs, no layer in sight."""
+        """Returns Relax QDQ; inputs -> outputs, without the layers."""
         from .layer_graphs import plain
 
         return plain(self)
@@ -111,15 +111,15 @@ class LayeredProgram:
         """Returns Relax QDQ; (inputs, every layer's integers) -> the layers' integers, each from the given ones.
 
         Args:
-            channels_last: of each layer, whether PyTorch holds it in channels-last order, on which formulas depend.
-            wanted: numbers of the layers that are returned; None: all.
+            channels_last: for each layer, whether PyTorch holds it in channels-last order; some formulas depend on it.
+            wanted: numbers of the layers to return; None: all.
         """
         from .layer_graphs import isolated
 
         return isolated(self, channels_last, wanted)
 
     def unrounded(self, channels_last: Sequence[bool], wanted: Sequence[int]) -> tvm.IRModule:
-        """Returns what `isolated` does, with the wanted layers' float values before they are quantized."""
+        """Returns what `isolated` does, but the wanted layers' float values from before they are quantized."""
         from .layer_graphs import isolated
 
         return isolated(self, channels_last, wanted, unrounded=True)

@@ -18,7 +18,7 @@ from quantvm.structure import Structure, in_order, is_flat
 
 
 def importing(program_or_path: Any, batch: str = "static") -> AbstractContextManager[None]:
-    """Returns the boundary of an import: what nothing in the block expected becomes a ModelImportError."""
+    """Returns a context for an import that turns unexpected errors into a ModelImportError."""
     is_path = isinstance(program_or_path, (str, Path))
     name = str(program_or_path) if is_path else f"the {type(program_or_path).__name__}"
     return stage(f"importing {name}", ModelImportError, STATIC_MAY_HELP if batch == "dynamic" else "")
@@ -35,13 +35,13 @@ def with_interface(module: tvm.IRModule, inputs: Sequence[str], outputs: Structu
 
 
 def _is_alone(outputs: Structure) -> bool:
-    """Whether a tuple or list holds one tensor only, which is returned without it."""
+    """Returns whether a tuple or list holds one tensor only; that is returned without the container."""
     ((kind, content),) = outputs.items()
     return kind in ("tuple", "list") and len(content) == 1 and "tensor" in content[0]
 
 
 def input_shapes(module: tvm.IRModule) -> list[list[Any]]:
-    """Returns the shape of each input: Python ints, and a variable where a dimension is dynamic."""
+    """Returns the shape of each input: Python ints, and a variable for a dynamic dimension."""
     return [shape_of(param) for param in module["main"].params]
 
 
@@ -59,7 +59,7 @@ def input_names(module: tvm.IRModule) -> list[str]:
 
 
 def check_examples(module: tvm.IRModule, example_inputs: Sequence[Any]) -> None:
-    """Raises ModelImportError where example inputs are of other shapes than the program takes."""
+    """Raises ModelImportError if example inputs have other shapes than the program takes."""
     shapes = input_shapes(module)
     problems = []
     for index, (shape, example) in enumerate(zip(shapes, example_inputs, strict=True)):
@@ -74,10 +74,10 @@ def check_examples(module: tvm.IRModule, example_inputs: Sequence[Any]) -> None:
 
 
 def bind_batch(module: tvm.IRModule, example_inputs: Sequence[Any] | None, batch: str) -> tvm.IRModule:
-    """Returns the module with its symbolic sizes called n, or replaced by the example's if the batch is static.
+    """Returns the module with its symbolic sizes named n, n_1, ..., or replaced by the example's if `batch` is static.
 
     Raises:
-        ModelImportError: example inputs of other shapes, or none for a static batch of a dynamic program.
+        ModelImportError: the example inputs have other shapes, or a dynamic program with batch static has none.
     """
     if example_inputs is not None:
         example_inputs = examples_in_order(input_names(module), example_inputs)

@@ -1,8 +1,8 @@
-"""Brings what TVM's own importers emit into the QDQ form that the lowering knows.
+"""Brings the output of TVM's own importers into the QDQ form that the lowering knows.
 
-Dequantized constants stay integers, each use of a quantized tensor has a dequantize of its own, the bias is the second
-operand of its add, the weight of a linear layer is permute_dims(dequantize(integers (N, K))), what is computed from
-constants is a constant, and a clip is one operator.
+In that form dequantized constants stay integers, and each use of a quantized tensor has its own dequantize. A bias is
+the second operand of its add, and the weight of a linear layer is permute_dims(dequantize(integers (N, K))).
+Computations on constants are folded, and a clip is one operator.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _INHERITS = frozenset(
         *(FLOAT_OPERATORS[name].relax for name in ACTIVATIONS if name in FLOAT_OPERATORS),
     )
 )  # fmt: skip
-"""Operators that belong to the layer whose result they are applied to."""
+"""Operators that belong to the same layer as the operator before them."""
 _CONTRACTIONS = ("relax.nn.conv2d", "relax.nn.conv1d", "relax.nn.conv2d_transpose", "relax.matmul")
 
 
 @dataclass(frozen=True)
 class _Dequantized:
-    """A dequantize that is emitted anew for each use; parameters are constants."""
+    """A dequantize with constant parameters, emitted again for each use."""
 
     integers: Expr
     scale: np.ndarray
@@ -46,7 +46,7 @@ class _Dequantized:
     axis: int
 
     def is_kept_by(self, call: Any, scale: np.ndarray, zero_point: np.ndarray) -> bool:
-        """Returns whether a quantize gives the integers back."""
+        """Returns whether a quantize with these parameters returns the original integers."""
         return (
             np.array_equal(self.scale, scale)
             and np.array_equal(self.zero_point, zero_point)
@@ -66,16 +66,16 @@ def in_qdq_form(module: tvm.IRModule, layer_names: list[str]) -> tvm.IRModule:
 def qdq_form_with_tensors(
     module: tvm.IRModule, layer_names: list[str], tensor_names: list[str]
 ) -> tuple[tvm.IRModule, dict[str, str]]:
-    """Returns what `in_qdq_form` does, and the name in the file of each tensor that a quantize makes, by its variable.
+    """Returns what `in_qdq_form` does, and for each variable that a quantize makes, the tensor's name in the file.
 
     Args:
-        module: what an importer of TVM made, with constants bound.
-        layer_names: of the convolutions and matrix products, in order; ignored where their number is another.
-        tensor_names: of what quantizes make, likewise.
+        module: the output of one of TVM's importers, with constants bound.
+        layer_names: names of the convolutions and matrix products, in order; ignored if their number differs.
+        tensor_names: names of the results of quantizes, likewise.
 
     Raises:
-        ModelImportError: control flow, an input that is not float32, or quantization parameters that are computed at
-            run time.
+        ModelImportError: control flow, an input that is not float32, or quantization parameters computed at run
+            time.
     """
     former = _Former(module, layer_names, tensor_names)
     return relax.transform.DeadCodeElimination()(former.go()), former.tensors
@@ -95,7 +95,7 @@ class _Former(Rewriter):
         super().__init__(module)
         self._b = QdqBuilder(self.builder)
         self.tensors: dict[str, str] = {}
-        """Variable of the new module that holds what a quantize made -> the tensor in the file."""
+        """Variable of the new module that holds the result of a quantize -> the tensor in the file."""
         self._layers: dict[Any, str] = {}
         self._clips: dict[Any, tuple[Any, tuple[float, float]]] = {}
         calls = self.bound.values()
@@ -136,7 +136,7 @@ class _Former(Rewriter):
         return self.values.get(expr, expr) if isinstance(expr, tvm.ir.Var) else expr
 
     def read(self, expr: Expr) -> Expr:
-        """Returns the expression of a value; a dequantized one by a dequantize of its own."""
+        """Returns the expression of a value; a dequantized value gets a new dequantize."""
         value = self._value(expr)
         if isinstance(value, _Dequantized):
             hint = "weight" if is_constant(value.integers) else "dq"
@@ -155,7 +155,7 @@ class _Former(Rewriter):
         return value
 
     def _layer(self, call: Any, name: str) -> str:
-        """Returns what the bindings of a call are named after."""
+        """Returns the prefix of the names of a call's bindings."""
         if name in _CONTRACTIONS and self._names:
             return self._names.pop(0)
         if name in _INHERITS:
@@ -245,7 +245,7 @@ class _Former(Rewriter):
         return self._plain(call)
 
     def _matmul(self, call: Any) -> Expr:
-        """A constant weight (K, N) becomes permute_dims of one (N, K)."""
+        """A constant weight (K, N) becomes permute_dims of a constant (N, K)."""
         weight = self._value(call.args[1])
         x = self.read(call.args[0])
         if isinstance(weight, _Dequantized) and is_constant(weight.integers):
@@ -294,7 +294,7 @@ class _Former(Rewriter):
 
 
 def _limit_of(function: Any) -> str | None:
-    """Returns max or min where a function stores nothing else than that of its two arguments, else None."""
+    """Returns max or min if a function only stores that of its two arguments, else None."""
     statement = function.body
     while not isinstance(statement, tirx.BufferStore):
         statement = getattr(statement, "block", None) or getattr(statement, "body", None)

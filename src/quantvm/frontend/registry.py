@@ -4,7 +4,7 @@ To add one:
  1. Write a function `(builder, *inputs)` whose parameters follow the op's schema; see the files beside this one.
  2. Decorate it with `@register_converter("namespace::op")`. The bare name is not enough: `quantized::linear` and
     `aten::linear` share it.
- 3. Add a case to tests/frontend/test_converters.py, which fails while a registered converter has none.
+ 3. Add a case to tests/frontend/test_converters.py, which fails if a registered converter has no case.
 """
 
 from __future__ import annotations

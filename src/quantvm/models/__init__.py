@@ -1,7 +1,7 @@
-"""What is benchmarked: the registry of models, their weights, and their quantization in PyTorch.
+"""The benchmarked models: their registry, their weights, and their quantization in PyTorch.
 
-The list is ordered as the reports are: the original benchmark's six, then the ones whose weights are packages,
-then those that only run when they are named.
+The list has the order of the reports: the original benchmark's six, then the models whose weights are packages, then
+those that only run when they are named.
 Reading the registry imports no torch.
 """
 

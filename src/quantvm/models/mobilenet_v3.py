@@ -1,4 +1,4 @@
-"""MobileNetV3, quantizable: the small one, of which torchvision publishes the float weights only, and the large one.
+"""Quantizable MobileNetV3, small and large; for the small one torchvision publishes only float weights.
 
 The large one was not in the original benchmark; ``quantvm run`` takes it when it is named.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _builder(name: str) -> Callable[[], nn.Module]:
-    """Returns what builds the float module from torchvision's own blocks; the published float weights' keys fit it."""
+    """Returns a function that builds the float module from torchvision's blocks, with its published weights' keys."""
 
     def build() -> nn.Module:
         import_torchvision()

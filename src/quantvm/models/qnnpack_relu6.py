@@ -1,8 +1,8 @@
-"""A quantized ReLU6 that is right under PyTorch's engine qnnpack.
+"""A quantized ReLU6 that is correct under PyTorch's engine qnnpack.
 
-PyTorch 2.13's clamp of a channels-last tensor under qnnpack fills an output that it declares contiguous in
-channels-last order: its elements come back scrambled (aten/src/ATen/native/quantized/cpu/qclamp.cpp, `qnnpack_clamp`).
-Of a contiguous tensor it is right.
+Under qnnpack, PyTorch 2.13's clamp of a channels-last tensor writes its elements in channels-last order into an output
+declared contiguous, so they come back scrambled (aten/src/ATen/native/quantized/cpu/qclamp.cpp, `qnnpack_clamp`). For a
+contiguous tensor it is correct.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class ReLU6(nn.Module):
-    """`torch.ao.nn.quantized.ReLU6` by way of a contiguous copy; the result has the input's memory format."""
+    """`torch.ao.nn.quantized.ReLU6` on a contiguous copy; the result has the input's memory format."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns clip(x, Q(0), Q(6)) with the parameters of x, a quint8 tensor (N, C, H, W)."""

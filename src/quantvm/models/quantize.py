@@ -1,8 +1,8 @@
-"""A float module becomes a quantized one: PyTorch's static quantization after training, by each of its flows.
+"""Quantizes a float module: PyTorch's static post-training quantization, by each of its flows.
 
-Eager mode is here, the others in `quantize_fx.py` and `quantize_pt2e.py`. Also here: a published checkpoint of an
-already quantized model, which needs no calibration. Which module is quantizable is the models' business; how a
-quantized module is imported is the frontend's.
+Eager mode is here, the others are in `quantize_fx.py` and `quantize_pt2e.py`. This module also loads published
+checkpoints of already quantized models, which need no calibration. The models' own files make them quantizable; the
+frontend imports quantized modules.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ def quantize(
 ) -> Any:
     """Returns the quantized module, calibrated on the batches; the given module is left untouched.
 
-    By the flow pt2e it is an exported program of uint8 activations and int8 weights with a scale for each channel,
-    which is for no engine. Its attributes ``quantvm_engine``, ``quantvm_scheme`` and ``quantvm_n_calibration`` (images)
+    The flow pt2e returns an exported program with uint8 activations and per-channel int8 weights, which is for no
+    engine. The attributes ``quantvm_engine``, ``quantvm_scheme`` and ``quantvm_n_calibration`` (images)
     say how it was made.
 
     Args:
         float_model: A quantizable module: stubs where tensors enter and leave, ``fuse_model()`` if it has anything to
             fuse.
-        batches: Preprocessed images to calibrate on, each batch (N, 3, H, W), float32, of NumPy or of torch on the CPU.
+        batches: Preprocessed calibration images, each batch (N, 3, H, W), float32, from NumPy or torch on the CPU.
         scheme: "per-channel" (the engine's own choice of observers) or "per-tensor" (the original benchmark's).
         engine: The engine to pack the weights for.
         flow: "eager", "fx" or "pt2e"; the latter two take any module that PyTorch can trace or export.
-        progress: Told of every batch.
+        progress: Shows every batch.
 
     Raises:
         ConfigError: An unknown scheme, engine or flow, an engine that this torch does not have, a module that is not
             quantizable, or no batch at all.
-        DataError: A batch is no (N, 3, H, W) float32, or holds NaN or an infinity, or the float model overflows on it.
-        WeightsError: The float model's weights hold NaN or an infinity.
+        DataError: A batch is not (N, 3, H, W) float32, or holds NaN or infinity, or the float model overflows on it.
+        WeightsError: The float model's weights hold NaN or infinity.
     """
     import torch
 
@@ -99,7 +99,7 @@ def quantize(
 
 
 def _example(batches: list[np.ndarray | torch.Tensor]) -> Any:
-    """Returns two images of the batches' size."""
+    """Returns an example batch of two images of the batches' size."""
     import torch
 
     if not batches:
@@ -108,7 +108,7 @@ def _example(batches: list[np.ndarray | torch.Tensor]) -> Any:
 
 
 def load_quantized_model(spec: ModelSpec, weights: ResolvedWeights, *, engine: str | None = None) -> nn.Module:
-    """Returns the quantized module that a published checkpoint holds; nothing is calibrated.
+    """Returns the quantized module of a published checkpoint, without calibration.
 
     Its attributes ``quantvm_engine``, ``quantvm_scheme`` and ``quantvm_n_calibration`` (0) say how it was made.
 
@@ -119,7 +119,7 @@ def load_quantized_model(spec: ModelSpec, weights: ResolvedWeights, *, engine: s
 
     Raises:
         ConfigError: An unknown engine, or one that this torch does not have.
-        WeightsError: There is no such checkpoint, or the file is damaged or of another model.
+        WeightsError: There is no such checkpoint, or the file is damaged or belongs to another model.
     """
     import torch
 
@@ -181,7 +181,7 @@ def _prepare(model: nn.Module, qconfig: Any) -> None:
     model.qconfig = qconfig
     for module in model.modules():
         if type(module) is nn.ReLU6:
-            # Its quantized form takes the scale of its input: an observer's work would be lost.
+            # Its quantized form takes the scale of its input: an observer would have no effect.
             module.qconfig = tq.QConfig(activation=nn.Identity, weight=nn.Identity)
     tq.prepare(model, inplace=True)
 
@@ -191,8 +191,8 @@ def _convert(model: nn.Module, engine: str) -> None:
     import torch.ao.quantization as tq
 
     with warnings.catch_warnings():
-        # Said of modules that the forward pass never reaches, as the adders of blocks without a shortcut, and of all
-        # of them before a checkpoint is loaded.
+        # torch warns about modules that the forward pass never reaches, such as the adders of blocks without a
+        # shortcut, and about all modules before a checkpoint is loaded.
         warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
         tq.convert(model, inplace=True)
     if engine == "qnnpack":
@@ -204,11 +204,11 @@ def _convert(model: nn.Module, engine: str) -> None:
 def make_qconfig(scheme: str, engine: str) -> Any:
     """Returns torch's QConfig for a scheme and an engine.
 
-    - per-channel: the engine's default (histogram observers; fbgemm and x86 use 7 of the 8 bits of an activation, as
-      their kernels without VNNI would saturate otherwise). qnnpack's default has one scale for all weights of a layer;
-      here it gets a scale for each channel too, its activations stay.
-    - per-tensor: the original benchmark's: moving averages of minimum and maximum over all 8 bits, and torch's default
-      weight observer.
+    - per-channel: the engine's default (histogram observers; fbgemm and x86 use 7 of the 8 bits of an activation,
+      because their kernels without VNNI would saturate otherwise). qnnpack's default has one scale for all weights of
+      a layer; here its weights get a scale per channel too, and its activations stay as they are.
+    - per-tensor: as in the original benchmark: moving averages of minimum and maximum over all 8 bits, and torch's
+      default weight observer.
 
     Raises:
         ConfigError: An unknown scheme or engine.
@@ -239,7 +239,7 @@ def _calibrate(model: nn.Module, batches: Iterable[np.ndarray | torch.Tensor], p
             overflow = f"calibration batch {index}: the float model overflows to NaN or infinity on it"
             try:
                 y = model(torch.from_numpy(np.ascontiguousarray(x_f32)))
-            except RuntimeError as error:  # a histogram observer met it; other observers let it pass
+            except RuntimeError as error:  # a histogram observer raises it; other observers do not
                 if "is not finite" in str(error):
                     raise DataError(f"{overflow}: its values are too large, or the weights are") from error
                 raise

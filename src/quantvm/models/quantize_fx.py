@@ -1,4 +1,4 @@
-"""PyTorch's FX graph mode: `prepare_fx`, calibration, `convert_fx`. What it does not quantize stays float."""
+"""PyTorch's FX graph mode: `prepare_fx`, calibration, `convert_fx`. Operators that it does not quantize stay float."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def quantize_fx(model: nn.Module, qconfig: Any, engine: str, calibrate: Callable
     """Returns the quantized `GraphModule`; the given module, float and in evaluation mode, is left untouched.
 
     Args:
-        model: any module that torch.fx can trace; stubs of a module made for eager mode are taken out.
-        qconfig: of all layers; the engine's default mapping says which operators have fixed parameters.
-        engine: the engine that is active.
+        model: any module that torch.fx can trace; stubs for eager mode are removed.
+        qconfig: for all layers; the engine's default mapping says which operators have fixed parameters.
+        engine: the active engine.
         calibrate: runs the prepared module over the calibration images.
     """
     mapping = tq.get_default_qconfig_mapping(engine).set_global(qconfig)
@@ -32,7 +32,7 @@ def quantize_fx(model: nn.Module, qconfig: Any, engine: str, calibrate: Callable
 
 
 def without_stubs(model: nn.Module) -> nn.Module:
-    """Takes out, in place, what eager mode needs: stubs become identities, FloatFunctionals plain operators."""
+    """Removes, in place, what only eager mode needs: stubs become identities, FloatFunctionals plain operators."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, (tq.QuantStub, tq.DeQuantStub)):

@@ -17,13 +17,13 @@ from quantvm.torch_compat import quiet_torchao
 def quantize_pt2e(
     model: nn.Module, example_f32: torch.Tensor, calibrate: Callable[[nn.Module], None]
 ) -> torch.export.ExportedProgram:
-    """Returns the quantized program for any number of images; the module, float, is left untouched.
+    """Returns the quantized program for any number of images; the float module is left untouched.
 
-    Weights are int8 with a scale for each channel, activations uint8 over all 8 bits.
+    Weights are int8 with a scale per channel, activations uint8 over all 8 bits.
 
     Args:
         model: any module that torch.export can export, in evaluation mode.
-        example_f32: (2, 3, H, W), whose height and width the program takes.
+        example_f32: (2, 3, H, W); the program takes images of this height and width.
         calibrate: runs the prepared module over the calibration images.
 
     Raises:
@@ -37,7 +37,7 @@ def quantize_pt2e(
         raise ConfigError(f"flow pt2e needs torchao ({error}): pip install 'quantvm[pt2e]'") from error
     batch = ({0: torch.export.Dim("batch", min=1, max=4096)},)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch and torchao about their own interiors
+        warnings.simplefilter("ignore")  # torch and torchao warn about their own internals
         exported = torch.export.export(without_stubs(copy.deepcopy(model)), (example_f32,), dynamic_shapes=batch)
         quantizer = x86.X86InductorQuantizer()
         quantizer.set_global(x86.get_default_x86_inductor_quantization_config())

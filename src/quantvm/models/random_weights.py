@@ -1,7 +1,7 @@
-"""Weights that mean nothing but make every layer busy: for parity and latency without any download.
+"""Random weights with realistic activations in every layer, for parity and latency without any download.
 
-Plain random initialization leaves deep networks with activations that vanish or explode and outputs that are equal for
-all images; both would make parity look better than it is.
+With plain random initialization the activations of deep networks vanish or explode, and outputs are equal for all
+images; both would make parity look better than it is.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from quantvm.models.registry import ModelSpec
 if TYPE_CHECKING:
     from torch import nn
 
-MAX_IMAGES = 64  # more would not change the statistics visibly, and each costs a pass through the float network
+MAX_IMAGES = 64  # more hardly change the statistics, and each costs a pass through the float network
 _LOGIT_STD = 3.0  # about what trained networks have
 
 
 def build_random_model(
     spec: ModelSpec, calibration_batches: Iterable[np.ndarray] | None = None, seed: int = 0
 ) -> nn.Module:
-    """Returns the float module with seeded weights and batch-norm statistics of the first images.
+    """Returns the float module with seeded weights and batch-norm statistics from the first images.
 
-    The classifier is scaled and shifted so that the logits have mean 0 and a deviation of 3 over these images, or over
-    the classes of a single one. The same seed and images give the same weights.
+    The classifier is scaled and shifted so that the logits have mean 0 and standard deviation 3 over these images, or,
+    for a single image, over its classes. The same seed and images give the same weights.
 
     Args:
         spec: The model.
         calibration_batches: Each (N, 3, H, W), float32; at most 64 images are used. None: seeded noise.
-        seed: Of the weights, and of the noise.
+        seed: Seed of the weights and of the noise.
     """
     import torch
 
@@ -76,7 +76,7 @@ def _initialize(model: nn.Module) -> None:
 
 
 def _estimate_batch_norm(model: nn.Module, batches: list[np.ndarray]) -> None:
-    """Sets every running mean and variance to the average over the batches, each layer seeing normalized input."""
+    """Sets every running mean and variance to the average over the batches; each layer sees normalized input."""
     import torch
     from torch import nn
 
@@ -99,7 +99,7 @@ def _spread_logits(model: nn.Module, batches: list[np.ndarray]) -> None:
 
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     logits = torch.cat([model(torch.from_numpy(np.ascontiguousarray(batch))) for batch in batches])
-    # one image has no deviation between images: its own classes' is taken
+    # a single image has no deviation between images: that between its classes is used
     middle = logits.mean(0) if len(logits) > 1 else logits.mean()
     factor = _LOGIT_STD / float((logits - middle).std().clamp_min(1e-6))
     bias = last.bias

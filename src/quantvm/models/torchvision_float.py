@@ -1,4 +1,4 @@
-"""torchvision's models that have no quantizable form: FX graph mode and PT2E quantize them as they are."""
+"""torchvision's models without a quantizable form: FX graph mode and PT2E quantize them unchanged."""
 
 from __future__ import annotations
 

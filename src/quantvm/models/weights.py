@@ -1,14 +1,14 @@
-"""Where the weights of a model come from, and their loading into it.
+"""Finds the weights of a model and loads them.
 
 Policies (``--weights``):
 
 - ``auto``: the package that carries the file, then torch.hub's cache, then quantvm's, else a download into quantvm's.
-- a folder: the official file name in it, or in its ``checkpoints`` or ``hub/checkpoints``; the float weights, and where
-  they are not there, the quantized checkpoint.
+- a folder: the official file name in it, or in its ``checkpoints`` or ``hub/checkpoints``; the float weights, or else
+  the quantized checkpoint.
 - ``random``: seeded weights, batch-norm statistics re-estimated on images (``random_weights.py``).
 - ``torchvision-quantized``: torchvision's own quantized checkpoint, for the models that have one.
 
-Files are read with ``weights_only=True``: a checkpoint is data here, never code.
+Files are read with ``weights_only=True``, so that a checkpoint never runs code.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _unreachable_since_s: dict[str, float] = {}
 
 
 class WeightsUnavailableError(WeightsError):
-    """Weights that cannot be had as things are.
+    """The weights are not available.
 
     Attributes:
-        reason: Why, in a few words; what a skipped row of the report says.
+        reason: Why, in a few words; also the text of a skipped row in the report.
         remedy: What the user can do about it.
     """
 
@@ -57,10 +57,10 @@ class WeightsUnavailableError(WeightsError):
 
 @dataclass(frozen=True)
 class ResolvedWeights:
-    """Weights that are at hand.
+    """Weights that are available on this machine.
 
     Attributes:
-        source: Where they come from, as the report says it: "package NAME", "file PATH", "random".
+        source: Where they come from, in the report's words: "package NAME", "file PATH", "random".
         path: The file, or None if random.
         sha256: Its digest, 64 hexadecimal digits, or None if random.
         kind: "float", "random", or "quantized" (a checkpoint of an already quantized model).
@@ -73,17 +73,17 @@ class ResolvedWeights:
 
 
 def resolve_weights(spec: ModelSpec, policy: str = "auto", progress: Progress = SILENT) -> ResolvedWeights:
-    """Returns weights that are at hand, downloading them if the policy allows it.
+    """Finds weights, downloading them if the policy allows it.
 
     Args:
         spec: The model.
         policy: "auto", "random", "torchvision-quantized", or a folder.
-        progress: Where a download is shown, and files that are not what their name says.
+        progress: Shows downloads, and files whose contents do not match their names.
 
     Raises:
-        ConfigError: The policy is neither known nor a folder; that holds for every model.
-        WeightsUnavailableError: They cannot be had; its `reason` and `remedy` say why and what to do. Without a
-            network this comes within seconds.
+        ConfigError: The policy is neither known nor a folder; so it fails for every model.
+        WeightsUnavailableError: The weights are not available; its `reason` and `remedy` say why and what to do.
+            Without a network this error comes within seconds.
     """
     if policy == "random":
         return ResolvedWeights("random", None, None, "random")
@@ -101,7 +101,7 @@ def resolve_weights(spec: ModelSpec, policy: str = "auto", progress: Progress = 
 
 
 def weights_at_hand(spec: ModelSpec, policy: str = "auto") -> bool:
-    """Says whether the weights can be had without a download; reads no large file and imports no torch."""
+    """Returns whether the weights are available without a download; reads no large file and imports no torch."""
     if policy == "random":
         return True
     if policy in POLICIES:
@@ -142,7 +142,7 @@ def _resolve_auto(spec: ModelSpec, file: WeightsFile, kind: Kind, progress: Prog
 
 
 def _download(url: str, destination: Path, sha256: str | None, progress: Progress) -> None:
-    """Downloads, but asks a host that just could not be reached not again for each of the other models."""
+    """Downloads a file, but does not retry, for each further model, a host that just could not be reached."""
     host = urlsplit(url).netloc
     unreachable = DownloadError(f"{host} cannot be reached")
     if time.monotonic() - _unreachable_since_s.get(host, -math.inf) < _OFFLINE_MEMORY_S:
@@ -169,7 +169,7 @@ def cached_path(file: WeightsFile) -> Path:
 
 
 def _places(file: WeightsFile) -> Iterable[tuple[str, Path]]:
-    """Yields where the file may lie on this machine, as (what the report says, path)."""
+    """Yields the places on this machine where the file may be, as (text for the report, path)."""
     if file.package is not None and (path := _path_in_package(file)) is not None:
         yield f"package {file.package}", path
     yield "torch.hub's cache", _torch_hub_dir() / "checkpoints" / file.file_name
@@ -177,7 +177,7 @@ def _places(file: WeightsFile) -> Iterable[tuple[str, Path]]:
 
 
 def _path_in_package(file: WeightsFile) -> Path | None:
-    """Returns where the installed package carries the file, without running the package's code."""
+    """Returns the path of the file in the installed package, without running the package's code."""
     module = (file.package or "").replace("-", "_")
     spec = importlib.util.find_spec(module)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -224,7 +224,7 @@ def _resolve_in_folder(spec: ModelSpec, policy: str, progress: Progress) -> Reso
         raise WeightsUnavailableError(spec.name, f"{path} cannot be read", "Check its permissions")
     official = digest.startswith(file.sha256 or "")
     if not official:
-        # A folder is the user's word for these weights: fine-tuned ones under the official name are welcome, and told.
+        # The user chose the folder: fine-tuned weights under the official name are accepted, with a note.
         progress.note(f"{path} is not the published file: got sha256 {digest[:16]}..., published {file.sha256}...")
     return ResolvedWeights(f"file {path}" + ("" if official else ", not the published one"), path, digest, kind)
 
@@ -239,13 +239,13 @@ def build_float_model(
 
     Args:
         spec: The model.
-        weights: Of kind "float" or "random".
+        weights: Their kind is "float" or "random".
         calibration_batches: Used with random weights only, to estimate the batch-norm statistics: (N, 3, H, W),
-            float32, preprocessed. None: seeded noise takes their place.
-        seed: Of the random weights.
+            float32, preprocessed. None: seeded noise is used instead.
+        seed: Seed of the random weights.
 
     Raises:
-        WeightsError: The file cannot be read, or is of another model; the message names the keys.
+        WeightsError: The file cannot be read, or belongs to another model; the message names the keys.
     """
     if weights.kind == "quantized":
         raise WeightsError(
@@ -262,10 +262,10 @@ def build_float_model(
 
 
 def read_state_dict(path: Path, spec: ModelSpec) -> dict[str, Any]:
-    """Returns the file's state dict under the keys of our module.
+    """Returns the file's state dict with the keys of our module.
 
     Raises:
-        WeightsError: The file is no state dict that can be loaded without running code from it.
+        WeightsError: The file is not a state dict that can be loaded without running code from it.
     """
     import torch
 
@@ -282,7 +282,7 @@ def read_state_dict(path: Path, spec: ModelSpec) -> dict[str, Any]:
     if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
         raise WeightsError(f"{path}: got a {type(state_dict).__name__}, expected a state dict (names to tensors)")
     adapted = spec.adapt_state_dict(state_dict) if spec.adapt_state_dict else state_dict
-    # Quantized modules read their format's version from here; a plain dict would be taken for the oldest.
+    # Quantized modules read the version of their format from here; without it torch assumes the oldest.
     metadata = getattr(state_dict, "_metadata", None)
     result = OrderedDict(adapted)
     if metadata is not None:
@@ -291,7 +291,7 @@ def read_state_dict(path: Path, spec: ModelSpec) -> dict[str, Any]:
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, Any], name: str, path: Path) -> None:
-    """Loads the state dict into the module, all of it and nothing else.
+    """Loads the whole state dict into the module; the keys and shapes must match exactly.
 
     Raises:
         WeightsError: Missing or unexpected keys, or other shapes; the message names them.
@@ -306,7 +306,7 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Any], name: str, path: 
     unexpected = [key for key in state_dict if key not in own]
     if not shapes:
         try:
-            # torch knows which keys older versions of a module may lack, or named otherwise.
+            # torch knows which keys older versions of a module may lack, or had under other names.
             keys = model.load_state_dict(state_dict, strict=False)
             missing, unexpected = list(keys.missing_keys), list(keys.unexpected_keys)
         except (KeyError, RuntimeError) as error:

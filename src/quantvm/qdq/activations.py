@@ -1,4 +1,4 @@
-"""Finds functions of `ACTIVATIONS` in Relax: as patterns that are fused, and with their options in what was found."""
+"""Finds the functions of `ACTIVATIONS` in Relax: builds patterns for fusion, and reads the options of a match."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Pattern = Any
 
 @dataclass(frozen=True)
 class _Option:
-    """The place of an option of an activation in its formula."""
+    """A placeholder for one option of an activation in its formula."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class _Step:
-    """An operator of a formula and what it is applied to: steps, numbers, options, or `_X`."""
+    """An operator of a formula and its operands: steps, numbers, options, or `_X`."""
 
     operator: FloatOperator
     operands: tuple[Any, ...]
@@ -42,7 +42,7 @@ def _tree(formula: Formula) -> Any:
 
 
 def pattern_of(activation: Activation, x: Pattern) -> Pattern:
-    """Returns the pattern of an activation of what `x` matches; any numbers match its constants, see `options_of`."""
+    """Returns the pattern of an activation applied to `x`; its constants match any number, see `find`."""
 
     def made(part: Any) -> Pattern:
         if part is _X:
@@ -61,7 +61,7 @@ class Found:
     """An activation in a program.
 
     Attributes:
-        x: the variable that it is computed of.
+        x: the variable that it is applied to.
         options: its options, in the order of the formula's parameters.
     """
 
@@ -70,12 +70,12 @@ class Found:
 
 
 def find(activation: Activation, expr: Expr, value_of: Callable[[Expr], Expr]) -> Found | None:
-    """Returns what an activation is computed of and its options, or None if the expression does not compute it.
+    """Returns the input and the options of an activation, or None if the expression does not compute it.
 
     Args:
-        activation: the function that is looked for.
+        activation: the function to look for.
         expr: a call, or the variable that holds its result.
-        value_of: returns what a variable is bound to; what is bound to none, it returns as it is.
+        value_of: returns what a variable is bound to; any other expression it returns as it is.
     """
     leaves: list[Expr] = []
     options: dict[str, float] = {}

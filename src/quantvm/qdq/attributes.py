@@ -1,4 +1,4 @@
-"""The attributes of modules in QDQ form, and of functions that the lowering makes: each name stands here alone.
+"""The attributes of modules in QDQ form, and of functions that the lowering makes: the only place with their names.
 
 An importer writes them once, the lowering reads them, and every pass keeps them.
 """
@@ -17,7 +17,7 @@ ENGINE = "quantvm.engine"
 ONEDNN_AMX = "quantvm.numerics.onednn_amx"
 """Of a module: 1 if this PyTorch's oneDNN computes with AMX here, which decides a few last bits."""
 VNNI = "quantvm.vnni"
-"""Of a module: 1 if this PyTorch finds AVX512-VNNI here: who convolves under x86, and whether sums saturate."""
+"""Of a module: 1 if this PyTorch finds AVX512-VNNI here; decides x86's convolution library and saturation."""
 AVX512 = "quantvm.avx512"
 """Of a module: 1 if this PyTorch has its kernels for AVX512, which decides where the tails of average pools begin."""
 CHANNELS_LAST = "quantvm.channels_last"
@@ -27,14 +27,14 @@ TORCH_TABLES = "quantvm.torch_tables"
 INTERFACE = "quantvm.interface"
 """Of a module: JSON with the names of the inputs, and the structure of the outputs where it needs describing."""
 KERNEL = "quantvm.kernel"
-"""Of a PrimFunc: the name of the kernel that it is."""
+"""Of a PrimFunc: the name of its kernel."""
 COMPOSITE = "Composite"
-"""Of a Relax function: which quantized operator it is, with `COMPOSITE_PREFIX`; TVM's own name."""
+"""Of a Relax function: which quantized operator it is, with `COMPOSITE_PREFIX`; the attribute is TVM's."""
 COMPOSITE_PREFIX = "quantvm."
 
 
 def engine_of(module: tvm.IRModule, default: str = "fbgemm") -> str:
-    """Returns the engine whose arithmetic a module has; `default` where it does not say."""
+    """Returns the engine whose arithmetic a module has; `default` if it does not say."""
     return str(_read(module, ENGINE, default))
 
 
@@ -59,7 +59,7 @@ def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:
 
 
 def torch_tables(module: tvm.IRModule) -> dict[str, str]:
-    """Returns the tables of unary operators that PyTorch was asked for."""
+    """Returns the tables of unary operators that PyTorch itself computed."""
     return {str(key): str(digits) for key, digits in _read(module, TORCH_TABLES, {}).items()}
 
 
@@ -69,18 +69,18 @@ def interface_of(module: tvm.IRModule) -> dict[str, Any]:
 
 
 def with_attributes_of(module: tvm.IRModule, source: tvm.IRModule) -> tvm.IRModule:
-    """Returns the module with the attributes of another, which it was made of."""
+    """Returns the module with the attributes of `source`, from which it was made."""
     return module.with_attrs(dict(source.attrs)) if source.attrs else module
 
 
 def composite_name(function: Any) -> str | None:
-    """Returns which quantized operator a function is, without prefix; None of a function that is none."""
+    """Returns the quantized operator of a composite function, without prefix; None for any other function."""
     attrs: Mapping[str, Any] = getattr(function, "attrs", None) or {}
     return str(attrs[COMPOSITE]).removeprefix(COMPOSITE_PREFIX) if COMPOSITE in attrs else None
 
 
 def kernel_name(function: Any) -> str | None:
-    """Returns which kernel a function is; None of a function that is none."""
+    """Returns the name of a function's kernel; None if it is not a kernel."""
     attrs: Mapping[str, Any] = getattr(function, "attrs", None) or {}
     return str(attrs[KERNEL]) if KERNEL in attrs else None
 

@@ -22,7 +22,7 @@ def definitions(main: Any) -> dict[Any, Any]:
 
 
 def described(binding: Any) -> str:
-    """Returns what messages call a binding: its variable, which is named after the layer, and its operator."""
+    """Returns the text for a binding in messages: its variable, which is named after the layer, and its operator."""
     called = op_name(binding.value) or getattr(getattr(binding.value, "op", None), "name_hint", "")
     name = called or type(binding.value).__name__
     return f"{binding.var.name} ({name})"
@@ -38,7 +38,7 @@ def count_uses(main: Any) -> Counter[Any]:
 
 
 def variables(expr: Any) -> list[Any]:
-    """Returns the variables that an expression reads, each as often as it does."""
+    """Returns the variables that an expression reads; one that it reads twice comes twice."""
     if isinstance(expr, relax.Var):
         return [expr]
     parts = [*getattr(expr, "args", ()), *getattr(expr, "fields", ())]
@@ -48,14 +48,14 @@ def variables(expr: Any) -> list[Any]:
 
 
 def resolved(expr: Expr, bound: Mapping[Any, Expr]) -> Expr:
-    """Follows a variable to the expression that it is bound to at last; a parameter stays a variable."""
+    """Follows a variable through its bindings to the final expression; a parameter stays a variable."""
     while isinstance(expr, relax.Var) and expr in bound:
         expr = bound[expr]
     return expr
 
 
 def results_of(main: Any) -> list[Expr]:
-    """Returns what a function returns, one by one: variables, and constants."""
+    """Returns the results of a function as a list of variables and constants."""
     bound, expr = definitions(main), main.body.body
     while isinstance(expr, relax.Var) and isinstance(bound.get(expr), (relax.Var, relax.Tuple)):
         expr = bound[expr]

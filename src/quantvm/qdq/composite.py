@@ -30,7 +30,7 @@ class Composite:
 
     @property
     def layer(self) -> str:
-        """What the names of the inner variables begin with, which the frontend made of the module's path; or empty."""
+        """The common prefix of the inner variables' names, which the frontend made from the module's path; or empty."""
         inner = list(self._values)[:-1]  # fusion renames the result
         words = [variable.name.split("_")[:-1] for variable in inner]
         return "_".join(w[0] for w in itertools.takewhile(lambda w: len(set(w)) == 1, zip(*words, strict=False)))

@@ -14,7 +14,7 @@ Expr = Any
 
 
 def op_name(expr: Expr) -> str:
-    """Returns the name of the operator that `expr` calls, like relax.add; empty where it calls none."""
+    """Returns the name of the operator that `expr` calls, for example relax.add; empty if it calls none."""
     return str(getattr(getattr(expr, "op", None), "name", ""))
 
 
@@ -24,7 +24,7 @@ def is_call(expr: Expr, op: str) -> bool:
 
 
 def is_constant(expr: Expr) -> bool:
-    """Returns whether `expr` is a tensor that is known."""
+    """Returns whether `expr` is a constant tensor."""
     return isinstance(expr, GenericConst)
 
 
@@ -34,7 +34,7 @@ def constant_value(expr: Expr) -> np.ndarray:
 
 
 def size_of(dimension: Any) -> Any:
-    """Returns a dimension as a Python int, or the symbolic expression where it is dynamic."""
+    """Returns a dimension as a Python int, or the symbolic expression if it is dynamic."""
     return int(dimension) if isinstance(dimension, int) or hasattr(dimension, "value") else dimension
 
 
@@ -44,7 +44,7 @@ def shape_of(expr: Expr) -> list[Any]:
 
 
 def same_shape(a: list[Any], b: list[Any]) -> bool:
-    """Returns whether two shapes, with symbolic dimensions perhaps, are the same."""
+    """Returns whether two shapes are the same; they may have symbolic dimensions."""
     return len(a) == len(b) and all(
         x == y if isinstance(x, int) and isinstance(y, int) else structural_equal(x, y)
         for x, y in zip(a, b, strict=True)
@@ -52,7 +52,7 @@ def same_shape(a: list[Any], b: list[Any]) -> bool:
 
 
 def is_per_tensor(call: Expr) -> bool:
-    """Returns whether a quantize or dequantize has one scale, which is known."""
+    """Returns whether a quantize or dequantize has a single constant scale."""
     return all(is_constant(argument) and not constant_value(argument).ndim for argument in call.args[1:3])
 
 
@@ -62,6 +62,6 @@ def stored_dtype(call: Expr) -> str:
 
 
 def quant_params(call: Expr) -> QuantParams:
-    """Returns the per-tensor parameters of a quantize or dequantize call, which are constants."""
+    """Returns the per-tensor parameters of a quantize or dequantize call; they must be constants."""
     scale, zero_point = (constant_value(argument) for argument in call.args[1:3])
     return QuantParams(float(scale), int(zero_point), stored_dtype(call))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How a pass writes `main` anew: the only place, with the importers', that builds it."""
+"""How a pass rebuilds `main`: only this module and the importers build it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def built_main(
     Args:
         params: of `main`.
         body: called with the builder; emits the bindings and returns the result.
-        builder: what `main` is added to, with the functions that are there already; by default there are none.
+        builder: `main` is added to its module, beside the functions already there; by default a new, empty one.
     """
     builder = relax.BlockBuilder() if builder is None else builder
     with builder.function("main", list(params)):
@@ -47,25 +47,25 @@ def with_operands(value: Expr, replaced: Callable[[Expr], Expr]) -> Expr:
 
 
 def with_arguments(call: Expr, arguments: Sequence[Expr]) -> Expr:
-    """Returns the same call of other arguments."""
+    """Returns the same call with other arguments."""
     return tvm.ir.Call(call.op, list(arguments), call.attrs, call.ty_args)
 
 
 class Rewriter:
-    """One walk over `main`, binding by binding, that builds it anew; by itself it copies.
+    """Walks over `main` binding by binding and rebuilds it; this base class copies.
 
-    A pass is a subclass: it says in `bind` what stands in the place of a binding, and overrides what else it changes.
-    The module's attributes are kept, and so are its other functions, but for those that `keeps` names none of.
+    A pass is a subclass: its `bind` replaces a binding, and it overrides other methods for what else it changes.
+    The module's attributes are kept, and so are its other functions for which `keeps` returns True.
 
     Args:
-        module: `main` is one dataflow block.
+        module: its `main` must be one dataflow block.
 
     Attributes:
-        module: as it was.
+        module: the old module.
         main: its function `main`.
         bound: what each variable of `main` is bound to, in order.
-        builder: what the new `main` is emitted to.
-        values: what each old variable became: an expression, or what the pass makes of it if it overrides `read`.
+        builder: the builder that the new `main` is emitted to.
+        values: what each old variable became: an expression, or any other object in a pass that overrides `read`.
     """
 
     def __init__(self, module: tvm.IRModule) -> None:
@@ -92,30 +92,30 @@ class Rewriter:
     # ------------------------------------------------------------------ what a pass may override
 
     def keeps(self, function: Any) -> bool:
-        """Returns whether another function than `main` stays in the module."""
+        """Returns whether a function other than `main` stays in the module."""
         return True
 
     def parameters(self) -> list[relax.Var]:
-        """Returns the parameters of the new `main`: those that stand for the old ones, and then perhaps others."""
+        """Returns the parameters of the new `main`: those that replace the old ones, then any further ones."""
         return [relax.Var(param.name, param.ty) for param in self.main.params]
 
     def of_parameter(self, old: relax.Var, new: relax.Var) -> Any:
-        """Returns what a parameter became."""
+        """Returns the new value of an old parameter."""
         return new
 
     def begin(self) -> None:
         """Emits what comes before all bindings."""
 
     def where(self, var: relax.Var, value: Expr) -> str:
-        """Returns what messages call the binding that is under way when something unexpected happens."""
+        """Returns the text that names the current binding in messages about unexpected errors."""
         return described(relax.VarBinding(var, value))
 
     def bind(self, var: relax.Var, value: Expr) -> Any:
-        """Emits what stands in the place of a binding, and returns that."""
+        """Emits the replacement of a binding and returns it."""
         return self.copied(var, value)
 
     def read(self, expr: Expr) -> Expr:
-        """Returns an operand of the old function as one of the new."""
+        """Returns the new function's operand for an operand of the old one."""
         return self.values.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     def result(self, expr: Expr) -> Expr:
@@ -125,5 +125,5 @@ class Rewriter:
     # ------------------------------------------------------------------
 
     def copied(self, var: relax.Var, value: Expr) -> Expr:
-        """Emits a binding as it was, of what its operands became."""
+        """Emits a binding unchanged, except that it reads the new operands."""
         return self.builder.emit(with_operands(value, self.read), var.name)

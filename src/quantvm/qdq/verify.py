@@ -1,8 +1,8 @@
-"""What normal form is, phase by phase: a check of our own passes, whose failure is a bug of ours.
+"""Checks that a module is in the normal form of a phase; a failure is a bug in quantvm's own passes.
 
-What strangers bring is another matter: `lowering.validate` looks at the geometry and the parameters of every program,
-always, and its errors are for users. Nothing here is about what a model computes. It is looked at after each phase in
-tests, and wherever the environment variable QUANTVM_VERIFY is set.
+Users' programs are checked elsewhere: `lowering.validate` always checks the geometry and the parameters of every
+program, and its errors are for users. Nothing here depends on what a model computes. These checks run after each phase
+in tests, and whenever the environment variable QUANTVM_VERIFY is set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PHASES = (
     "imported", "channel_affine", "hoist_quantize", "fuse_qdq", "legalize", "run_time_checks", "float_ops",
     "owned_outputs",
 )  # fmt: skip
-"""In the order of the lowering; under numerics qdq there is no fuse_qdq, else no hoist_quantize."""
+"""In the order of the lowering; numerics qdq has no fuse_qdq, the others have no hoist_quantize."""
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack", "pt2e", "onnx", "tflite")
 INTEGERS = ("int8", "uint8")
 
@@ -41,25 +41,25 @@ def is_asked_for() -> bool:
 
 
 def verify(module: tvm.IRModule, phase: str = "imported") -> None:
-    """Raises an InternalError that lists all in which a module is not in the normal form of a phase.
+    """Raises an InternalError that lists every way in which a module violates the normal form of a phase.
 
-    In every phase `main` is one dataflow block, in which each variable is bound once, before it is read; an operand is
-    a variable, a constant, a shape, a number or a tuple of these, so that no call stands inside of another; of every
-    tensor the rank, the dtype and each size are known, a dynamic one as an expression of the sizes of the inputs; the
-    attributes of the module are those of `qdq.attributes`, and of their types.
+    In every phase `main` is one dataflow block. Each variable is bound once, before it is read. An operand is a
+    variable, a constant, a shape, a number or a tuple of these, so calls are never nested. Every tensor has a known
+    rank, dtype and sizes; a dynamic size is an expression of the sizes of the inputs. The module has no attributes
+    but those of `qdq.attributes`, with the types given there.
 
-    - Until fuse_qdq: operators are Relax's, or functions in TIR that an importer brought. A quantize takes float32,
-      a dequantize makes it; integers are int8 or uint8; scales are float32 and zero points have the integers' dtype;
-      both are constants of one length, without dimensions where there is one for the whole tensor.
-    - In fuse_qdq: each call of a function is of a composite, none is called twice, and no quantize or dequantize
-      with one scale is left outside of one.
-    - From legalize on: no composite is left, every function that is called is there, in TIR, and takes as many
-      arguments as it is given.
-    - From float_ops on: what is called is a function in TIR, or a reshape.
+    - Until fuse_qdq: operators are Relax's, or TIR functions that an importer added. A quantize reads float32, a
+      dequantize returns it; integers are int8 or uint8; scales are float32 and zero points have the integers' dtype.
+      Scales and zero points are constants of the same length, scalars if they hold for the whole tensor.
+    - In fuse_qdq: every function that is called is a composite, none is called twice, and no per-tensor quantize or
+      dequantize is left outside of a composite.
+    - From legalize on: no composite is left; every function that is called exists, is in TIR, and gets as many
+      arguments as it has parameters.
+    - From float_ops on: only TIR functions and reshapes are called.
     - In owned_outputs: no output is an input, a constant, or a view of one.
 
     Args:
-        module: as the phase leaves it.
+        module: the result of the phase.
         phase: one of `PHASES`.
     """
     at = PHASES.index(phase)
@@ -158,7 +158,7 @@ _ATTRIBUTES: dict[str, Callable[[Any, int], bool]] = {
     attributes.TORCH_TABLES: lambda value, n_inputs: all(len(bytes.fromhex(str(v))) == 512 for v in value.values()),
     attributes.INTERFACE: _is_interface,
 }
-"""(value, number of inputs) -> whether it may be so. Of layers alone, further inputs follow those that have names."""
+"""(value, number of inputs) -> whether the value is valid. A layer alone may have unnamed inputs after the named."""
 
 
 # ---------------------------------------------------------------------- the QDQ form
@@ -243,7 +243,7 @@ _OF_THE_VM = frozenset(
     f"relax.{name}"
     for name in ("call_tir", "reshape", "shape_of", "tensor_to_shape", "call_dps_packed", "call_pure_packed")
 )
-"""What the virtual machine runs as it is."""
+"""Operators that the virtual machine runs directly."""
 
 
 @_in_phases("owned_outputs")
@@ -268,11 +268,11 @@ def _viewed(expr: Expr, bound: dict[Any, Expr]) -> Expr:
     return expr
 
 
-# ---------------------------------------------------------------------- readers of what may be malformed
+# ---------------------------------------------------------------------- readers of modules that may be malformed
 
 
 def _operands(value: Expr) -> list[Expr]:
-    """Returns the operands of a value, those inside of tuples one by one."""
+    """Returns the operands of a value, with tuples flattened."""
     operands = [*getattr(value, "args", ()), *getattr(value, "fields", ())]
     if isinstance(value, relax.TupleGetItem):
         operands.append(value.tuple_value)
@@ -297,7 +297,7 @@ def _is_unknown(expr: Expr, known: set[Any]) -> bool:
 
 
 def _callee(value: Expr) -> str | None:
-    """Returns the function of the module that a call calls itself."""
+    """Returns the name of the module's function that a call calls directly, not by call_tir."""
     called = getattr(value, "op", None)
     return str(called.name_hint) if isinstance(called, tvm.ir.GlobalVar) else None
 

@@ -12,15 +12,15 @@ from quantvm.frontend.layers import Layer, LayerAlone
 
 
 def onnx_layer_alone(model: Any, layers: Sequence[Layer], index: int, inputs: Sequence[Any]) -> LayerAlone:
-    """Returns the nodes between one layer's tensor and those that it reads, which real values are quantized to first.
+    """Returns a model of the nodes from the layers that one layer reads to its own tensor.
 
-    Its tensors have new names, that any notation of ONNX takes.
+    Its inputs are real values, which it first quantizes. Its tensors get new names that are valid everywhere in ONNX.
 
     Args:
         model: an `onnx.ModelProto`.
         layers: all layers.
-        index: which.
-        inputs: float32, of the model.
+        index: the layer's number.
+        inputs: the model's inputs, float32.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -44,7 +44,7 @@ def onnx_layer_alone(model: Any, layers: Sequence[Layer], index: int, inputs: Se
         return found
 
     def visit(tensor: str) -> None:
-        """Adds what makes a tensor."""
+        """Adds the nodes that compute a tensor."""
         if not tensor or tensor in names:
             return
         if tensor in stored:

@@ -1,7 +1,7 @@
-"""What makes an ONNX file no valid model, found before anything is made of it.
+"""Checks that an ONNX file is a valid model, before it is imported.
 
-onnx's own checker and strict shape inference judge the operators; what they leave open, and ONNX Runtime refuses when
-it loads or runs a file, is looked at here.
+onnx's own checker and strict shape inference check the operators. This module checks what they accept but ONNX Runtime
+refuses when it loads or runs a file.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from .operators import NAMED, SWEPT_OF_MICROSOFT
 from .shapes import Dims, shape_text, shapes_of, without_negative_sizes
 
 _STORED_BYTES = 1 << 16
-"""Larger constants are not read by onnx's shape inference, and left out of what it is given."""
+"""Larger constants are removed before onnx's shape inference, which does not read them."""
 _CONTRIB = "com.microsoft"
 _BOTH = frozenset(("DequantizeLinear", "QuantizeLinear", "Range", "RotaryEmbedding", "Unique")) | SWEPT_OF_MICROSOFT
-"""Operators of ONNX that `com.microsoft` has, too."""
+"""Operators that both ONNX and `com.microsoft` define."""
 
 
 def check_onnx(model: Any) -> None:
-    """Raises an error where onnx's checker, its strict shape inference or ONNX Runtime refuse a model.
+    """Raises an error if onnx's checker, its strict shape inference or ONNX Runtime refuse a model.
 
-    Shapes that a file claims of inner values and of outputs are left aside, as ONNX Runtime does. What is ambiguous
-    only in form, as an initializer that is stored twice, is taken.
+    The shapes that a file gives for inner values and outputs are ignored, as in ONNX Runtime. Harmless flaws, such as
+    an initializer that is stored twice, are accepted.
 
     Args:
         model: an `onnx.ModelProto`.
 
     Raises:
         ModelImportError: the message names the nodes, tensors or versions.
-        UnsupportedOpError: operators of domains that nothing here knows.
+        UnsupportedOpError: operators of unknown domains.
     """
     _check_versions(model)
     for graph in subgraphs(model.graph):
@@ -75,15 +75,15 @@ def _check_versions(model: Any) -> None:
 
 
 def check_sizes(shapes: dict[str, Dims], graph: Any) -> None:
-    """Raises ModelImportError where a tensor would have a negative size, or more elements than any code can address.
+    """Raises ModelImportError if a tensor would have a negative size, or more elements than code can address.
 
     Args:
-        shapes: of the values of a graph.
-        graph: its nodes have names.
+        shapes: shapes of the graph's values.
+        graph: a graph whose nodes have names.
     """
     makers = {out: f"{node.op_type} at {node.name}" for node in graph.node for out in node.output}
     problems = []
-    for name in sorted(shapes, key=lambda name: name in makers):  # inputs and constants first: what follows, follows
+    for name in sorted(shapes, key=lambda name: name in makers):  # inputs and constants first: the rest follows
         shape = shapes[name]
         sizes = [size for size in shape if isinstance(size, int)]
         if min(sizes, default=0) < 0 or math.prod(sizes) > MOST_ELEMENTS:
@@ -96,7 +96,7 @@ def check_sizes(shapes: dict[str, Dims], graph: Any) -> None:
 
 
 def _check_values(graph: Any) -> None:
-    """Raises where something is read or returned that nothing makes, and where an input has no rank."""
+    """Raises an error if a value is read or returned that no node computes, or if an input has no rank."""
     if not graph.output:
         raise ModelImportError("the graph has no outputs")
     stored = {tensor.name for tensor in graph.initializer}
@@ -118,7 +118,7 @@ def _check_values(graph: Any) -> None:
 
 
 def _check_names(graph: Any) -> None:
-    """Raises where a value is made twice, or where two nodes have one name."""
+    """Raises an error if two nodes compute the same value or have the same name."""
     names = [node.name for node in graph.node if node.name]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
@@ -157,7 +157,7 @@ def _called(node: Any) -> str:
 
 
 def _check_tensors(graph: Any) -> None:
-    """Raises where a tensor's data is not of the size that its shape and type tell."""
+    """Raises an error if a tensor's data does not have the size given by its shape and type."""
     problems = [
         f"{tensor.name}: {problem}"
         for part in subgraphs(graph)
@@ -201,7 +201,7 @@ def _tensor_problem(tensor: Any) -> str | None:
 
 
 def _bits(name: str) -> int:
-    """Returns the bits of an element as raw data holds it."""
+    """Returns the number of bits of an element in raw data."""
     if name == "BOOL":
         return 8
     digits = re.search(r"\d+", name)
@@ -209,19 +209,19 @@ def _bits(name: str) -> int:
 
 
 def _entries(count: int, name: str) -> int:
-    """Returns how many numbers a typed field holds: complex ones are two, and small ones share a byte."""
+    """Returns how many numbers a typed field holds: two for a complex element, and small elements share a byte."""
     if name.startswith("COMPLEX"):
         return 2 * count
     return -(-count * _bits(name) // 8) if _bits(name) < 8 else count
 
 
 def _without_weights(model: Any) -> Any:
-    """Returns the model with large constants as inputs, nodes named, and without what it claims of shapes."""
+    """Returns the model with large constants as inputs, all nodes named, and the shapes given in the file removed."""
     import onnx
     from onnx import helper
 
     light = onnx.ModelProto()
-    light.ir_version = max(model.ir_version, 4)  # ONNX Runtime reads files of older versions alike
+    light.ir_version = max(model.ir_version, 4)  # ONNX Runtime treats older versions the same
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)
     graph = light.graph
@@ -252,26 +252,26 @@ def _inferred_by_onnx(light: Any) -> dict[str, Dims]:
     """Returns the shapes that onnx infers.
 
     Raises:
-        ModelImportError: the checker refuses the model, or shapes or types do not fit.
+        ModelImportError: the checker refuses the model, or shapes or types do not match.
     """
     import onnx
 
     outputs = list(light.graph.output)
-    del light.graph.output[:]  # the checker wants to know their shapes
+    del light.graph.output[:]  # the checker requires outputs to have shapes
     try:
         try:
             onnx.checker.check_model(light)
-        except onnx.checker.ValidationError as error:  # ONNX Runtime runs what operator set 18 defined for a while
+        except onnx.checker.ValidationError as error:  # ONNX Runtime still runs an early form of operator set 18
             if "GroupNormalization is deprecated" not in str(error):
                 raise
         light.graph.output.extend(outputs)
         found = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
-    except Exception as error:  # onnx's own kinds, which have no base in common
-        raise ModelImportError(f"onnx refuses the model: {_told(error)}") from error
+    except Exception as error:  # onnx's errors have no common base class
+        raise ModelImportError(f"onnx refuses the model: {_message(error)}") from error
     return shapes_of(found.graph)
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return " ".join(line.strip(" =>") for line in str(error).splitlines() if line.strip())
 
 

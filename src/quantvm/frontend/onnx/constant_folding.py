@@ -1,7 +1,8 @@
-"""What an ONNX graph computes from constants alone becomes a constant, before the graph is imported.
+"""Folds constants in an ONNX graph before it is imported.
 
-Stored weights stay integers: a float constant that QuantizeLinear reads becomes an int8 or uint8 constant, what moves a
-dequantized constant moves its integers, and only what no convolution or matrix product takes as a weight becomes float.
+Weights stay integers: a float constant that QuantizeLinear reads becomes an int8 or uint8 constant, and an operator
+that moves a dequantized constant moves its integers instead. Dequantized constants become float only if no convolution
+or matrix product reads them as a weight.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from .graph import Constants, attribute, consumers, set_attribute, subgraphs
 from .operators import NAMED, SWEPT, opset_of, version_of
 
 _FOLDED_INPUT = 1 << 24
-"""Elements of the largest constant that an operator is computed from at import."""
+"""Largest number of elements of a constant that folding reads."""
 _FOLDED_OUTPUT = 1 << 22
 _FLOAT_CONSTANT = 1 << 20
-"""Elements of the largest integer constant that is stored as floats because no contraction takes it as a weight."""
+"""Largest number of elements of an integer constant that becomes float if no contraction reads it as a weight."""
 _MOVES = frozenset(("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"))
 _WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
-"""Operators that take integers as a weight -> which of their inputs it is."""
+"""Operators with integer weights -> the inputs that may be the weight."""
 _STORED = ("int8", "uint8")
 
 
 def fold_constants(model: Any) -> Any:
-    """Returns the model with what its constants alone decide as initializers, and without what nothing reads then.
+    """Returns the model with results of constants folded into initializers, and without nodes that are then unused.
 
-    Values keep their names. Branches of an `If` whose condition is constant take its place; functions are inlined.
+    Values keep their names. An `If` with a constant condition is replaced by its branch; functions are inlined.
 
     Args:
-        model: an `onnx.ModelProto`; it is left as it is.
+        model: an `onnx.ModelProto`; it is not modified.
 
     Raises:
-        Exception: whatever onnx's own operators raise on constants that they do not take.
+        Exception: any error of onnx's own operators on invalid constants.
     """
     folded = _by_passes(model)
     while _fold_quantization(folded.graph):
@@ -42,9 +43,9 @@ def fold_constants(model: Any) -> Any:
 
 
 def inline_functions(model: Any) -> Any:
-    """Returns the model with operators that are not imported, but that ONNX defines by others, written out as these.
+    """Returns the model with unsupported operators expanded, if ONNX defines them as functions of others.
 
-    Range is left: ONNX defines it by a loop, and where it can be imported it is computed from constants.
+    Range is not expanded: ONNX defines it by a loop, and a Range that can be imported is folded.
     """
     from onnx import helper, inliner, shape_inference
 
@@ -60,7 +61,7 @@ def inline_functions(model: Any) -> Any:
 
 
 def _functions(model: Any) -> list[tuple[str, str]]:
-    """Returns the operators to write out, and gives their nodes the attributes that they leave to their defaults."""
+    """Returns the operators to expand, and writes default attributes explicitly into their nodes."""
     from onnx import defs
 
     opset = opset_of(model)
@@ -69,7 +70,7 @@ def _functions(model: Any) -> list[tuple[str, str]]:
         op = node.op_type
         if node.domain not in NAMED or op in SWEPT or op == "Range" or version_of(op, opset) is None:
             continue
-        schema: Any = defs.get_schema(op, opset, "")  # the types that onnx ships lack has_function
+        schema: Any = defs.get_schema(op, opset, "")  # onnx's type stubs lack has_function
         if not schema.has_function and not schema.has_context_dependent_function:
             continue
         given = {held.name for held in node.attribute}
@@ -83,7 +84,7 @@ def _functions(model: Any) -> list[tuple[str, str]]:
 
 
 def _by_passes(model: Any) -> Any:
-    """Returns the model after onnxscript's constant folding and onnx-ir's removal of what is unused."""
+    """Returns the model after onnxscript's constant folding and onnx-ir's removal of unused nodes."""
     import onnx_ir as ir
     from onnx_ir.passes import common
     from onnxscript.optimizer import fold_constants_ir
@@ -103,7 +104,7 @@ def _by_passes(model: Any) -> Any:
 
 
 def _fold_quantization(graph: Any) -> bool:
-    """Computes what quantizes, dequantizes, or moves dequantized constants; says whether there was any."""
+    """Folds quantizes and dequantizes of constants, and moves of dequantized ones; returns whether there were any."""
     constants, made = Constants(graph), {node.output[0]: node for node in graph.node if node.output}
     read = consumers(graph)
     outputs = {output.name for output in graph.output}
@@ -127,7 +128,7 @@ def _fold_quantization(graph: Any) -> bool:
 
 
 def _is_weight(node: Any, read: dict[str, list[Any]], outputs: set[str]) -> bool:
-    """Whether a dequantized constant is to keep its integers."""
+    """Returns whether a dequantized constant must keep its integers."""
     name = node.output[0]
     readers = read.get(name, [])
     if name in outputs or any(reader.op_type in ("If", "Loop", "Scan", "Gather", *_MOVES) for reader in readers):
@@ -137,7 +138,7 @@ def _is_weight(node: Any, read: dict[str, list[Any]], outputs: set[str]) -> bool
 
 
 def _along(parameter: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """Returns per-channel parameters so that they broadcast along their axis."""
+    """Returns per-channel parameters, reshaped to broadcast along their axis."""
     if parameter.size == 1:
         return parameter.reshape(())
     sizes = [1] * rank
@@ -146,7 +147,7 @@ def _along(parameter: np.ndarray, axis: int, rank: int) -> np.ndarray:
 
 
 def _parameters(node: Any, constants: Constants, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Returns scale and zero point as they broadcast against the constant x, if they are constants that fit it."""
+    """Returns scale and zero point, shaped to broadcast with x; None unless they are constants that fit x."""
     scale = constants.get(node.input[1])
     has_zero_point = len(node.input) > 2 and bool(node.input[2])
     zero_point = constants.get(node.input[2]) if has_zero_point else None
@@ -196,7 +197,7 @@ def _dequantized(node: Any, constants: Constants) -> np.ndarray | None:
 
 
 def _moved_inside(node: Any, dequantize: Any, constants: Constants) -> bool:
-    """Makes a movement of a dequantized weight a dequantize of moved integers, if its channels stay one dimension."""
+    """Replaces a move of a dequantized weight by a dequantize of moved integers, if its channels stay one dimension."""
     from onnx import helper
 
     q = constants.get(dequantize.input[0]) if dequantize.op_type == "DequantizeLinear" else None
@@ -225,7 +226,7 @@ def _moved_inside(node: Any, dequantize: Any, constants: Constants) -> bool:
 
 
 def _move(node: Any, x: np.ndarray, constants: Constants) -> np.ndarray | None:
-    """Returns what a movement makes of a constant, or None where it depends on what is no constant."""
+    """Returns the result of a move of a constant, or None if it also depends on something not constant."""
     if node.op_type == "Identity":
         return x
     if node.op_type == "Transpose":
@@ -254,7 +255,7 @@ def _move(node: Any, x: np.ndarray, constants: Constants) -> np.ndarray | None:
 
 
 def _axis_of(channel: np.ndarray | None, count: int) -> int | None:
-    """Returns the dimension along which moved numbers of channels count from 0, if there is one."""
+    """Returns the dimension along which the moved channel numbers are 0, 1, ..., or None."""
     if channel is None:
         return None
     for axis in range(channel.ndim):

@@ -1,7 +1,7 @@
-"""Converters of ONNX operators that TVM's importer has none for that fits: it makes functions of its own of them.
+"""Converters of ONNX operators for which TVM's importer emits TIR functions instead of Relax operators.
 
-Here they are Relax operators. What moves values is `R.take` along one dimension with constant places, which works on
-integers as well as on floats.
+Here they become Relax operators. Moves of values become `R.take` along one dimension with constant indices, which works
+on integers as well as on floats.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from quantvm.frontend.builder import constant, shape_of
 from quantvm.qdq.expressions import constant_value, is_call, is_constant
 
 Converter = Callable[[relax.BlockBuilder, Sequence[Any], dict[str, Any]], Any]
-"""Takes the builder, the inputs (None where one is left out) and the attributes.
+"""Takes the builder, the inputs (None for an omitted one) and the attributes.
 
-Returns an expression, or None where TVM's own converter is to take the node.
+Returns an expression, or None to leave the node to TVM's own converter.
 """
 
 CONVERTERS: dict[str, Converter] = {}
 _LONGEST_SUM = 256
-"""Slices of the longest running sum: each is an addition of its own."""
+"""Largest number of slices of a running sum; each is a separate addition."""
 
 
 def converts(*names: str) -> Callable[[Converter], Converter]:
-    """Registers the converter of operators."""
+    """Returns a decorator that registers a converter of the operators."""
 
     def register(converter: Converter) -> Converter:
         CONVERTERS.update(dict.fromkeys(names, converter))
@@ -39,12 +39,12 @@ def converts(*names: str) -> Callable[[Converter], Converter]:
 
 
 def optional_input(inputs: Sequence[Any], index: int) -> Any:
-    """Returns an input, or None where it is left out."""
+    """Returns an input, or None if it is omitted."""
     return inputs[index] if index < len(inputs) else None
 
 
 def constant_input(inputs: Sequence[Any], index: int, what: str) -> np.ndarray | None:
-    """Returns an input that has to be constant, or None where it is left out."""
+    """Returns an input that must be constant, or None if it is omitted."""
     value = optional_input(inputs, index)
     if value is None:
         return None
@@ -54,7 +54,7 @@ def constant_input(inputs: Sequence[Any], index: int, what: str) -> np.ndarray |
 
 
 def taken(bb: relax.BlockBuilder, x: Any, axis: int, places: np.ndarray) -> Any:
-    """Returns x with the slices of one dimension at the given places; x itself where those are all in order."""
+    """Returns the slices of x at the given indices of one dimension; x itself if these are all slices in order."""
     size = shape_of(x)[axis]
     if isinstance(size, int) and np.array_equal(places, np.arange(size)):
         return x
@@ -79,7 +79,7 @@ def _clip(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
         return bb.normalize(relax.op.minimum(bb.normalize(relax.op.maximum(x, bounds[0])), bounds[1]))
     low, high = (float(constant_value(bound)) for bound in bounds)
     low, high = (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)
-    low = min(low, high)  # ONNX: all values are max where min is above it
+    low = min(low, high)  # ONNX: if min > max, all values become max
     if (low, high) == (-np.inf, np.inf):
         return x
     return relax.op.nn.relu(x) if (low, high) == (0.0, np.inf) else relax.op.clip(x, low, high)
@@ -96,7 +96,7 @@ def _pad(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -
     for axis, begin, end in zip(places, pads[: len(places)], pads[len(places) :], strict=True):
         widths[axis] = (begin, end)
     mode = attrs.get("mode", b"constant").decode()
-    for axis, (begin, end) in enumerate(widths):  # a negative width cuts off
+    for axis, (begin, end) in enumerate(widths):  # a negative width crops
         if min(begin, end) < 0:
             size = _static(x, axis, "padding")
             x = taken(bb, x, axis, np.arange(max(-begin, 0), size - max(-end, 0)))
@@ -133,7 +133,7 @@ def _tile(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
 def _expand(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     x = inputs[0]
     if not is_constant(inputs[1]):
-        return None  # TVM's takes sizes that are computed at run time
+        return None  # TVM's converter handles sizes that are computed at run time
     target = constant_value(inputs[1])
     given, wanted = shape_of(x), [int(d) for d in target]
     rank = max(len(given), len(wanted))
@@ -167,7 +167,7 @@ def _einsum(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]
 
 @converts("Gemm")
 def _gemm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Returns alpha * (A @ B) + beta * C: the factor comes behind the product, which takes integers so."""
+    """Returns alpha * (A @ B) + beta * C; the factor follows the product, so that the product can take integers."""
     a, b, c = inputs[0], inputs[1], optional_input(inputs, 2)
     alpha, beta = float(attrs.get("alpha", 1.0)), float(attrs.get("beta", 1.0))
     a = bb.normalize(relax.op.permute_dims(a, [1, 0])) if attrs.get("transA", 0) else a
@@ -188,7 +188,7 @@ def _gemm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
 
 @converts("MatMul")
 def _matmul(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """A vector is a matrix of one row on the left, of one column on the right."""
+    """A vector is a row on the left, and a column on the right."""
     a, b = inputs
     is_row, is_column = len(shape_of(a)) == 1, len(shape_of(b)) == 1
     a = bb.normalize(relax.op.expand_dims(a, [0])) if is_row else a
@@ -209,7 +209,7 @@ def _celu(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
 
 
 def is_function(expr: Any) -> bool:
-    """Whether a converter of TVM's made a function of its own, which nothing here knows how to lower."""
+    """Returns whether TVM's converter emitted a function of its own, which cannot be lowered."""
     return is_call(expr, "relax.call_tir")
 
 

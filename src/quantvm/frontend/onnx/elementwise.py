@@ -1,4 +1,4 @@
-"""Converters of element-wise ONNX operators that TVM's importer takes only in part, or computes otherwise."""
+"""Converters of element-wise ONNX operators that TVM's importer supports only in part, or computes differently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .converters import converts, optional_input
 
 _CAST_TYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool",
                10: "float16", 11: "float64", 12: "uint32", 13: "uint64"}  # fmt: skip
-"""Types of ONNX that compiled code has, by their numbers."""
+"""ONNX types that compiled code supports, by their numbers."""
 
 
 def _dtype(x: Any) -> str:
@@ -25,7 +25,7 @@ def _dtype(x: Any) -> str:
 
 @converts("Cast")
 def _cast(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter for the types that compiled code has."""
+    """Uses TVM's converter, for types that compiled code supports."""
     if attrs.get("to") not in _CAST_TYPES:
         raise UnsupportedOpError(f"there is no code for ONNX's type {attrs.get('to')}; cast to one of "
                                  f"{', '.join(_CAST_TYPES.values())}")  # fmt: skip
@@ -34,7 +34,7 @@ def _cast(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) 
 
 @converts("IsInf")
 def _is_inf(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Returns where x is an infinity of a sign that is asked for."""
+    """Returns whether each element is an infinity with one of the requested signs."""
     x = inputs[0]
     found = [
         bb.normalize(relax.op.equal(x, constant(sign * np.inf, _dtype(x))))
@@ -48,7 +48,7 @@ def _is_inf(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]
 
 @converts("Equal")
 def _equal(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter, but for booleans: LLVM compares those as floats."""
+    """Uses TVM's converter, except for booleans: LLVM compares those as floats."""
     if not all(hasattr(x.ty, "dtype") and _dtype(x) == "bool" for x in inputs):
         return None
     return relax.op.equal(*[bb.normalize(relax.op.astype(x, "uint8")) for x in inputs])
@@ -67,7 +67,7 @@ def _pow(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -
 
 @converts("Mod")
 def _mod(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter for what operator sets before 28 define."""
+    """Uses TVM's converter, for the definitions before operator set 28."""
     if _dtype(inputs[0]).startswith("float") and not attrs.get("fmod", 0):
         raise UnsupportedOpError("of floats it is supported with fmod=1 only")
     return None
@@ -81,7 +81,7 @@ def _as(bb: relax.BlockBuilder, x: Any, dtype: str) -> Any:
 
 @converts("Dropout")
 def _dropout(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter where nothing is dropped."""
+    """Uses TVM's converter if nothing is dropped."""
     training, ratio = optional_input(inputs, 2), optional_input(inputs, 1)
     is_off = training is None or (is_constant(training) and not constant_value(training).any())
     is_zero = is_constant(ratio) and not constant_value(ratio).any()

@@ -1,4 +1,4 @@
-"""An ONNX file is read with the tensors that it keeps in files beside it, and with no other file."""
+"""Reads an ONNX file and the external files of its tensors in the same folder, and no other file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MOST_NODES = 1_000_000
 
 
 def read_onnx(path: Path) -> Any:
-    """Returns the `onnx.ModelProto` of a file, all of its tensors in memory.
+    """Returns the `onnx.ModelProto` of a file, with all tensors in memory.
 
     Raises:
-        ModelImportError: no regular file, not an ONNX file, or tensors in files outside of its folder.
+        ModelImportError: not a regular file, not an ONNX file, or tensors in files outside of its folder.
     """
     import onnx
 
@@ -25,7 +25,7 @@ def read_onnx(path: Path) -> Any:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except Exception as error:  # protobuf's own kind of each version
+    except Exception as error:  # each version of protobuf raises another kind
         raise ModelImportError(f"{path} is truncated or no ONNX file: {_line(error)}") from error
     if not model.graph.node or not model.opset_import:
         raise ModelImportError(f"{path} is truncated or no ONNX file: it holds no graph")
@@ -35,7 +35,7 @@ def read_onnx(path: Path) -> Any:
 
 
 def _check_texts(model: Any, name: str) -> None:
-    """Raises ModelImportError where a text is no UTF-8: protobuf then has bytes in its place."""
+    """Raises ModelImportError if a text is not UTF-8: protobuf then returns bytes for it."""
     pending = [model]
     while pending:
         message = pending.pop()
@@ -55,9 +55,9 @@ def _check_texts(model: Any, name: str) -> None:
 
 
 def check_functions(model: Any, name: str = "the model") -> None:
-    """Raises ModelImportError where functions that call functions would become too many nodes, or call themselves.
+    """Raises ModelImportError if inlining the functions would give too many nodes, or if one calls itself.
 
-    A file of two kilobytes can hold thirty functions each of which calls the next one twice.
+    In a file of two kilobytes, thirty functions can each call the next one twice.
     """
     held = {(function.domain, function.name): function for function in model.functions}
     sizes: dict[tuple[str, str], int] = {}
@@ -78,7 +78,7 @@ def check_functions(model: Any, name: str = "the model") -> None:
 
 
 def _nodes(holder: Any) -> Iterator[Any]:
-    """Yields the nodes of a model's graph, or of a function, and of all graphs inside of them."""
+    """Yields the nodes of a model's graph, or of a function, and of all nested graphs."""
     pending = [holder.graph if hasattr(holder, "graph") else holder]
     while pending:
         for node in pending.pop().node:
@@ -88,15 +88,15 @@ def _nodes(holder: Any) -> Iterator[Any]:
 
 
 def with_external_data(model: Any, folder: Path, name: str = "the model") -> Any:
-    """Returns a model all of whose tensors are in memory: the same one if they are, else a copy.
+    """Returns the model with all tensors in memory: the same object if they are there already, else a copy.
 
     Args:
-        model: an `onnx.ModelProto`, which is left as it is.
-        folder: in which the files of its tensors lie.
-        name: of the model in messages.
+        model: an `onnx.ModelProto`; it is not modified.
+        folder: the folder with the files of its tensors.
+        name: the name of the model in messages.
 
     Raises:
-        ModelImportError: a tensor in a file that does not lie in the folder, is no regular one, or is too short.
+        ModelImportError: the file of a tensor is not in the folder, is not a regular file, or is too short.
     """
     from onnx import ModelProto, TensorProto
     from onnx.external_data_helper import load_external_data_for_tensor
@@ -113,13 +113,13 @@ def with_external_data(model: Any, folder: Path, name: str = "the model") -> Any
         _check_location(location, folder, f"{name}: the tensor {tensor.name!r} lies in {location!r}")
         try:
             load_external_data_for_tensor(tensor, str(folder))
-        except Exception as error:  # onnx's checks, of whatever kind
+        except Exception as error:  # onnx's checks raise several kinds
             raise ModelImportError(f"{name}: the tensor {tensor.name!r} in {location!r}: {_line(error)}") from error
     return complete
 
 
 def _check_location(location: str, folder: Path, what: str) -> None:
-    """Raises ModelImportError unless a location is that of a regular file in the folder, links resolved."""
+    """Raises ModelImportError unless a location is a regular file in the folder, after resolving links."""
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     if (
         not location
@@ -139,7 +139,7 @@ def _check_location(location: str, folder: Path, what: str) -> None:
 
 
 def _tensors(model: Any) -> Iterator[Any]:
-    """Yields all tensors that a model holds, wherever."""
+    """Yields all tensors of a model, however deeply nested."""
     pending = [model.graph, *model.functions, *(info.initialization for info in model.training_info)]
     while pending:
         graph = pending.pop()

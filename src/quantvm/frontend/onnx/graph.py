@@ -11,7 +11,7 @@ from quantvm.errors import ModelImportError
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:
-    """Returns the value of a node's attribute (strings as str), or a default where it has none of that name."""
+    """Returns the value of a node's attribute (strings as str), or the default if it has none of that name."""
     from onnx import helper
 
     for found in node.attribute:
@@ -33,7 +33,7 @@ def set_attribute(node: Any, name: str, value: Any) -> None:
 
 
 def subgraphs(graph: Any) -> Iterator[Any]:
-    """Yields a graph and all graphs inside of its nodes."""
+    """Yields a graph and all graphs nested in its nodes."""
     yield graph
     for node in graph.node:
         for found in node.attribute:
@@ -43,7 +43,7 @@ def subgraphs(graph: Any) -> Iterator[Any]:
 
 
 def consumers(graph: Any) -> dict[str, list[Any]]:
-    """Returns the nodes that read each value; a node of the graph reads what graphs inside of it read."""
+    """Returns the nodes that read each value; reads in a nested graph count as reads of the node that holds it."""
     found: dict[str, list[Any]] = {}
     for node in graph.node:
         names = set(node.input)
@@ -56,7 +56,7 @@ def consumers(graph: Any) -> dict[str, list[Any]]:
 
 
 class Constants:
-    """The initializers of a graph as arrays, each of which is decoded when it is first asked for."""
+    """The initializers of a graph as arrays, decoded on first use."""
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
@@ -64,10 +64,10 @@ class Constants:
         self._arrays: dict[str, np.ndarray] = {}
 
     def get(self, name: str) -> np.ndarray | None:
-        """Returns the array of a name, or None where it is no constant.
+        """Returns the array of a name, or None if it is not a constant.
 
         Raises:
-            ModelImportError: its bytes are not those of its shape and dtype.
+            ModelImportError: its data does not match its shape and dtype.
         """
         from onnx import numpy_helper
 
@@ -83,7 +83,7 @@ class Constants:
         return self._arrays[name]
 
     def add(self, name: str, value: np.ndarray) -> None:
-        """Stores an array under a name that no initializer has."""
+        """Stores an array under a name that no initializer has yet."""
         from onnx import numpy_helper
 
         tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
@@ -92,7 +92,7 @@ class Constants:
         self._arrays[name] = value
 
     def add_new(self, name: str, value: np.ndarray) -> str:
-        """Stores an array under a name that begins so and that nothing in the graph has, and returns it."""
+        """Stores an array under an unused name that begins with `name`, and returns the new name."""
         taken = {out for node in self._graph.node for out in node.output} | set(self._stored)
         taken |= {i.name for i in self._graph.input}
         count = 0

@@ -1,4 +1,4 @@
-"""TVM's ONNX importer with converters of ours, checked against ONNX's own shapes; its errors name the node."""
+"""TVM's ONNX importer with our own converters; results are checked against ONNX's shapes, and errors name the node."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int6
 
 
 def import_graph(model: Any, shapes: dict[str, Dims]) -> tvm.IRModule:
-    """Returns the model as Relax, as TVM's importer makes it; its constants are bound.
+    """Returns the output of TVM's importer, Relax with bound constants.
 
     Args:
-        model: an `onnx.ModelProto` whose nodes have names, each its own.
-        shapes: what ONNX infers of each value.
+        model: an `onnx.ModelProto` whose nodes have unique names.
+        shapes: the shapes that ONNX infers.
 
     Raises:
-        UnsupportedOpError: operators that no converter takes, all in one message; or one that it cannot convert.
-        ModelImportError: a node that cannot be imported, or whose result would have another shape than ONNX prescribes.
+        UnsupportedOpError: operators without a converter, all in one message; or one that its converter refuses.
+        ModelImportError: a node cannot be imported, or its result would not have the shape that ONNX prescribes.
     """
     opset = opset_of(model)
     importer = _Importer(model.graph, shapes, opset)
@@ -42,11 +42,11 @@ def import_graph(model: Any, shapes: dict[str, Dims]) -> tvm.IRModule:
         importer.check_operators(model.graph)
         # TVM prints the inputs of a node that it cannot convert, and stdout is for results
         with closed_on_error(importer.bb), redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that TVM changes
+            warnings.simplefilter("ignore")  # TVM warns about names that it changes
             return importer.from_onnx(model.graph, opset)
     except QuantvmError:
         raise
-    except Exception as error:  # its converters raise whatever Python raises
+    except Exception as error:  # TVM's converters raise any kind of error
         raise ModelImportError(f"{importer.where()}: TVM's ONNX importer cannot convert it: {gist(error)}") from error
 
 
@@ -59,7 +59,7 @@ class _Importer(ONNXGraphImporter):
         self._node: Any = None
 
     def check_operators(self, graph: Any) -> None:
-        """Raises one UnsupportedOpError for all operators that are not imported."""
+        """Raises one UnsupportedOpError for all operators that cannot be imported."""
         rows = refused_operators([node for part in subgraphs(graph) for node in part.node], self.opset_of_file)
         if rows:
             raise UnsupportedOpError(
@@ -68,10 +68,10 @@ class _Importer(ONNXGraphImporter):
             )
 
     def _check_for_unsupported_ops(self, graph: Any) -> None:
-        """Does nothing: `check_operators` knows of our converters, too."""
+        """Does nothing: `check_operators` takes its place, which also knows our converters."""
 
     def _construct_nodes(self, graph: Any) -> None:
-        """Converts the nodes; sizes that are an output of the model become a tensor."""
+        """Converts the nodes; an output of the model that is a list of sizes becomes a tensor."""
         super()._construct_nodes(graph)
         for output in graph.output:
             value = self._nodes[output.name]
@@ -79,7 +79,7 @@ class _Importer(ONNXGraphImporter):
                 self._nodes[output.name] = self.bb.emit(relax.op.shape_to_tensor(value))
 
     def where(self) -> str:
-        """Returns what errors call the node under way."""
+        """Returns the text that names the current node in errors."""
         if self._node is None:
             return "the graph"
         return f"{self._node.op_type} at {self._node.name}"
@@ -89,7 +89,7 @@ class _Importer(ONNXGraphImporter):
         self._node = node if node is not None and node.op_type == op_name else self._node
         converter = CONVERTERS.get(op_name)
         attrs["tvm_custom"]["opset"] = opset
-        if op_name == "Resize":  # TVM's takes what is empty for given
+        if op_name == "Resize":  # TVM's converter treats an empty input as given
             inputs = type(inputs)(None if is_constant(x) and 0 in x.value.shape else x for x in inputs)
         try:
             made = None if converter is None else converter(self.bb, list(inputs), attrs)
@@ -103,7 +103,7 @@ class _Importer(ONNXGraphImporter):
         return made
 
     def _check(self, node: Any, made: Any) -> None:
-        """Raises ModelImportError where a result has another shape than ONNX prescribes."""
+        """Raises ModelImportError if a result does not have the shape that ONNX prescribes."""
         results = list(made) if isinstance(made, relax.Tuple) else [made]
         for name, result in zip(node.output, results, strict=False):
             expected = self._inferred.get(name)

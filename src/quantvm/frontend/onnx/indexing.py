@@ -1,4 +1,4 @@
-"""Converters of ONNX operators that pick, cut and reshape, and that TVM's importer takes only in part."""
+"""Converters of ONNX operators that index, slice and reshape, which TVM's importer supports only in part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .converters import constant_input, converts, taken
 
 
 def _listed(inputs: Sequence[Any], index: int, attrs: dict[str, Any], name: str) -> list[int] | None:
-    """Returns whole numbers that are an attribute in old operator sets and a constant input in new ones."""
+    """Returns integers from an attribute (old operator sets) or a constant input (new ones)."""
     if name in attrs:
         return [int(value) for value in attrs[name]]
     given = constant_input(inputs, index, name)
@@ -25,7 +25,7 @@ def _listed(inputs: Sequence[Any], index: int, attrs: dict[str, Any], name: str)
 
 @converts("Slice")
 def _slice(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter, but for bounds that are attributes (before opset 10)."""
+    """Uses TVM's converter, except for bounds that are attributes (before opset 10)."""
     x = inputs[0]
     if not isinstance(x.ty, relax.TensorType) or any(
         value is not None and not is_constant(value) for value in inputs[1:]
@@ -58,7 +58,7 @@ def _unsqueeze(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, A
 
 @converts("OneHot")
 def _one_hot(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Returns `values[1]` where an index, counted from the end where negative, is the place; else `values[0]`."""
+    """Returns `values[1]` at each index, else `values[0]`; negative indices count from the end."""
     indices, depth, values = inputs[0], constant_input(inputs, 1, "depth"), constant_input(inputs, 2, "values")
     assert depth is not None
     assert values is not None
@@ -75,7 +75,7 @@ def _one_hot(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any
 
 @converts("Compress")
 def _compress(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes the slices that a constant condition names, of the flat tensor where no axis is given."""
+    """Takes the slices selected by a constant condition, or elements of the flat tensor if no axis is given."""
     x, condition = inputs[0], constant_input(inputs, 1, "conditions")
     assert condition is not None
     axis = attrs.get("axis")
@@ -89,13 +89,13 @@ def _compress(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, An
 
 @converts("Scatter")
 def _scatter(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Is ScatterElements; TVM's own writes outside of the tensor where its batch is dynamic."""
+    """Converts Scatter as ScatterElements; TVM's own converter writes out of bounds if the batch is dynamic."""
     return relax.op.scatter_elements(*inputs, axis=int(attrs.get("axis", 0)))
 
 
 @converts("MaxPool")
 def _max_pool(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter, which returns the maxima."""
+    """Uses TVM's converter, which returns only the maxima."""
     if attrs["tvm_custom"]["num_outputs"] > 1:
         raise UnsupportedOpError("its second output, the places of the maxima, is not supported")
     return None
@@ -103,7 +103,7 @@ def _max_pool(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, An
 
 @converts("RoiAlign")
 def _roi_align(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter, but for coordinates of half pixels, which the spatial scale changes before the shift."""
+    """Uses TVM's converter, except for half-pixel coordinates: these are scaled before they are shifted."""
     if attrs.get("mode", b"avg") != b"avg":
         raise UnsupportedOpError("mode max takes the largest of weighted corners in ONNX Runtime; use mode avg")
     default = b"half_pixel" if attrs["tvm_custom"]["opset"] >= 16 else b"output_half_pixel"
@@ -117,7 +117,7 @@ def _roi_align(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, A
     scaled = bb.normalize(relax.op.multiply(regions, constant(attrs.get("spatial_scale", 1.0), "float32")))
     scaled = bb.normalize(relax.op.subtract(scaled, constant(0.5, "float32")))
     is_taken = None
-    if not ratio:  # a region without height or width has no samples, of which ONNX Runtime's sum is 0
+    if not ratio:  # a region without height or width has no samples: ONNX Runtime returns 0
         begin, end = (bb.normalize(relax.op.strided_slice(scaled, [1], [at], [at + 2])) for at in (0, 2))
         longer = bb.normalize(relax.op.astype(bb.normalize(relax.op.greater(end, begin)), "int32"))
         is_taken = bb.normalize(relax.op.greater(bb.normalize(relax.op.min(longer, [1], True)), constant(0, "int32")))
@@ -135,7 +135,7 @@ def _roi_align(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, A
 
 @converts("SpaceToDepth")
 def _space_to_depth(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter, which knows the only mode of operator sets before 28."""
+    """Uses TVM's converter, which supports the only mode before operator set 28."""
     if attrs.get("mode", b"DCR") != b"DCR":
         raise UnsupportedOpError(f"mode {attrs['mode'].decode()} is not supported; use DCR")
     return None

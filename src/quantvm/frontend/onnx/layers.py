@@ -1,4 +1,4 @@
-"""An ONNX model that ONNX Runtime computes tensor by tensor."""
+"""Computes the layers of an ONNX model with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .alone import onnx_layer_alone
 
 
 def has_onnxruntime() -> bool:
-    """Says whether ONNX Runtime is installed."""
+    """Returns whether ONNX Runtime is installed."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 
 def unfused_session(path_or_bytes: str | bytes, *, threads: int) -> Any:
-    """Returns a session of ONNX Runtime that computes what a model says, operator by operator.
+    """Returns a session of ONNX Runtime that computes a model operator by operator.
 
-    Fused kernels round otherwise, and saturate on CPUs without VNNI.
+    Fused kernels would round differently, and saturate on CPUs without VNNI.
 
     Args:
-        path_or_bytes: of the model.
-        threads: threads inside of one operator.
+        path_or_bytes: the model's path or content.
+        threads: number of threads within one operator.
     """
     import onnxruntime
 
@@ -37,7 +37,7 @@ def unfused_session(path_or_bytes: str | bytes, *, threads: int) -> Any:
 
 
 class OnnxSource:
-    """An ONNX model, whose operators ONNX Runtime computes one by one, unfused.
+    """An ONNX model, computed by ONNX Runtime without fusing operators.
 
     Args:
         model: an `onnx.ModelProto`.
@@ -53,13 +53,13 @@ class OnnxSource:
 
     @staticmethod
     def is_installed() -> bool:
-        """Says whether ONNX Runtime is."""
+        """Returns whether ONNX Runtime is installed."""
         return has_onnxruntime()
 
     def layers(
         self, layers: Sequence[Layer], inputs: Sequence[torch.Tensor], *, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Returns what `LayerSource.layers` says."""
+        """See `LayerSource.layers`."""
         tensors = tuple(layer.value for layer in layers)
         fed = dict(zip(self._inputs, inputs, strict=True))
         if given is not None:
@@ -84,13 +84,13 @@ class OnnxSource:
         return [torch.from_numpy(array) for array in session.run(list(names), arrays)]
 
     def _session(self, layers: Sequence[Layer], tensors: tuple[str, ...], *, is_given: bool) -> Any:
-        """Returns a session of the model with some tensors as outputs, which may be read from inputs instead."""
+        """Returns a session of the model that outputs some tensors; with `is_given`, readers take these from inputs."""
         key = (tensors, is_given)
         if key not in self._sessions:
             model = _with_outputs(self._model, layers, is_given=is_given).SerializeToString()
             try:
                 self._sessions[key] = unfused_session(model, threads=torch.get_num_threads())
-            except Exception as error:  # its errors have no common base but that
+            except Exception as error:  # its errors have no other common base class
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
                 raise ModelImportError(f"onnxruntime: it cannot load the model: {reason}; compare qdq") from error
         return self._sessions[key]
@@ -101,7 +101,7 @@ def _given(index: int) -> str:
 
 
 def _with_outputs(model: Any, layers: Sequence[Layer], *, is_given: bool) -> Any:
-    """Returns a copy of the model that also outputs the layers' tensors; readers of these take inputs if so asked."""
+    """Returns a copy of the model that also outputs the layers' tensors; with `is_given`, their readers take inputs."""
     import onnx
 
     copy = onnx.ModelProto()

@@ -1,7 +1,7 @@
 """ONNX files in QDQ form -> Relax in QDQ form; knows no torch.
 
-Constants are folded and sizes written out in the ONNX graph, then TVM's importer reads it, with converters of ours for
-what it makes functions of its own of.
+First constants are folded and sizes made explicit in the ONNX graph. Then TVM's importer reads it, with our own
+converters for the operators from which TVM's would make TIR functions.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def from_onnx(
 
     Args:
         model_or_path: the path of an `.onnx` file, or an `onnx.ModelProto`.
-        example_inputs: their sizes are those of a static batch, and of images whose height and width are dynamic in the
-            file; checked against the model's.
-        batch: dynamic: dimension 0 of an input is symbolic where it is so in the file; static: it is the example's.
+        example_inputs: give the sizes of a static batch, and of images whose height and width are dynamic in the file;
+            their other sizes are checked against the model's.
+        batch: dynamic: dimension 0 of an input is symbolic if it is in the file; static: it is the example's.
 
     Raises:
         UnsupportedOpError: operators that TVM's importer lacks, or the operator-oriented format, all in one message.
@@ -55,9 +55,9 @@ def from_onnx(
 def from_onnx_with_tensors(
     model: Any, example_inputs: Sequence[Any] | None, batch: str
 ) -> tuple[tvm.IRModule, dict[str, str]]:
-    """Returns what `from_onnx` does, and of each variable that a quantize made the tensor's name in the file.
+    """Returns what `from_onnx` does, and for each variable that a quantize makes, the tensor's name in the file.
 
-    There are no names where one of these tensors is not in the file's main graph.
+    There are no names if one of these tensors is not in the file's main graph.
     """
     _check_operators(model.graph)
     check_onnx(model)
@@ -82,7 +82,7 @@ def _input_names(graph: Any) -> list[str]:
 
 
 def _prepared(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> tuple[Any, dict[str, Dims]]:
-    """Returns the model with constants folded, sizes written out and names for all nodes, and its values' shapes."""
+    """Returns the model with folded constants, explicit sizes and names for all nodes, and the shapes of its values."""
     import onnx
 
     prepared = onnx.ModelProto()
@@ -90,14 +90,14 @@ def _prepared(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> t
     for graph in subgraphs(prepared.graph):
         for node in graph.node:
             if node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                node.domain = ""  # the same operators, as ONNX Runtime's quantizer writes them for old opsets
+                node.domain = ""  # ONNX Runtime's quantizer writes the same operators so for old opsets
     fix_inputs(prepared, example_inputs, batch)
     try:
         prepared, shapes = _explicit(fold_constants(prepared))
         written = inline_functions(prepared)
         if written is not prepared:
             prepared, shapes = _explicit(fold_constants(written))
-    except Exception as error:  # onnx-ir, onnxscript, onnx and NumPy have no base in common
+    except Exception as error:  # onnx-ir, onnxscript, onnx and NumPy have no common base class
         raise ModelImportError(f"the model's constants cannot be computed: {_innermost(error)}") from error
     _name_nodes(prepared.graph)
     _tensors_of_constants(prepared.graph)
@@ -105,7 +105,7 @@ def _prepared(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> t
 
 
 def _explicit(model: Any) -> tuple[Any, dict[str, Dims]]:
-    """Returns a model with the sizes written out that follow from others, and its values' shapes."""
+    """Returns a model with computed sizes made explicit, and the shapes of its values."""
     _, shapes = inferred(model)
     while make_explicit(model.graph, shapes):
         model = fold_constants(model)
@@ -114,7 +114,7 @@ def _explicit(model: Any) -> tuple[Any, dict[str, Dims]]:
 
 
 def _tensors_of_constants(graph: Any) -> None:
-    """Writes what Constant nodes, which are outputs of the model, hold as numbers as tensors."""
+    """Turns the numbers of Constant nodes that are outputs of the model into tensors."""
     from onnx import numpy_helper
 
     for node in graph.node:
@@ -128,7 +128,7 @@ def _tensors_of_constants(graph: Any) -> None:
 
 
 def _innermost(error: BaseException) -> str:
-    """Returns what an error and the errors that caused it say, each in one line."""
+    """Returns the messages of an error and of its causes, each in one line."""
     lines = []
     cause: BaseException | None = error
     while cause is not None:
@@ -138,7 +138,7 @@ def _innermost(error: BaseException) -> str:
 
 
 def _name_nodes(graph: Any) -> None:
-    """Gives each node a name of its own."""
+    """Gives each node a unique name."""
     taken: set[str] = set()
     for node in graph.node:
         name = node.name or next((out for out in node.output if out), node.op_type)
@@ -191,7 +191,7 @@ def _check_operators(graph: Any) -> None:
 
 
 def _check_parameters(graph: Any) -> None:
-    """Raises one error for all scales and zero points that make no sense."""
+    """Raises one error for all invalid scales and zero points."""
     constants = Constants(graph)
     problems = []
     for node in graph.node:
@@ -216,7 +216,7 @@ def _check_parameters(graph: Any) -> None:
 
 
 def _contraction_names(graph: Any) -> list[str]:
-    """Returns the module path of each convolution and matrix product, from names that exporters of torch give."""
+    """Returns the module path of each convolution and matrix product, from the names that torch's exporters give."""
     nodes = [n for n in graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     return [_layer_name(node) for node in nodes]
 

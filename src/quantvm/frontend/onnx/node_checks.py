@@ -1,4 +1,4 @@
-"""What ONNX Runtime refuses of single nodes when it loads or runs a model, and onnx's shape inference lets pass."""
+"""Checks single nodes for errors that onnx's shape inference accepts, but ONNX Runtime refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Facts:
         self._shapes, self._constants = shapes, constants
 
     def shape(self, node: Any, index: int) -> Dims | None:
-        """Returns the shape of an input, or None where there is none or its rank is unknown."""
+        """Returns the shape of an input, or None if it is missing or its rank is unknown."""
         name = node.input[index] if index < len(node.input) else ""
         return self._shapes.get(name) if name else None
 
@@ -34,11 +34,11 @@ class _Facts:
 
 
 def check_nodes(graph: Any, shapes: dict[str, Dims], constants: Constants) -> None:
-    """Raises one ModelImportError for all nodes that no rule lets pass.
+    """Raises one ModelImportError for all nodes that violate a rule.
 
     Args:
-        graph: of nodes that have names.
-        shapes: of its values, where their rank is known.
+        graph: a graph whose nodes have names.
+        shapes: shapes of its values with known rank.
         constants: its initializers.
     """
     facts = _Facts(shapes, constants)
@@ -63,7 +63,7 @@ def _of(*op_types: str) -> Callable[[_Rule], _Rule]:
 
 @_of("QuantizeLinear", "DequantizeLinear")
 def _parameters(node: Any, facts: _Facts) -> str | None:
-    """Scale and zero point are of one shape: of one element, or of one for each slice along the axis."""
+    """Scale and zero point have the same shape: one element, or one per slice along the axis."""
     x, scale, zero_point = (facts.shape(node, index) for index in range(3))
     if scale is None or attribute(node, "block_size", 0):
         return None
@@ -89,7 +89,7 @@ def _parameters(node: Any, facts: _Facts) -> str | None:
 
 
 def _count(shape: Dims) -> int | None:
-    """Returns the number of elements, or None where it is unknown."""
+    """Returns the number of elements, or None if it is unknown."""
     count = 1
     for size in shape:
         if not isinstance(size, int):
@@ -140,7 +140,7 @@ def _one_padding(node: Any, facts: _Facts) -> str | None:
 
 @_of("MaxPool", "AveragePool", "LpPool")
 def _pads_below_kernel(node: Any, facts: _Facts) -> str | None:
-    """No window of a pool lies in the padding alone."""
+    """No window of a pool lies entirely in the padding."""
     kernel, pads = attribute(node, "kernel_shape", None), attribute(node, "pads", None)
     if not kernel or not pads or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         return None
@@ -151,7 +151,7 @@ def _pads_below_kernel(node: Any, facts: _Facts) -> str | None:
 
 @_of("ConvTranspose")
 def _reachable_size(node: Any, facts: _Facts) -> str | None:
-    """The size that is asked for is not beyond what the weight reaches."""
+    """The requested size is not larger than the weight reaches."""
     wanted, x, weight = attribute(node, "output_shape", None), facts.shape(node, 0), facts.shape(node, 1)
     if not wanted or x is None or weight is None or len(x) != len(weight):
         return None
@@ -170,7 +170,7 @@ def _reachable_size(node: Any, facts: _Facts) -> str | None:
 
 @_of("Gather", "GatherElements", "ScatterElements", "Scatter")
 def _places_along_axis(node: Any, facts: _Facts) -> str | None:
-    """Constant places lie in the tensor."""
+    """Constant indices lie within the tensor."""
     x, places = facts.shape(node, 0), facts.constant(node, 1)
     axis = attribute(node, "axis", 0)
     if x is None or places is None or not -len(x) <= axis < len(x):

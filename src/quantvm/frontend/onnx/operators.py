@@ -1,8 +1,8 @@
-"""The ONNX operators that are imported, each with the versions of its definition that a sweep compares.
+"""The ONNX operators that are imported, each with the tested versions of its definition.
 
-What stands here is compared with ONNX Runtime by tests/frontend/test_onnx_operators.py, over its attributes; of TVM's
-importer and of converters of ours nothing else is taken. A version is the operator set in which ONNX changed the
-definition: an operator whose definition a newer ONNX changes again is refused until its sweep was extended.
+tests/frontend/test_onnx_operators.py compares each of them with ONNX Runtime, over a sweep of its attributes. Other
+operators are refused, even if TVM's importer or our converters know them. A version is the operator set in which ONNX
+changed the definition. If a newer ONNX changes it again, that version is refused until the sweep covers it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SWEPT: dict[str, tuple[int, ...]] = {
     "ReduceProd": (1, 11, 13, 18), "ReduceSum": (1, 11, 13), "ReduceSumSquare": (1, 11, 13, 18),
     "RoiAlign": (10, 16, 22), "Softmax": (1, 11, 13),
 }  # fmt: skip
-"""Operator of ONNX -> the operator sets that changed it, from the one in force in set 7 on."""
+"""ONNX operator -> the operator sets that changed it, starting with the version valid in set 7."""
 
 SWEPT_OF_MICROSOFT = frozenset((
     "Attention", "BiasGelu", "FastGelu", "Gelu", "GridSample", "Pad", "SkipLayerNormalization", "Trilu",
@@ -64,12 +64,12 @@ NAMED = ("", "ai.onnx")
 
 
 def opset_of(model: Any) -> int:
-    """Returns the operator set of ONNX that a model imports; 1 where it names none."""
+    """Returns the ONNX operator set that a model imports; 1 if it names none."""
     return next((int(imported.version) for imported in model.opset_import if imported.domain in NAMED), 1)
 
 
 def refused_operators(nodes: Iterable[Any], opset: int) -> list[str]:
-    """Returns a clause for each kind of operator that is not imported: its name, count, first node, and why."""
+    """Returns a clause for each refused operator: its name, count, first node, and the reason."""
     rows: dict[tuple[str, str], list[Any]] = {}
     for node in nodes:
         rows.setdefault((node.domain, node.op_type), []).append(node)
@@ -83,7 +83,7 @@ def refused_operators(nodes: Iterable[Any], opset: int) -> list[str]:
 
 
 def _reason(domain: str, op: str, opset: int) -> str | None:
-    """Returns why an operator is not imported ("" without more to say), or None where it is."""
+    """Returns why an operator is refused ("" without further explanation), or None if it is imported."""
     if domain not in NAMED:
         return None if domain == "com.microsoft" and op in SWEPT_OF_MICROSOFT else ""
     if op == "If":
@@ -98,7 +98,7 @@ def _reason(domain: str, op: str, opset: int) -> str | None:
 
 
 def version_of(op: str, opset: int) -> int | None:
-    """Returns the operator set that made the definition which is in force in another, or None without one."""
+    """Returns the operator set that introduced the definition valid in `opset`, or None if there is none."""
     from onnx import defs
 
     try:
@@ -108,7 +108,7 @@ def version_of(op: str, opset: int) -> int | None:
 
 
 def _nearest(op: str, version: int) -> int:
-    """Returns the operator set whose definition is supported and nearest to one that is not."""
+    """Returns the operator set with a supported definition that is nearest to `version`."""
     newest = max(SWEPT[op])
     return version - 1 if version > newest else max(7, min(SWEPT[op]))
 

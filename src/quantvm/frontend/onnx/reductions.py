@@ -1,4 +1,4 @@
-"""Converters of ONNX reductions and normalizations that TVM's importer takes only in part, or computes otherwise."""
+"""Converters of ONNX reductions and normalizations that TVM's importer supports in part, or computes differently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .converters import Converter, constant_input, converts
 
 
 def _is_alone(inputs: Sequence[Any], attrs: dict[str, Any]) -> bool:
-    """Whether each element is reduced alone: there are no axes, and `noop_with_empty_axes` is set."""
+    """Returns whether each element is reduced alone: there are no axes, and `noop_with_empty_axes` is set."""
     if not attrs.get("noop_with_empty_axes", 0) or attrs.get("axes"):
         return False
     axes = constant_input(inputs, 1, "axes")
@@ -23,7 +23,7 @@ def _is_alone(inputs: Sequence[Any], attrs: dict[str, Any]) -> bool:
 
 
 def _of_each(function: Callable[[Any], Any]) -> Converter:
-    """Returns a converter that takes TVM's, which leaves the function out where each element is reduced alone."""
+    """Returns a converter that uses TVM's, but applies `function` if each element is reduced alone, which TVM omits."""
 
     def convert(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
         return function(inputs[0]) if _is_alone(inputs, attrs) else None
@@ -37,7 +37,7 @@ converts("ReduceL1", "ReduceL2")(_of_each(relax.op.abs))
 
 
 def _in_type(name: str, narrow: str, wide: str) -> None:
-    """Registers a reduction of one type that is TVM's of another."""
+    """Registers a reduction of type `narrow` that TVM's converter computes in type `wide`."""
 
     def convert(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
         if str(inputs[0].ty.dtype) != narrow or _is_alone(inputs, attrs):
@@ -58,7 +58,7 @@ _in_type("ReduceMin", "bool", "uint8")
 
 @converts("ReduceMean")
 def _reduce_mean(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter for floats."""
+    """Uses TVM's converter, for floats."""
     if not str(inputs[0].ty.dtype).startswith("float"):
         raise UnsupportedOpError(f"the mean of {inputs[0].ty.dtype} is not supported; cast it to float before")
     return None
@@ -66,7 +66,7 @@ def _reduce_mean(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str,
 
 @converts("BatchNormalization")
 def _batch_norm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter for the stored mean and variance, which those of the batch replace in training mode."""
+    """Uses TVM's converter with the stored mean and variance; in training mode, with those of the batch."""
     if not attrs.get("training_mode", 0):
         return None
     x, scale, bias = inputs[:3]
@@ -96,9 +96,9 @@ def _batch_norm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, 
 
 @converts("LayerNormalization")
 def _layer_norm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """Takes TVM's converter where scale and bias have the shape of what is normalized, and Y is the only output.
+    """Uses TVM's converter if scale and bias have the normalized shape and Y is the only output.
 
-    Otherwise it is ONNX's own definition, whose second and third outputs are the mean and 1 / the deviation.
+    Otherwise emits ONNX's own definition, with the mean and 1 / (standard deviation) as second and third outputs.
     """
     x, scale = inputs[0], inputs[1]
     bias = inputs[2] if len(inputs) > 2 else None

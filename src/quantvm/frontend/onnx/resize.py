@@ -1,8 +1,8 @@
 """Resize and Upsample of ONNX, with the arithmetic of ONNX Runtime's own kernels.
 
-Places and weights of all outputs are known at import, in float32 as ONNX Runtime computes them: nearest is `R.take`
-along each dimension; linear is the sum over the corners of a cell times their weights, cubic four along each of
-two dimensions. Products and sums come in ONNX Runtime's order, each rounded alone.
+Source positions and weights of all outputs are computed at import, in float32 as in ONNX Runtime. Nearest is `R.take`
+along each dimension. Linear is the weighted sum of the corners of a cell; cubic, of four neighbours along each of two
+dimensions. Products and sums follow ONNX Runtime's order, each rounded separately.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _resize(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]
 
 
 def _interpolated(changed: list[int], rank: int, mode: str) -> list[int]:
-    """Returns the dimensions that ONNX Runtime interpolates along, the unchanged among them."""
+    """Returns the dimensions that ONNX Runtime interpolates along, including unchanged ones."""
     choices = [[rank - 2, rank - 1]] if rank > 1 else []
     if mode == "linear":
         choices += {4: [[1, 2]], 5: [[2, 3, 4]]}.get(rank, [])
@@ -87,7 +87,7 @@ def _constant(inputs: Sequence[Any], index: int) -> np.ndarray | None:
 def _scales(
     inputs: Sequence[Any], attrs: dict[str, Any], shape: list[Any]
 ) -> tuple[list[np.float32], list[Any]]:  # fmt: skip
-    """Returns the factor and the new size of each dimension."""
+    """Returns the scale and the new size of each dimension."""
     is_upsample = len(inputs) <= 2  # or Resize of opset 10
     factors, wanted = _constant(inputs, 1 if is_upsample else 2), _constant(inputs, 3)
     if factors is None and "scales" in attrs:
@@ -119,7 +119,7 @@ def _scales(
 
 
 def _origins(old: int, new: int, scale: np.float32, mode: str) -> np.ndarray:
-    """Returns where each output lies among the inputs, in float32."""
+    """Returns the position of each output in input coordinates, in float32."""
     at = np.arange(new, dtype=_f32)
     if scale == 1:
         return at
@@ -156,7 +156,7 @@ def _nearest(origins: np.ndarray, rounding: str, shrinks: bool) -> np.ndarray:
 
 
 def _neighbours(origins: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the places before and behind each origin, and the distance from each."""
+    """Returns the indices before and after each origin, and the distances from both."""
     inside = np.clip(origins, _f32(0), _f32(size - 1))
     first = np.minimum(inside.astype(np.int64), size - 1)
     second = np.minimum(first + 1, size - 1)
@@ -167,7 +167,7 @@ def _neighbours(origins: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def _linear(bb: relax.BlockBuilder, x: Any, origins: dict[int, np.ndarray]) -> Any:
-    """Returns the sum over all corners, those of the last dimension next to each other."""
+    """Returns the weighted sum of all corners, in an order in which the last dimension varies fastest."""
     shape = shape_of(x)
     ends = {}
     for axis, found in origins.items():
@@ -190,7 +190,7 @@ def _linear(bb: relax.BlockBuilder, x: Any, origins: dict[int, np.ndarray]) -> A
 def _cubic(
     bb: relax.BlockBuilder, x: Any, origins: dict[int, np.ndarray], a: np.float32, exclude_outside: bool
 ) -> Any:  # fmt: skip
-    """Returns the sums of four along the last dimension, then along the one before it."""
+    """Returns the weighted sums of four neighbours along the last dimension, then along the one before it."""
     rank = len(shape_of(x))
     for axis, found in reversed(origins.items()):
         size = shape_of(x)[axis]
@@ -212,7 +212,7 @@ def _cubic(
 
 
 def _cubic_weights(s: np.ndarray, a: np.float32) -> np.ndarray:
-    """Returns the weights (outputs, 4) of the neighbours, of distances s from the second of them."""
+    """Returns the weights (outputs, 4) of the four neighbours; s is the distance from the second of them."""
     s = np.abs(s).astype(_f32)
     one, two, three, four, five, eight = (_f32(v) for v in (1, 2, 3, 4, 5, 8))
     before, after, last = s + one, one - s, two - s

@@ -1,4 +1,4 @@
-"""Computes what an ONNX graph makes of its tensors' sizes; a dynamic size is a number that nothing is known of."""
+"""Computes the values that an ONNX graph derives from sizes of tensors; a dynamic size is an unknown number."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _LONGEST = 64
 
 
 def known_sizes(graph: Any, shapes: dict[str, list[Any]], constants: Constants) -> dict[str, np.ndarray]:
-    """Returns the values that follow from sizes: arrays of ints, and of None where one depends on a dynamic size.
+    """Returns the values that follow from sizes: arrays of ints, with None for elements that depend on a dynamic size.
 
     Args:
-        graph: in topological order.
-        shapes: of its values: a number, or anything else for a dynamic size.
-        constants: of the graph.
+        graph: a graph in topological order.
+        shapes: shapes of its values; a dynamic size is anything but an int.
+        constants: the graph's constants.
     """
     found: dict[str, np.ndarray] = {}
 
@@ -46,7 +46,7 @@ def known_sizes(graph: Any, shapes: dict[str, list[Any]], constants: Constants) 
 
 
 def fold_known_sizes(graph: Any, shapes: dict[str, list[Any]]) -> bool:
-    """Makes constants of what follows from known sizes alone; says whether there was any."""
+    """Replaces values that follow from known sizes by constants; returns whether there were any."""
     constants = Constants(graph)
     found = known_sizes(graph, shapes, constants)
     outputs = {output.name for output in graph.output}
@@ -128,7 +128,7 @@ def _each(function: Callable[[int, int], int]) -> Callable[..., np.ndarray | Non
 
 
 def _quotient(a: int, b: int) -> Any:
-    """Returns a / b towards zero, as integers are divided in ONNX; None where that is undefined."""
+    """Returns a / b rounded towards zero, as ONNX divides integers; None if that is undefined."""
     return None if b == 0 else abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 

@@ -1,4 +1,4 @@
-"""Shapes of an ONNX graph: sizes of its inputs, inferred shapes, and what follows from them as explicit attributes."""
+"""Shapes of an ONNX graph: sizes of inputs, inferred shapes, and attributes made explicit from them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .shape_values import fold_known_sizes, known_sizes
 _WINDOWS = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Resize", "Upsample"))
 
 Dims = list["int | str | None"]
-"""Sizes of a tensor: a number, the name of a dynamic one, or None where nothing is known."""
+"""Sizes of a tensor: a number, the name of a dynamic size, or None if unknown."""
 
 
 def fix_inputs(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> None:
-    """Gives inputs the sizes of the examples in the dimensions that are dynamic in the file and cannot stay so.
+    """Fixes dimensions of inputs that are dynamic in the file and cannot stay dynamic, at the examples' sizes.
 
     Args:
-        model: an `onnx.ModelProto`, which is changed. Initializers are no inputs of it any more.
-        example_inputs: one for each input, or None. Where their shapes do not fit, they are ignored here.
-        batch: static: all dimensions; dynamic: height and width of images that windows move over.
+        model: an `onnx.ModelProto`; it is modified. Initializers are removed from its inputs.
+        example_inputs: one for each input, or None. Examples whose shapes do not fit are ignored here.
+        batch: static: fixes all dimensions; dynamic: only height and width of images that windows move over.
 
     Raises:
-        ModelImportError: there are such images, and no examples.
+        ModelImportError: there are such images, but no examples.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in stored]
@@ -54,12 +54,12 @@ def fix_inputs(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> 
 
 
 def shape_text(shape: Dims) -> str:
-    """Returns what messages call a shape; unknown sizes are question marks."""
+    """Returns the text of a shape for messages; unknown sizes are question marks."""
     return "(" + ", ".join("?" if d is None else str(d) for d in shape) + ")"
 
 
 def without_negative_sizes(graph: Any) -> None:
-    """Makes negative sizes of inputs dynamic: some exporters write these so, and ONNX Runtime takes them so."""
+    """Makes negative sizes of inputs dynamic: some exporters write dynamic sizes so, and ONNX Runtime accepts it."""
     for value in graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_value") and dim.dim_value < 0:
@@ -75,7 +75,7 @@ def _dims(kind: Any) -> Dims:
 def inferred(model: Any) -> tuple[Any, dict[str, Dims]]:
     """Returns the model with inferred shapes, and the shape of each value whose rank is known.
 
-    What a file says of its inner values and outputs is left aside: it may be wrong, and ONNX Runtime ignores it.
+    The shapes given in the file for inner values and outputs are ignored, as in ONNX Runtime: they may be wrong.
     """
     import onnx
 
@@ -87,23 +87,23 @@ def inferred(model: Any) -> tuple[Any, dict[str, Dims]]:
             output.type.tensor_type.ClearField("shape")
     try:
         found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except Exception:  # noqa: BLE001 (onnx's own, of a model that its operators do not take; the importer will name it)
+    except Exception:  # noqa: BLE001 (onnx's own error for an invalid model; the importer will name the node)
         found = bare
     return found, shapes_of(found.graph)
 
 
 def shapes_of(graph: Any) -> dict[str, Dims]:
-    """Returns what a graph says of its values' shapes, where their rank is known."""
+    """Returns the shapes that a graph gives for its values, if their rank is known."""
     values = [*graph.value_info, *graph.output, *graph.input]
     shapes = {v.name: _dims(v.type) for v in values if v.type.tensor_type.HasField("shape")}
     return shapes | {tensor.name: list(tensor.dims) for tensor in graph.initializer}
 
 
 def make_explicit(graph: Any, shapes: dict[str, Dims]) -> bool:
-    """Writes what follows from shapes into the graph; says whether there was any.
+    """Makes attributes that follow from shapes explicit in the graph; returns whether there were any.
 
-    `auto_pad` and `output_shape` become pads. The target of a Reshape, Expand or Resize that is computed from dynamic
-    sizes becomes a constant where one size at most is dynamic.
+    `auto_pad` and `output_shape` become pads. If the target of a Reshape, Expand or Resize is computed from dynamic
+    sizes, it becomes a constant, provided that at most one size is dynamic.
     """
     changed = fold_known_sizes(graph, shapes)
     constants = Constants(graph)
@@ -172,13 +172,13 @@ def _explicit_pads(node: Any, shapes: dict[str, Dims]) -> bool:
 
 
 def _without_dropped_windows(node: Any, shapes: dict[str, Dims], constants: Constants) -> tuple[bool, Any]:
-    """Lets a pool in ceil_mode have the windows that ONNX Runtime computes: none that begins behind the input.
+    """Gives a pool in ceil_mode the windows that ONNX Runtime computes: none that begins after the input's end.
 
-    onnx's inference counts such a window before operator set 22. Where no dimension needs ceil_mode it is taken off,
-    else the padding or, where there is none, the elements that only this window would reach.
+    Before operator set 22 onnx's inference counts such a window. If no dimension needs ceil_mode, it is removed. Else
+    the padding is reduced, or without padding, the elements that only this window reaches are cut off.
 
     Returns:
-        whether the node changed, and a Slice to stand before it, or None.
+        whether the node changed, and a Slice to insert before it, or None.
     """
     from onnx import helper
 
@@ -217,7 +217,7 @@ def _without_dropped_windows(node: Any, shapes: dict[str, Dims], constants: Cons
 
 
 def _without_ceil_mode(node: Any, window: tuple[list[int], list[int], list[int]], sizes: list[Any]) -> bool:
-    """Pads the end with what a last window in ceil_mode reaches over it: of a sum of powers, zeros are no part."""
+    """Replaces ceil_mode by padding up to the end of the last window; zeros do not change a sum of powers."""
     count = len(window[0])
     pads = list(attribute(node, "pads", [0] * (2 * count)))
     for axis, (size, kernel, stride, dilation) in enumerate(zip(sizes, *window, strict=True)):
@@ -260,7 +260,7 @@ def _explicit_transposed_pads(node: Any, shapes: dict[str, Dims]) -> bool:
 def _constant_target(
     node: Any, shapes: dict[str, Dims], sizes: dict[str, np.ndarray], constants: Constants
 ) -> bool:  # fmt: skip
-    """Gives a Reshape whose shape is computed from dynamic sizes a constant one, with -1 for the dynamic size."""
+    """Replaces the computed shape of a Reshape by a constant one, with -1 for the dynamic size."""
     if len(node.input) < 2 or constants.get(node.input[1]) is not None:
         return False
     given = sizes.get(node.input[1])
@@ -277,7 +277,7 @@ def _constant_target(
 def _constant_expansion(
     node: Any, shapes: dict[str, Dims], sizes: dict[str, np.ndarray], constants: Constants
 ) -> bool:  # fmt: skip
-    """Gives an Expand to computed sizes constant ones, with 1 where a dynamic size is the input's own."""
+    """Replaces the computed sizes of an Expand by constants, with 1 for a dynamic size that the input has already."""
     given, found = shapes.get(node.input[0]), shapes.get(node.output[0])
     target = sizes.get(node.input[1])
     if constants.get(node.input[1]) is not None or given is None or target is None or target.ndim != 1:
@@ -295,7 +295,7 @@ def _constant_expansion(
 
 
 def _constant_sizes(node: Any, shapes: dict[str, Dims], constants: Constants) -> bool:
-    """Gives a Resize to computed sizes constant ones of all dimensions but the batch."""
+    """Replaces the computed sizes of a Resize by constants, for all dimensions but the batch."""
     if len(node.input) < 4 or not node.input[3] or constants.get(node.input[3]) is not None:
         return False
     found, given = shapes.get(node.output[0]), shapes.get(node.input[0])

@@ -1,7 +1,7 @@
-"""Programs in channels-last order (N, H, W, C), as TFLite's are, rewritten to PyTorch's logical order (N, C, H, W).
+"""Rewrites TFLite's programs from channels-last order (N, H, W, C) to PyTorch's logical order (N, C, H, W).
 
-The function keeps the order of its inputs and outputs: a transposition follows each image that comes in and precedes
-each that goes out. In between, convolutions, pools, sums over channels or space and element-wise operators work on
+Inputs and outputs of the function keep their order: each image is transposed after the input and before the output. In
+between, convolutions, pools, sums over channels or space and element-wise operators work on
 (N, C, H, W); others get their inputs transposed back.
 """
 
@@ -23,13 +23,13 @@ from quantvm.qdq.rewriting import Rewriter, with_arguments
 
 _TO_FIRST, _TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 _AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
-"""Where an axis of (N, H, W, C) lies in (N, C, H, W)."""
+"""Axis of (N, H, W, C) -> the same axis in (N, C, H, W)."""
 _ELEMENT_WISE = frozenset((*RELAX_OPERATORS, "relax.astype", "relax.quantize", "relax.dequantize"))
 _KEEPS_PARAMETERS = frozenset(f"relax.{name}" for name in ("clip", "reshape", "nn.max_pool2d", "nn.pad", "astype"))
 
 
 def channels_first(module: tvm.IRModule) -> tvm.IRModule:
-    """Returns the module with `main` in (N, C, H, W) order inside.
+    """Returns the module with a `main` that computes in (N, C, H, W) order.
 
     Raises:
         ModelImportError: control flow, or a convolution whose weight is computed at run time.
@@ -81,7 +81,7 @@ class _Rewriter(Rewriter):
         return var
 
     def _first(self, value: Expr) -> Expr:
-        """Returns a value of four dimensions in (N, C, H, W)."""
+        """Returns a four-dimensional value in (N, C, H, W)."""
         if value in self._is_first:
             return value
         if is_constant(value):
@@ -134,7 +134,7 @@ class _Rewriter(Rewriter):
         return self._emit_first(with_arguments(call, arguments))
 
     def _aligned(self, value: Expr) -> Expr:
-        """Returns an operand of an element-wise operator so that it broadcasts along the same dimensions."""
+        """Returns an operand of an element-wise operator, reordered so that it broadcasts along the same dimensions."""
         rank = _rank(value)
         if rank == 4:
             return self._first(value)
@@ -171,7 +171,7 @@ class _Rewriter(Rewriter):
         return self._emit_first(y)
 
     def _weight(self, call: Any, letters: str = "OIHW") -> Expr:
-        """Returns the weight in this order; a quantized one as a dequantize of stored integers."""
+        """Returns the weight with the dimensions `letters`; a quantized one as a dequantize of stored integers."""
         layout = str(call.attrs.kernel_layout)
         order, outputs = [layout.index(letter) for letter in letters], letters.index("O")
         source = self.bound.get(call.args[1], call.args[1])
@@ -209,7 +209,7 @@ class _Rewriter(Rewriter):
         )  # fmt: skip
 
     def _integer_average(self, call: Any, arguments: list[Expr]) -> Expr | None:
-        """TVM averages a quantized tensor in int32 and cuts the fraction off: here it is averaged in float."""
+        """Averages in float, where TVM averages a quantized tensor in int32 and truncates."""
         pool: Any = self.bound.get(call.args[0])
         if not is_call(pool, "relax.nn.avg_pool2d"):
             return None
@@ -249,7 +249,7 @@ class _Rewriter(Rewriter):
         )
 
     def _reshape(self, call: Any, arguments: list[Expr]) -> Expr | None:
-        """A single pixel has the same order either way."""
+        """Reshapes an image of a single pixel directly, since its order is the same either way."""
         x = arguments[0]
         if x in self._is_first and shape_of(x)[2:] == [1, 1] and len(shape_of(call)) != 4:
             return self.builder.emit(relax.op.reshape(x, call.args[1]))

@@ -1,6 +1,6 @@
-"""TVM's TFLite importer with converters of ours for what it takes only in part, or computes otherwise than LiteRT.
+"""TVM's TFLite importer, with our own converters where it supports an operator only in part or differs from LiteRT.
 
-Each result has the shape and the type that the file says, or the import fails; errors name the operator.
+The import fails unless each result has the shape and the type given in the file; errors name the operator.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.expressions import constant_value
 
 REFUSED = frozenset(("MATRIX_DIAG", "MATRIX_SET_DIAG", "SPARSE_TO_DENSE"))
-"""Operators that TVM's importer takes, and that there is no code for."""
+"""Operators that TVM's importer accepts, but that cannot be compiled."""
 
 MOVES = frozenset((
     "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "MIRROR_PAD", "PACK", "PAD", "PADV2", "RESIZE_NEAREST_NEIGHBOR",
     "REVERSE_V2", "SLICE", "SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE",
     "UNPACK", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND",
 ))  # fmt: skip
-"""Operators that move quantized integers as they are: scale and zero point are those of the input."""
+"""Operators that move quantized integers unchanged; the result has the input's scale and zero point."""
 
 _ACTIVATION = tflite.ActivationFunctionType
 _OPTIONS = {value: name for name, value in vars(tflite.BuiltinOptions).items() if isinstance(value, int)}
-"""Kind of an operator's options, as the file says it -> the class that reads them."""
+"""Number of an options type in the file -> the class that reads it."""
 
 
 class Converter(OperatorConverter):
-    """Converters by name: TVM's, and those of ours in their place."""
+    """Converters by name: TVM's, some replaced by ours."""
 
     _SUPPORTED_QUANTIZED_OPS = OperatorConverter._SUPPORTED_QUANTIZED_OPS | MOVES | {"ARG_MAX", "ARG_MIN"}
 
@@ -57,8 +57,8 @@ class Converter(OperatorConverter):
         """Converts all operators.
 
         Raises:
-            UnsupportedOpError: one that cannot be converted, with its name and that of its first output.
-            ModelImportError: a result that has not the shape and type which the file says.
+            UnsupportedOpError: an operator cannot be converted; names it and its first output.
+            ModelImportError: a result does not have the shape and type given in the file.
         """
         for index in range(self.subgraph.OperatorsLength()):
             self._convert(self.subgraph.Operators(index))
@@ -75,7 +75,7 @@ class Converter(OperatorConverter):
             raise UnsupportedOpError(f"{where}: {error}") from error
         except QuantvmError:
             raise
-        except Exception as error:  # its converters raise whatever Python raises
+        except Exception as error:  # TVM's converters raise any kind of error
             raise UnsupportedOpError(f"{where}: TVM's TFLite importer cannot convert it: {gist(error)}") from error
         if made is None:  # a constant
             return
@@ -85,9 +85,9 @@ class Converter(OperatorConverter):
             self.exp_tab.set_expr(get_tensor_name(self.subgraph, output.tensor_idx), checked)
 
     def _as_declared(self, output: Any, result: Any, where: str) -> Any:
-        """Returns a result in the type that the file says, which is to have the shape that it says.
+        """Returns a result in the file's type, after checking that it has the file's shape.
 
-        Where the file leaves a size to the run, or the whole shape, what it says does not count.
+        Sizes, or whole shapes, that the file leaves to run time are not checked.
         """
         tensor = output.tensor
         shape = [int(size) for size in tensor.ShapeAsNumpy()] if tensor.ShapeLength() else []
@@ -99,12 +99,12 @@ class Converter(OperatorConverter):
         made = str(result.ty.dtype)
         if made == dtype:
             return result
-        if {made, dtype} == {"int32", "int64"}:  # places of extremes
+        if {made, dtype} == {"int32", "int64"}:  # indices of extremes
             return self.bb.normalize(relax.op.astype(result, dtype))
         raise ModelImportError(f"{where}: its result would be {made}, the file says {dtype}")
 
     def _check_options(self, op: Any, name: str) -> None:
-        """Raises UnsupportedOpError for what TVM's converters would leave out, or compute otherwise than LiteRT."""
+        """Raises UnsupportedOpError for options that TVM's converters ignore or compute differently from LiteRT."""
         if name in REFUSED:
             raise UnsupportedOpError("there is no code for it; write it by other operators")
         inputs, outputs = self.get_input_tensors(op), self.get_output_tensors(op)
@@ -129,7 +129,7 @@ class Converter(OperatorConverter):
             raise UnsupportedOpError("it moves quantized integers, and its result has other parameters")
 
     def _check_sum(self, given: Any, made: Any) -> None:
-        """Raises UnsupportedOpError where LiteRT's product of a sum and its factor can leave 32 bits."""
+        """Raises UnsupportedOpError if LiteRT's product of a sum and its factor can overflow 32 bits."""
         count = math.prod(map(int, given.tensor.ShapeAsNumpy())) // math.prod(map(int, made.tensor.ShapeAsNumpy()))
         q, out_q = self._parameters(given), self._parameters(made)
         if 255 * count << max(tflite_numerics.scale_factor(q, out_q).shift, 0) >= 1 << 31:
@@ -154,12 +154,12 @@ class Converter(OperatorConverter):
         return relax.op.expand_dims(self._input(op), [int(axis) for axis in self._values(op, 1).ravel()])
 
     def _places(self, op: Any, index: int, sizes: Sequence[Any]) -> Any:
-        """Returns the places that an input names, as int64; those of a constant are checked as LiteRT checks them.
+        """Returns the indices in an input, as int64; constant ones are checked as LiteRT checks them.
 
         Args:
             op: the operator.
-            index: of the input.
-            sizes: of what the places lie in; several where the last dimension is of coordinates.
+            index: the number of the input.
+            sizes: the sizes that the indices must be below; several if the last dimension holds coordinates.
         """
         given = self.get_input_tensors(op)[index]
         if self.has_expr(given.tensor_idx):
@@ -173,7 +173,7 @@ class Converter(OperatorConverter):
         return constant(places, "int64")
 
     def _gather(self, op: Any) -> Any:
-        """Takes slices along an axis; with batch_dims, of each element of the batch by its own places."""
+        """Takes slices along an axis; with batch_dims, each element of the batch has its own indices."""
         x, options = self._input(op), _options(op)
         shape = shape_of(x)
         axis = options.Axis() % len(shape)
@@ -198,7 +198,7 @@ class Converter(OperatorConverter):
         return relax.op.gather_nd(x, self._places(op, 1, shape_of(x)[:depth]))
 
     def _scatter_nd(self, op: Any) -> Any:
-        """Adds what has the same place, as LiteRT does."""
+        """Adds the values that have the same index, as LiteRT does."""
         shape = [int(size) for size in self._values(op, 2).ravel()]
         updates = self._input(op, 1)
         depth = int(self.get_input_tensors(op)[0].tensor.ShapeAsNumpy()[-1])
@@ -206,14 +206,14 @@ class Converter(OperatorConverter):
         return relax.op.scatter_nd(zeros, self._places(op, 0, shape[:depth]), updates, "add")
 
     def _cumsum(self, op: Any) -> Any:
-        """Sums from the first slice on, or from the last one."""
+        """Computes running sums from the first slice, or from the last one."""
         x, axis, options = self._input(op), int(self._values(op, 1).ravel()[0]), _options(op)
         x = self.bb.normalize(relax.op.flip(x, axis)) if options.Reverse() else x
         sums = self.bb.normalize(relax.op.cumsum(x, axis, str(x.ty.dtype), options.Exclusive()))
         return relax.op.flip(sums, axis) if options.Reverse() else sums
 
     def _mirror_pad(self, op: Any) -> Any:
-        """Repeats a border, the outermost elements themselves in mode SYMMETRIC only."""
+        """Pads by mirroring; only mode SYMMETRIC repeats the outermost elements themselves."""
         if _options(op).Mode() == tflite.MirrorPadMode.REFLECT:
             return super().convert_mirror_pad(op)
         x = self._input(op)
@@ -227,9 +227,9 @@ class Converter(OperatorConverter):
         return x
 
     def _transpose_conv(self, op: Any) -> Any:
-        """Returns the transposed convolution in the size that the file says: what reaches beyond is left out.
+        """Returns the transposed convolution, cropped to the size given in the file.
 
-        Of padding SAME half of what reaches beyond lies in front.
+        With padding SAME half of the cropped elements are at the front.
         """
         _, weight, given, *bias = self.get_input_tensors(op)
         (made,), options = self.get_output_tensors(op), _options(op)
@@ -253,7 +253,7 @@ class Converter(OperatorConverter):
             x, kernel, strides=strides, padding=(top, left, bottom, right), data_layout="NHWC", kernel_layout="IOHW",
             out_dtype="float32",
         ))  # fmt: skip
-        if any(missing):  # where no element of the input reaches
+        if any(missing):  # elements of the output that no element of the input reaches
             y = self.bb.normalize(relax.op.nn.pad(y, [0, 0, 0, missing[0], 0, missing[1], 0, 0]))
         for term in bias:
             addend = self.get_tensor_expr(term)
@@ -267,7 +267,7 @@ class Converter(OperatorConverter):
         return self.quantize(self.bb.normalize(y), made) if made.qnn_params else y
 
     def _div(self, op: Any) -> Any:
-        """Takes quotients of integers from the table of all of them, which TFLite computes in fixed point."""
+        """Looks up quotients of integers in a table of all pairs, computed in fixed point as TFLite does."""
         if not self.is_quantized(op):
             return self._convert_elemwise(op, relax.op.divide)
         given, (made,) = self.get_input_tensors(op), self.get_output_tensors(op)
@@ -285,10 +285,10 @@ class Converter(OperatorConverter):
         return relax.op.take(constant(table.ravel(), out_q.dtype), place, axis=0, mode="clip")
 
     def _parameters(self, tensor: Any) -> QuantParams:
-        """Returns the parameters of a tensor that has one scale.
+        """Returns the parameters of a tensor with one scale.
 
         Raises:
-            UnsupportedOpError: it has none or several, or is of neither int8 nor uint8.
+            UnsupportedOpError: it has no or several scales, or is neither int8 nor uint8.
         """
         dtype = self.get_tensor_type_str(tensor.tensor.Type())
         name = get_tensor_name(self.subgraph, tensor.tensor_idx)
@@ -311,7 +311,7 @@ class Converter(OperatorConverter):
         return relax.op.matmul(*operands)
 
     def _fully_connected(self, op: Any) -> Any:
-        """Makes a matrix of an input of other dimensions, which only KeepNumDims keeps."""
+        """Reshapes the input to a matrix; the result keeps the input's dimensions only with KeepNumDims."""
         given, weight = self.get_input_tensors(op)[:2]
         size = int(weight.tensor.ShapeAsNumpy()[1])
         x = self.get_tensor_expr(given)
@@ -350,7 +350,7 @@ class Converter(OperatorConverter):
         return super().convert_resize_bilinear(op)
 
     def _resize_nearest(self, op: Any) -> Any:
-        """Takes the pixels at TFLite's places where corners are aligned, which round halves away from zero."""
+        """Takes the pixels at TFLite's positions; with align_corners these round halves away from zero."""
         options = _options(op)
         if not options.AlignCorners():
             return super().convert_resize_nearest_neighbor(op)
@@ -368,7 +368,7 @@ class Converter(OperatorConverter):
         return [int(size) for size in self._values(op, 1).ravel()], widths
 
     def _space_to_batch(self, op: Any) -> Any:
-        """Pads with zeros, or with the zero point, and moves the places of a block into the batch."""
+        """Pads with zeros or the zero point, and moves the positions within a block into the batch."""
         (given, *_), (blocks, widths) = self.get_input_tensors(op), self._blocks(op)
         x = self.get_tensor_expr(given)
         count, rank = len(blocks), len(shape_of(x))
@@ -386,7 +386,7 @@ class Converter(OperatorConverter):
         return relax.op.reshape(x, [batch * int(np.prod(blocks)), *moved, *sizes[count:]])
 
     def _batch_to_space(self, op: Any) -> Any:
-        """Moves parts of the batch to the places of a block, and cuts off what is to be cropped."""
+        """Moves parts of the batch to the positions within a block, and crops."""
         x, (blocks, crops) = self._input(op), self._blocks(op)
         batch, *sizes = shape_of(x)
         count, rank, parts = len(blocks), len(sizes) + 1, int(np.prod(blocks))
@@ -402,7 +402,7 @@ class Converter(OperatorConverter):
 
 
 def _limits(activation: int, q: QuantParams) -> tuple[int, int]:
-    """Returns the range of integers that a fused activation leaves."""
+    """Returns the range of integers to which a fused activation clips."""
     low, high = {
         _ACTIVATION.RELU: (0.0, np.inf), _ACTIVATION.RELU_N1_TO_1: (-1.0, 1.0), _ACTIVATION.RELU6: (0.0, 6.0),
     }.get(activation, (-np.inf, np.inf))  # fmt: skip
@@ -412,7 +412,7 @@ def _limits(activation: int, q: QuantParams) -> tuple[int, int]:
 
 
 def _options(op: Any) -> Any:
-    """Returns the options of an operator, or None where it has none."""
+    """Returns the options of an operator, or None if it has none."""
     name = _OPTIONS[op.BuiltinOptionsType()]
     if name == "NONE" or op.BuiltinOptions() is None:
         return None

@@ -1,8 +1,8 @@
 """TFLite files -> Relax in QDQ form, through TVM's own importer; knows no torch.
 
-The form is dequantize, operate in float, quantize. The engine `tflite` says that averages, means and changes of
-parameters round as TFLite's kernels; its other kernels requantize in fixed point, so that single integers may differ by
-one from what its interpreter computes (docs/numerics.md).
+The form is dequantize, operate in float, quantize. With the engine `tflite`, averages, means and changes of parameters
+round like TFLite's kernels. TFLite's other kernels requantize in fixed point, so single integers may differ by one from
+its interpreter's (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def from_tflite(
     Args:
         model_or_path: the path of a `.tflite` file, or its bytes.
         example_inputs: their shapes are checked against the model's.
-        batch: as the file says, where a batch is mostly of one image; static as dynamic.
+        batch: static and dynamic are the same: the file gives the batch size, mostly 1.
 
     Raises:
         UnsupportedOpError: operators that TVM's importer lacks, all in one message.
@@ -97,13 +97,13 @@ def _with_tvm(data: bytes, name: str) -> tuple[tvm.IRModule, list[str]]:
     except tvm.error.OpNotImplemented as error:
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise UnsupportedOpError(f"TVM's TFLite importer cannot import {name}: {text}") from error
-    except Exception as error:  # a damaged flatbuffer ends in any of Python's errors
+    except Exception as error:  # a damaged flatbuffer can raise any kind of error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ModelImportError(f"{name} is damaged, or TVM's TFLite importer cannot read it: {reason}") from error
 
 
 def _contraction_names(model: Any) -> list[str]:
-    """Returns the names of what convolutions and matrix products compute, in order."""
+    """Returns the names of the results of convolutions and matrix products, in order."""
     import tflite
 
     operators = tflite.BuiltinOperator
