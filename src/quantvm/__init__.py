@@ -1,7 +1,7 @@
 """Quantized PyTorch models on Apache TVM: the same bits, real int8 code, measured on real images.
 
-What the command does is a call here. Everything is imported when it is first used, so that ``import quantvm`` costs
-neither torch nor tvm.
+Each command is a function here. Everything is imported when it is first used, so ``import quantvm`` imports neither
+torch nor tvm.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The jobs as functions of Python code: each takes the options of its command by name, or all of them as a config.
+"""The jobs as Python functions: each takes the options of its command by name, or all of them as a config.
 
-The options are typed out here for editors and `help()`; what each means stands in the configuration (`RunConfig`, ...),
-whose names, types and defaults these are: a test compares them.
+The options are typed out here for editors and `help()`. Names, types and defaults are those of the configuration
+(`RunConfig`, ...), which explains each option; a test compares them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 
 
 def _takes(kind: type[Options]) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
-    """Returns a decorator of a function that is given a config, or its options by name; it is called with a config."""
+    """Returns a decorator: callers give a config, or its options by name; the function always gets a config."""
 
     def decorator(function: Callable[Given, Result]) -> Callable[Given, Result]:
         others = {"progress", "observer", "command"}
@@ -101,7 +101,7 @@ def evaluate(
 ) -> RunResult:
     """Returns how the models' accuracy and raw outputs compare between PyTorch and TVM, as ``quantvm run`` does.
 
-    A model that fails has a row that says so and the others go on. After an interruption by Ctrl-C the result holds
+    If a model fails, its row says so and the other models go on. After an interruption by Ctrl-C the result holds
     what was done until then. If `out` is set, the run folder is written after each model.
 
     Args:
@@ -145,7 +145,7 @@ def bench(
 ) -> BenchResult:
     """Returns how fast the engines run the models in int8, as ``quantvm bench`` does.
 
-    An engine that is missing or fails has a row that says so, and the others go on. TVM is timed only where its
+    If an engine is missing or fails, its row says so and the others go on. TVM is timed only where its
     outputs have the bits of the PyTorch engine that it reproduces. After an interruption by Ctrl-C the result holds
     what was done until then. If `out` is set, bench.json is written after each row.
 
@@ -188,10 +188,10 @@ def diff(
 ) -> DiffResult:
     """Returns how the integers of every layer differ between two runs of one model, as ``quantvm diff`` does.
 
-    Each layer is compared in the run as a whole, and also computed alone from the reference's inputs, so that an
-    inherited difference is told from a layer's own. On layers that have differences of their own, rules are tried: how
-    ties are rounded, where the zero point is added, and so on (`quantvm.layer_rules`). A pair of rules that gives all
-    integers of both sides is the cause.
+    Each layer is compared in the run as a whole, and also computed alone from the reference's inputs: this separates
+    a layer's own differences from inherited ones. For layers that have their own, rules are tried: how ties are
+    rounded, where the zero point is added, and so on (`quantvm.layer_rules`). A pair of rules that gives all integers
+    of both sides is the cause.
 
     Args:
         config: all options; or leave it out and give them by name, as in ``diff(model="resnet18", num_samples=2)``.
@@ -217,7 +217,8 @@ def tune(
 ) -> TuneResult:
     """Returns the fastest schedules of the models' convolutions on this CPU, as ``quantvm tune`` does.
 
-    They are written into a file, over what was there; every later compilation takes them from the user's own.
+    They are written into a file, where they replace older records of the same convolutions. Later compilations read the
+    user's own file, which is the default.
 
     Args:
         config: all options; or leave it out and give them by name, as in ``tune(models=("resnet18",), threads=1)``.

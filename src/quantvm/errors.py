@@ -1,9 +1,9 @@
 """Errors that a user can act on, and the one kind that is a bug of ours.
 
-Every message says what went wrong, where, what was got against what was expected, and what to do. The CLI prints a
+Every message says what went wrong, where, what was got, what was expected, and what to do. The CLI prints a
 ``QuantvmError`` without a stack and exits 2. A failed check (parity or accuracy below the asked bound) is a result,
-never an exception. What nothing expected becomes a ``QuantvmError`` at the boundary of its stage (``stage``), with the
-exception itself as the cause.
+never an exception. An unexpected exception becomes a ``QuantvmError`` at the boundary of its stage (``stage``), with
+the exception itself as the cause.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class QuantvmError(Exception):
     """Base of all errors that the user can act on.
 
     Attributes:
-        is_unexpected: whether `stage` made it of an exception that nothing expected, whose stack a report should hold.
+        is_unexpected: whether `stage` made it from an unexpected exception, whose stack belongs in a bug report.
     """
 
     is_unexpected = False
 
     def __str__(self) -> str:
-        """Returns the message, with bytes of names of files that are no UTF-8 escaped: it can be written anywhere."""
+        """Returns the message; bytes of file names that are not UTF-8 are escaped, so it can be written anywhere."""
         return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -62,7 +62,7 @@ class ModelImportError(QuantvmError, ValueError):
 
 
 class ModelCodeError(QuantvmError, RuntimeError):
-    """The user's own Python code, of which a model was to come, raised; the cause has its stack."""
+    """The user's own Python code raised while it made a model; the cause has its stack."""
 
     @classmethod
     def of(cls, what: str, while_: str, cause: BaseException) -> ModelCodeError:
@@ -102,7 +102,7 @@ class VerificationError(QuantvmError, RuntimeError):
 
 
 class MissingPackageError(QuantvmError, ImportError):
-    """A package that is not installed where models are only run, and that all else needs."""
+    """A package is missing. Running compiled models does not need it, everything else does."""
 
 
 _NOT_NEEDED_TO_RUN = frozenset(
@@ -112,7 +112,7 @@ _NOT_NEEDED_TO_RUN = frozenset(
 
 @contextmanager
 def missing_package_named() -> Iterator[None]:
-    """Raises MissingPackageError where an import inside of the block fails for want of a dependency of quantvm."""
+    """Raises MissingPackageError if an import inside the block fails because a dependency of quantvm is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -126,7 +126,7 @@ def missing_package_named() -> Iterator[None]:
 
 
 INPUTS_MISFIT = "the inputs do not fit the model: "
-"""What messages of checks begin with that stand in the compiled code."""
+"""How messages of checks in the compiled code begin."""
 _LOG = logging.getLogger("quantvm")
 _PLACE = "quantvm_place"
 _MOST_TOLD = 400
@@ -136,15 +136,15 @@ STATIC_MAY_HELP = "with batch='static' (--batch static), for as many images as t
 
 @contextmanager
 def stage(doing: str, kind: type[QuantvmError], remedy: str = "") -> Iterator[None]:
-    """Raises an error of a kind in place of an exception that nothing in the block expected.
+    """Turns an unexpected exception in the block into an error of the given kind.
 
-    It names the stage, the part of the model that was at work (`part`), and what to do; the exception is its cause, and
-    its stack goes to the log `quantvm` at level DEBUG. Our
-    own errors pass, and so do the end of the memory, an interruption, and a package that is not installed.
+    The error names the stage, the part of the model that was processed (`part`), and what to do. The exception is its
+    cause, and its stack goes to the log `quantvm` at level DEBUG. Our own errors pass unchanged, and so do
+    MemoryError, an interruption, and a package that is not installed.
 
     Args:
         doing: the stage, as "importing the model".
-        kind: what callers of the stage expect.
+        kind: the error that callers of the stage expect.
         remedy: what may help besides a report, as the second half of a sentence.
     """
     try:
@@ -166,7 +166,7 @@ def stage(doing: str, kind: type[QuantvmError], remedy: str = "") -> Iterator[No
 
 @contextmanager
 def part(name: str | Callable[[], str]) -> Iterator[None]:
-    """Notes on an unexpected exception which part of the model was at work, for the message of `stage`."""
+    """Notes on an unexpected exception which part of the model was processed, for the message of `stage`."""
     try:
         yield
     except QuantvmError:
@@ -178,7 +178,7 @@ def part(name: str | Callable[[], str]) -> Iterator[None]:
 
 
 def is_output_failure(error: BaseException) -> bool:
-    """Whether an error, or what it was caused by, is that something could not be written, as to a full disk."""
+    """Whether an error, or one of its causes, is a failed write, such as to a full disk."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OutputError) or (isinstance(cause, OSError) and cause.errno in _FAILED_WRITES):
@@ -196,7 +196,7 @@ def listed(problems: Sequence[str], most: int = 8) -> str:
 
 
 def gist(error: BaseException) -> str:
-    """Returns the line of a foreign exception that says most, with its type where that line alone would say little."""
+    """Returns the most informative line of a foreign exception, with its type where that line alone says little."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     important = [line for line in lines if "Error" in line or "expected" in line.lower()]
     told = (important or lines or [""])[-1].removesuffix(".")

@@ -1,6 +1,6 @@
-"""What there is and where it lies: models, weights, operators, targets, kernels.
+"""Lists of what is available, and where it is: models, weights, data sets, operators, targets, kernels.
 
-Nothing here imports torch or tvm, but for `list_kernels`, which asks the compiler what a target can do.
+Nothing here imports torch or tvm, except `list_kernels`, which asks the compiler what a target can do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DataListing(TypedDict):
 
 
 class TargetListing(TypedDict):
-    """One target to compile for; any other `llvm -mcpu=NAME [-mattr=+a,-b]` that LLVM knows will do, too."""
+    """One target to compile for; any other `llvm -mcpu=NAME [-mattr=+a,-b]` that LLVM knows also works."""
 
     name: str
     description: str
@@ -61,13 +61,13 @@ class CandidateListing(TypedDict):
 
 
 class KernelListing(TypedDict):
-    """One kernel and its implementations, the preferred first; of those that lack nothing the first is chosen."""
+    """One kernel and its implementations, the preferred one first; the first that lacks no feature is chosen."""
 
     name: str
     description: str
-    applies_to: str  # what the choice is for, and what other cases take
+    applies_to: str  # which cases the choice is for, and what the other cases use
     candidates: list[CandidateListing]
-    groups: list[CandidateListing]  # groups of special instructions that it has use for; chosen: the target has it
+    groups: list[CandidateListing]  # groups of special instructions that it can use; chosen: the target has it
 
 
 class KernelsListing(TypedDict):
@@ -78,7 +78,7 @@ class KernelsListing(TypedDict):
 
 
 class FetchedWeights(TypedDict):
-    """What came of getting one model's weights: where they are, or the problem."""
+    """The result of fetching one model's weights: where they are, or the problem."""
 
     name: str
     source: str | None
@@ -166,8 +166,8 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def list_ops() -> list[str]:
     """Returns the qualified names of the PyTorch operators that have a converter, sorted.
 
-    They are read from the tables of operators and from the decorators in the frontend's source: importing the
-    converters would import tvm. A test holds the result against the registry.
+    They are read from the tables of operators and from the decorators in the frontend's source, because importing the
+    converters would import tvm. A test compares the result with the registry.
     """
     from quantvm.numerics.activations import ACTIVATIONS
     from quantvm.numerics.float_operators import FLOAT_OPERATORS
@@ -215,10 +215,10 @@ def target_lines(rows: Sequence[TargetListing]) -> list[str]:
 
 
 def list_kernels(target: str = "native") -> KernelsListing:
-    """Returns which implementation of each kernel `target` gets, by the code that selects them.
+    """Returns which implementation of each kernel `target` gets, from the code that selects them.
 
     Raises:
-        CompileError: not a target that code can be generated for.
+        CompileError: no code can be generated for the target.
     """
     from quantvm.kernels.catalogue import kernel_choices
     from quantvm.runtime.target import parse_target, target_text
@@ -242,7 +242,7 @@ def _candidate(candidate: Candidate) -> CandidateListing:
 
 
 def kernel_lines(listing: KernelsListing) -> list[str]:
-    """Returns the kernels that have a choice, with the reason for each candidate, and then those that have none."""
+    """Returns the kernels with several implementations, with the reason for each, and then those with only one."""
     lines = [f"Target: {listing['target']}", ""]
     alike: dict[str, list[KernelListing]] = {}
     for kernel in listing["kernels"]:
@@ -261,7 +261,7 @@ def kernel_lines(listing: KernelsListing) -> list[str]:
 
 
 def _group_lines(listing: KernelsListing) -> list[str]:
-    """Returns the special instructions that kernels have use for, and which kernels these are."""
+    """Returns the special instructions that kernels can use, and which kernels these are."""
     using = [kernel for kernel in listing["kernels"] if kernel["groups"]]
     if not using:
         return []

@@ -25,7 +25,7 @@ _received: list[int] = []
 
 
 class _Stream(io.TextIOWrapper):
-    """A text stream of a descriptor that never raises: the first error is kept, and what follows it is dropped."""
+    """A text stream that never raises: it keeps the first error, and drops what is written after it."""
 
     error: OSError | None = None
 
@@ -46,18 +46,19 @@ class _Stream(io.TextIOWrapper):
 
     def _fail(self, error: OSError) -> None:
         self.error = self.error or error
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # takes what is still held back
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # what is still buffered goes there
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
-    """Runs a command line that ends by SystemExit, and ends this process with its code.
+    """Runs a command line that ends with SystemExit, and ends this process with its exit code.
 
-    A code of 0 becomes that of failed output where stdout could not be written, 130 that of the signal received.
+    If stdout could not be written, 0 becomes the exit code for failed output. 130 becomes the code of the received
+    signal.
     """
     stdout = _prepare_streams()
-    for name in ("COLUMNS", "LINES"):  # where they are no size, Rich prints nothing at all
+    for name in ("COLUMNS", "LINES"):  # with values that are no sizes, Rich prints nothing at all
         if not _is_size(os.environ.get(name, "")):
             os.environ.pop(name, None)
     for name in ("SIGTERM", "SIGHUP"):
@@ -84,7 +85,7 @@ _LEAST_SIZE = 10
 
 
 def _has_current_folder() -> bool:
-    """Whether names of files mean anything; without a current folder PyTorch's MKL ends the process, too."""
+    """Whether relative paths can be resolved; without a current folder PyTorch's MKL also ends the process."""
     try:
         Path.cwd()
     except OSError as error:
@@ -119,8 +120,8 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 def _prepare_streams() -> _Stream:
     """Replaces stdout and stderr by streams that never raise; returns stdout."""
     for number in range(3):
-        if not _is_open(number):  # or the next file that is opened would be taken for a stream
-            # what is written to a closed one meets an error, as it should
+        if not _is_open(number):  # else the next file that is opened would become this stream
+            # writing to a closed stream then fails, as it should
             os.open(os.devnull, os.O_RDONLY)
     stdout, sys.stderr = _stream(1, sys.stdout), _stream(2, sys.stderr)
     sys.stdout = stdout

@@ -39,7 +39,7 @@ class SilentProgress:
 
     @contextmanager
     def task(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
-        """Yields a task that ignores what it is told."""
+        """Yields a task that shows nothing."""
         yield _SilentTask()
 
     def note(self, message: str) -> None:
@@ -118,7 +118,7 @@ class RichProgress:
 
 
 class TitledProgress:
-    """Puts a title before what is shown, as the name of the model that the work is on."""
+    """Puts a title before everything that is shown, such as the name of the current model."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress, self._title = progress, title

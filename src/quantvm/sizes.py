@@ -1,4 +1,4 @@
-"""Arithmetic on sizes, of which some are symbolic: products, and the size that a reshape leaves open."""
+"""Arithmetic on sizes that may be symbolic: products, and the size that a reshape leaves open."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tvm import tirx
 
 MOST_ELEMENTS = (1 << 31) - 1
-"""Of one tensor, with dynamic sizes left out: kernels count what lies within one image in 32 bits."""
+"""The most elements of one tensor, not counting dynamic sizes: kernels index within one image in 32 bits."""
 
 
 def product(sizes: Sequence[Any]) -> Any:
@@ -45,7 +45,7 @@ def _counted(factors: Factors) -> Counter[str]:
 
 
 def _factors(sizes: Sequence[Any]) -> tuple[int, Factors]:
-    """Returns the number and the symbolic factors of a product; what is no product is one factor."""
+    """Returns the number and the symbolic factors of a product; any other expression is one factor."""
     number, factors = 1, Factors()
 
     def take(size: Any) -> None:

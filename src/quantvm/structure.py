@@ -16,14 +16,14 @@ from typing import Any
 Structure = Any
 _CONSTANTS = (bool, int, float, str, type(None))
 MAX_DEPTH = 32
-"""Of nesting, in what is read from a file."""
+"""The deepest nesting that is read from a file."""
 
 
 def take_apart(value: Any, is_tensor: Callable[[Any], bool]) -> tuple[Structure, list[Any]]:
     """Returns the structure of a value and its tensors in order.
 
     Raises:
-        TypeError: something in it is neither a tensor nor a container, a number, a string or None; says which.
+        TypeError: it contains something other than tensors, containers, numbers, strings and None; says what.
     """
     tensors: list[Any] = []
 
@@ -83,12 +83,11 @@ def in_order(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any
 
     Args:
         names: of all inputs; nested ones have a key of their own, or a path with dots.
-        args: tensors and containers of them, which stand for the next inputs; those in dicts go by name. None is left
-            out.
-        kwargs: likewise, by name.
+        args: tensors and containers of them, in the order of the inputs; those in dicts go by name. None is skipped.
+        kwargs: tensors and containers of them, by name.
 
     Raises:
-        ValueError: a name is unknown or given twice, or their number is another; says which.
+        ValueError: a name is unknown or given twice, or the number of tensors is wrong; says which.
     """
     found: dict[str, Any] = {}
     problems: list[str] = []
@@ -132,10 +131,10 @@ def in_order(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def renesting(example_inputs: Any, names: Sequence[str]) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    """Returns the tensors of example inputs in the order of their names, and what nests others in the same way.
+    """Returns the tensors of example inputs in the order of their names, and a function that nests others alike.
 
     Raises:
-        ValueError: their number or a name is another.
+        ValueError: their number is wrong, or a name is unknown.
     """
     is_sequence = isinstance(example_inputs, (list, tuple))  # of arguments
     structure, leaves = take_apart(
@@ -153,7 +152,7 @@ def renesting(example_inputs: Any, names: Sequence[str]) -> tuple[list[Any], Cal
 
 @dataclasses.dataclass(frozen=True)
 class _Marker:
-    """A tensor, of which only the number is known."""
+    """Stands for a tensor, and knows only its number."""
 
     number: int
     shape: tuple[int, ...] = ()
@@ -182,14 +181,14 @@ def _without_constants(structure: Structure) -> Structure:
 
 
 def _is_container(value: Any) -> bool:
-    """Whether a list holds tensors or containers; one of numbers is itself an array."""
+    """Whether a list holds tensors or containers; a list of numbers is itself an array."""
     return isinstance(value, (list, tuple)) and any(
         hasattr(item, "shape") or isinstance(item, Mapping) or _is_container(item) for item in value
     )
 
 
 def is_flat(structure: Structure) -> bool:
-    """Returns whether a structure is one tensor, or a tuple of several: what needs no description."""
+    """Returns whether a structure is one tensor, or a tuple of several tensors, and so needs no description."""
     ((kind, content),) = structure.items()
     return kind == "tensor" or (kind == "tuple" and len(content) > 1 and all("tensor" in inner for inner in content))
 
@@ -214,7 +213,7 @@ def checked(structure: Any, count: int) -> Structure:
     """Returns a structure that was read from a file.
 
     Raises:
-        ValueError: it is none, or not of `count` tensors, each once or more.
+        ValueError: it is no structure, or does not hold exactly `count` tensors, each at least once.
     """
     seen: set[int] = set()
 

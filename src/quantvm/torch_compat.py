@@ -1,7 +1,7 @@
 """The one file that knows what differs between builds and versions of torch and torchvision.
 
-Here: importing torchvision beside a torch that it was not built for, the quantized engines of this torch, and silence
-for warnings that our users cannot act on. Everything imports torch lazily, so that ``--help`` stays quick.
+It imports torchvision beside a torch that it was not built for, lists the quantized engines of this torch, and hides
+warnings that our users cannot act on. Functions import torch only when they are called, so that ``--help`` stays quick.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TORCHVISION_SCHEMAS = {
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
 
-# What torch says of its own future, or of how its observers call each other: nothing that a user of quantvm could act
-# on. Matched from the start of the message.
+# Deprecation warnings of torch, and warnings about how its observers call each other: a user of quantvm cannot act on
+# them. Matched from the start of the message.
 _QUIET_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"\s*torch\.ao\.quantization is deprecated", DeprecationWarning),
     (r".*torch\.jit.*is deprecated", DeprecationWarning),
@@ -38,7 +38,7 @@ _QUIET_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"_aminmax is deprecated", UserWarning),
 )
 
-# Logged where torchao is imported: of its extensions for GPUs, and of how it registers its enums with torch.
+# Logged when torchao is imported: about its extensions for GPUs, and how it registers its enums with torch.
 _QUIET_RECORDS = (
     ("torchao", r"Failed to load .*_C"),
     ("torch.utils._pytree", r".*is an Enum subclass and is now natively supported"),
@@ -51,8 +51,8 @@ _schemas: list[object] = []  # a torch.library.Library unregisters what it defin
 def import_torchvision() -> ModuleType:
     """Returns the torchvision module, also where its C++ extension does not fit the installed torch.
 
-    The packaged torchvision is built against CUDA; beside a CPU build of torch its extension does not load and its
-    import fails for want of two operator schemas. Only in that case the schemas are defined first: models and
+    The packaged torchvision is built against CUDA. Beside a CPU build of torch its extension does not load, and its
+    import fails because two operator schemas are missing. Only then the schemas are defined first; models and
     transforms need no more.
     """
     loaded = sys.modules.get("torchvision")
@@ -104,9 +104,9 @@ def torch_engines() -> tuple[str, ...]:
 
 
 def operator_decompositions(operators: Sequence[object]) -> dict[object, Callable[..., object]]:
-    """Returns PyTorch's rules that write operators in terms of others, of those that it has any for.
+    """Returns PyTorch's decompositions of the given operators, for those that have one.
 
-    These are more than `torch.export.default_decompositions`, which keeps what the core of ATen has.
+    There are more of them than in `torch.export.default_decompositions`, which keeps the operators of core ATen.
     """
     import torch
 
@@ -123,14 +123,14 @@ def onednn_uses_amx() -> bool:
 
 
 def has_vnni() -> bool:
-    """Says whether torch finds AVX512-VNNI here: without it x86 is FBGEMM alone, and oneDNN has other kernels."""
+    """Says whether torch finds AVX512-VNNI: without it, engine x86 uses FBGEMM alone, and oneDNN other kernels."""
     import torch
 
     return torch.cpu._is_vnni_supported()
 
 
 def has_avx512() -> bool:
-    """Says whether torch takes its kernels for AVX512 here, which `ATEN_CPU_CAPABILITY` can forbid."""
+    """Says whether torch uses its kernels for AVX512 here, which `ATEN_CPU_CAPABILITY` can forbid."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -172,7 +172,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Hides what importing torchao logs of its own interior inside the block; every other record passes."""
+    """Hides log records about torchao's internals when torchao is imported in the block; every other record passes."""
     filters = [(logging.getLogger(name), _unless(pattern)) for name, pattern in _QUIET_RECORDS]
     for logger, keep in filters:
         logger.addFilter(keep)
@@ -188,10 +188,10 @@ def _unless(pattern: str) -> Callable[[logging.LogRecord], bool]:
 
 
 @cache
-def hear_native_warnings() -> None:
-    """Has torch say of quantized tensors what it says once a process, where Python's filters hear and hide it.
+def trigger_quantized_warnings() -> None:
+    """Makes torch give its once-per-process warnings about quantized tensors now, so that `quiet` can hide them.
 
-    The loader of TorchScript would otherwise print it on stderr, past Python.
+    Otherwise the loader of TorchScript would print them on stderr, past Python's filters.
     """
     import torch
 

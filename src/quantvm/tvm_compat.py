@@ -1,4 +1,4 @@
-"""The only file that knows TVM version differences and host probing through TVM."""
+"""The only file that knows how versions of TVM differ, and that asks TVM about this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from quantvm.storage.scratch import file_size_limit, memory_file, room_advice, r
 
 
 def release_pooled_memory() -> None:
-    """Gives back what TVM keeps of the working memory of models that ran, for those that run next.
+    """Frees the working memory that TVM keeps from models that ran, to reuse it for later runs.
 
     Its pool has as many buffers of each size as were ever in use at once, and never shrinks by itself.
     """
@@ -100,7 +100,7 @@ def _executable(module: tvm.IRModule, target: Any) -> Any:
 
 
 def _with_ordered_shapes(module: tvm.IRModule, _: Any) -> tvm.IRModule:
-    """Orders what the functions of VMShapeLower compute: its order is one of addresses, new in every process."""
+    """Sorts what the functions of VMShapeLower compute: TVM orders it by addresses, which differ in every process."""
     for name, function in module.functions.items():
         if name.name_hint.startswith("shape_func") and isinstance(function, tvm.tirx.PrimFunc):
             module[name] = function.with_body(_in_order_of_slots(function.body))
@@ -142,15 +142,15 @@ def start_vm(module: Any) -> Any:
 def copied(executable: Any) -> Any:
     """Returns a module for `start_vm`, of the same code and constants as an executable of `build_executable`.
 
-    A virtual machine writes into what it starts: an empty memory scope for each constant. Saved after that, an
-    executable has other bytes, and TVM warns of every scope, when it is saved and whenever it is loaded.
+    A virtual machine writes an empty memory scope for each constant into the executable that it starts. If the
+    executable is saved after that, it has other bytes, and TVM warns about every scope when it is saved or loaded.
     """
     with ExitStack() as stack:
         in_memory = stack.enter_context(memory_file("executable"))
         path = in_memory or stack.enter_context(scratch_folder("executable")) / "executable"
         executable.mod.write_to_file(str(path), "")
         if in_memory is None and (room_bytes(path.parent) == 0 or path.stat().st_size == file_size_limit()):
-            # TVM says nothing where there is no room for all of it
+            # TVM reports no error if the disk is full
             raise OutputError(f"there is no room for a copy of the executable; {room_advice(path.parent)}")
         copy = tvm.get_global_func("relax.ExecutableLoadFromFile")(str(path))
     for library in executable.mod.imports:
@@ -161,8 +161,8 @@ def copied(executable: Any) -> Any:
 def load_library(path: Path) -> Any:
     """Returns the module in a shared library of `write_library`; the file may be removed afterwards.
 
-    The system unloads the library when the module, and what was made of it, is no longer used: tensors are allocated by
-    TVM's runtime, not by the library.
+    The system unloads the library when the module, and what was made from it, is no longer used. Tensors stay valid:
+    TVM's runtime allocates them, not the library.
 
     Raises:
         OSError: the library cannot be loaded.
@@ -176,7 +176,7 @@ def load_library(path: Path) -> Any:
 def write_library(executable: Any, path: Path) -> None:
     """Writes an executable as a shared library, the same bytes for equal executables.
 
-    LLVM ends the process where it cannot write an object: they are written to memory, or after a look at the room.
+    LLVM ends the process if it cannot write an object. So objects are written to memory, or only if there is room.
 
     Args:
         executable: of `build_executable`.
@@ -205,7 +205,7 @@ def write_library(executable: Any, path: Path) -> None:
 
 
 def _host_modules(executable: Any) -> list[Any]:
-    """Returns the LLVM modules whose objects make the library: the code, and one of constants and bytecode."""
+    """Returns the LLVM modules whose objects make up the library: the code, and one for constants and bytecode."""
     code = [module for module in executable.mod.imports if module.kind == "llvm"]
     target = code[0]["_get_target_string"]() if code else '{"kind": "llvm"}'
     return [*code, tvm.get_global_func("runtime.ModulePackImportsToLLVM")(executable.mod, False, target, "")]
@@ -247,7 +247,7 @@ def _link(linker: str, objects: list[Path], path: Path) -> None:
 
 
 _NO_ROOM = ("File size limit exceeded", *map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)))
-"""What linkers say that meet a full disk."""
+"""What linkers say when the disk is full."""
 
 
 def assembly(executable: Any) -> str:
@@ -274,8 +274,8 @@ def _last_line(error: Exception) -> str:
 def use_threads(threads: int) -> int:
     """Makes TVM's thread pool use `threads` threads; returns how many it uses.
 
-    They are fewer where the pool began with fewer, for it never grows. Each thread that calls TVM has a pool of its
-    own, which begins at its first use with TVM_NUM_THREADS threads; that variable is raised here if need be.
+    It uses fewer if the pool was started with fewer, because a pool never grows. Each thread that calls TVM has its own
+    pool, which starts at its first use with TVM_NUM_THREADS threads; that variable is raised here if needed.
     """
     begins_with = os.environ.get("TVM_NUM_THREADS", "")
     if not begins_with.isdecimal() or int(begins_with) < threads:
@@ -286,15 +286,16 @@ def use_threads(threads: int) -> int:
 
 
 def note_thread_pool() -> None:
-    """Notes that the calling thread has a pool of threads from now on, as every thread that runs compiled code."""
+    """Notes that the calling thread has a thread pool from now on, as every thread that runs compiled code does."""
     _thread.has_pool = True
 
 
 def renew_thread_pool() -> bool:
     """Replaces the calling thread's pool, if it has one, by a new one of as many threads; False if TVM cannot do that.
 
-    Its threads are new and wait for work without a lock, so that a process may be forked: only the calling thread goes
-    on in the child, where the pool that it finds is renewed again. With one that has slept the child hangs or aborts.
+    The threads of the new pool wait for work without a lock, so the process may be forked. Only the calling thread
+    exists in the child, where its pool is renewed again. If pool threads have slept before the fork, the child hangs or
+    aborts.
     """
     if not getattr(_thread, "has_pool", False):
         return True
@@ -309,7 +310,7 @@ def renew_thread_pool() -> bool:
 
 
 def _loaded_runtime() -> str | None:
-    """Returns the file of TVM's runtime, which is loaded already; None for whatever this process has loaded."""
+    """Returns the file of TVM's runtime, which is already loaded; None means all that this process has loaded."""
     return next((str(path) for path in (Path(tvm.__file__).parent / "lib").glob("libtvm_runtime.*")), None)
 
 
@@ -318,12 +319,12 @@ _RESET_THREAD_POOL = "_ZN3tvm7runtime9threading15ResetThreadPoolEv"
 """`tvm::runtime::threading::ResetThreadPool`, which TVM exports and registers under no name."""
 
 _ALL_CORES = -3
-"""TVM's affinity mode in which every thread may run on every core, so that nothing is pinned."""
+"""TVM's affinity mode that lets every thread run on every core, so that none is pinned."""
 
 
 @contextmanager
 def closed_on_error(block_builder: Any) -> Iterator[None]:
-    """Closes the block of a Relax builder that an error leaves open, or TVM would warn of it on stderr."""
+    """Closes the block of a Relax builder that an error leaves open; otherwise TVM warns about it on stderr."""
     try:
         yield
     except BaseException:

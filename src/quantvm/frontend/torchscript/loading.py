@@ -17,7 +17,7 @@ from quantvm.frontend.registry import find_converter, supported_ops
 from quantvm.numerics.torch_engines import ENGINES
 from quantvm.storage.regular_files import checked_path, open_regular
 from quantvm.structure import Structure
-from quantvm.torch_compat import hear_native_warnings, quiet
+from quantvm.torch_compat import quiet, trigger_quantized_warnings
 
 from .aliases import stale_reads
 from .archive import check_script_file
@@ -62,7 +62,7 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
     Raises:
         ModelImportError: no such file, or not one that this PyTorch can load.
     """
-    hear_native_warnings()
+    trigger_quantized_warnings()
     with open_regular(path, ModelImportError) as file:
         try:
             check_script_file(file)

@@ -170,11 +170,11 @@ class TorchEngine:
         """Returns the frozen module, which takes any batch size."""
         import torch
 
-        from quantvm.torch_compat import hear_native_warnings, quiet
+        from quantvm.torch_compat import quiet, trigger_quantized_warnings
 
         facts: Facts = {}
         if self._frozen is None:
-            hear_native_warnings()
+            trigger_quantized_warnings()
             with seconds(facts, "load_s"), quiet():
                 self._frozen = torch.jit.freeze(torch.jit.load(str(self._path)).eval())
         frozen = self._frozen
