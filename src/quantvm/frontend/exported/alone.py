@@ -15,13 +15,13 @@ _DTYPES = {"uint8": torch.uint8, "int8": torch.int8}
 
 
 def exported_layer_alone(module: Any, layers: Sequence[Layer], index: int, sizes: Mapping[str, int]) -> LayerAlone:
-    """Returns the nodes between one layer's tensor and those that it reads, which real values are quantized to first.
+    """Returns the nodes from the layers that one layer reads to its own tensor; they first quantize their inputs.
 
     Args:
         module: the program's module, of `torch.fx`.
         layers: all layers.
-        index: which.
-        sizes: the integers that nodes give on the inputs in question, by node.
+        index: the layer's number.
+        sizes: the values of nodes that compute integers, for the inputs in question, by node name.
     """
     nodes = {node.name: node for node in module.graph.nodes}
     numbers = {layer.value: i for i, layer in enumerate(layers) if i != index}
@@ -55,7 +55,7 @@ def exported_layer_alone(module: Any, layers: Sequence[Layer], index: int, sizes
 
 
 def _needed(wanted: fx.Node, known: set[str]) -> list[fx.Node]:
-    """Returns the nodes that a node is computed from, up to those known, in order of execution."""
+    """Returns the nodes that a node is computed from, back to the known ones, in order of execution."""
     found, waiting = {wanted}, [wanted]
     while waiting:
         node = waiting.pop()

@@ -1,8 +1,8 @@
-"""A `.pt2` file becomes an exported program without running anything that is in it.
+"""Reads an exported program from a `.pt2` file without executing anything in it.
 
-`torch.export.load` unpickles example inputs and weights, and loads compiled code that lies in the file. So the archive
-is read here: what is pickled must be plain tensors, all strings pass `pt2_checks`, and only then PyTorch's reader gets
-the description of the program, with the tensors beside it.
+`torch.export.load` unpickles example inputs and weights, and loads compiled code from the file. So the archive is read
+here: pickles may hold only plain tensors, and `archive_checks` checks all strings. Only then PyTorch's reader gets the
+description of the program and the tensors.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def read_program(path: Path) -> Any:
     """Returns the `torch.export.ExportedProgram` of a file; nothing of the file is executed.
 
     Raises:
-        ModelImportError: it is no regular file, holds other pickles than tensors, custom objects or compiled code, or
-            strings that PyTorch would evaluate; the message names the member.
+        ModelImportError: it is not a regular file, or holds pickles of anything but tensors, custom objects, compiled
+            code, or strings that PyTorch must not evaluate; the message names the member.
         UnsupportedOpError: it calls functions outside of PyTorch's libraries of operators.
-        Exception: whatever PyTorch and zipfile raise for damaged files.
+        Exception: any error of PyTorch or zipfile on damaged files.
     """
     with open_regular(path, ModelImportError) as file:
         archive = _Archive(file)
@@ -65,7 +65,7 @@ def read_program(path: Path) -> Any:
 
 
 class _Archive:
-    """The members of a ZIP archive by their names without its folder."""
+    """The members of a ZIP archive by name, without the name of its top folder."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._zip = zipfile.ZipFile(file)
@@ -98,7 +98,7 @@ class _Archive:
         return self.read(name).decode("utf-8")
 
     def storage(self, name: str) -> torch.Tensor:
-        """Returns the bytes of a member, in memory of their own."""
+        """Returns the bytes of a member, in newly allocated memory."""
         if name not in self._members:
             raise ModelImportError(f"it lacks {name}")
         info = self._members[name]
@@ -122,7 +122,7 @@ def _current(archive: _Archive) -> tuple[Any, Any, Any, Any]:
 
 
 def _old(archive: _Archive) -> tuple[Any, Any, Any, Any]:
-    """Reads what PyTorch 2.2 to 2.7 wrote."""
+    """Reads the format of PyTorch 2.2 to 2.7."""
     content = _bytes_to_dataclass(schema.ExportedProgram, archive.read(_OLD))
     held = []
     for kind in ("state_dict", "constants"):
@@ -133,7 +133,7 @@ def _old(archive: _Archive) -> tuple[Any, Any, Any, Any]:
 
 
 def _tensors(archive: _Archive, kind: str) -> dict[str, Any]:
-    """Returns weights or constants by name; those that are parts of the same member share memory, as in the model."""
+    """Returns weights or constants by name; tensors in the same member share memory, as in the model."""
     legacy = _LEGACY_TENSORS.format(kind)
     if archive.has(legacy):
         return _named_tensors(archive.read(legacy), legacy)
@@ -156,7 +156,7 @@ def _tensors(archive: _Archive, kind: str) -> dict[str, Any]:
 
 
 def _view(storage_u8: torch.Tensor, meta: Any, name: str) -> Any:
-    """Returns the tensor that a part of a member is."""
+    """Returns a tensor that is a view of a member's bytes."""
     held = meta.tensor_meta
     if held.device.type != "cpu":
         raise ModelImportError(f"{name} lies on the device {held.device.type}; move the model to the CPU and export it")
@@ -169,12 +169,12 @@ def _view(storage_u8: torch.Tensor, meta: Any, name: str) -> Any:
     return torch.nn.Parameter(tensor, requires_grad=bool(held.requires_grad)) if meta.is_param else tensor
 
 
-# ------------------------------------------------------------------ what is pickled
+# ------------------------------------------------------------------ pickles
 
 
 def _unpickled(data: bytes, member: str) -> Any:
     """Returns tensors, numbers and containers of them that `torch.save` wrote; no function of the file is called."""
-    if b"torchao" in data:  # its tensors are known to PyTorch once it is imported
+    if b"torchao" in data:  # importing it registers its tensor classes with PyTorch
         with quiet_torchao():
             try:
                 import torchao.quantization  # noqa: F401
@@ -186,7 +186,7 @@ def _unpickled(data: bytes, member: str) -> Any:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # its own kind, RuntimeError, and any of damaged archives
+    except Exception as error:  # pickle's own error, RuntimeError, or any kind on damaged archives
         raise ModelImportError(
             f"{member} is damaged, or holds more than tensors: {_reason(error)}. {_NO_CODE}"
         ) from error
@@ -227,7 +227,7 @@ def _inputs(data: bytes, member: str) -> Any:
 
 
 def _check_targets(module: Any) -> None:
-    """Raises UnsupportedOpError where a name of the file became something else than an operator."""
+    """Raises UnsupportedOpError if a name in the file was resolved to anything but an operator."""
     kinds = (torch._ops.OpOverload, torch._ops.HigherOrderOperator)
     for inner in module.modules():
         for node in inner.graph.nodes if isinstance(inner, torch.fx.GraphModule) else ():

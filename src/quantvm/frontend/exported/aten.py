@@ -1,4 +1,4 @@
-"""Arithmetic, linear layers and what computes nothing, in exported programs; forms that the lowering relies on."""
+"""Arithmetic, linear layers and no-ops of exported programs, in the forms that lowering expects."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SHARED = {
     "aten::split_with_sizes.default": "aten::split",
     "aten::upsample_nearest2d.vec": "aten::upsample_nearest2d",
 }
-"""Operators that TorchScript programs have too: the converter there serves float tensors of an exported program."""
+"""Operators that TorchScript has too; its converters also handle float tensors of exported programs."""
 
 
 def shared_converter(name: str) -> Any:
-    """Returns the converter of a TorchScript operator that serves the exported one, or None."""
+    """Returns the TorchScript converter that also handles an exported operator, or None."""
     return find_converter(SHARED[name]) if name in SHARED else None
 
 
@@ -77,7 +77,7 @@ def linear(b: ExportedBuilder, x: Any, weight: Any, bias: Any = None) -> Expr:
 
 
 def _biased(b: ExportedBuilder, y: Expr, bias: Any) -> Expr:
-    """Returns y + bias; a constant of a matrix product as a row (1, C)."""
+    """Returns y + bias; a constant bias of a matrix product becomes a row (1, C)."""
     if bias is None:
         return y
     if isinstance(bias, torch.Tensor) and bias.ndim == 1 and len(shape_of(y)) == 2:
@@ -93,7 +93,7 @@ def addmm(b: ExportedBuilder, bias: Any, x: Any, weight: Any, *, beta: float = 1
 
 
 def _is_size(*values: Any) -> bool:
-    """Whether the values are sizes, not tensors."""
+    """Returns whether the values are sizes, not tensors."""
     return not any(hasattr(v, "ty") and isinstance(v.ty, relax.TensorType) for v in values) and not any(
         isinstance(v, torch.Tensor) or hasattr(v, "integers") for v in values
     )
@@ -101,7 +101,7 @@ def _is_size(*values: Any) -> bool:
 
 @register_exported("aten::add.Tensor", "aten::add_.Tensor", "aten::add.Scalar")
 def add(b: ExportedBuilder, x: Any, y: Any, alpha: Any = 1) -> Any:
-    """Returns x + alpha*y, after promotion; of booleans, whether one is true."""
+    """Returns x + alpha*y, after promotion; for booleans, x or y."""
     if isinstance(x, OffsetIntegers) and alpha == 1:
         return with_addend(b, x, y)
     if _is_size(x, y):
@@ -129,7 +129,7 @@ def _times(b: ExportedBuilder, x: Expr, alpha: Any) -> Expr:
 
 @register_exported("aten::mul.Tensor", "aten::mul_.Tensor", "aten::mul.Scalar")
 def mul(b: ExportedBuilder, x: Any, y: Any) -> Any:
-    """Returns x * y, after promotion; of booleans, whether both are true."""
+    """Returns x * y, after promotion; for booleans, x and y."""
     if isinstance(x, Accumulators):
         return scaled(b, x, y)
     if _is_size(x, y):
@@ -141,7 +141,7 @@ def mul(b: ExportedBuilder, x: Any, y: Any) -> Any:
 
 @register_exported("aten::div.Tensor", "aten::div_.Tensor", "aten::div.Scalar")
 def div(b: ExportedBuilder, x: Any, y: Any) -> Expr:
-    """Returns x / y; of integers, the quotient of their float32 values."""
+    """Returns x / y; integers are divided as float32."""
     operands = [tensor_of(b, x), tensor_of(b, y)]
     return b.emit(relax.op.divide(*promoted(b, *operands, dtype=float_dtype(operands))), "div")
 
@@ -155,6 +155,6 @@ def native_dropout(b: ExportedBuilder, x: Any, p: float, train: bool | None) -> 
 
 @register_exported("aten::item.default", "aten::_local_scalar_dense.default")
 def item(b: ExportedBuilder, x: Any) -> Expr:
-    """Returns the one element of a tensor, which stays a tensor without dimensions."""
+    """Returns the only element of a tensor, as a tensor without dimensions."""
     x = b.relax_of(x)
     return reshaped(b, x, []) if shape_of(x) else x

@@ -21,7 +21,7 @@ Operation = Callable[[Expr, Expr], Expr]
 
 
 def _differ(x: Expr, y: Expr) -> Expr:
-    """Returns whether x and y differ; Relax's own operator says that NaN does not."""
+    """Returns whether x and y differ; Relax's own operator returns False for NaN."""
     return relax.op.logical_not(relax.op.equal(x, y))
 
 
@@ -41,7 +41,7 @@ def _register_comparison(name: str, op: Operation) -> None:
     @register_exported(f"aten::{name}.Tensor", f"aten::{name}.Scalar")
     def convert(b: ExportedBuilder, x: Any, y: Any) -> Expr:
         first, second = promoted(b, x, y)
-        if torch_dtype(first) == torch.bool:  # Relax orders numbers only
+        if torch_dtype(first) == torch.bool:  # Relax cannot order booleans
             first, second = as_dtype(b, first, torch.uint8), as_dtype(b, second, torch.uint8)
         return b.emit(op(first, second), name)
 
@@ -115,26 +115,26 @@ def minimum(b: ExportedBuilder, x: Any, y: Any) -> Expr:
 
 @register_exported("aten::atan2.default")
 def atan2(b: ExportedBuilder, x: Any, y: Any) -> Expr:
-    """Returns the angle of the point (y, x)."""
+    """Returns the angle of the point with abscissa y and ordinate x."""
     dtype = float_dtype([tensor_of(b, x), tensor_of(b, y)])
     return b.emit(relax.op.atan2(*promoted(b, x, y, dtype=dtype)), "atan2")
 
 
 @register_exported("aten::logaddexp.default")
 def logaddexp(b: ExportedBuilder, x: Any, y: Any) -> Expr:
-    """Returns log(exp(x) + exp(y)) as m + log(1 + exp(-|x - y|)) with the larger one, m."""
+    """Returns log(exp(x) + exp(y)), as m + log(1 + exp(-|x - y|)) with m = max(x, y)."""
     first, second = promoted(b, x, y)
     high = b.emit(relax.op.maximum(first, second), "high")
     distance = b.emit(relax.op.abs(b.emit(relax.op.subtract(first, second), "difference")), "distance")
     rest = log1p(b, b.emit(relax.op.exp(b.emit(relax.op.negative(distance), "negative")), "exp"))
     both = b.emit(relax.op.add(high, rest), "logaddexp")
-    same = b.emit(relax.op.equal(first, second), "same")  # infinities, too, whose difference is NaN
+    same = b.emit(relax.op.equal(first, second), "same")  # includes equal infinities, whose difference is NaN
     doubled = b.emit(relax.op.add(first, constant(0.6931471805599453, name_of(torch_dtype(first)))), "doubled")
     return b.emit(relax.op.where(same, doubled, both), "logaddexp")
 
 
 def _has_other_sign(b: ExportedBuilder, rest: Expr, divisor: Expr) -> Expr:
-    """Returns whether a rest is not 0, and of another sign than the divisor."""
+    """Returns whether a remainder is nonzero and has another sign than the divisor."""
     zero = constant(0, name_of(torch_dtype(rest)))
     is_rest = b.emit(relax.op.not_equal(rest, zero), "is_rest")
     signs = [b.emit(relax.op.less(v, zero), "is_negative") for v in (rest, divisor)]
@@ -143,7 +143,7 @@ def _has_other_sign(b: ExportedBuilder, rest: Expr, divisor: Expr) -> Expr:
 
 @register_exported("aten::remainder.Tensor", "aten::remainder.Scalar", "aten::remainder.Scalar_Tensor")
 def remainder(b: ExportedBuilder, x: Any, y: Any) -> Expr:
-    """Returns x - y*floor(x/y), exactly: the rest of a division, which has the divisor's sign."""
+    """Returns x - y*floor(x/y), exactly: the remainder with the divisor's sign."""
     first, second = promoted(b, x, y)
     if not torch_dtype(first).is_floating_point:
         return b.emit(relax.op.floor_mod(first, second), "remainder")
@@ -154,13 +154,13 @@ def remainder(b: ExportedBuilder, x: Any, y: Any) -> Expr:
 
 @register_exported("aten::fmod.Tensor", "aten::fmod.Scalar")
 def fmod(b: ExportedBuilder, x: Any, y: Any) -> Expr:
-    """Returns the rest of a division, which has the dividend's sign."""
+    """Returns the remainder of x / y with the dividend's sign."""
     return b.emit(relax.op.mod(*promoted(b, x, y)), "fmod")
 
 
 @register_exported("aten::floor_divide.default", "aten::floor_divide.Scalar")
 def floor_divide(b: ExportedBuilder, x: Any, y: Any) -> Any:
-    """Returns x / y rounded down: of floats, PyTorch's quotient of x less its rest."""
+    """Returns x / y rounded down; for floats, from (x - fmod(x, y)) / y as in PyTorch."""
     first, second = promoted(b, x, y)
     dtype = torch_dtype(first)
     if not dtype.is_floating_point:
@@ -184,7 +184,7 @@ def floor_divide(b: ExportedBuilder, x: Any, y: Any) -> Any:
 
 @register_exported("aten::div.Tensor_mode", "aten::div.Scalar_mode")
 def div_mode(b: ExportedBuilder, x: Any, y: Any, *, rounding_mode: str | None) -> Expr:
-    """Returns x / y, rounded down or towards 0 if asked for."""
+    """Returns x / y, rounded down or towards 0 according to `rounding_mode`."""
     if rounding_mode == "floor":
         return floor_divide(b, x, y)
     operands = [tensor_of(b, x), tensor_of(b, y)]
@@ -200,7 +200,7 @@ def div_mode(b: ExportedBuilder, x: Any, y: Any, *, rounding_mode: str | None) -
 
 @register_exported("aten::pow.Tensor_Scalar")
 def pow_scalar(b: ExportedBuilder, x: Any, exponent: Any) -> Expr:
-    """Returns x ** exponent: products and roots where PyTorch computes them so; of integers, integers."""
+    """Returns x ** exponent, by products and roots where PyTorch uses them; integers give integers."""
     x = b.relax_of(x)
     dtype = common_dtype([x, exponent])
     if not dtype.is_floating_point:
@@ -237,7 +237,7 @@ def _whole_power(b: ExportedBuilder, x: Expr, exponent: int) -> Expr:
 
 @register_exported("aten::pow.Tensor_Tensor", "aten::pow.Scalar")
 def pow_tensor(b: ExportedBuilder, x: Any, exponent: Any) -> Expr:
-    """Returns x ** exponent; of integers, by repeated squaring, and with negative exponents 0 unless x is 1 or -1."""
+    """Returns x ** exponent; for integers by repeated squaring, and 0 for negative exponents unless x is 1 or -1."""
     base, exponents = promoted(b, x, exponent)
     dtype = torch_dtype(base)
     if dtype.is_floating_point:
@@ -269,7 +269,7 @@ def _is_odd(b: ExportedBuilder, x: Expr) -> Expr:
 
 
 def _both(b: ExportedBuilder, x: Expr, y: Expr) -> Expr:
-    """Returns a tensor of the shape that two have together."""
+    """Returns a tensor of the shape to which x and y broadcast."""
     return b.emit(relax.op.add(x, y), "both")
 
 
@@ -288,7 +288,7 @@ def _limited(b: ExportedBuilder, x: Any, low: Any, high: Any) -> Expr:
 
 @register_exported("aten::clamp.Tensor")
 def clamp_tensor(b: ExportedBuilder, x: Any, low: Any = None, high: Any = None) -> Expr:
-    """Returns min(max(x, low), high), of tensors."""
+    """Returns min(max(x, low), high) with tensors as limits."""
     return _limited(b, x, low, high)
 
 
@@ -333,7 +333,7 @@ def where(b: ExportedBuilder, condition: Any, x: Any, y: Any) -> Expr:
 @register_exported("aten::masked_fill.Scalar", "aten::masked_fill_.Scalar", "aten::masked_fill.Tensor",
                    "aten::masked_fill_.Tensor")  # fmt: skip
 def masked_fill(b: ExportedBuilder, x: Any, mask: Any, value: Any) -> Expr:
-    """Returns x with `value` where the mask is true, in x's dtype."""
+    """Returns x with `value`, converted to x's dtype, where the mask is true."""
     x = b.relax_of(x)
     (value,) = promoted(b, value, dtype=torch_dtype(x))
     return b.emit(relax.op.where(*_booleans(b, mask), value, x), "masked_fill")
@@ -352,7 +352,7 @@ def isin(b: ExportedBuilder, x: Any, tests: Any, *, assume_unique: bool = False,
 
 @register_exported("aten::bucketize.Tensor")
 def bucketize(b: ExportedBuilder, x: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Expr:
-    """Returns how many of the sorted boundaries lie below each element, or with `right` not above it; NaN: all."""
+    """Returns how many of the sorted boundaries are below each element, or with `right`, not above it; all for NaN."""
     first, second = promoted(b, x, boundaries)
     each = b.emit(relax.op.expand_dims(first, [-1]), "each")
     reached = (relax.op.greater if right else relax.op.greater_equal)(second, each)

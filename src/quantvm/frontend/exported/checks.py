@@ -1,4 +1,4 @@
-"""What an exported program may not hold, each with what to call instead; all problems of a kind in one error."""
+"""Refuses operators that exported programs must not hold, with advice; one error lists all problems of a kind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _QUANTIZED = ("quantized_decomposed::", "torchao::", "aten::_int_mm", "export::a
 
 
 def check_program(nodes: Iterable[Any]) -> None:
-    """Raises an error for a program that is not a converted, static quantized model."""
+    """Raises an error unless a program is a converted, statically quantized model."""
     calls = [node for node in nodes if node.op == "call_function"]
     names = {node: op_name(node) for node in calls}
     observed = [n for n in calls if "fake_quant" in names[n] or _in_observer(n)]
@@ -67,7 +67,7 @@ def check_operators(unknown: Iterable[Any]) -> None:
     """Raises one error for all calls that cannot be imported.
 
     Args:
-        unknown: the calls that no importer knows.
+        unknown: the calls that cannot be imported.
     """
     missing: dict[str, list[Any]] = collections.defaultdict(list)
     unknown = list(unknown)

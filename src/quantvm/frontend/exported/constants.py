@@ -1,4 +1,4 @@
-"""Calls of an exported program whose results do not depend on its inputs: PyTorch computes them during the import."""
+"""Calls of an exported program whose results do not depend on its inputs; PyTorch computes them at import."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKS = frozenset(
 _FILLS = frozenset(
     f"aten::{name}.default" for name in ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
 )
-"""Calls that read no more of their first argument than its dtype and shape."""
+"""Calls that read only the dtype and the shape of their first argument."""
 
 
 def _has_static_shape(node: Any) -> bool:
@@ -32,12 +32,12 @@ def _has_static_shape(node: Any) -> bool:
 
 
 def is_random(node: Any) -> bool:
-    """Returns whether a call draws random numbers, or may: dropout does in training only."""
+    """Returns whether a call may draw random numbers; dropout does so only in training."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def constant_calls(program: Any) -> set[Any]:
-    """Returns the calls that no input of the user reaches, and those that they reach by their static shape only.
+    """Returns the calls that depend on no input, or only on the static shapes of inputs.
 
     Dequantized constants are not among them: they stay integers.
     """
@@ -47,7 +47,7 @@ def constant_calls(program: Any) -> set[Any]:
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target in SIZES:
             continue
-        if isinstance(node.target, torch._ops.HigherOrderOperator):  # it may be anything but a computation
+        if isinstance(node.target, torch._ops.HigherOrderOperator):  # it need not be a computation
             continue
         name = op_name(node)
         if name in CHECKS or "::dequantize" in name or is_random(node):
@@ -60,10 +60,10 @@ def constant_calls(program: Any) -> set[Any]:
 
 
 def constant_result(node: Any, values: dict[Any, Any]) -> Any:
-    """Returns what PyTorch makes of a call of `constant_calls`.
+    """Returns PyTorch's result of one of the `constant_calls`.
 
     Raises:
-        ModelImportError: it writes to a parameter or a buffer.
+        ModelImportError: the call writes to a parameter or a buffer.
     """
     if writes_in_place(node) and node.all_input_nodes[0].op == "placeholder":
         raise ModelImportError("writes to a parameter or buffer, which is a constant here")

@@ -1,4 +1,4 @@
-"""Operators of exported programs that nothing imports, written by PyTorch itself in terms of others."""
+"""Has PyTorch decompose operators of exported programs that have no converter."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from quantvm.torch_compat import operator_decompositions
 
 _ROUNDS = 4
-"""What one operator becomes may have to be rewritten, too."""
+"""Maximum number of rounds, since results of a decomposition may have to be decomposed too."""
 
 
 def decomposed(program: Any, unknown: Callable[[Any], list[Any]]) -> Any:
-    """Returns the program without the operators that nothing imports, as far as PyTorch can rewrite them.
+    """Returns the program with its unsupported operators decomposed, as far as PyTorch can.
 
-    Nothing else of the program is rewritten.
+    The rest of the program is not changed.
 
     Args:
         program: a `torch.export.ExportedProgram`.
-        unknown: returns the calls of a program that nothing imports.
+        unknown: returns the calls of a program that cannot be imported.
     """
     for _ in range(_ROUNDS):
         missing = {node.target for node in unknown(program)}
@@ -33,7 +33,7 @@ def decomposed(program: Any, unknown: Callable[[Any], list[Any]]) -> Any:
 
 
 def _rules(missing: set[Any]) -> dict[Any, Any]:
-    """Returns PyTorch's rules for exported programs, and its others for what these keep."""
+    """Returns PyTorch's decompositions for exported programs, and its other ones for operators that these keep."""
     rules = dict(torch.export.default_decompositions())
     kept = [target for target in missing if target not in rules]
     return {**rules, **operator_decompositions(kept)}

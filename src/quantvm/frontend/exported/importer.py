@@ -1,4 +1,4 @@
-"""Programs of `torch.export` -> Relax in QDQ form: what PT2E quantization ends in, in memory or as a `.pt2` file."""
+"""Programs of `torch.export`, in memory or as a `.pt2` file -> Relax in QDQ form; PT2E quantization produces them."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
 
     Args:
         program_or_path: a `torch.export.ExportedProgram`, or the path of a `.pt2` file.
-        batch: dynamic: dimension 0 of an input is symbolic where the program was exported so; static: every size is
-            that of the inputs which the program was exported with.
+        batch: dynamic: dimension 0 of an input is symbolic if the program was exported so; static: every size is that
+            of the example inputs of the export.
 
     Raises:
         UnsupportedOpError: operators that cannot be imported, all of them in one message.
@@ -67,9 +67,9 @@ def from_exported_program(program_or_path: Any, *, batch: str = "dynamic") -> tv
 
 
 def import_with_quantized(program: Any) -> tuple[tvm.IRModule, list[tuple[Any, str, float, int]]]:
-    """Returns a program whose function returns, besides its outputs, all that it quantizes per tensor.
+    """Returns a program that also returns, after its outputs, every tensor that it quantizes per tensor.
 
-    Of each such tensor also the node, the name of its layer, its scale and zero point.
+    The second result has each such tensor's node, layer name, scale and zero point.
 
     Args and errors: as `from_exported_program`.
     """
@@ -80,7 +80,7 @@ def import_with_quantized(program: Any) -> tuple[tvm.IRModule, list[tuple[Any, s
 
 
 def importable(program_or_path: Any) -> Any:
-    """Returns the exported program, in which nothing is written in place unseen, and each operator can be imported.
+    """Returns the exported program, with every operator supported, and in-place writes made explicit where necessary.
 
     Args and errors: as `from_exported_program`.
     """
@@ -99,14 +99,14 @@ def importable(program_or_path: Any) -> Any:
 
 
 def _as_written(unknown: list[Any], program: Any) -> list[Any]:
-    """Returns the calls of a program that unknown ones of its rewritten form come from, or these if none is known."""
+    """Returns the original calls from which the unknown calls of the rewritten program come, or else the latter."""
     traces = [node.meta.get("stack_trace") for node in unknown]
     written = [node for node in _unknown(program) if node.meta.get("stack_trace") in traces] if unknown else []
     return written or unknown
 
 
 def _unknown(program: Any) -> list[Any]:
-    """Returns the calls of a program that nothing imports."""
+    """Returns the calls of a program that cannot be imported."""
     constants = constant_calls(program)
 
     def is_known(node: Any) -> bool:
@@ -124,12 +124,12 @@ def _unknown(program: Any) -> list[Any]:
 
 
 def register_operators() -> None:
-    """Makes torch know the operators of quantized programs."""
+    """Registers the operators of quantized programs with torch."""
     import torch.ao.quantization.fx._decomposed  # noqa: F401
 
 
 def load_program(path: Path) -> Any:
-    """Returns the program of a `.pt2` file, of which nothing is executed, see `pt2_archive`.
+    """Returns the program of a `.pt2` file without executing anything in it, see `archive.py`.
 
     Raises:
         ModelImportError: no such file, not one that this PyTorch can load, or one that holds more than a program.
@@ -145,7 +145,7 @@ def load_program(path: Path) -> Any:
         raise type(error)(f"{path} is no .pt2 file that is opened: {error}") from error
     except MemoryError:
         raise
-    except Exception as error:  # torch raises anything for a foreign archive, KeyError among them
+    except Exception as error:  # torch raises any kind, even KeyError, for a foreign archive
         raise ModelImportError(
             f"{path} is no .pt2 file that PyTorch {torch.__version__} can load: {_reason(error)}. "
             "Write one with torch.export.save(torch.export.export(model, inputs), path)"
@@ -153,7 +153,7 @@ def load_program(path: Path) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the line of an error that says most: PyTorch's end in a whole traceback."""
+    """Returns the most informative line of an error; PyTorch's messages contain whole tracebacks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = lines[-1] if "Traceback" in str(error) and lines else lines[0] if lines else ""
     return told[:300] if " " in told else f"{type(error).__name__}: {told[:300]}"
@@ -285,7 +285,7 @@ class _Import:
             raise type(error)(f"{described(node)} cannot be imported: {error}") from error
         except MemoryError:
             raise
-        except Exception as error:  # TVM raises whatever Python raises
+        except Exception as error:  # TVM raises any kind of error
             raise ModelImportError(f"{described(node)} cannot be imported: {gist(error)}") from error
 
     def _converted(self, builder: ExportedBuilder, node: Any, name: str) -> Any:

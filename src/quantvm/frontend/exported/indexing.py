@@ -21,7 +21,7 @@ from .values import ExportedBuilder
 
 
 def _counted_from_first(b: ExportedBuilder, index: Any, size: Any) -> Expr:
-    """Returns int64 indices, negative ones counted from the end."""
+    """Returns int64 indices from 0; negative ones count from the end and are converted."""
     if isinstance(index, torch.Tensor) and isinstance(size, int):
         table = index.to(torch.int64).numpy()
         if table.size and not (-size <= table.min() and table.max() < size):
@@ -34,10 +34,10 @@ def _counted_from_first(b: ExportedBuilder, index: Any, size: Any) -> Expr:
 
 
 def _without_masks(b: ExportedBuilder, indices: Sequence[Any]) -> list[Any]:
-    """Returns the indices with known masks as the places where they are true.
+    """Returns the indices, with each constant mask replaced by the indices of its true elements.
 
     Raises:
-        UnsupportedOpError: a mask is computed at run time: how many elements it takes is then unknown.
+        UnsupportedOpError: a mask is computed at run time, so that the number of selected elements is unknown.
     """
     found: list[Any] = []
     for index in indices:
@@ -56,7 +56,7 @@ class _Flat:
     Attributes:
         x: the tensor, permuted so that the merged dimension is `axis`.
         axis: the merged dimension.
-        index: int64 indices along it, of the shape that the index tensors have together.
+        index: int64 indices along it, of the shape to which the index tensors broadcast.
         order: the permutation that brought the indexed dimensions together.
     """
 
@@ -89,9 +89,9 @@ class _Flat:
 
 @register_exported("aten::index.Tensor")
 def index_tensor(b: ExportedBuilder, x: Any, indices: Sequence[Any]) -> Expr:
-    """Returns x[i, :, j, ...] with tensors of integers, or known masks, broadcast against each other.
+    """Returns x[i, :, j, ...] with integer tensors or constant masks, broadcast against each other.
 
-    What they take is in their place if they are neighbours, else in front, as in PyTorch.
+    The indexed dimensions stay in place if they are adjacent, else they come first, as in PyTorch.
     """
     x = b.relax_of(x)
     if all(index is None for index in indices):
@@ -127,7 +127,7 @@ def embedding(
     b: ExportedBuilder, weight: Any, index: Any, padding_idx: int = -1, scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Expr:  # fmt: skip
-    """Returns the rows of the weight that the indices say."""
+    """Returns the rows of the weight at the indices."""
     index = b.emit(relax.op.astype(b.relax_of(index), "int32"), "index")
     weight = b.relax_of(weight)
     shape = shape_of(index)
@@ -139,7 +139,7 @@ def embedding(
 
 @register_exported("aten::gather.default")
 def gather(b: ExportedBuilder, x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Expr:
-    """Returns x at the indices along a dimension, and at the place of each index along the others."""
+    """Returns x at the indices along `dim`, and at each index's own position along the other dimensions."""
     x, index = b.relax_of(x), as_dtype(b, b.relax_of(index), torch.int64)
     if not shape_of(x):
         return x
@@ -148,7 +148,7 @@ def gather(b: ExportedBuilder, x: Any, dim: int, index: Any, *, sparse_grad: boo
 
 
 def _cut(b: ExportedBuilder, x: Expr, shape: Sequence[Any], kept: int | None = None) -> Expr:
-    """Returns the first elements of x, as many along each dimension but `kept` as a shape says."""
+    """Returns x cropped to the first elements along each dimension but `kept`, to the given shape."""
     for axis, (size, old) in enumerate(zip(shape, shape_of(x), strict=True)):
         if axis == kept or (isinstance(size, int) and isinstance(old, int) and size == old):
             continue

@@ -1,4 +1,4 @@
-"""What an exported program takes and returns: its pytrees as names of inputs and the structure of its outputs."""
+"""The interface of an exported program: names of inputs and structure of outputs, from its pytrees."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Result:
 
 
 def exported_names(program: Any, leaves: Sequence[Any]) -> list[str]:
-    """Returns the names of a program's tensors: keys and keywords as the caller has them, parameters otherwise.
+    """Returns the names of a program's input tensors: the caller's keys and keywords, else the parameters.
 
     Args:
         program: the exported program.
-        leaves: the placeholder of each of its inputs, None of one that is constant.
+        leaves: the placeholder of each of its inputs, None for a constant one.
     """
     nodes = [node for node in leaves if node is not None]
     placed = [None if node is None else Result(node) for node in leaves]
@@ -61,7 +61,7 @@ def exported_outputs(program: Any, leaves: Sequence[Any]) -> tuple[Structure, li
 
     Args:
         program: the exported program.
-        leaves: what it returns: a Result for each tensor, and constants.
+        leaves: its results: a Result for each tensor, and constants.
 
     Raises:
         ModelImportError: something in it is neither a tensor nor a container, a number, a string or None.

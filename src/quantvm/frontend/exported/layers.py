@@ -1,4 +1,4 @@
-"""The quantized tensors of an exported program, one by one: what each quantize node makes, and from which others."""
+"""The layers of an exported program: the result of each quantize node, and the layers that it is computed from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _QUANTIZES = "quantized_decomposed::quantize_per_tensor"
 
 
 def import_exported_layers(program: Any, example_inputs: Sequence[torch.Tensor]) -> LayeredProgram:
-    """Returns a program with every tensor in sight that it quantizes per tensor, for batches of the example's size.
+    """Returns a program that also returns every tensor it quantizes per tensor, for batches of the example's size.
 
     Args:
         program: a `torch.export.ExportedProgram`.
         example_inputs: float32.
 
     Raises:
-        ModelImportError: the program takes inputs of other shapes, or see `from_exported_program`.
+        ModelImportError: the program takes inputs of other shapes; or as `from_exported_program`.
     """
     with importing(program):
         return _layers_of(program, tuple(example_inputs))
@@ -65,7 +65,7 @@ class ExportedSource:
     def layers(
         self, layers: Sequence[Layer], inputs: Sequence[torch.Tensor], *, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Returns what `LayerSource.layers` says."""
+        """See `LayerSource.layers`."""
         names = [layer.value for layer in layers]
         replaced = {} if given is None else dict(zip(names, given, strict=True))
         run = _Run(self._module, set(names), replaced)

@@ -1,4 +1,4 @@
-"""Moves of elements in exported programs: views, repetitions, joins, borders."""
+"""Data movement in exported programs: views, repetitions, concatenations, padding."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .values import ExportedBuilder
 
 
 def shared(name: str) -> Any:
-    """Returns the converter of a TorchScript operator, which serves float tensors of exported programs, too."""
+    """Returns the converter of a TorchScript operator, which also handles float tensors of exported programs."""
     converter = find_converter(name)
     assert converter is not None
     return converter
 
 
 def reshaped(b: ExportedBuilder, x: Expr, shape: Sequence[Any]) -> Expr:
-    """Returns x in another shape, all of whose sizes are known or symbolic."""
+    """Returns x in another shape; all sizes are known or symbolic."""
     return b.emit(relax.op.reshape(x, relax.ShapeExpr(list(shape))), "reshape")
 
 
 def taken(b: ExportedBuilder, x: Expr, index: Expr, axis: int, hint: str) -> Expr:
-    """Returns x at indices along a dimension; one beyond its ends, for which PyTorch raises, reads the last element."""
+    """Returns x at indices along a dimension; one out of range, for which PyTorch raises, reads the last element."""
     return b.emit(relax.op.take(x, index, axis, mode="clip"), hint)
 
 
@@ -77,14 +77,14 @@ def unflatten(b: ExportedBuilder, x: Any, dim: int, sizes: Sequence[Any]) -> Exp
 
 @register_exported("aten::flatten.using_ints")
 def flatten(b: ExportedBuilder, x: Any, start_dim: int = 0, end_dim: int = -1) -> Expr:
-    """Returns x with dimensions start_dim..end_dim merged; of a tensor without dimensions, a vector."""
+    """Returns x with dimensions start_dim..end_dim merged; a tensor without dimensions becomes a vector."""
     x = b.relax_of(x)
     return shared("aten::flatten")(b, x, start_dim, end_dim) if shape_of(x) else reshaped(b, x, [1])
 
 
 @register_exported("aten::squeeze.default", "aten::squeeze.dim", "aten::squeeze.dims")
 def squeeze(b: ExportedBuilder, x: Any, dims: Any = None) -> Expr:
-    """Returns x without dimensions of size 1, or without those among the given ones."""
+    """Returns x without dimensions of size 1; if dimensions are given, only those are removed."""
     x = b.relax_of(x)
     shape = shape_of(x)
     given = range(len(shape)) if dims is None else [dims] if isinstance(dims, int) else dims
@@ -95,7 +95,7 @@ def squeeze(b: ExportedBuilder, x: Any, dims: Any = None) -> Expr:
 
 @register_exported("aten::t.default")
 def t(b: ExportedBuilder, x: Any) -> Expr:
-    """Returns a matrix transposed; a vector as it is."""
+    """Returns the transposed matrix; a vector stays as it is."""
     x = b.relax_of(x)
     return b.emit(relax.op.permute_dims(x, [1, 0])) if len(shape_of(x)) == 2 else x
 
@@ -133,7 +133,7 @@ def slice_(b: ExportedBuilder, x: Any, dim: int = 0, start: Any = None, end: Any
 
 
 def empty_of(b: ExportedBuilder, x: Expr, shape: Sequence[Any]) -> Expr:
-    """Returns a tensor without elements, for which moves have no code."""
+    """Returns a tensor without elements; moves cannot produce one."""
     dtype = str(x.ty.dtype)
     return b.emit(relax.op.full(relax.ShapeExpr(list(shape)), constant(0, dtype), dtype), "empty")
 
@@ -164,7 +164,7 @@ def as_strided(
 
 @register_exported("aten::unfold.default")
 def unfold(b: ExportedBuilder, x: Any, dim: int, size: int, step: int) -> Expr:
-    """Returns the windows along a dimension, their elements as a new last dimension.
+    """Returns the windows along a dimension; their elements are a new last dimension.
 
     Raises:
         UnsupportedOpError: the dimension is dynamic.
@@ -198,7 +198,7 @@ def diagonal(b: ExportedBuilder, x: Any, offset: int = 0, dim1: int = 0, dim2: i
     return taken(b, flat, constant(row * columns + row + offset, "int64"), len(others), "diagonal")
 
 
-# ------------------------------------------------------------------ joins and repetitions
+# ------------------------------------------------------------------ concatenations and repetitions
 
 
 @register_exported("aten::cat.default", "aten::concat.default")
@@ -238,7 +238,7 @@ def repeat(b: ExportedBuilder, x: Any, counts: Sequence[Any]) -> Expr:
 
 @register_exported("aten::meshgrid.default", "aten::meshgrid.indexing")
 def meshgrid(b: ExportedBuilder, tensors: Sequence[Any], *, indexing: str = "ij") -> list[Expr]:
-    """Returns each vector along a dimension of its own, repeated along the others'; `xy` swaps the first two."""
+    """Returns each vector along its own dimension, repeated along the others; `xy` swaps the first two."""
     vectors = [v if shape_of(v) else reshaped(b, v, [1]) for v in b.relax_of(list(tensors))]
     order = list(range(len(vectors)))
     if indexing == "xy" and len(vectors) > 1:
@@ -262,7 +262,7 @@ def flip(b: ExportedBuilder, x: Any, dims: Sequence[int]) -> Expr:
 
 @register_exported("aten::roll.default")
 def roll(b: ExportedBuilder, x: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Expr:
-    """Returns x with its elements moved along dimensions, or as one vector where none is given."""
+    """Returns x with its elements rotated along dimensions, or as one vector if none is given."""
     x = b.relax_of(x)
     if dims:
         return shared("aten::roll")(b, x, shifts, dims)
@@ -291,11 +291,11 @@ def _triangle(b: ExportedBuilder, x: Any, diagonal: int, op: Any) -> Expr:
     return as_dtype(b, b.emit(op(numbers, diagonal), "triangle"), dtype)
 
 
-# ------------------------------------------------------------------ borders
+# ------------------------------------------------------------------ padding
 
 
 def _border(size: int, before: int, after: int, mode: str) -> np.ndarray:
-    """Returns the index that each element of a padded dimension comes from."""
+    """Returns the source index of each element of a padded dimension."""
     places = np.arange(-before, size + after)
     if mode == "circular":
         return places % size
@@ -305,7 +305,7 @@ def _border(size: int, before: int, after: int, mode: str) -> np.ndarray:
 
 
 def bordered(b: ExportedBuilder, x: Expr, pad: Sequence[int], mode: str) -> Expr:
-    """Returns x with a border of its own elements: reflect, replicate or circular."""
+    """Returns x padded with its own elements: reflect, replicate or circular."""
     rank = len(shape_of(x))
     for at in range(len(pad) // 2):  # PyTorch counts from the last dimension
         before, after = pad[2 * at], pad[2 * at + 1]
@@ -318,14 +318,14 @@ def bordered(b: ExportedBuilder, x: Expr, pad: Sequence[int], mode: str) -> Expr
 
 @register_exported("aten::pad.default")
 def pad(b: ExportedBuilder, x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Expr:
-    """Returns x with a border of a constant, or of its own elements; negative sizes cut."""
+    """Returns x padded with a constant or its own elements; negative sizes crop."""
     x = b.relax_of(x)
     return constant_pad(b, x, pad, value or 0) if mode == "constant" else bordered(b, x, pad, mode)
 
 
 @register_exported("aten::constant_pad_nd.default")
 def constant_pad(b: ExportedBuilder, x: Any, pad: Sequence[int], value: Any = 0) -> Expr:
-    """Returns x with a border of a constant; negative sizes cut."""
+    """Returns x padded with a constant; negative sizes crop."""
     y = b.relax_of(x)
     rank = len(shape_of(y))
     for at in range(len(pad) // 2):
@@ -358,7 +358,7 @@ for _rank in (1, 2, 3):
 
         @register_exported(f"aten::{_name}_pad{_rank}d.default")
         def own_border(b: ExportedBuilder, x: Any, pad: Sequence[int], *, mode: str = _mode) -> Expr:
-            """Returns x with a border of its own elements."""
+            """Returns x padded with its own elements."""
             return bordered(b, b.relax_of(x), pad, mode)
 
 
@@ -394,10 +394,10 @@ def copy(b: ExportedBuilder, x: Any, src: Any, non_blocking: bool = False) -> Ex
 
 @register_exported("aten::one_hot.default")
 def one_hot(b: ExportedBuilder, x: Any, num_classes: int = -1) -> Expr:
-    """Returns int64 ones at the given places of a new last dimension, zeros elsewhere.
+    """Returns int64 ones at the given indices of a new last dimension, zeros elsewhere.
 
     Raises:
-        ModelImportError: their number follows from the input.
+        ModelImportError: the number of classes depends on the input.
     """
     if num_classes < 0:
         raise ModelImportError("makes as many classes as the largest element says; give one_hot their number")

@@ -1,4 +1,4 @@
-"""What a node of an exported program is called, where its source is, and which memory it shares."""
+"""The name of a node of an exported program, its source line, and the memory that it shares."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _VIEWS = frozenset(
     f"aten::{name}" for name in ("reshape.default", "flatten.using_ints", "contiguous.default", "dropout.default",
                                  "dropout_.default", "feature_dropout.default", "chunk.default", "to.dtype")
 )  # fmt: skip
-"""Operators whose result may share memory with their input though their schema doesn't say so."""
+"""Operators whose result may share memory with their input, although their schema does not say so."""
 
 
 def op_name(node: Any) -> str:
-    """Returns the qualified name of a call, as aten::conv2d.default; of a Python operator, as operator::mul."""
+    """Returns the qualified name of a call, such as aten::conv2d.default, or operator::mul for a Python operator."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}::{target.__name__}"
@@ -38,14 +38,14 @@ def is_quantization(node: Any) -> bool:
 
 
 def source(node: Any) -> str:
-    """Returns the line of the user's program that a node comes from, as model.py:12; empty where it is not known."""
+    """Returns the line of the user's program that a node comes from, such as model.py:12; empty if unknown."""
     found = list(_FILE_LINE.finditer(node.meta.get("stack_trace") or ""))
     own = [match for match in found if "/torch/nn/" not in match["file"]] or found
     return f"{PurePath(own[-1]['file']).name}:{own[-1]['line']}" if own else ""
 
 
 def module_path(node: Any) -> str:
-    """Returns the path of the innermost module that a node comes from, as layer1.0.conv1; or empty."""
+    """Returns the path of the innermost module that a node comes from, such as layer1.0.conv1; or empty."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     paths = [entry[0] if isinstance(entry, (tuple, list)) else str(entry) for entry in stack]
     path = paths[-1] if paths else ""
@@ -55,7 +55,7 @@ def module_path(node: Any) -> str:
 def layer(node: Any) -> str:
     """Returns the name that bindings of a node are grouped under.
 
-    An activation belongs to what it is applied to, a quantize to what it quantizes.
+    An activation or a quantize belongs to the layer of its input.
     """
     while (made_from := _maker(node)) is not None:
         node = made_from
@@ -73,7 +73,7 @@ def _maker(node: Any) -> Any | None:
 
 
 def described(node: Any) -> str:
-    """Returns what an error calls a node: operator, name, module and source line."""
+    """Returns the text for a node in errors: operator, name, module and source line."""
     at = ", ".join(part for part in (module_path(node), source(node)) if part)
     return f"{op_name(node) if node.op == 'call_function' else node.op} {node.name!r} ({at or 'no source line'})"
 
@@ -94,7 +94,7 @@ def _shares_memory(node: Any) -> bool:
 def stale_reads(graph: Any, constants: set[Any]) -> Iterator[tuple[Any, Any]]:
     """Yields (write, read): a node that writes in place, and a later one that reads that memory by an older name.
 
-    Writes among `constants` are left out: PyTorch itself makes them.
+    Writes among `constants` are left out, because PyTorch itself executes them.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     root: dict[Any, Any] = {}

@@ -31,7 +31,7 @@ def batch_norm(
     b: ExportedBuilder, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
     momentum: float, eps: float, cudnn_enabled: bool = False,
 ) -> Expr:  # fmt: skip
-    """Returns x*a + c with a = weight/sqrt(var + eps), c = bias - mean*a: float32 throughout, as ATen's CPU kernel."""
+    """Returns x*a + c with a = weight/sqrt(var + eps), c = bias - mean*a: in float32, as in ATen's CPU kernel."""
     if training or running_mean is None:
         raise ModelImportError(f"is in training mode; {TO_EVAL}")
     mean, var = (_constant(v, "statistics") for v in (running_mean, running_var))
@@ -49,16 +49,16 @@ def batch_norm(
 def native_batch_norm(
     b: ExportedBuilder, x: Any, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
 ) -> list[Any]:
-    """Returns [batch_norm by running statistics, statistics of the batch that may not be read]."""
+    """Returns [batch_norm by running statistics, statistics of the batch that must not be read]."""
     saved = Uncomputed("the statistics of a normalization")
     return [batch_norm(b, x, weight, bias, mean, var, False, momentum, eps), saved, saved]
 
 
 def _standardized(b: ExportedBuilder, x: Expr, axes: Sequence[int], eps: float) -> list[Expr]:
-    """Returns [(x - mean) / sqrt(var + eps), mean, 1 / sqrt(var + eps)] over dimensions, which statistics keep."""
+    """Returns [(x - mean) / sqrt(var + eps), mean, 1 / sqrt(var + eps)]; statistics keep `axes` with size 1."""
     mean = b.emit(relax.op.mean(x, list(axes), True), "mean")
     distance = b.emit(relax.op.subtract(x, mean), "distance")
-    rest = b.emit(relax.op.mean(distance, list(axes), True), "rest")  # what the float sum of many elements missed
+    rest = b.emit(relax.op.mean(distance, list(axes), True), "rest")  # the rounding error of the float sum
     distance = b.emit(relax.op.subtract(distance, rest), "distance")
     var = b.emit(relax.op.mean(b.emit(relax.op.multiply(distance, distance), "square"), list(axes), True), "var")
     spread = b.emit(relax.op.sqrt(b.emit(relax.op.add(var, constant(eps, "float32")), "above_0")), "std")
@@ -67,7 +67,7 @@ def _standardized(b: ExportedBuilder, x: Expr, axes: Sequence[int], eps: float) 
 
 
 def _scaled(b: ExportedBuilder, y: Expr, weight: Any, bias: Any, shape: Sequence[Any]) -> Expr:
-    """Returns y * weight + bias, both in the given shape, as far as there are any."""
+    """Returns y * weight + bias, both reshaped to `shape`; either may be missing."""
     if weight is not None:
         y = b.emit(relax.op.multiply(y, reshaped(b, b.relax_of(weight), shape)), "scale")
     if bias is not None:
@@ -91,7 +91,7 @@ def layer_norm(
 def native_layer_norm(
     b: ExportedBuilder, x: Any, normalized_shape: Sequence[int], weight: Any, bias: Any, eps: float
 ) -> list[Any]:
-    """Returns [layer_norm, the means, the inverse deviations]."""
+    """Returns [layer_norm, the means, 1 / the standard deviations]."""
     axes = list(range(-len(normalized_shape), 0))
     rank = len(shape_of(b.relax_of(x)))
     _, mean, inverse = _standardized(b, b.relax_of(x), [rank + axis for axis in axes], eps)
@@ -103,7 +103,7 @@ def group_norm(
     b: ExportedBuilder, x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Expr:  # fmt: skip
-    """Returns (x - mean) / sqrt(var + eps) * weight + bias over each group of channels and all behind them."""
+    """Returns (x - mean) / sqrt(var + eps) * weight + bias over each group of channels and all later dimensions."""
     x = b.relax_of(x)
     shape = shape_of(x)
     batch, channels, *rest = shape
@@ -116,7 +116,7 @@ def group_norm(
 def native_group_norm(
     b: ExportedBuilder, x: Any, weight: Any, bias: Any, batch: Any, channels: Any, size: Any, groups: int, eps: float
 ) -> list[Any]:
-    """Returns [group_norm, statistics that may not be read]."""
+    """Returns [group_norm, statistics that must not be read]."""
     saved = Uncomputed("the statistics of a normalization")
     return [group_norm(b, x, groups, weight, bias, eps), saved, saved]
 
@@ -139,7 +139,7 @@ def instance_norm(
 def batch_norm_no_stats(
     b: ExportedBuilder, x: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float
 ) -> list[Any]:
-    """Returns [x normalized over each channel of the whole batch, statistics that may not be read]."""
+    """Returns [x normalized over each channel of the whole batch, statistics that must not be read]."""
     x = b.relax_of(x)
     rank = len(shape_of(x))
     y = _standardized(b, x, [0, *range(2, rank)], eps)[0]

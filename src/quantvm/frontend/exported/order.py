@@ -1,4 +1,4 @@
-"""Operators of exported programs that order elements or run along them: maxima, sorting, medians, running sums."""
+"""Operators of exported programs that sort or accumulate along a dimension: sort, topk, medians, running sums."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .values import ExportedBuilder, Unreadable
 
 @dataclass(frozen=True)
 class Unordered(Unreadable):
-    """Indices that PyTorch leaves open where values are equal: they may be there, and may not be read.
+    """Indices that PyTorch does not define for equal values: a program may return them, but must not read them.
 
     Attributes:
-        op: what made them.
+        op: the operator that made them.
         where: its layer.
-        instead: what has one order.
+        instead: advice: an operator with a defined order.
     """
 
     op: str
@@ -51,7 +51,7 @@ def _order(b: ExportedBuilder, x: Expr, dim: int, descending: bool) -> Expr:
 
 @register_exported("aten::sort.default")
 def sort(b: ExportedBuilder, x: Any, dim: int = -1, descending: bool = False) -> list[Any]:
-    """Returns [sorted values, indices that may not be read]."""
+    """Returns [sorted values, indices that must not be read]."""
     return [_sorted(b, b.relax_of(x), dim, descending), Unordered("sort", b.where, "Call sort with stable=True")]
 
 
@@ -59,7 +59,7 @@ def sort(b: ExportedBuilder, x: Any, dim: int = -1, descending: bool = False) ->
 def sort_stable(
     b: ExportedBuilder, x: Any, *, stable: bool | None, dim: int = -1, descending: bool = False
 ) -> list[Any]:
-    """Returns [sorted values, their int64 indices, those of equal values in their old order]."""
+    """Returns [sorted values, their int64 indices; equal values keep their order]."""
     x = b.relax_of(x)
     if not stable:
         return sort(b, x, dim, descending)
@@ -68,13 +68,13 @@ def sort_stable(
 
 @register_exported("aten::argsort.default")
 def argsort(b: ExportedBuilder, x: Any, dim: int = -1, descending: bool = False) -> Unordered:
-    """Returns indices that may not be read."""
+    """Returns indices that must not be read."""
     return Unordered("argsort", b.where, "Call argsort with stable=True")
 
 
 @register_exported("aten::argsort.stable")
 def argsort_stable(b: ExportedBuilder, x: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
-    """Returns the int64 indices of sorted values, those of equal values in their old order."""
+    """Returns the int64 indices of sorted values; equal values keep their order."""
     return _order(b, b.relax_of(x), dim, descending) if stable else argsort(b, x, dim, descending)
 
 
@@ -98,7 +98,7 @@ def topk(
 
 @register_exported("aten::median.dim")
 def median_dim(b: ExportedBuilder, x: Any, dim: int, keepdim: bool = False) -> list[Any]:
-    """Returns [the lower median along `dim`, indices that may not be read].
+    """Returns [the lower median along `dim`, indices that must not be read].
 
     Raises:
         UnsupportedOpError: the dimension is dynamic.
@@ -115,7 +115,7 @@ def median_dim(b: ExportedBuilder, x: Any, dim: int, keepdim: bool = False) -> l
 
 
 def _running(b: ExportedBuilder, x: Any, dim: int, dtype: torch.dtype | None, which: str) -> Expr:
-    """PyTorch's CPU kernel accumulates floats in double precision, one after the other, and rounds each result."""
+    """Accumulates as PyTorch's CPU kernel does: floats in double precision, in order, each result rounded."""
     x = b.relax_of(x)
     old = str(x.ty.dtype)
     name = str(dtype).removeprefix("torch.") if dtype is not None else "int64" if old[0] in "iub" else old
@@ -130,11 +130,11 @@ def _running(b: ExportedBuilder, x: Any, dim: int, dtype: torch.dtype | None, wh
 
 @register_exported("aten::cumsum.default")
 def cumsum(b: ExportedBuilder, x: Any, dim: int, *, dtype: torch.dtype | None = None) -> Expr:
-    """Returns running sums along `dim`, of integers in int64."""
+    """Returns running sums along `dim`; int64 for integers."""
     return _running(b, x, dim, dtype, "cumsum")
 
 
 @register_exported("aten::cumprod.default")
 def cumprod(b: ExportedBuilder, x: Any, dim: int, *, dtype: torch.dtype | None = None) -> Expr:
-    """Returns running products along `dim`, of integers in int64."""
+    """Returns running products along `dim`; int64 for integers."""
     return _running(b, x, dim, dtype, "cumprod")

@@ -26,7 +26,7 @@ def matmul(b: ExportedBuilder, x: Any, y: Any) -> Expr:
 
 
 def product_of(b: ExportedBuilder, x: Expr, y: Expr) -> Expr:
-    """Returns matmul(x, y); a vector is a row on the left, a column on the right, and that dimension goes."""
+    """Returns matmul(x, y); a vector is a row on the left, a column on the right; the added dimension is removed."""
     is_row, is_column = len(shape_of(x)) == 1, len(shape_of(y)) == 1
     x = b.emit(relax.op.expand_dims(x, [0]), "row") if is_row else x
     y = b.emit(relax.op.expand_dims(y, [1]), "column") if is_column else y
@@ -44,7 +44,7 @@ def outer(b: ExportedBuilder, x: Any, y: Any) -> Expr:
 
 
 def weighted_sum(b: ExportedBuilder, bias: Any, product: Expr | None, beta: float, alpha: float) -> Expr:
-    """Returns beta*bias + alpha*product; what is multiplied by 0 is not read."""
+    """Returns beta*bias + alpha*product; an operand whose factor is 0 is not read."""
     dtype = name_of(torch_dtype(product))
 
     def times(v: Expr, factor: float) -> Expr:
@@ -101,7 +101,7 @@ def _masked(b: ExportedBuilder, scores: Expr, mask: Expr) -> Expr:
 
 
 def _repeated(b: ExportedBuilder, x: Expr, heads: int) -> Expr:
-    """Returns each head as often as there are query heads for it."""
+    """Returns each head repeated for all of its query heads."""
     *batch, own, length, features = shape_of(x)
     count = heads // own
     if count == 1:

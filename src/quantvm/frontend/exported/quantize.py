@@ -16,7 +16,7 @@ from .values import BOUNDS, Dequantized, ExportedBuilder, Params
 
 
 def _number(b: ExportedBuilder, value: Any, what: str) -> Any:
-    """Returns a Python number of an immediate or of a constant tensor."""
+    """Returns the Python number of an immediate or a constant tensor."""
     if isinstance(value, torch.Tensor):
         return value.item()
     if isinstance(value, relax.Expr):
@@ -28,7 +28,7 @@ def _number(b: ExportedBuilder, value: Any, what: str) -> Any:
 
 
 def quantized(b: ExportedBuilder, x: Any, params: Params) -> Expr:
-    """Returns the integers of a float tensor; those that it was dequantized from if the parameters are equal."""
+    """Returns a float tensor's quantized integers; the original ones if it was dequantized with equal parameters."""
     if isinstance(x, Dequantized) and x.params.equals(params):
         return b.relax_of(x.integers)
     x = b.relax_of(x)
@@ -42,7 +42,7 @@ def quantized(b: ExportedBuilder, x: Any, params: Params) -> Expr:
         if (params.quant_min, params.quant_max) != (low, high):
             y = b.emit(relax.op.clip(y, params.quant_min, params.quant_max), "range")
         return y
-    # PyTorch inverts the scale in double precision, so that a scale which is no float32 has another inverse
+    # PyTorch inverts the scale in double precision; so a scale that is not a float32 has another inverse
     scaled = b.emit(relax.op.round(b.emit(relax.op.multiply(x, constant(inverse, "float32")), "scaled")), "rounded")
     shifted = b.emit(relax.op.add(scaled, constant(params.zero_point, "float32")), "shifted")
     return b.emit(relax.op.astype(relax.op.clip(shifted, params.quant_min, params.quant_max), params.dtype))
@@ -69,7 +69,7 @@ def quantize_per_channel(
 ) -> Expr:  # fmt: skip
     """Returns clamp(round(x * (1/scale_c)) + zero_point_c, quant_min, quant_max) along `axis`.
 
-    Float weights are constants: theirs are quantized by PyTorch itself when the program is imported.
+    Float weights are constants, which PyTorch itself quantizes at import.
     """
     if not (isinstance(scales, torch.Tensor) and isinstance(zero_points, torch.Tensor)):
         raise ModelImportError("its scales are computed at run time; use a static quantizer")
@@ -98,7 +98,7 @@ def dequantize_per_tensor(
     b: ExportedBuilder, q: Any, scale: Any, zero_point: Any, quant_min: Any, quant_max: Any, dtype: torch.dtype,
     out_dtype: torch.dtype | None = None,
 ) -> Dequantized | torch.Tensor:  # fmt: skip
-    """Returns (q - zero_point) * scale; a constant of more than 8 bits is a bias, and becomes a float constant."""
+    """Returns (q - zero_point) * scale; a constant with more than 8 bits is a bias and becomes a float constant."""
     numbers = (_number(b, scale, "scale"), _number(b, zero_point, "zero point"))
     if _bias(q, dtype):
         return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *numbers, quant_min, quant_max, dtype)

@@ -19,7 +19,7 @@ from .values import Dequantized, ExportedBuilder
 
 
 def reduced(b: ExportedBuilder, x: Expr, which: str, dim: Any = None, keepdim: bool = False) -> Expr:
-    """Returns a Relax reduction over a dimension, several, or all of them where none is given."""
+    """Returns a Relax reduction over one or several dimensions, or over all if none is given."""
     shape = shape_of(x)
     if not shape:
         x = b.emit(relax.op.reshape(x, relax.ShapeExpr([1])), "vector")
@@ -28,7 +28,7 @@ def reduced(b: ExportedBuilder, x: Expr, which: str, dim: Any = None, keepdim: b
 
 
 def axes_of(dim: Any, rank: int) -> list[int]:
-    """Returns dimensions counted from the first; all of them where none is given."""
+    """Returns non-negative dimensions; all of them if none is given."""
     dims = [] if dim is None else [dim] if isinstance(dim, int) else [int(d) for d in dim]
     return [d % max(rank, 1) for d in dims] or list(range(rank))
 
@@ -41,7 +41,7 @@ def _summable(b: ExportedBuilder, x: Any, dtype: torch.dtype | None) -> Expr:
 
 @register_exported("aten::sum.default")
 def sum_all(b: ExportedBuilder, x: Any, *, dtype: torch.dtype | None = None) -> Expr:
-    """Returns the sum of all elements; of integers and booleans in int64."""
+    """Returns the sum of all elements; int64 for integers and booleans."""
     return reduced(b, _summable(b, x, dtype), "sum")
 
 
@@ -49,19 +49,19 @@ def sum_all(b: ExportedBuilder, x: Any, *, dtype: torch.dtype | None = None) -> 
 def sum_dim(
     b: ExportedBuilder, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Expr:
-    """Returns the sums over the dimensions; of integers and booleans in int64."""
+    """Returns the sums over the dimensions; int64 for integers and booleans."""
     return reduced(b, _summable(b, x, dtype), "sum", dim, keepdim)
 
 
 @register_exported("aten::prod.default")
 def prod_all(b: ExportedBuilder, x: Any, *, dtype: torch.dtype | None = None) -> Expr:
-    """Returns the product of all elements; of integers and booleans in int64."""
+    """Returns the product of all elements; int64 for integers and booleans."""
     return reduced(b, _summable(b, x, dtype), "prod")
 
 
 @register_exported("aten::prod.dim_int")
 def prod_dim(b: ExportedBuilder, x: Any, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Expr:
-    """Returns the products along a dimension; of integers and booleans in int64."""
+    """Returns the products along a dimension; int64 for integers and booleans."""
     return reduced(b, _summable(b, x, dtype), "prod", dim, keepdim)
 
 
@@ -83,7 +83,7 @@ def mean_dim(
 
 
 def _variance(b: ExportedBuilder, x: Any, dim: Any, correction: float | None, keepdim: bool) -> Expr:
-    """Returns the mean square distance from the mean, times n / (n - correction)."""
+    """Returns the mean squared distance from the mean, times n / (n - correction)."""
     x = b.relax_of(x)
     y = reduced(b, x, "variance", dim, keepdim)
     correction = 1 if correction is None else correction
@@ -103,13 +103,13 @@ def _variance(b: ExportedBuilder, x: Any, dim: Any, correction: float | None, ke
 
 @register_exported("aten::var.correction")
 def var(b: ExportedBuilder, x: Any, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Expr:
-    """Returns the variance over the dimensions, divided by n - correction."""
+    """Returns the sum of squared distances from the mean over the dimensions, divided by n - correction."""
     return _variance(b, x, dim, correction, keepdim)
 
 
 @register_exported("aten::std.correction")
 def std(b: ExportedBuilder, x: Any, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Expr:
-    """Returns the root of the variance over the dimensions, divided by n - correction."""
+    """Returns the square root of the variance over the dimensions, which divides by n - correction."""
     return b.emit(relax.op.sqrt(_variance(b, x, dim, correction, keepdim)), "std")
 
 
@@ -126,7 +126,7 @@ def vector_norm(
     b: ExportedBuilder, x: Any, order: float = 2, dim: Any = None, keepdim: bool = False, *,
     dtype: torch.dtype | None = None,
 ) -> Expr:  # fmt: skip
-    """Returns (sum |x|^order)^(1/order) over the dimensions; order 0 counts, infinite ones are extremes of |x|."""
+    """Returns (sum |x|^order)^(1/order) over the dimensions; order 0 counts nonzeros, +-inf are max and min of |x|."""
     x = b.relax_of(x)
     x = as_dtype(b, x, dtype or torch_dtype(x))
     number = name_of(torch_dtype(x))
@@ -166,7 +166,7 @@ def _tested(b: ExportedBuilder, x: Any, dim: Any, keepdim: bool, which: str) -> 
 
 @register_exported("aten::any.default", "aten::any.dim", "aten::any.dims")
 def any_(b: ExportedBuilder, x: Any, dim: Any = None, keepdim: bool = False) -> Expr:
-    """Returns whether an element over the dimensions is not 0."""
+    """Returns whether any element over the dimensions is not 0."""
     return _tested(b, x, dim, keepdim, "any")
 
 
@@ -188,7 +188,7 @@ def _nans(b: ExportedBuilder, x: Expr) -> Expr:
 
 
 def _spread(b: ExportedBuilder, value: Any, which: str, dim: Any, keepdim: bool) -> Expr:
-    """Returns the extremes over dimensions, NaN where one of the elements is."""
+    """Returns the extremes over dimensions; NaN if any of the elements is."""
     x = b.relax_of(value)
     dtype = torch_dtype(x)
     if dtype == torch.bool:
@@ -196,7 +196,7 @@ def _spread(b: ExportedBuilder, value: Any, which: str, dim: Any, keepdim: bool)
     y = reduced(b, x, which, dim, keepdim)
     if not _may_be_nan(value, x):
         return y
-    # TVM starts from the largest finite number, and no comparison with NaN is true
+    # TVM starts from the largest finite number, so it ignores infinities; and no comparison with NaN is true
     end = constant(-math.inf if which == "max" else math.inf, name_of(dtype))
     inside = (relax.op.greater if which == "max" else relax.op.less)(x, end)
     inside = b.emit(relax.op.astype(b.emit(inside, "inside"), "int8"), "inside")
@@ -210,12 +210,12 @@ def _spread(b: ExportedBuilder, value: Any, which: str, dim: Any, keepdim: bool)
 
 
 def _place(b: ExportedBuilder, value: Any, which: str, dim: int | None, keepdim: bool) -> Expr:
-    """Returns the int64 index of the first extreme along a dimension, or of all elements; of the first NaN if any."""
+    """Returns the int64 index of the first extreme, or first NaN, along a dimension or among all elements."""
     x = b.relax_of(value)
     if not shape_of(x):
         return constant(0, "int64")
     axis = None if dim is None else dim % len(shape_of(x))
-    # TVM gives -1 where all elements are the dtype's least (or largest) number, or beyond it
+    # TVM returns -1 if all elements are the dtype's least (or largest) finite number or beyond it
     if not torch_dtype(x).is_floating_point:
         x = as_dtype(b, x, torch.int64)
     elif _may_be_nan(value, x):
@@ -232,13 +232,13 @@ def _place(b: ExportedBuilder, value: Any, which: str, dim: int | None, keepdim:
 
 @register_exported("aten::max.default")
 def max_all(b: ExportedBuilder, x: Any) -> Expr:
-    """Returns the largest element, NaN if one is."""
+    """Returns the largest element; NaN if any element is NaN."""
     return _spread(b, x, "max", None, False)
 
 
 @register_exported("aten::min.default")
 def min_all(b: ExportedBuilder, x: Any) -> Expr:
-    """Returns the smallest element, NaN if one is."""
+    """Returns the smallest element; NaN if any element is NaN."""
     return _spread(b, x, "min", None, False)
 
 

@@ -2,11 +2,11 @@
 
 To add one:
  1. Write a function `(builder, *arguments)` whose parameters follow the op's schema. Tensors arrive as Relax
-    expressions of their float values, or as `torch.Tensor` where they are constants of the program.
+    expressions of their float values, or as `torch.Tensor` if they are constants of the program.
  2. Decorate it with `@register_exported("namespace::op.overload")`.
- 3. Add a case to tests/frontend/exported_cases.py; a test fails while a registered converter has none.
+ 3. Add a case to tests/frontend/exported_cases.py; a test fails if a registered converter has no case.
 
-Operators that no converter is registered for are rewritten by PyTorch's decompositions into others, or refused.
+Operators without a converter are decomposed by PyTorch into others, or refused.
 """
 
 from __future__ import annotations

@@ -36,18 +36,18 @@ def tensor_of(b: ExportedBuilder, value: Any) -> Any:
 
 
 def as_dtype(b: ExportedBuilder, x: Expr, dtype: torch.dtype) -> Expr:
-    """Returns x converted: fractions are cut off, whatever is not 0 is true."""
+    """Returns x converted: floats are truncated to integers, and nonzero numbers become true."""
     old = torch_dtype(x)
     if old == dtype:
         return x
     if dtype == torch.bool:
         is_zero = b.emit(relax.op.equal(x, constant(0, name_of(old))), "is_zero")
-        return b.emit(relax.op.logical_not(is_zero), "bool")  # NaN is true; Relax's not_equal says false
+        return b.emit(relax.op.logical_not(is_zero), "bool")  # NaN is true, but Relax's not_equal returns false for it
     return b.emit(relax.op.astype(x, name_of(dtype)), "astype")
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Returns the name of a dtype that Relax has, too."""
+    """Returns the name of a dtype that Relax also has."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -60,7 +60,7 @@ def as_float(b: ExportedBuilder, x: Any) -> Expr:
 def common_dtype(operands: Sequence[Any]) -> torch.dtype:
     """Returns PyTorch's result type of tensors and numbers.
 
-    Tensors without dimensions, and then numbers, count only where they are of a higher kind: bool, integer, float.
+    Tensors without dimensions, and then numbers, count only if they are of a higher kind (bool < integer < float).
     """
     kinds: list[list[torch.dtype]] = [[], [], []]
     for operand in operands:
@@ -90,6 +90,6 @@ def promoted(b: ExportedBuilder, *operands: Any, dtype: torch.dtype | None = Non
 
 
 def float_dtype(operands: Sequence[Any]) -> torch.dtype:
-    """Returns the result type of a function of real numbers: that of integers is float32."""
+    """Returns the result type of a real function; float32 for integers."""
     common = common_dtype(operands)
     return common if common.is_floating_point else torch.float32

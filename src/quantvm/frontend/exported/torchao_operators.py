@@ -25,7 +25,7 @@ from .values import Dequantized, ExportedBuilder, Params, Pending
 
 @dataclass(frozen=True)
 class Integers(Pending):
-    """Integers of a tensor that was quantized statically, before anything is computed from them."""
+    """Integers of a statically quantized tensor, before anything is computed from them."""
 
     expr: Expr
     params: Params
@@ -37,13 +37,13 @@ class Integers(Pending):
 
 @dataclass(frozen=True)
 class OffsetIntegers(Pending):
-    """int8 integers on their way to instructions that take uint8: as int32, with 128 added, as uint8.
+    """int8 integers that torchao converts to uint8: first to int32, then plus 128, then to uint8.
 
-    Which way torchao goes depends on the CPU that a program is exported on; the sums are the same.
+    Whether torchao does so depends on the CPU on which a program is exported; the sums are the same.
 
     Attributes:
         x: the int8 integers.
-        offset: what was added.
+        offset: the number added so far.
         dtype: int32 or uint8.
     """
 
@@ -52,7 +52,7 @@ class OffsetIntegers(Pending):
     dtype: str = "int32"
 
     def expression(self, b: ExportedBuilder) -> Expr:
-        """Returns the integers raised."""
+        """Returns the integers plus the offset."""
         y = b.emit(relax.op.astype(b.relax_of(self.x), "int32"), "astype")
         y = b.emit(relax.op.add(y, constant(self.offset, "int32")), "raised") if self.offset else y
         return y if self.dtype == "int32" else b.emit(relax.op.astype(y, self.dtype), "astype")
@@ -60,10 +60,10 @@ class OffsetIntegers(Pending):
 
 @dataclass(frozen=True)
 class OffsetProduct(Pending):
-    """Sums of products of integers that are 128 too great.
+    """Sums of products of integers that are too large by 128.
 
     Attributes:
-        x: the int8 integers, before they were raised.
+        x: the int8 integers, before 128 was added.
         weight: int8 (K, N), a constant.
     """
 
@@ -71,13 +71,13 @@ class OffsetProduct(Pending):
     weight: torch.Tensor
 
     def expression(self, b: ExportedBuilder) -> Expr:
-        """Raises ModelImportError: nothing but the correction may follow."""
+        """Raises ModelImportError: only the correction may read this value."""
         raise ModelImportError("multiplies integers plus 128, expected that 128 times the weight's sums are subtracted")
 
 
 @dataclass(frozen=True)
 class Accumulators(Pending):
-    """Sums of products of integers, on their way to a quantized linear layer.
+    """Sums of products of integers that will become a quantized linear layer.
 
     Attributes:
         x: the activation's integers.
@@ -92,7 +92,7 @@ class Accumulators(Pending):
     shifted: bool = False
 
     def expression(self, b: ExportedBuilder) -> Expr:
-        """Returns the float values of accumulators that no linear layer in QDQ form was made of."""
+        """Returns the float values of accumulators that did not become a linear layer in QDQ form."""
         product = b.emit(relax.op.matmul(self.x.expr, b.relax_of(self.weight), out_dtype="int32"), "int_mm")
         y = b.emit(relax.op.astype(product, "float32"), "astype")
         if self.scaled:
@@ -123,10 +123,10 @@ def choose_qparams_affine(
     quant_min: int, quant_max: int, eps: float, scale_dtype: Any = None, zero_point_dtype: Any = None,
     keepdim: bool = False,
 ) -> list[Any]:  # fmt: skip
-    """Returns [scale, zero_point] of each row or of the whole tensor, which keep its rank.
+    """Returns [scale, zero_point] of each row or of the whole tensor; both have the tensor's rank.
 
     Symmetric: scale = max(|x|) / ((quant_max - quant_min)/2). Asymmetric: scale = (max - min)/(quant_max - quant_min)
-    over a range that holds 0, zero_point = clamp(quant_min - round(min/scale)).
+    over a range that includes 0, zero_point = clamp(quant_min - round(min/scale)).
     """
     x = b.relax_of(x)
     _check_blocks(block_size, shape_of(x))
@@ -187,17 +187,17 @@ def int_mm(b: ExportedBuilder, x: Any, weight: Any) -> Accumulators | OffsetProd
 
 
 def with_addend(b: ExportedBuilder, x: OffsetIntegers, addend: Any) -> OffsetIntegers | Expr:
-    """Returns integers with something added."""
+    """Returns the integers plus `addend`."""
     if isinstance(addend, int) and x.dtype == "int32":
         return replace(x, offset=x.offset + addend)
     return b.emit(relax.op.add(b.relax_of(x), b.relax_of(addend)), "add")
 
 
 def without_offset(b: ExportedBuilder, x: OffsetProduct, correction: Any) -> Accumulators | Expr:
-    """Returns the product of int8 matrices: that of raised integers less 128 times the sums of the weight.
+    """Returns the product of int8 matrices: the product of offset integers minus 128 times the sums of the weight.
 
     Raises:
-        ModelImportError: something else is subtracted.
+        ModelImportError: anything else is subtracted.
     """
     expected = 128 * x.weight.sum(0, keepdim=True, dtype=torch.int32)
     if not isinstance(correction, torch.Tensor) or not torch.equal(correction, expected):
@@ -209,7 +209,7 @@ def without_offset(b: ExportedBuilder, x: OffsetProduct, correction: Any) -> Acc
 
 @register_exported("aten::reshape.default", "aten::view.default", "aten::_unsafe_view.default")
 def reshape(b: ExportedBuilder, x: Any, shape: Sequence[Any]) -> Any:
-    """Returns x in another shape, x itself where that is its own; integers stay integers."""
+    """Returns x in another shape, x itself if it has that shape already; integers stay integers."""
     convert = find_converter("aten::reshape")
     assert convert is not None
     expr = b.relax_of(x)
@@ -245,7 +245,7 @@ def to_dtype(
 
 
 def scaled(b: ExportedBuilder, x: Accumulators, factor: Any) -> Accumulators | Expr:
-    """Returns accumulators times a constant: after both scales, a linear layer in QDQ form."""
+    """Returns accumulators times a constant; after both scales, this is a linear layer in QDQ form."""
     if not isinstance(factor, torch.Tensor):
         return b.emit(relax.op.multiply(b.relax_of(x), b.relax_of(factor)), "mul")
     params = x.x.params
@@ -262,7 +262,7 @@ def scaled(b: ExportedBuilder, x: Accumulators, factor: Any) -> Accumulators | E
 
 
 def shifted(b: ExportedBuilder, x: Accumulators, correction: Any) -> Accumulators | Expr:
-    """Returns accumulators less what the activation's zero point adds to them."""
+    """Returns accumulators minus the contribution of the activation's zero point."""
     if isinstance(correction, torch.Tensor) and x.scaled and not x.shifted:
         sums = x.weight.T.contiguous().sum(-1).to(torch.float32)
         zero_point = torch.tensor([[float(x.x.params.zero_point)]])

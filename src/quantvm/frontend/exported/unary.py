@@ -24,13 +24,13 @@ _OF_REALS: dict[str, Function] = {
     for name in ("acos", "acosh", "asin", "asinh", "atan", "cos", "cosh", "erf", "exp", "log", "rsqrt", "sin", "sinh",
                  "sqrt", "tan", "isfinite", "isinf", "isnan")
 }  # fmt: skip
-"""Functions that TVM computes as PyTorch does; those of integers are those of their float32 values."""
+"""Functions that TVM computes as PyTorch does; integers are converted to float32 first."""
 
 _OF_NUMBERS: dict[str, Function] = {
     name: getattr(relax.op, "negative" if name == "neg" else name)
     for name in ("abs", "ceil", "floor", "neg", "round", "sign", "square", "trunc")
 }
-"""Functions that keep the dtype; whole numbers are rounded already."""
+"""Functions that keep the dtype; rounding leaves integers unchanged."""
 _ROUNDING = ("ceil", "floor", "round", "trunc")
 
 
@@ -63,9 +63,9 @@ for _name, _function in _OF_NUMBERS.items():
 
 
 def _in_double(b: ExportedBuilder, x: Expr, function: Function, hint: str) -> Expr:
-    """Returns a function with f(x) ~ x near zero: in double precision, rounded; x itself below 1e-8.
+    """Returns a function with f(x) ~ x near zero, computed in double precision and rounded; x itself for |x| < 1e-8.
 
-    In float32, as TVM computes them, exp(x) - 1 and its like lose the digits of a small x.
+    In float32, as TVM computes them, exp(x) - 1 and similar functions lose the digits of a small x.
     """
     dtype = name_of(torch_dtype(x))
     wide = b.emit(relax.op.astype(x, "float64"), "double")
@@ -121,7 +121,7 @@ def reciprocal(b: ExportedBuilder, x: Any) -> Expr:
 
 @register_exported("aten::round.decimals")
 def round_decimals(b: ExportedBuilder, x: Any, *, decimals: int) -> Expr:
-    """Returns round(x * 10^decimals) / 10^decimals; with negative decimals, divided first and multiplied then."""
+    """Returns round(x * 10^decimals) / 10^decimals; with negative decimals, it divides first and then multiplies."""
     x = as_float(b, x)
     power = constant(10.0 ** abs(decimals), name_of(torch_dtype(x)))
     first, then = (relax.op.multiply, relax.op.divide) if decimals > 0 else (relax.op.divide, relax.op.multiply)
@@ -171,7 +171,7 @@ for _row in ACTIVATIONS.values():
 
 @register_exported("aten::gelu.default")
 def gelu(b: ExportedBuilder, x: Any, *, approximate: str = "none") -> Expr:
-    """Returns x * Phi(x), by the error function or by tanh."""
+    """Returns x * Phi(x), with the error function or the approximation by tanh."""
     op = relax.op.nn.gelu_tanh if approximate == "tanh" else relax.op.nn.gelu
     return b.emit(op(b.relax_of(x)), "gelu")
 
@@ -244,7 +244,7 @@ def softshrink(b: ExportedBuilder, x: Any, lambd: float = 0.5) -> Expr:
 
 @register_exported("aten::prelu.default")
 def prelu(b: ExportedBuilder, x: Any, weight: Any) -> Expr:
-    """Returns x > 0 ? x : w * x, with one w or one a channel (dimension 1)."""
+    """Returns x > 0 ? x : w * x, with one w, or one per channel (dimension 1)."""
     x, weight = b.relax_of(x), b.relax_of(weight)
     rank, (count,) = len(shape_of(x)), shape_of(weight)
     shape = [1] * rank

@@ -1,4 +1,4 @@
-"""What the values of an exported program are during its import, and the builder that converters emit with."""
+"""The values of an exported program during its import, and the builder that converters use."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Params:
     """Quantization of one tensor.
 
     Attributes:
-        scale: float64 as the program has it, () or (C,).
+        scale: float64 as in the program, () or (C,).
         zero_point: int64, of the same shape.
         dtype: int8 or uint8.
-        quant_min: least integer that is used.
-        quant_max: greatest integer that is used.
-        axis: the dimension that scales differ along.
+        quant_min: smallest integer used.
+        quant_max: largest integer used.
+        axis: the dimension along which scales differ.
     """
 
     scale: np.ndarray
@@ -36,7 +36,7 @@ class Params:
     axis: int = 0
 
     def equals(self, other: Params) -> bool:
-        """Returns whether quantizing by one keeps what the other dequantized."""
+        """Returns whether a quantize with these parameters restores the integers that `other` dequantized."""
         return (
             (self.dtype, self.quant_min, self.quant_max) == (other.dtype, other.quant_min, other.quant_max)
             and np.array_equal(self.scale, other.scale)
@@ -47,22 +47,22 @@ class Params:
 
 @dataclass(frozen=True)
 class Dequantized:
-    """A dequantized tensor, which is emitted anew for each use; `integers` is a constant or an expression."""
+    """A dequantized tensor; each use emits its own dequantize. `integers` is a constant or an expression."""
 
     integers: torch.Tensor | Expr
     params: Params
 
 
 class Pending:
-    """A value that several calls make together; one in between is emitted only where something else asks for it."""
+    """An intermediate value of several calls that are converted together; emitted only if another call reads it."""
 
     def expression(self, b: ExportedBuilder) -> Expr:
-        """Returns the value as it is now."""
+        """Returns the intermediate value."""
         raise NotImplementedError
 
 
 class Unreadable(Pending):
-    """A result that nobody here computes: it may be there, and may not be read."""
+    """A result that is not computed: a program may have it, but must not read it."""
 
     def expression(self, b: ExportedBuilder | None = None) -> Expr:
         """Raises an error: something reads it."""
@@ -79,7 +79,7 @@ class ExportedBuilder(QdqBuilder):
     node: Any = None
 
     def relax_of(self, value: Any) -> Any:
-        """Returns the Relax expression of a value; what is neither a tensor nor a list of them is kept."""
+        """Returns the Relax expression of a tensor, or of each tensor in a list; other values stay unchanged."""
         if isinstance(value, torch.Tensor):
             array = value.detach().cpu().contiguous().numpy()
             return constant(array, str(array.dtype))
@@ -92,7 +92,7 @@ class ExportedBuilder(QdqBuilder):
         return value
 
     def dequantized(self, value: Dequantized) -> Expr:
-        """Returns a dequantize of its own."""
+        """Emits a new dequantize of the value."""
         params = value.params
         scale, zero_point = constant(params.scale, "float32"), constant(params.zero_point, params.dtype)
         integers = self.relax_of(value.integers)
@@ -107,7 +107,7 @@ class ExportedBuilder(QdqBuilder):
 
         Raises:
             ModelImportError: a scale that is NaN, infinite or not above zero, a zero point or a range outside of the
-                dtype, or a dtype that is not int8 or uint8; all that is wrong in one message.
+                dtype, or a dtype that is not int8 or uint8; one message lists all problems.
         """
         name = str(dtype).removeprefix("torch.")
         if name not in BOUNDS:

@@ -25,10 +25,10 @@ def _many(values: Any, rank: int) -> list[int]:
 
 
 def batched(b: ExportedBuilder, x: Expr, rank: int, of: Callable[[Expr], Expr]) -> Expr:
-    """Returns what a function makes of x (N, C, ...) with `rank` dimensions behind C; without N it is put there.
+    """Applies a function of (N, C, ...), with `rank` dimensions after C, to x; a missing N is added and removed again.
 
     Raises:
-        ModelImportError: x has other than rank + 1 or rank + 2 dimensions.
+        ModelImportError: x does not have rank + 1 or rank + 2 dimensions.
     """
     shape = shape_of(x)
     if len(shape) == rank + 2:
@@ -40,9 +40,9 @@ def batched(b: ExportedBuilder, x: Expr, rank: int, of: Callable[[Expr], Expr]) 
 
 
 def _over_image(b: ExportedBuilder, x: Expr, rank: int, of: Callable[[Expr, list[int]], Expr]) -> Expr:
-    """Returns a pool over `rank` dimensions, made of pools over two: of (N, C, H, W) and the dimensions they are.
+    """Returns a pool over `rank` dimensions, built from 2-D pools `of(x, dims)`; -1 in `dims` is a dummy dimension.
 
-    A pool over three is one over the last two, and of its result one over the first: windows are boxes.
+    A pool over three dimensions is one over the last two, followed by one over the first: windows are boxes.
     """
     if rank == 2:
         return of(x, [0, 1])
@@ -104,7 +104,7 @@ def _avg_pool(rank: int) -> Callable[..., Expr]:
 def _mean_of_zeros(
     b: ExportedBuilder, x: Expr, kernel: list[int], strides: list[int], pads: list[int], ceil_mode: bool
 ) -> Expr:
-    """Returns averages whose divisor is always the kernel's size: what lies outside of x is zero."""
+    """Returns averages that always divide by the kernel's size; outside of x there are zeros."""
     border: list[int] = []
     for size, k, s, p in zip(shape_of(x)[2:], kernel, strides, pads, strict=True):
         if not isinstance(size, int):
@@ -140,7 +140,7 @@ for _rank in (1, 2, 3):
 
 @dataclass(frozen=True)
 class Uncomputed(Unreadable):
-    """Results beside those that a network needs in inference."""
+    """Further results of an operator, which a network does not need in inference."""
 
     what: str
 
@@ -151,13 +151,13 @@ class Uncomputed(Unreadable):
 
 @register_exported("aten::max_pool2d_with_indices.default")
 def max_pool2d_with_indices(b: ExportedBuilder, x: Any, *options: Any) -> list[Any]:
-    """Returns [the maximum over each window, indices that may not be read]."""
+    """Returns [the maximum over each window, indices that must not be read]."""
     return [_max_pool(2)(b, x, *options), Uncomputed("the indices of a max pool")]
 
 
 @register_exported("aten::max_pool3d_with_indices.default")
 def max_pool3d_with_indices(b: ExportedBuilder, x: Any, *options: Any) -> list[Any]:
-    """Returns [the maximum over each window, indices that may not be read]."""
+    """Returns [the maximum over each window, indices that must not be read]."""
     return [_max_pool(3)(b, x, *options), Uncomputed("the indices of a max pool")]
 
 
@@ -195,7 +195,7 @@ def _biased(b: ExportedBuilder, y: Expr, bias: Any, rank: int) -> Expr:
 def convolved(
     b: ExportedBuilder, x: Any, weight: Any, bias: Any, stride: Any, padding: Sequence[int], dilation: Any, groups: int
 ) -> Expr:
-    """Returns a convolution plus a bias (1, C, 1, ...); `padding` has what lies before, then what lies after."""
+    """Returns a convolution plus a bias (1, C, 1, ...); `padding` lists the sizes before, then the sizes after."""
     rank = len(_kernel(weight))
     name, layout, kernel_layout = _CONVS[rank]
 
@@ -225,7 +225,7 @@ def conv_padding(
     b: ExportedBuilder, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: str = "valid",
     dilation: Any = 1, groups: int = 1,
 ) -> Expr:  # fmt: skip
-    """Returns the convolution plus a bias with padding `valid` or `same`; an odd rest is padded after."""
+    """Returns the convolution plus a bias with padding `valid` or `same`; an odd total pads one more after."""
     kernel = _kernel(weight)
     steps = _many(dilation, len(kernel))
     totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(steps, kernel, strict=True)]
@@ -259,7 +259,7 @@ def convolution(
     b: ExportedBuilder, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any, groups: int,
 ) -> Expr:  # fmt: skip
-    """Returns a convolution, or a transposed one."""
+    """Returns a convolution or a transposed convolution."""
     if transposed:
         return conv_transpose(b, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return conv(b, x, weight, bias, stride, padding, dilation, groups)

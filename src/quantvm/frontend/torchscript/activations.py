@@ -33,7 +33,7 @@ def _register(activation: Activation) -> None:
 
 
 def _of_quantized(activation: Activation) -> str:
-    """Returns what documentation says of quantized tensors."""
+    """Returns the part of the documentation about quantized tensors."""
     if activation.of_quantized is None:
         return ""
     if activation.of_quantized == "input":
@@ -43,7 +43,7 @@ def _of_quantized(activation: Activation) -> str:
 
 
 def _register_quantized(activation: Activation, kernel: QuantizedKernel) -> None:
-    """Registers the converter of the operator that takes the output's parameters."""
+    """Registers the converter of the operator with the output's parameters as arguments."""
     name = f"quantized::{kernel.operator}"
     arguments = kernel.arguments or ("output_scale", "output_zero_point", *activation.options)
 
@@ -72,7 +72,7 @@ for _activation in ACTIVATIONS.values():
 
 @register_converter("quantized::prelu")
 def quantized_prelu(b: QdqBuilder, x: Any, weight: Any, output_scale: float, output_zero_point: int) -> QTensor:
-    """Returns quantize(x > 0 ? x : w * x), with one w or one a channel, in PyTorch's integer arithmetic."""
+    """Returns quantize(x > 0 ? x : w * x), with one w or one per channel, in PyTorch's integer arithmetic."""
     b.expect_quantized("quantized::prelu", x)
     dtype = str(weight.int_repr().dtype).removeprefix("torch.")
     if dtype != x.q.dtype:
@@ -89,7 +89,7 @@ def quantized_prelu(b: QdqBuilder, x: Any, weight: Any, output_scale: float, out
 
 @register_converter("aten::prelu")
 def prelu(b: QdqBuilder, x: Any, weight: Expr) -> Expr:
-    """Returns x > 0 ? x : w * x of a float tensor, with one w or one a channel."""
+    """Returns x > 0 ? x : w * x of a float tensor, with one w or one per channel."""
     (x,) = float_operands(b, "prelu", x)
     slopes = constant(np.broadcast_to(constant_array(weight), (shape_of(x)[1],)), "float32")
     return b.emit(relax.op.nn.prelu(x, slopes, axis=1), "prelu")

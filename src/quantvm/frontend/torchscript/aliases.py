@@ -1,4 +1,4 @@
-"""Writes in place: converters return new values, which is the same thing only if nobody reads the old memory again."""
+"""In-place writes: converters return new values instead, which is correct only if the old memory is not read again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VIEWS = frozenset(
         "to", "type_as",
     )
 ) | {"prim::ListUnpack", "prim::ListConstruct", "prim::TupleConstruct", "prim::TupleUnpack"}  # fmt: skip
-"""Operators whose result may share memory with their first input; PyTorch copies in some cases only."""
+"""Operators whose result may share memory with their first input; PyTorch copies only in some cases."""
 
 _WRITES = frozenset(
     (
@@ -27,15 +27,15 @@ _WRITES = frozenset(
 
 
 Region = tuple[tuple[str, str], ...]
-"""A value whose memory it is, then which piece of which list it is; pieces of one list share nothing."""
+"""A value that owns the memory, then (list, piece) for each split; pieces of one list share no memory."""
 
 
 def stale_reads(graph: Any, known: Container[str] = ()) -> Iterator[tuple[Any, Any]]:
     """Yields (write, read): a node that writes in place, and a later one that reads the same memory by an older name.
 
-    A traced graph gives the result of the write wherever the program read the very tensor that was written to. It does
-    not for a view of it that was taken before, nor for the tensor that it is a view of. Values that are `known` share
-    their memory at import as they do in PyTorch.
+    In a traced graph, later reads of the written tensor itself read the result of the write. But reads of an earlier
+    view of that tensor, or of the tensor that it is a view of, do not. Values in `known` share their memory at import
+    as they do in PyTorch, so writes to them are left out.
     """
     regions: dict[str, Region] = {}
     made: dict[str, int] = {}
@@ -59,6 +59,6 @@ def stale_reads(graph: Any, known: Container[str] = ()) -> Iterator[tuple[Any, A
 def _overlap(a: Region, b: Region) -> bool:
     for (list_a, piece_a), (list_b, piece_b) in zip(a, b, strict=False):
         if piece_a != piece_b:
-            # pieces of two chunks of one tensor may be the same memory; two tensors are pieces of no list
+            # two chunks of one tensor may have pieces in the same memory, but pieces of one list never overlap
             return list_a != list_b
     return True

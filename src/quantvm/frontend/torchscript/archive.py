@@ -1,7 +1,7 @@
-"""What a TorchScript file may hold, before PyTorch sees it.
+"""Checks a TorchScript file before PyTorch opens it.
 
-`torch.jit.load` runs what a file's classes do on being restored, and believes the sizes that its pickles name. So the
-code is searched for what does more than compute, and each pickle is read once with classes that do nothing.
+`torch.jit.load` runs code of the file's classes when it restores them, and trusts the sizes in its pickles. So the code
+is searched for anything but computation, and each pickle is first read with classes that do nothing.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _MANY_SIGNS = re.compile(r"(?:(?:-|~|\*\*|\bnot\b|\bif\b[^\n]{0,40}\belse\b)\s*\
 
 
 def check_script_file(file: IO[bytes]) -> None:
-    """Raises an error where opening a TorchScript file would do more than to build a program.
+    """Raises an error if opening a TorchScript file would do more than build a program.
 
     Args:
-        file: opened, at its beginning; afterwards it is at any place.
+        file: opened, at its beginning; its position afterwards is undefined.
 
     Raises:
         ModelImportError: damaged, of another kind, or with code that reads or writes files, classes other than its own
-            and those of quantized weights, or tensors that are greater than what it holds.
-        Exception: whatever PyTorch and zipfile raise for damaged files.
+            and those of quantized weights, or tensors larger than their data.
+        Exception: any error of PyTorch or zipfile on damaged files.
     """
     _check_damage(file)
     file.seek(0)
-    reader = torch._C.PyTorchFileReader(file)  # the same reader as loads it: there is one opinion on what it holds
+    reader = torch._C.PyTorchFileReader(file)  # the reader that also loads it, so that both see the same contents
     names = reader.get_all_records()
     twice = [name for name, count in Counter(name.lower() for name in names).items() if count > 1]
     if twice:
@@ -62,7 +62,7 @@ def check_script_file(file: IO[bytes]) -> None:
 
 
 def _check_damage(file: IO[bytes]) -> None:
-    """Raises ModelImportError where a member's checksum is wrong: PyTorch does not look at these."""
+    """Raises ModelImportError if a member's checksum is wrong: PyTorch does not check these."""
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
         unpacked_bytes = sum(info.file_size for info in infos)
@@ -78,11 +78,11 @@ def _check_damage(file: IO[bytes]) -> None:
 
 
 def check_code(text: str, name: str) -> None:
-    """Raises ModelImportError where code of TorchScript does more than compute, or is nested without end.
+    """Raises ModelImportError if TorchScript code does more than compute, or is nested too deeply.
 
     Args:
-        text: as `torch.jit.save` writes it.
-        name: of the member.
+        text: the code, as `torch.jit.save` writes it.
+        name: the name of the member.
     """
     depth, before, path = 0, "", ""
     has_names_in_text = "getattr" in text
@@ -90,7 +90,7 @@ def check_code(text: str, name: str) -> None:
         if token[0][0] == "#":
             continue
         word, other = token["word"], token["other"]
-        if token[0][0] == before[:1] == '"':  # which TorchScript would put together
+        if token[0][0] == before[:1] == '"':  # adjacent strings, which TorchScript would join
             raise _refused(text, token.start(), name, "is not as torch.jit.save writes it")
         if has_names_in_text and token[0][0] == '"' and _literal(token[0]) in _REFUSED_WORDS:
             raise _refused(text, token.start(), name, f"uses {token[0]}")
@@ -118,7 +118,7 @@ def check_code(text: str, name: str) -> None:
 def _literal(quoted: str) -> str:
     try:
         return str(ast.literal_eval(quoted))
-    except (SyntaxError, ValueError):  # an escape that Python does not know stands for itself
+    except (SyntaxError, ValueError):  # an escape that Python does not know stays as it is
         return quoted[1:-1]
 
 
@@ -138,18 +138,18 @@ def _refused(text: str, at: int, name: str, what: str) -> ModelImportError:
 
 
 def _check_pickle(data: bytes, name: str, size_of: Callable[[str], int], names: set[str]) -> None:
-    """Raises ModelImportError where a pickle is damaged, names other classes, or tensors beyond what is stored."""
+    """Raises ModelImportError if a pickle is damaged, names other classes, or has tensors larger than their data."""
     folder = name.removesuffix(".pkl")
     try:
         _Dry(data, lambda key: size_of(f"{folder}/{key}") if f"{folder}/{key}" in names else -1).load()
     except (ModelImportError, MemoryError):
         raise
-    except Exception as error:  # whatever Python raises on damaged pickles
+    except Exception as error:  # damaged pickles can raise any kind of error
         raise ModelImportError(f"{name} is damaged: {error}") from error
 
 
 class _Inert:
-    """An instance of any class of the file, which does nothing."""
+    """A stand-in for instances of the file's classes; it does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -162,21 +162,21 @@ class _Inert:
 
 
 class _Storage:
-    """Elements that a member holds."""
+    """The number of elements in a member."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
 
 class _Dry(pickle.Unpickler):
-    """Reads a pickle of TorchScript without making anything of it."""
+    """Reads a pickle of TorchScript without creating its objects."""
 
     def __init__(self, data: bytes, size_of: Callable[[str], int]) -> None:
         super().__init__(io.BytesIO(data))
         self._size_of = size_of
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what stands for a class or function of the file."""
+        """Returns the stand-in for a class or function of the file."""
         full = f"{module}.{name}"
         if full == "collections.OrderedDict":
             return dict
@@ -198,7 +198,7 @@ class _Dry(pickle.Unpickler):
         raise ModelImportError(f"it holds an object of the class {full}, which is not opened")
 
     def persistent_load(self, key: Any) -> Any:
-        """Returns what stands for a member of numbers."""
+        """Returns the stand-in for a member with a tensor's data."""
         kind, dtype, member, _, count = key
         n_bytes = _BYTES.get(str(dtype).removesuffix("Storage"))
         if kind != "storage" or n_bytes is None or type(count) is not int or count < 0:
@@ -216,7 +216,7 @@ _BYTES = {"Bool": 1, "Byte": 1, "Char": 1, "QInt8": 1, "QUInt8": 1, "Short": 2, 
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Inert:
-    """Checks that a tensor lies within its storage: PyTorch does not."""
+    """Checks that a tensor lies within its storage, which PyTorch does not check."""
     numbers = (offset, *size, *stride)
     if not isinstance(storage, _Storage) or len(size) != len(stride) or not all(
         type(number) is int and 0 <= number < 2**48 for number in numbers

@@ -1,4 +1,4 @@
-"""quantized::conv2d, quantized::linear and their fused ReLUs; weights come as the stored integers."""
+"""quantized::conv2d, quantized::linear and their fused ReLUs; weights are the stored integers."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def _binary(
 
 
 def _with_number(b: QdqBuilder, name: str, x: Any, number: float, relu: bool) -> QTensor | Expr:
-    """Emits x + number or x * number under the parameters that PyTorch derives; integers that stay are only renamed."""
+    """Emits x + number or x * number with PyTorch's derived parameters; integers that stay equal are kept."""
     (x,) = b.expect_quantized(f"quantized::{name}", x)
     q: QuantParams = x.q
     if name == "add":
@@ -62,7 +62,7 @@ def _with_number(b: QdqBuilder, name: str, x: Any, number: float, relu: bool) ->
 
 
 def _add_or_mul(b: QdqBuilder, name: str, x: Any, y: Any, out: tuple[Any, ...], relu: bool) -> Any:
-    """Two tensors, or a tensor and a number in either order."""
+    """Converts an operator on two tensors, or on a tensor and a number in either order."""
     if not out:
         tensor, number = (y, x) if is_number(x) else (x, y)
         return _with_number(b, name, tensor, float(number), relu)
@@ -72,7 +72,7 @@ def _add_or_mul(b: QdqBuilder, name: str, x: Any, y: Any, out: tuple[Any, ...], 
 
 @register_converter("quantized::add")
 def quantized_add(b: QdqBuilder, qa: Any, qb: Any, *out: Any) -> QTensor:
-    """Returns quantize(dequantize(a) + dequantize(b)); with a number, under the parameters that PyTorch derives."""
+    """Returns quantize(dequantize(a) + dequantize(b)); with a number, with the parameters that PyTorch derives."""
     return _add_or_mul(b, "add", qa, qb, out, relu=False)
 
 
@@ -84,25 +84,25 @@ def quantized_add_relu(b: QdqBuilder, qa: Any, qb: Any, *out: Any) -> QTensor:
 
 @register_converter("quantized::mul")
 def quantized_mul(b: QdqBuilder, qa: Any, qb: Any, *out: Any) -> QTensor:
-    """Returns quantize(dequantize(a) * dequantize(b)), broadcast; with a number, as PyTorch derives."""
+    """Returns quantize(dequantize(a) * dequantize(b)), broadcast; with a number, as `quantized::add`."""
     return _add_or_mul(b, "mul", qa, qb, out, relu=False)
 
 
 @register_converter("quantized::mul_relu")
 def quantized_mul_relu(b: QdqBuilder, qa: Any, qb: Any, *out: Any) -> QTensor:
-    """Returns quantize(relu(dequantize(a) * dequantize(b))), broadcast; with a number, as PyTorch derives."""
+    """Returns quantize(relu(dequantize(a) * dequantize(b))), broadcast; with a number, as `quantized::add`."""
     return _add_or_mul(b, "mul", qa, qb, out, relu=True)
 
 
 @register_converter("quantized::add_scalar")
 def add_scalar(b: QdqBuilder, x: Any, number: float) -> QTensor:
-    """Returns x + number: another zero point where the dtype has room for it."""
+    """Returns x + number: by another zero point, if that fits into the dtype."""
     return _with_number(b, "add", x, number, relu=False)
 
 
 @register_converter("quantized::mul_scalar")
 def mul_scalar(b: QdqBuilder, x: Any, number: float) -> QTensor:
-    """Returns x * number: another scale, and mirrored integers for a negative number."""
+    """Returns x * number: by another scale, and mirrored integers for a negative number."""
     return _with_number(b, "mul", x, number, relu=False)
 
 

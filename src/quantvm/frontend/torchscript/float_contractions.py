@@ -18,7 +18,7 @@ from .float_elementwise import float_operands
 
 
 def _transposed(b: QdqBuilder, weight: Expr) -> Expr:
-    """Returns an (out, in) weight as (in, out); a constant is turned when the model is imported."""
+    """Returns an (out, in) weight as (in, out); a constant is transposed at import."""
     if is_constant(weight):
         return constant(np.ascontiguousarray(constant_array(weight).T), "float32")
     return b.emit(relax.op.permute_dims(weight, [1, 0]), "weight_t")
@@ -106,7 +106,7 @@ def _attention(b: QdqBuilder, query: Expr, key: Expr, value: Expr, mask: Expr | 
 
 
 def _additive(b: QdqBuilder, mask: Expr | None) -> Expr | None:
-    """Returns a mask of what may be attended to as what is added to the scores."""
+    """Returns the term to add to the scores; a boolean mask, true where attention is allowed, becomes 0 and -inf."""
     if mask is None or str(mask.ty.dtype) != "bool":
         return mask
     return b.emit(relax.op.where(mask, constant(0.0, "float32"), constant(-math.inf, "float32")), "mask")

@@ -16,7 +16,7 @@ from .scalars import is_number, simplified
 
 
 def float_operands(b: QdqBuilder, name: str, *operands: Any) -> list[Expr]:
-    """Returns operands as float tensors, numbers among them as constants.
+    """Returns operands as float tensors; numbers become constants.
 
     Raises:
         ModelImportError: one of them is quantized; PyTorch has no kernel for that.
@@ -108,7 +108,7 @@ for _operator in FLOAT_OPERATORS.values():
 
 @register_converter("aten::gelu")
 def gelu(b: QdqBuilder, x: Any, approximate: str = "none") -> QTensor | Expr:
-    """Returns x * Phi(x), exactly or by tanh; of a quantized tensor under its parameters."""
+    """Returns x * Phi(x), exactly or by tanh; a quantized tensor keeps its parameters."""
     op = relax.op.nn.gelu_tanh if approximate == "tanh" else relax.op.nn.gelu
     return b.quantized_like(x, b.emit(op(b.real(x)), "gelu"))
 
@@ -121,7 +121,7 @@ def elu(b: QdqBuilder, x: Any, alpha: float = 1.0, scale: float = 1.0, input_sca
 
 
 def elu_f32(b: QdqBuilder, x: Expr, alpha: float, scale: float, input_scale: float) -> Expr:
-    """Emits elu; max and min of x with 0 take the place of a choice."""
+    """Emits elu, with max(x, 0) and min(x, 0) instead of a conditional."""
 
     def times(y: Expr, factor: float) -> Expr:
         return y if factor == 1 else b.emit(relax.op.multiply(y, constant(factor, "float32")), "mul")
@@ -154,10 +154,10 @@ def where(b: QdqBuilder, condition: Expr, x: Any, y: Any) -> Expr:
 
 @register_converter("aten::to", "aten::type_as")
 def to(b: QdqBuilder, x: Any, *options: Any) -> Any:
-    """Returns x: everything is float32 on a CPU here.
+    """Returns x: every tensor here is float32 on the CPU.
 
     Raises:
-        ModelImportError: another dtype is asked for.
+        ModelImportError: another dtype is requested.
     """
     dtype = next((o for o in options if isinstance(o, int) and not isinstance(o, bool)), _FLOAT32)
     if dtype != _FLOAT32:

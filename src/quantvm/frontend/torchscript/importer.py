@@ -1,6 +1,6 @@
 """TorchScript -> Relax in QDQ form: walks a traced graph and calls the converter of each node.
 
-Quantization parameters and dtypes are propagated forward: TorchScript's value types say no more than `Tensor`.
+Quantization parameters and dtypes are propagated forward, because TorchScript's types only say `Tensor`.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
 
     Args:
         model: an eager-quantized `nn.Module`, a traced module, or the path of a saved TorchScript file.
-        example_inputs: one float32 tensor or a sequence of them; their shapes are the function's, and where they are
-            channels-last, so are the tensors whose bits the function returns.
-        engine: PyTorch engine that the model was quantized for; by default what the model says
-            (`quantvm_engine`), else `torch.backends.quantized.engine`.
+        example_inputs: one float32 tensor or a sequence of them; they give the function's input shapes. If they are
+            channels-last, the function returns the bits that PyTorch returns for channels-last inputs.
+        engine: PyTorch engine that the model was quantized for; by default the model's attribute
+            `quantvm_engine`, else `torch.backends.quantized.engine`.
         batch: dynamic: dimension 0 of every input is symbolic; static: it is the example's.
 
     Raises:
         UnsupportedOpError: operators without a converter, all of them in one message.
-        ModelImportError: no quantized operator, quantization-aware training not converted, or bad parameters.
+        ModelImportError: no quantized operator, unconverted quantization-aware training, or bad parameters.
     """
     with importing(model, batch):
         program = load_program(model, example_inputs, engine)
@@ -65,7 +65,7 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
 
 
 def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None) -> LayeredProgram:
-    """Returns the model with every quantized tensor in sight, for batches of the example's size.
+    """Returns the model with every quantized tensor as an output, for batches of the example's size.
 
     Args and errors: as `from_torch`.
     """
@@ -90,7 +90,7 @@ def _layers_of(model: Any, example_inputs: Any, engine: str | None) -> LayeredPr
 
 
 def _following(program: Program, module: tvm.IRModule) -> tvm.IRModule:
-    """Returns the module with attributes that say whose bits it stands for: this PyTorch's, for such inputs."""
+    """Returns the module with attributes that describe the bits it must return: this PyTorch's, for such inputs."""
     engine, inputs = program.engine, program.arguments.tensors
     attrs: dict[str, Any] = {
         attributes.ENGINE: engine, attributes.ONEDNN_AMX: int(onednn_uses_amx()), attributes.VNNI: int(has_vnni()),
@@ -109,7 +109,7 @@ class _Conversion:
         batch: dynamic or static.
 
     Attributes:
-        layers: what is quantized.
+        layers: the quantized tensors.
         outputs: the structure of the results, after `go`.
     """
 
@@ -153,7 +153,7 @@ class _Conversion:
         """Returns the tensors of the graph's result; its structure becomes `outputs` if it is not known yet."""
         (value,) = (self._values[v.debugName()] for v in self._graph.outputs())
         builder.where = "output"
-        if self.outputs is not None:  # the recorded graph returns a tuple, or one tensor
+        if self.outputs is not None:  # a recorded graph returns a tuple or one tensor
             value = put_together(self.outputs, value if isinstance(value, tuple) else [value])
         try:
             self.outputs, tensors = take_apart(value, _is_result)
@@ -229,20 +229,20 @@ class _Conversion:
             raise ModelImportError(f"{error} ({kind}, {source_line(node)})") from error
         except MemoryError:
             raise
-        except Exception as error:  # TVM's operators and PyTorch's raise whatever Python raises
+        except Exception as error:  # TVM's and PyTorch's operators raise any kind of error
             raise ModelImportError(
                 f"{kind} at {builder.where} ({source_line(node)}) cannot be imported: {gist(error)}"
             ) from error
 
     def _attribute(self, owner: Any, name: str) -> Any:
-        """Returns an attribute of a module; of a tensor a copy, always the same one."""
+        """Returns an attribute of a module; for a tensor, a copy, always the same one."""
         value = getattr(owner, name)
         if not isinstance(value, torch.Tensor) or value.is_quantized:
             return value
-        return self._tensors.setdefault(id(value), (value, value.detach().clone()))[1]  # held: an id is used again
+        return self._tensors.setdefault(id(value), (value, value.detach().clone()))[1]  # held: ids are reused
 
     def _take_layer(self, builder: QdqBuilder, node: Any, made: Any) -> None:
-        """Notes a node whose result is quantized by it."""
+        """Records the layer of a node that quantizes its result."""
         if not isinstance(made, QTensor) or made.expr not in builder.quantizes:
             return
         value = next(iter(node.outputs())).debugName()
@@ -254,9 +254,9 @@ class _Conversion:
 
 
 def _shapes(inputs: Sequence[torch.Tensor], batch: str) -> list[list[Any]]:
-    """Returns the shape of every input: of a dynamic batch, dimension 0 is n.
+    """Returns the shape of every input; with a dynamic batch, dimension 0 is n.
 
-    Inputs of other sizes there have a batch of their own, n_1 and so on; one of size 1 among larger ones has none.
+    Inputs with another size in dimension 0 get a batch of their own, n_1 and so on; size 1 among larger ones is static.
     """
     sizes = [x.shape[0] for x in inputs if x.ndim]
     symbols: dict[int, Any] = {}
@@ -271,7 +271,7 @@ def _is_result(value: Any) -> bool:
 
 
 def _result(builder: QdqBuilder, value: Any) -> Any:
-    """Returns a tensor of the result in float, or a constant one."""
+    """Returns a tensor of the result as float; it may be a constant."""
     if isinstance(value, torch.Tensor):
         array = value.dequantize().numpy() if value.is_quantized else value.detach().numpy()
         return constant(array, str(array.dtype))

@@ -1,7 +1,7 @@
-"""Values that are known when a program is imported: PyTorch itself computes what depends on them alone.
+"""Values that are known when a program is imported; PyTorch itself computes everything that depends only on them.
 
-They are held as `torch.Tensor`s with the memory that they share in the program, so that writes in place (`fill_` on
-slices of a mask) do what they do in PyTorch. A copy is taken of what belongs to the model.
+They are `torch.Tensor`s that share memory as in the program, so that in-place writes (`fill_` on slices of a mask) have
+the same effect as in PyTorch. Tensors of the model are copied first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TAKES_KNOWN = frozenset({
     "aten::dim", "aten::__getitem__", "aten::__is__", "aten::__isnot__",
     "aten::__contains__", "aten::keys", "aten::values", "aten::items",
 })  # fmt: skip
-"""Converters besides those of `prim::` that take values as they are; the others get Relax constants and numbers."""
+"""Converters, besides those of `prim::`, that take known values unchanged; others get Relax constants and numbers."""
 
 _MAKES_KNOWN = TAKES_KNOWN | {"aten::new_zeros", "aten::new_ones", "aten::new_full", "prim::NumToTensor"}
 _STRUCTURAL = frozenset({
@@ -43,7 +43,7 @@ def is_computable(kind: str) -> bool:
 
 
 def compute(node: Any, arguments: list[Any]) -> Any:
-    """Returns what PyTorch's operator of a node gives for known arguments.
+    """Returns the result of a node's operator in PyTorch, for known arguments.
 
     Raises:
         RuntimeError, TypeError: as the operator does.
@@ -58,7 +58,7 @@ def compute(node: Any, arguments: list[Any]) -> Any:
 
 
 def as_arguments(values: Iterable[Any]) -> list[Any]:
-    """Returns values as converters take them: tensors as Relax constants, those without dimensions as numbers."""
+    """Converts values for converters: tensors to Relax constants, and tensors without dimensions to numbers."""
     return [_as_argument(value) for value in values]
 
 
@@ -75,8 +75,8 @@ def known_values(nodes: Iterable[Any], outside: Iterable[str] = ()) -> set[str]:
     """Returns the names of the values that can be known at import, as far as the graph tells.
 
     Args:
-        nodes: of a graph or block.
-        outside: known values that a block reads.
+        nodes: the nodes of a graph or block.
+        outside: names of known values that a block reads.
     """
     known = set(outside)
     for node in nodes:

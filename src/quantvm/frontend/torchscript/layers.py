@@ -28,13 +28,13 @@ class TorchScriptSource:
     def layers(
         self, layers: Sequence[Layer], inputs: Sequence[torch.Tensor], *, given: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Returns what `LayerSource.layers` says."""
+        """See `LayerSource.layers`."""
         with torch.inference_mode():
             if given is None:
                 results = self._function(layers, isolated=False)(self.script._c, *inputs)
                 self._scales = [float(scale) for scale in results[len(layers) :]]
                 return list(results[: len(layers)])
-            if self._scales is None:  # the doubles that the model holds; a layer's parameters are float32
+            if self._scales is None:  # the model's float64 scales; a layer's parameters are float32
                 self.layers(layers, inputs)
             assert self._scales is not None
             tensors = [
@@ -50,7 +50,7 @@ class TorchScriptSource:
             return _flat(self.script(*inputs))
 
     def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
-        """Returns the program with its weights packed for another engine, which PyTorch does when it loads them."""
+        """Returns the program with its weights packed for another engine; PyTorch packs them when it loads them."""
         from quantvm.torch_compat import quantization_engine
 
         from .importer import import_layers

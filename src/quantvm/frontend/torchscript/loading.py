@@ -1,4 +1,4 @@
-"""From what a user has to a TorchScript program that can be imported, or an error that says what to do."""
+"""Turns a user's model into a TorchScript program that can be imported, or raises an error that says what to do."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Program:
 
     Attributes:
         script: the program.
-        arguments: what it was called with; of a recorded one its structure is the caller's, and `script` takes tensors.
-        engine: whose arithmetic it has.
+        arguments: the example arguments, in the caller's structure; `script` of a recorded program takes tensors.
+        engine: the engine whose arithmetic it has.
         is_recorded: whether it was recorded here from a live module.
-        outputs: their structure, of a recorded one; the others' follows from their graph.
+        outputs: the structure of a recorded program's outputs; other programs' follows from their graph.
     """
 
     script: torch.jit.ScriptModule
@@ -57,7 +57,7 @@ def load_program(model: Any, example_inputs: Any, engine: str | None) -> Program
 def load_script(path: Path) -> torch.jit.ScriptModule:
     """Returns the program of a TorchScript file.
 
-    Nothing of the file is executed but what PyTorch's own modules do on being restored, see `check_script_file`.
+    Nothing in the file is executed except for restoring PyTorch's own modules, see `check_script_file`.
 
     Raises:
         ModelImportError: no such file, or not one that this PyTorch can load.
@@ -71,7 +71,7 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
                 return torch.jit.load(file, map_location="cpu")
         except ModelImportError as error:
             raise ModelImportError(f"{path} is not a TorchScript file that is opened: {error}") from error
-        except Exception as error:  # RuntimeError mostly, and whatever Python makes of damaged archives
+        except Exception as error:  # mostly RuntimeError, but any kind on damaged archives
             raise ModelImportError(
                 f"{path} is not a TorchScript file that PyTorch {torch.__version__} can load, or damaged: "
                 f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
@@ -88,7 +88,7 @@ def _program(model: Any, example_inputs: Any, engine: str) -> Program:
             raise ModelImportError(f"expected an nn.Module, a traced module or a path, got {type(model).__name__}")
         if model.training:
             raise ModelImportError("the model is in training mode; call model.eval() first")
-        # PyTorch's own quantized modules read their scale as a number, which is meant to be a constant
+        # PyTorch's own quantized modules convert their scale to a number; recording it as a constant is intended
         scale_readers = r"torch\.(ao\.nn\.quantized|_ops)"
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=scale_readers)
         arguments = arguments_of(example_inputs, *parameters_of_model(model))
@@ -111,7 +111,7 @@ def _program(model: Any, example_inputs: Any, engine: str) -> Program:
 
 
 def _check_ops(graph: Any) -> None:
-    """Raises one error for all that cannot be imported."""
+    """Raises one error for everything that cannot be imported."""
     nodes = list(graph.nodes())
     kinds = collections.Counter(node.kind() for node in nodes)
     fake = [k for k in kinds if "fake_quant" in k]
@@ -134,7 +134,7 @@ def _check_ops(graph: Any) -> None:
 
 
 def check_converters(block: Any, outside: Iterable[str] = ()) -> None:
-    """Raises one error for all operators of a graph or block that no converter takes.
+    """Raises one error for all operators of a graph or block without a converter.
 
     Args:
         block: a graph, or a branch of one.

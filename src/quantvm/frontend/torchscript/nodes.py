@@ -11,7 +11,7 @@ _OF_TORCH = re.compile(r"(site|dist)-packages/torch(vision)?/")
 
 
 def all_nodes(block: Any) -> Iterator[Any]:
-    """Yields the nodes of a graph or block and of the blocks inside of them."""
+    """Yields the nodes of a graph or block and of all nested blocks."""
     for node in block.nodes():
         yield node
         for inner in node.blocks():
@@ -25,13 +25,13 @@ def module_path(node: Any) -> str:
 
 
 def weight_owner(node: Any, paths: dict[str, str]) -> str:
-    """Returns the path of the module whose packed weight a node reads: a graph from a file has no scopes."""
+    """Returns the path of the module whose packed weight a node reads; a graph from a file has no scopes to tell it."""
     read = (paths.get(value.debugName(), "") for value in node.inputs())
     return next((path.split("._packed_params")[0] for path in read if path.endswith("._packed_params")), "")
 
 
 def source_line(node: Any) -> str:
-    """Returns the Python file and line that a node was recorded at: the innermost of the model's own code, if any."""
+    """Returns the Python file and line where a node was recorded: the innermost one in the model's own code, if any."""
     lines = [line.strip() for line in node.sourceRange().splitlines() if ".py" in line]
     inside = list(itertools.takewhile(lambda line: "/torch/jit/_trace.py" not in line, lines))
     own = [line for line in inside if not _OF_TORCH.search(line)]

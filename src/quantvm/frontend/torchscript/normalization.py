@@ -17,7 +17,7 @@ from .float_elementwise import float_operands
 
 
 def _affine(b: QdqBuilder, x: Expr, statistics: Sequence[Expr | None], eps: float) -> Expr:
-    """Emits x * factor + term with the factors and terms that weight, bias, mean and variance make."""
+    """Emits x * factor + term, with factor and term computed from weight, bias, mean and variance."""
     weight, bias, mean, variance = (None if s is None else constant_array(s) for s in statistics)
     if mean is None or variance is None:
         raise ModelImportError(f"batch_norm at {b.where} has no running statistics, or is in training mode")

@@ -65,7 +65,7 @@ def adaptive_avg_pool2d(b: QdqBuilder, x: Any, output_size: Any) -> QTensor | Ex
 @register_converter("aten::mean")
 def mean(b: QdqBuilder, x: Any, dim: Any, keepdim: bool = False, dtype: Any = None) -> QTensor | Expr:
     """Returns the mean over the dimensions, or over all of them, under the input's parameters."""
-    is_over_all = dim is None or isinstance(dim, int) or not dim  # a number is the dtype of mean(x, dtype)
+    is_over_all = dim is None or isinstance(dim, int) or not dim  # an int is the dtype in mean(x, dtype)
     dims = list(range(len(shape_of(x)))) if is_over_all else list(dim)
     return b.quantized_like(x, b.emit(relax.op.mean(b.real(x), dims, bool(keepdim)), "mean"))
 
@@ -83,7 +83,7 @@ def quantized_cat(
 
 @register_converter("aten::cat")
 def cat(b: QdqBuilder, tensors: Sequence[Any], dim: int = 0) -> QTensor | Expr:
-    """Returns the concatenation; of quantized tensors under the first one's parameters."""
+    """Returns the concatenation; quantized tensors get the first one's parameters."""
     if any(isinstance(t, QTensor) for t in tensors):
         return quantized_cat(b, tensors, dim, None, None)
     return b.emit(relax.op.concat([b.real(t) for t in tensors], dim), "cat")

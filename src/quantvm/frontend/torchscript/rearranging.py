@@ -1,4 +1,4 @@
-"""Data movement beyond views: joins, cuts, shifts, tables of indices, resampling."""
+"""Data movement beyond views: concatenation, splits, shifts, indexing, resampling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def expand(b: QdqBuilder, x: Any, size: Sequence[Any], implicit: bool = False) -
 
 @register_converter("aten::roll")
 def roll(b: QdqBuilder, x: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> QTensor | Expr:
-    """Returns x with its elements moved along dimensions, those pushed out at one end coming in at the other."""
+    """Returns x with its elements rotated along dimensions."""
     if len(dims) != len(shifts):
         raise ModelImportError(f"roll at {b.where} without dimensions is not supported")
     for shift, dim in zip(shifts, dims, strict=True):
@@ -94,7 +94,7 @@ def index(b: QdqBuilder, x: Any, indices: Sequence[Any]) -> QTensor | Expr:
         raise ModelImportError(f"indexing at {b.where} is supported by one table of known integers only")
     axis, table = given[0]
     y = _taken(b, x, axis, constant_array(table))
-    return in_default_order(b, y) if isinstance(y, QTensor) else y  # as PyTorch makes it
+    return in_default_order(b, y) if isinstance(y, QTensor) else y  # PyTorch's result is contiguous
 
 
 @register_converter("aten::index_select")
@@ -162,7 +162,7 @@ def upsample_bilinear2d(
 ) -> QTensor | Expr:
     """Returns the bilinear interpolation, under the input's parameters.
 
-    The ratios that PyTorch computes with are the end of `roi`, which these modes do not read.
+    PyTorch's ratios are passed as the second half of `roi`, which these modes ignore.
     """
     factors = factors_h if isinstance(factors_h, (list, tuple)) or factors_h is None else [factors_h, factors_w]
     sizes, given = _sizes(b, x, size, factors)

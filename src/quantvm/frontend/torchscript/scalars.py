@@ -53,13 +53,13 @@ def get_item(b: QdqBuilder, items: Sequence[Any], index: int) -> Any:
 
 @register_converter("aten::__is__")
 def is_none(b: QdqBuilder, value: Any, other: Any) -> bool:
-    """Returns whether an optional argument is missing, in which case both are None."""
+    """Returns whether an optional argument is missing, that is, whether both are None."""
     return (value is None) == (other is None)
 
 
 @register_converter("aten::__isnot__")
 def is_not_none(b: QdqBuilder, value: Any, other: Any) -> bool:
-    """Returns whether an optional argument is there."""
+    """Returns whether an optional argument is given."""
     return (value is None) != (other is None)
 
 
@@ -107,7 +107,7 @@ def tuple_construct(b: QdqBuilder, *items: Any) -> tuple[Any, ...]:
 
 @register_converter("prim::DictConstruct")
 def dict_construct(b: QdqBuilder, *items: Any) -> dict[Any, Any]:
-    """Returns the dict of keys and values that alternate."""
+    """Returns the dict of alternating keys and values."""
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
@@ -143,7 +143,7 @@ def list_unpack(b: QdqBuilder, items: Sequence[Any]) -> tuple[Any, ...]:
 
 @register_converter("prim::unchecked_cast")
 def unchecked_cast(b: QdqBuilder, value: Any) -> Any:
-    """Returns the value: the cast is one of TorchScript's types."""
+    """Returns the value: the cast only concerns TorchScript's types."""
     return value
 
 
@@ -171,7 +171,7 @@ def new_ones(b: QdqBuilder, x: Any, size: Sequence[Any], dtype: int | None = Non
 
 @register_converter("aten::new_full")
 def new_full(b: QdqBuilder, x: Any, size: Sequence[Any], value: float, dtype: int | None = None, *rest: Any) -> Any:
-    """Returns a tensor of equal numbers; its sizes must not depend on the batch."""
+    """Returns a tensor filled with one number; its sizes must not depend on the batch."""
     return _filled(b, size, value, dtype)
 
 

@@ -1,4 +1,4 @@
-"""Views, slices and borders."""
+"""Views, slices and padding."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _INT_MAX = 9223372036854775807
 
 
 def axis_of(dim: int, rank: int) -> int:
-    """Returns a dimension counted from the first."""
+    """Returns a dimension as a non-negative number."""
     return dim + rank if dim < 0 else dim
 
 
 def _reshaped(b: QdqBuilder, x: Any, shape: Sequence[Any]) -> QTensor | Expr:
-    """Returns x in another shape; x itself, with its memory order, where that is its own."""
+    """Returns x in another shape; x itself, with its memory order, if it has that shape already."""
     if _is_own(x, shape):
         return x
     return b.moved(x, lambda e: relax.op.reshape(e, relax.ShapeExpr(list(shape))))
@@ -89,7 +89,7 @@ def unsqueeze(b: QdqBuilder, x: Any, dim: int) -> QTensor | Expr:
 
 @register_converter("aten::squeeze", "aten::squeeze_")
 def squeeze(b: QdqBuilder, x: Any, dim: int | None = None) -> QTensor | Expr:
-    """Returns x without dimensions of size 1, or without that one."""
+    """Returns x without dimensions of size 1, or only without `dim` if given."""
     shape = shape_of(x)
     axes = [i for i, d in enumerate(shape) if isinstance(d, int) and d == 1]
     if dim is not None:
@@ -123,7 +123,7 @@ def select(b: QdqBuilder, x: Any, dim: int, index: int) -> QTensor | Expr:
 
 @register_converter("aten::pad", "aten::constant_pad_nd")
 def pad(b: QdqBuilder, x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = 0.0) -> QTensor | Expr:
-    """Returns x with a constant border; PyTorch fills a quantized tensor with the quantized value."""
+    """Returns x padded with a constant; PyTorch pads a quantized tensor with the quantized value."""
     if not isinstance(mode, str):  # aten::constant_pad_nd(x, pad, value)
         mode, value = "constant", mode
     if mode != "constant":
@@ -140,7 +140,7 @@ def pad(b: QdqBuilder, x: Any, pad: Sequence[int], mode: str = "constant", value
 
 @register_converter("aten::chunk")
 def chunk(b: QdqBuilder, x: Any, chunks: int, dim: int = 0) -> list[Any]:
-    """Returns the list of `chunks` slices along `dim`, the last one perhaps smaller."""
+    """Returns a list of `chunks` slices along `dim`; the last one may be smaller."""
     size = shape_of(x)[dim]
     if not isinstance(size, int):
         raise ModelImportError(f"chunk at {b.where} cuts the dynamic dimension {dim}; batch='static' can")
@@ -155,7 +155,7 @@ _CONTIGUOUS_FORMAT, _CHANNELS_LAST = 0, 2  # torch.contiguous_format, torch.chan
 def contiguous(b: QdqBuilder, x: Any, memory_format: int = _CONTIGUOUS_FORMAT) -> Any:
     """Returns x in a memory order, on which some of PyTorch's formulas depend.
 
-    The default one is a reshape to its own shape; channels-last is that of a permutation to NHWC, which is turned back.
+    The default order is expressed as a reshape to x's own shape; channels-last as a permutation to NHWC and back.
     """
     if memory_format == _CONTIGUOUS_FORMAT:
         return in_default_order(b, x)

@@ -1,8 +1,8 @@
 """Tables of unary operators between quantized tensors, as this PyTorch computes them.
 
-Sigmoid, and others that are not exact in float32, depend on the last bit of a vectorised exponential that belongs to
-PyTorch's build and to the CPU, which no formula of ours can promise. A unary operator between quantized tensors is a
-function of one byte: PyTorch is asked for all 256 results.
+Sigmoid, and others that are not exact in float32, depend on the last bit of a vectorised exponential. That bit depends
+on PyTorch's build and on the CPU, so no formula can reproduce it. But a unary operator between quantized tensors is a
+function of one byte, so PyTorch computes all 256 results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def with_torch_tables(module: tvm.IRModule, engine: str) -> tvm.IRModule:
 
     Args:
         module: Relax in QDQ form.
-        engine: of PyTorch.
+        engine: PyTorch's engine.
     """
     values = definitions(module["main"])
     tables: dict[str, str] = {}
@@ -56,14 +56,14 @@ def with_torch_tables(module: tvm.IRModule, engine: str) -> tvm.IRModule:
 def torch_table(
     name: str, q_in: QuantParams, q_out: QuantParams, options: tuple[float, ...] = (), *, engine: str
 ) -> np.ndarray | None:
-    """Returns (2, 256) outputs of PyTorch's operator for every input integer: of its vector code, and of scalar tails.
+    """Returns (2, 256) outputs of PyTorch's operator for every input integer: by vector code and by scalar tails.
 
     Args:
-        name: one of `ACTIVATIONS`; of those that PyTorch computes on floats scalar tails are not told apart.
+        name: one of `ACTIVATIONS`; for those that PyTorch computes on floats, both rows are equal.
         q_in: parameters of the input.
-        q_out: parameters of the output; None is returned where the operator has no such output.
-        options: the numbers that it takes besides.
-        engine: of PyTorch.
+        q_out: parameters of the output; the result is None if the operator cannot have them.
+        options: the operator's further arguments, numbers.
+        engine: PyTorch's engine.
     """
     activation = ACTIVATIONS[name]
     if activation.kernel is None:
@@ -74,7 +74,7 @@ def torch_table(
         pieces = [integers, *(integers[at : at + tail] for at in range(0, _ENTRIES, tail))]
         try:
             results = [_quantized(activation, torch.from_numpy(piece), q_in, q_out, options) for piece in pieces]
-        except RuntimeError:  # QNNPACK's sigmoid has one output scale only
+        except RuntimeError:  # QNNPACK's sigmoid has only one output scale
             return None
     if (results[0].q_scale(), results[0].q_zero_point(), results[0].dtype) != (
         q_out.scale, q_out.zero_point, _DTYPES[q_out.dtype],
@@ -110,7 +110,7 @@ def _quantized(
 def _inexact(
     quantize: Any, values: Mapping[Any, Any]
 ) -> tuple[str, tuple[float, ...], QuantParams, QuantParams] | None:
-    """Returns what stands between a dequantize and this quantize, if it depends on last bits, and both parameters."""
+    """Returns an inexact activation before this quantize and after a dequantize: name, options, both parameters."""
     if not is_call(quantize, "relax.quantize"):
         return None
     for activation in ACTIVATIONS.values():
