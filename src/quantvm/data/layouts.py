@@ -64,7 +64,7 @@ def wnid_files(root: Path) -> list[Sample]:
     unknown += [name for name in files if is_image_name(name) and name not in wnids]
     if unknown:
         raise DataError(_unknown_names(root, "file names", unknown, len(files)))
-    return _some(root, [Sample(name, root / name, index[wnid]) for name, wnid in wnids.items()])
+    return _require_images(root, [Sample(name, root / name, index[wnid]) for name, wnid in wnids.items()])
 
 
 def index_files(pattern: str) -> Layout:
@@ -73,7 +73,7 @@ def index_files(pattern: str) -> Layout:
     def layout(root: Path) -> list[Sample]:
         _, files = _list_folder(root)
         matches = [(name, re.fullmatch(pattern, name)) for name in files]
-        return _some(root, [Sample(name, root / name, int(match[1])) for name, match in matches if match])
+        return _require_images(root, [Sample(name, root / name, int(match[1])) for name, match in matches if match])
 
     return layout
 
@@ -153,10 +153,10 @@ def is_image_name(name: str) -> bool:
 
 def _labelled(root: Path, folders: Iterable[tuple[str, int]]) -> list[Sample]:
     samples = [Sample(name, root / name, label) for folder, label in folders for name in _names_below(root, folder)]
-    return _some(root, samples)
+    return _require_images(root, samples)
 
 
-def _some(root: Path, samples: list[Sample]) -> list[Sample]:
+def _require_images(root: Path, samples: list[Sample]) -> list[Sample]:
     if not samples:
         raise DataError(
             f"{root}: got no images, expected at least one; check the folder (remove it if it is a cache's)"

@@ -182,7 +182,7 @@ def _locate(name_or_dir: str | Path | None, progress: Progress) -> _Place:
         raise DataError(f"data {name_or_dir}: got a file, expected a folder that holds val/<wnid>/ or <wnid>/")
     notes: tuple[str, ...] = ()
     if not (root / "val").is_dir() and (inner := single_subfolder(root)) and (inner / "val").is_dir():
-        notes = (f"{name_or_dir}: the images of its only folder {inner.name} are used",)
+        notes = (f"{name_or_dir}: uses the images of its only folder {inner.name}",)
         root = inner
     val, train = root / "val", root / "train"
     return _Place(

@@ -97,7 +97,7 @@ def check_untrusted(program: Any) -> None:
             problems.append(f"{where} is {_short(text)}, {problem}")
     if problems:
         raise ModelImportError(
-            f"it holds what torch.export.save does not write, and is not opened: {listed(problems, 5)}"
+            f"it is not opened, because torch.export.save does not write such content: {listed(problems, 5)}"
         )
     if operators:
         names = ", ".join(_short(text) for text in list(dict.fromkeys(operators))[:10])
@@ -125,13 +125,13 @@ def _problem(where: str, text: Any) -> str | None:
     if where in ("ModuleCallSignature.in_spec", "ModuleCallSignature.out_spec"):
         return _spec_problem(text, are_arguments=where.endswith("in_spec"))
     if where == "ExportedProgram.range_constraints key":
-        return None if is_expression(text) and _is_counted(text) else "expected a symbol"
+        return None if is_expression(text) and _has_small_number(text) else "expected a symbol"
     if where in _TEXTS or where.endswith((".metadata", ".metadata key", ".opset_version key", "fields key")):
         return None
     if where in ("Graph.tensor_values key", "Graph.sym_int_values key", "Graph.sym_bool_values key",
                  "Graph.sym_float_values key", "Argument.as_string_to_argument key"):  # fmt: skip
         return None if is_name(text) else "expected a name"
-    return "which is of no kind that is taken from a file (custom objects are none)"
+    return "which is of an unsupported kind (such as custom objects)"
 
 
 def _strings(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
@@ -188,7 +188,7 @@ def _is_operator(text: Any) -> bool:
     return match["library"] in _LIBRARIES or find_exported(qualified) is not None
 
 
-def _is_counted(text: str) -> bool:
+def _has_small_number(text: str) -> bool:
     """Returns whether the number of a symbol is small enough for PyTorch, which counts up to it."""
     match = re.fullmatch(r"(u|zuf)(\d+)", text)
     return match is None or (len(match[2]) < 10 and int(match[2]) < _MOST_UNBACKED)
@@ -301,9 +301,9 @@ def _spec_problem(text: str, *, are_arguments: bool) -> str | None:
         if not isinstance(root, dict):
             return "expected a description of nested values"
         if are_arguments and len(root["children_spec"]) == 2:  # the second has the arguments that are passed by name
-            names = [name for name in _held(root["children_spec"][1]["context"]) if name is not None]
+            names = [name for name in _context_values(root["children_spec"][1]["context"]) if name is not None]
             if not all(isinstance(name, str) and is_name(name) for name in names):
-                return "which has arguments that have no name"
+                return "which has arguments without a name"
         return _nesting_problem(root)
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         return f"expected a description of nested values ({type(error).__name__})"
@@ -318,16 +318,16 @@ def _nesting_problem(root: dict[str, Any]) -> str | None:
         if spec["type"] == "collections.defaultdict":
             context = json.loads(context) if isinstance(context, str) else context
             if (context["default_factory_module"], context["default_factory_name"] in _FACTORIES) != ("builtins", True):
-                return "which has a default that is no type of Python"
-        for held in _held(context):
+                return "which has a default that is not a Python type"
+        for held in _context_values(context):
             if isinstance(held, str) and not is_quotable(held):
-                return "which has keys that are no plain text"
+                return "which has keys that are not plain text"
             if held == "__enum__":
-                return "which has keys of an enumeration; use text for keys"
+                return "which has enumeration members as keys; use text"
     return None
 
 
-def _held(context: Any) -> Iterator[Any]:
+def _context_values(context: Any) -> Iterator[Any]:
     """Yields every value in a context, including those in nested JSON strings."""
     pending = [context]
     while pending:

@@ -34,7 +34,7 @@ def emitted(b: _Emitter, formula: Formula, read: Callable[[], Expr], options: Se
         formula: the formula.
         read: called each time that the formula reads its tensor; returns it.
         options: the formula's further arguments, numbers.
-        name: what the variable of the result is named after.
+        name: the base name of the result's variable.
     """
     left = len(steps_of(formula))
 
@@ -54,7 +54,7 @@ def emitted(b: _Emitter, formula: Formula, read: Callable[[], Expr], options: Se
 
 
 def _hint(operator: FloatOperator, given: Sequence[Any]) -> str:
-    """Returns what the variable of an operator inside of a formula is named after."""
+    """Returns the name hint for the variable of an operator within a formula."""
     if operator.name in ("add", "subtract") and isinstance(given[1], float):
         return f"{'plus' if operator.name == 'add' else 'minus'}_{given[1]:g}"
     return _HINTS.get(operator.name, operator.name)

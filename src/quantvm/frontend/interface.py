@@ -94,7 +94,7 @@ def arguments_of(example_inputs: Any, parameters: Sequence[str], varargs: bool =
         tensors = [torch.as_tensor(x) for x in tensors]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelImportError(
-            f"example inputs are to be float32 tensors of torch or NumPy, or dicts, lists and tuples of them: {error}"
+            f"example inputs must be float32 tensors of torch or NumPy, or dicts, lists and tuples of them: {error}"
         ) from error
     return Arguments(tuple(names), tuple(structure["list"]), tuple(tensors))
 

@@ -54,7 +54,7 @@ class LayerSource(Protocol):
     """A model in its own framework, which computes the integers of the layers.
 
     Attributes:
-        side: what a comparison calls it.
+        side: its name in comparisons.
     """
 
     side: str

@@ -71,13 +71,13 @@ def qdq_form_with_tensors(
     Args:
         module: the output of one of TVM's importers, with constants bound.
         layer_names: names of the convolutions and matrix products, in order; ignored if their number differs.
-        tensor_names: names of the results of quantizes, likewise.
+        tensor_names: names of the results of quantizes, in order; ignored if their number differs.
 
     Raises:
         ModelImportError: control flow, an input that is not float32, or quantization parameters computed at run
             time.
     """
-    former = _Former(module, layer_names, tensor_names)
+    former = _QdqRewriter(module, layer_names, tensor_names)
     return relax.transform.DeadCodeElimination()(former.go()), former.tensors
 
 
@@ -90,7 +90,7 @@ def _input(param: Any, index: int, count: int) -> Any:
     return relax.Var("input" if count == 1 else f"input_{index}", relax.TensorType(shape, "float32"))
 
 
-class _Former(Rewriter):
+class _QdqRewriter(Rewriter):
     def __init__(self, module: tvm.IRModule, layer_names: list[str], tensor_names: list[str]) -> None:
         super().__init__(module)
         self._b = QdqBuilder(self.builder)

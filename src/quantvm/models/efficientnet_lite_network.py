@@ -98,8 +98,8 @@ class ConvNorm(nn.Module):
     def fuse_model(self, is_qat: bool | None = None) -> None:
         """Folds the batch norm, and the activation's lower half, into the convolution; in evaluation mode.
 
-        torch does not fuse ReLU6. Observed without its activation, a convolution would get a range most of which ReLU6
-        then cuts off (lite0: 72.5 % top-1). So the convolution is fused with a ReLU whose *float* form clips at 6, and
+        torch does not fuse ReLU6. A convolution observed without its activation would get a range that ReLU6 mostly
+        cuts off (lite0: 72.5 % top-1). So the convolution is fused with a ReLU whose *float* form clips at 6, and
         its observer sees only 0..6 (86.8 %; without the clip 84.0 %). The ReLU6 after it stays, because a reduced range
         ends at 127 but the kernels saturate only at 255.
         """

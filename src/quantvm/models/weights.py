@@ -119,7 +119,7 @@ def _resolve_auto(spec: ModelSpec, file: WeightsFile, kind: Kind, progress: Prog
         if digest is not None and digest.startswith(file.sha256 or ""):
             return ResolvedWeights(source, path, digest, kind)
         got = f"sha256 {digest[:16]}..." if digest else "an unreadable file"
-        progress.note(f"{path} is passed over: it is not the published file, got {got}, expected {file.sha256}...")
+        progress.note(f"{path} is ignored: it is not the published file, got {got}, expected {file.sha256}...")
     if file.url is None:
         installed = _path_in_package(file) is not None
         raise WeightsUnavailableError(

@@ -57,7 +57,9 @@ def read_program(path: Path) -> Any:
     """
     with open_regular(path, ModelImportError) as file:
         archive = _Archive(file)
-        content, weights, constants, inputs = _old(archive) if archive.has(_OLD) else _current(archive)
+        content, weights, constants, inputs = (
+            _read_old_format(archive) if archive.has(_OLD) else _read_current_format(archive)
+        )
     check_untrusted(content)
     program = ExportedProgramDeserializer().deserialize(content, weights, constants, inputs)
     _check_targets(program.graph_module)
@@ -112,7 +114,7 @@ class _Archive:
         return storage
 
 
-def _current(archive: _Archive) -> tuple[Any, Any, Any, Any]:
+def _read_current_format(archive: _Archive) -> tuple[Any, Any, Any, Any]:
     version = archive.text("archive_version")
     if version != _ARCHIVE_VERSION:
         raise ModelImportError(f"it has archive version {version!r}, expected {_ARCHIVE_VERSION!r}")
@@ -121,7 +123,7 @@ def _current(archive: _Archive) -> tuple[Any, Any, Any, Any]:
     return content, _tensors(archive, "weights"), _tensors(archive, "constants"), _inputs(inputs, _INPUTS)
 
 
-def _old(archive: _Archive) -> tuple[Any, Any, Any, Any]:
+def _read_old_format(archive: _Archive) -> tuple[Any, Any, Any, Any]:
     """Reads the format of PyTorch 2.2 to 2.7."""
     content = _bytes_to_dataclass(schema.ExportedProgram, archive.read(_OLD))
     held = []
@@ -143,9 +145,7 @@ def _tensors(archive: _Archive, kind: str) -> dict[str, Any]:
     for name, meta in config.config.items():
         member = f"data/{kind}/{meta.path_name}"
         if not str(meta.path_name).startswith(("weight_", "tensor_")):
-            raise ModelImportError(
-                f"{name} is an object of a class of its own ({member}), expected a tensor. {_NO_CODE}"
-            )
+            raise ModelImportError(f"{name} is an object of a custom class ({member}), expected a tensor. {_NO_CODE}")
         if meta.use_pickle:
             tensors[name] = _checked_tensor(_unpickled(archive.read(member), member), member)
             continue

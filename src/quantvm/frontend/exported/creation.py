@@ -108,7 +108,7 @@ def _arange(b: ExportedBuilder, start: Any, end: Any, step: Any, dtype: Any) -> 
     """Returns start + i*step. Fractions with a dynamic end are refused, because the size is unknown."""
     numbers = [start, end, step]
     if not all(isinstance(n, int) or ir.is_prim_expr(n) for n in numbers) or not isinstance(step, int):
-        raise UnsupportedOpError("counts in fractions up to a dynamic end; use batch='static' (--batch static)")
+        raise UnsupportedOpError("has a fractional step up to a dynamic end; use batch='static' (--batch static)")
     distance, stride = (end - start, step) if step > 0 else (start - end, -step)
     ones = _filled(b, [simplified((distance + (stride - 1)) // stride)], 1, torch.int64)
     y = b.emit(relax.op.cumsum(ones, 0, "int64"), "count")  # Relax cannot compile arange with a dynamic size

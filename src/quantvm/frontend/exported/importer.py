@@ -93,19 +93,21 @@ def importable(program_or_path: Any) -> Any:
     check_program(program.graph.nodes)
     if next(stale_reads(program.graph, constant_calls(program)), None) is not None:
         program = program.run_decompositions({})  # makes writes in place explicit, and takes longer than the import
-    rewritten = decomposed(program, _unknown)
-    check_operators(_as_written(_unknown(rewritten), program))
+    rewritten = decomposed(program, _unsupported_calls)
+    check_operators(_original_calls(_unsupported_calls(rewritten), program))
     return rewritten
 
 
-def _as_written(unknown: list[Any], program: Any) -> list[Any]:
+def _original_calls(unknown: list[Any], program: Any) -> list[Any]:
     """Returns the original calls from which the unknown calls of the rewritten program come, or else the latter."""
     traces = [node.meta.get("stack_trace") for node in unknown]
-    written = [node for node in _unknown(program) if node.meta.get("stack_trace") in traces] if unknown else []
+    written = (
+        [node for node in _unsupported_calls(program) if node.meta.get("stack_trace") in traces] if unknown else []
+    )
     return written or unknown
 
 
-def _unknown(program: Any) -> list[Any]:
+def _unsupported_calls(program: Any) -> list[Any]:
     """Returns the calls of a program that cannot be imported."""
     constants = constant_calls(program)
 
@@ -142,7 +144,7 @@ def load_program(path: Path) -> Any:
     try:
         return read_program(path)
     except (ModelImportError, UnsupportedOpError) as error:
-        raise type(error)(f"{path} is no .pt2 file that is opened: {error}") from error
+        raise type(error)(f"{path} is no .pt2 file that can be opened: {error}") from error
     except MemoryError:
         raise
     except Exception as error:  # torch raises any kind, even KeyError, for a foreign archive

@@ -20,7 +20,7 @@ from .tensor_types import as_dtype, promoted, tensor_of, torch_dtype
 from .values import ExportedBuilder
 
 
-def _counted_from_first(b: ExportedBuilder, index: Any, size: Any) -> Expr:
+def _nonnegative_index(b: ExportedBuilder, index: Any, size: Any) -> Expr:
     """Returns int64 indices from 0; negative ones count from the end and are converted."""
     if isinstance(index, torch.Tensor) and isinstance(size, int):
         table = index.to(torch.int64).numpy()
@@ -44,7 +44,7 @@ def _without_masks(b: ExportedBuilder, indices: Sequence[Any]) -> list[Any]:
         if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8):
             found += index.nonzero(as_tuple=True)
         elif index is not None and torch_dtype(b.relax_of(index)) in (torch.bool, torch.uint8):
-            raise UnsupportedOpError("takes as many elements as a computed mask says; use torch.where instead")
+            raise UnsupportedOpError("selects elements by a mask that is computed at run time; use torch.where instead")
         else:
             found.append(index)
     return found
@@ -74,7 +74,7 @@ class _Flat:
             x = b.emit(relax.op.permute_dims(x, self.order), "indexed_first")
         index = None
         for axis in axes:
-            places = _counted_from_first(b, indices[axis], shape[axis])
+            places = _nonnegative_index(b, indices[axis], shape[axis])
             if index is None:
                 index = places
                 continue
@@ -108,7 +108,7 @@ def index_select(b: ExportedBuilder, x: Any, dim: int, index: Any) -> Expr:
     if not shape:
         return x
     axis = axis_of(dim, len(shape))
-    places = _counted_from_first(b, index, shape[axis])
+    places = _nonnegative_index(b, index, shape[axis])
     places = places if shape_of(places) else reshaped(b, places, [1])
     return taken(b, x, places, axis, "index_select")
 
@@ -119,7 +119,7 @@ def take(b: ExportedBuilder, x: Any, index: Any) -> Expr:
     x = b.relax_of(x)
     count = product(shape_of(x))
     flat = reshaped(b, x, [count])
-    return taken(b, flat, _counted_from_first(b, index, count), 0, "take")
+    return taken(b, flat, _nonnegative_index(b, index, count), 0, "take")
 
 
 @register_exported("aten::embedding.default")
@@ -144,10 +144,10 @@ def gather(b: ExportedBuilder, x: Any, dim: int, index: Any, *, sparse_grad: boo
     if not shape_of(x):
         return x
     axis = axis_of(dim, len(shape_of(x)))
-    return b.emit(relax.op.gather_elements(_cut(b, x, shape_of(index), axis), index, axis), "gather")
+    return b.emit(relax.op.gather_elements(_cropped(b, x, shape_of(index), axis), index, axis), "gather")
 
 
-def _cut(b: ExportedBuilder, x: Expr, shape: Sequence[Any], kept: int | None = None) -> Expr:
+def _cropped(b: ExportedBuilder, x: Expr, shape: Sequence[Any], kept: int | None = None) -> Expr:
     """Returns x cropped to the first elements along each dimension but `kept`, to the given shape."""
     for axis, (size, old) in enumerate(zip(shape, shape_of(x), strict=True)):
         if axis == kept or (isinstance(size, int) and isinstance(old, int) and size == old):
@@ -163,7 +163,7 @@ def _scattered(b: ExportedBuilder, x: Expr, dim: int, index: Any, src: Any, redu
     index = as_dtype(b, b.relax_of(index), torch.int64)
     src = as_dtype(b, tensor_of(b, src), torch_dtype(x))
     axis = axis_of(dim, len(shape_of(x)))
-    src = _cut(b, src, shape_of(index))
+    src = _cropped(b, src, shape_of(index))
     return b.emit(relax.op.scatter_elements(x, index, src, axis, reduction), "scatter")
 
 

@@ -113,7 +113,7 @@ def narrow(b: ExportedBuilder, x: Any, dim: int, start: Any, length: Any) -> Exp
     axis = axis_of(dim, len(shape_of(x)))
     size = static_size(b, x, axis, "cuts")
     if not (isinstance(start, int) and isinstance(length, int)):
-        raise UnsupportedOpError("cuts at a dynamic place; use batch='static' (--batch static)")
+        raise UnsupportedOpError("slices at a dynamic index; use batch='static' (--batch static)")
     first = axis_of(start, size)
     return slice_(b, x, axis, first, first + length)
 
@@ -374,7 +374,7 @@ def slice_scatter(
         return src
     size = static_size(b, x, axis, "writes to a part of")
     if not all(n is None or isinstance(n, int) for n in (start, end)):
-        raise UnsupportedOpError("writes at a dynamic place; use batch='static' (--batch static)")
+        raise UnsupportedOpError("writes at a dynamic index; use batch='static' (--batch static)")
     places = range(size)[slice(start, end, step)]
     if not places:
         return x
@@ -400,7 +400,7 @@ def one_hot(b: ExportedBuilder, x: Any, num_classes: int = -1) -> Expr:
         ModelImportError: the number of classes depends on the input.
     """
     if num_classes < 0:
-        raise ModelImportError("makes as many classes as the largest element says; give one_hot their number")
+        raise ModelImportError("takes the number of classes from the largest element; pass num_classes to one_hot")
     each = b.emit(relax.op.expand_dims(b.relax_of(x), [-1]), "each")
     places = constant(np.arange(num_classes), str(each.ty.dtype))
     return b.emit(relax.op.astype(b.emit(relax.op.equal(each, places), "equal"), "int64"), "one_hot")

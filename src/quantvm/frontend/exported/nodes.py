@@ -57,12 +57,12 @@ def layer(node: Any) -> str:
 
     An activation or a quantize belongs to the layer of its input.
     """
-    while (made_from := _maker(node)) is not None:
+    while (made_from := _producer(node)) is not None:
         node = made_from
     return module_path(node) or (str(node.target) if node.op == "placeholder" else node.name)
 
 
-def _maker(node: Any) -> Any | None:
+def _producer(node: Any) -> Any | None:
     """Returns the call whose layer a quantize or an activation belongs to, or None."""
     source_node = node.all_input_nodes[0] if node.op == "call_function" and node.all_input_nodes else None
     if source_node is None or source_node.op != "call_function" or is_quantization(source_node):

@@ -140,7 +140,7 @@ def vector_norm(
         return b.emit(relax.op.sqrt(reduced(b, squares, "sum", dim, keepdim)), "norm")
     size = b.emit(relax.op.abs(x), "abs")
     if math.isinf(order):
-        return _spread(b, size, "max" if order > 0 else "min", dim, keepdim)
+        return _extremes(b, size, "max" if order > 0 else "min", dim, keepdim)
     if order == 1:
         return reduced(b, size, "sum", dim, keepdim)
     powers = b.emit(relax.op.power(size, constant(float(order), number)), "power")
@@ -151,7 +151,7 @@ def vector_norm(
 # ------------------------------------------------------------------ tests
 
 
-def _tested(b: ExportedBuilder, x: Any, dim: Any, keepdim: bool, which: str) -> Expr:
+def _any_or_all(b: ExportedBuilder, x: Any, dim: Any, keepdim: bool, which: str) -> Expr:
     x = b.relax_of(x)
     old, truth = torch_dtype(x), as_dtype(b, x, torch.bool)
     if isinstance(dim, (list, tuple)) and not dim:  # over no dimension, unlike a sum
@@ -167,13 +167,13 @@ def _tested(b: ExportedBuilder, x: Any, dim: Any, keepdim: bool, which: str) -> 
 @register_exported("aten::any.default", "aten::any.dim", "aten::any.dims")
 def any_(b: ExportedBuilder, x: Any, dim: Any = None, keepdim: bool = False) -> Expr:
     """Returns whether any element over the dimensions is not 0."""
-    return _tested(b, x, dim, keepdim, "any")
+    return _any_or_all(b, x, dim, keepdim, "any")
 
 
 @register_exported("aten::all.default", "aten::all.dim", "aten::all.dims")
 def all_(b: ExportedBuilder, x: Any, dim: Any = None, keepdim: bool = False) -> Expr:
     """Returns whether no element over the dimensions is 0."""
-    return _tested(b, x, dim, keepdim, "all")
+    return _any_or_all(b, x, dim, keepdim, "all")
 
 
 # ------------------------------------------------------------------ extremes
@@ -187,7 +187,7 @@ def _nans(b: ExportedBuilder, x: Expr) -> Expr:
     return b.emit(relax.op.astype(b.emit(relax.op.isnan(x), "isnan"), "int8"), "nans")
 
 
-def _spread(b: ExportedBuilder, value: Any, which: str, dim: Any, keepdim: bool) -> Expr:
+def _extremes(b: ExportedBuilder, value: Any, which: str, dim: Any, keepdim: bool) -> Expr:
     """Returns the extremes over dimensions; NaN if any of the elements is."""
     x = b.relax_of(value)
     dtype = torch_dtype(x)
@@ -209,7 +209,7 @@ def _spread(b: ExportedBuilder, value: Any, which: str, dim: Any, keepdim: bool)
     return b.emit(relax.op.where(has_nan, constant(math.nan, name_of(dtype)), y), which)
 
 
-def _place(b: ExportedBuilder, value: Any, which: str, dim: int | None, keepdim: bool) -> Expr:
+def _index_of_extreme(b: ExportedBuilder, value: Any, which: str, dim: int | None, keepdim: bool) -> Expr:
     """Returns the int64 index of the first extreme, or first NaN, along a dimension or among all elements."""
     x = b.relax_of(value)
     if not shape_of(x):
@@ -233,49 +233,49 @@ def _place(b: ExportedBuilder, value: Any, which: str, dim: int | None, keepdim:
 @register_exported("aten::max.default")
 def max_all(b: ExportedBuilder, x: Any) -> Expr:
     """Returns the largest element; NaN if any element is NaN."""
-    return _spread(b, x, "max", None, False)
+    return _extremes(b, x, "max", None, False)
 
 
 @register_exported("aten::min.default")
 def min_all(b: ExportedBuilder, x: Any) -> Expr:
     """Returns the smallest element; NaN if any element is NaN."""
-    return _spread(b, x, "min", None, False)
+    return _extremes(b, x, "min", None, False)
 
 
 @register_exported("aten::amax.default")
 def amax(b: ExportedBuilder, x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Expr:
     """Returns the maxima over the dimensions, all of them if none is given."""
-    return _spread(b, x, "max", dim, keepdim)
+    return _extremes(b, x, "max", dim, keepdim)
 
 
 @register_exported("aten::amin.default")
 def amin(b: ExportedBuilder, x: Any, dim: Sequence[int] = (), keepdim: bool = False) -> Expr:
     """Returns the minima over the dimensions, all of them if none is given."""
-    return _spread(b, x, "min", dim, keepdim)
+    return _extremes(b, x, "min", dim, keepdim)
 
 
 @register_exported("aten::max.dim")
 def max_dim(b: ExportedBuilder, x: Any, dim: int, keepdim: bool = False) -> list[Expr]:
     """Returns [maxima along `dim`, int64 index of the first of each]."""
-    return [_spread(b, x, "max", dim, keepdim), _place(b, x, "max", dim, keepdim)]
+    return [_extremes(b, x, "max", dim, keepdim), _index_of_extreme(b, x, "max", dim, keepdim)]
 
 
 @register_exported("aten::min.dim")
 def min_dim(b: ExportedBuilder, x: Any, dim: int, keepdim: bool = False) -> list[Expr]:
     """Returns [minima along `dim`, int64 index of the first of each]."""
-    return [_spread(b, x, "min", dim, keepdim), _place(b, x, "min", dim, keepdim)]
+    return [_extremes(b, x, "min", dim, keepdim), _index_of_extreme(b, x, "min", dim, keepdim)]
 
 
 @register_exported("aten::argmax.default")
 def argmax(b: ExportedBuilder, x: Any, dim: int | None = None, keepdim: bool = False) -> Expr:
     """Returns the int64 index of the first maximum along a dimension, or among all elements."""
-    return _place(b, x, "max", dim, keepdim)
+    return _index_of_extreme(b, x, "max", dim, keepdim)
 
 
 @register_exported("aten::argmin.default")
 def argmin(b: ExportedBuilder, x: Any, dim: int | None = None, keepdim: bool = False) -> Expr:
     """Returns the int64 index of the first minimum along a dimension, or among all elements."""
-    return _place(b, x, "min", dim, keepdim)
+    return _index_of_extreme(b, x, "min", dim, keepdim)
 
 
 @register_exported("aten::median.default")

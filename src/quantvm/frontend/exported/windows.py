@@ -19,7 +19,7 @@ from .registry import register_exported
 from .values import ExportedBuilder, Unreadable
 
 
-def _many(values: Any, rank: int) -> list[int]:
+def _per_dim(values: Any, rank: int) -> list[int]:
     values = [values] if isinstance(values, int) else list(values)
     return values * rank if len(values) == 1 else values
 
@@ -56,7 +56,7 @@ def _over_image(b: ExportedBuilder, x: Expr, rank: int, of: Callable[[Expr, list
     return reshaped(b, y, [batch, channels, shape_of(y)[2], height, width])
 
 
-def _of(values: Sequence[int], dims: list[int], default: int) -> list[int]:
+def _along_dims(values: Sequence[int], dims: list[int], default: int) -> list[int]:
     return [default if dim < 0 else values[dim] for dim in dims]
 
 
@@ -66,11 +66,16 @@ def _max_pool(rank: int) -> Callable[..., Expr]:
         ceil_mode: bool = False,
     ) -> Expr:  # fmt: skip
         """Returns the maximum over each window."""
-        kernel, pads, dilations = _many(kernel_size, rank), _many(padding, rank), _many(dilation, rank)
-        strides = _many(stride, rank) if stride or isinstance(stride, int) else kernel
+        kernel, pads, dilations = _per_dim(kernel_size, rank), _per_dim(padding, rank), _per_dim(dilation, rank)
+        strides = _per_dim(stride, rank) if stride or isinstance(stride, int) else kernel
 
         def pooled(y: Expr, dims: list[int]) -> Expr:
-            options = (_of(kernel, dims, 1), _of(strides, dims, 1), _of(pads, dims, 0), _of(dilations, dims, 1))
+            options = (
+                _along_dims(kernel, dims, 1),
+                _along_dims(strides, dims, 1),
+                _along_dims(pads, dims, 0),
+                _along_dims(dilations, dims, 1),
+            )
             return shared("aten::max_pool2d")(b, y, *options, ceil_mode)
 
         return batched(b, b.relax_of(x), rank, lambda y: _over_image(b, y, rank, pooled))
@@ -84,14 +89,14 @@ def _avg_pool(rank: int) -> Callable[..., Expr]:
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Expr:  # fmt: skip
         """Returns the average over each window, or its sum divided by `divisor_override`."""
-        kernel, pads = _many(kernel_size, rank), _many(padding, rank)
-        strides = _many(stride, rank) if stride or isinstance(stride, int) else kernel
+        kernel, pads = _per_dim(kernel_size, rank), _per_dim(padding, rank)
+        strides = _per_dim(stride, rank) if stride or isinstance(stride, int) else kernel
 
         def pooled(y: Expr, dims: list[int]) -> Expr:
-            options = (_of(kernel, dims, 1), _of(strides, dims, 1), _of(pads, dims, 0))
+            options = (_along_dims(kernel, dims, 1), _along_dims(strides, dims, 1), _along_dims(pads, dims, 0))
             if divisor_override is None:
                 return shared("aten::avg_pool2d")(b, y, *options, ceil_mode, count_include_pad)
-            return _mean_of_zeros(b, y, *options, ceil_mode)
+            return _zero_padded_average(b, y, *options, ceil_mode)
 
         y = batched(b, b.relax_of(x), rank, lambda y: _over_image(b, y, rank, pooled))
         if divisor_override is None:
@@ -101,14 +106,14 @@ def _avg_pool(rank: int) -> Callable[..., Expr]:
     return convert
 
 
-def _mean_of_zeros(
+def _zero_padded_average(
     b: ExportedBuilder, x: Expr, kernel: list[int], strides: list[int], pads: list[int], ceil_mode: bool
 ) -> Expr:
     """Returns averages that always divide by the kernel's size; outside of x there are zeros."""
     border: list[int] = []
     for size, k, s, p in zip(shape_of(x)[2:], kernel, strides, pads, strict=True):
         if not isinstance(size, int):
-            raise UnsupportedOpError("has a divisor of its own over a dynamic dimension; use batch='static'")
+            raise UnsupportedOpError("has divisor_override over a dynamic dimension; use batch='static'")
         rounded = math.ceil if ceil_mode else math.floor
         count = rounded((size + 2 * p - k) / s) + 1
         if ceil_mode and (count - 1) * s >= size + p:
@@ -123,7 +128,7 @@ def _adaptive_avg_pool(rank: int) -> Callable[..., Expr]:
         """Returns the average over output_size windows."""
 
         def pooled(y: Expr, dims: list[int]) -> Expr:
-            sizes = [None if dim < 0 else _many(output_size, rank)[dim] for dim in dims]
+            sizes = [None if dim < 0 else _per_dim(output_size, rank)[dim] for dim in dims]
             return shared("aten::adaptive_avg_pool2d")(b, y, sizes)
 
         return batched(b, b.relax_of(x), rank, lambda y: _over_image(b, y, rank, pooled))
@@ -201,8 +206,8 @@ def convolved(
 
     def of(y: Expr) -> Expr:
         y = getattr(relax.op.nn, name)(
-            y, b.relax_of(weight), strides=_many(stride, rank), padding=list(padding),
-            dilation=_many(dilation, rank), groups=groups, data_layout=layout, kernel_layout=kernel_layout,
+            y, b.relax_of(weight), strides=_per_dim(stride, rank), padding=list(padding),
+            dilation=_per_dim(dilation, rank), groups=groups, data_layout=layout, kernel_layout=kernel_layout,
             out_dtype="float32",
         )  # fmt: skip
         return _biased(b, b.emit(y, "conv"), bias, rank)
@@ -216,7 +221,7 @@ def conv(
     groups: int = 1,
 ) -> Expr:  # fmt: skip
     """Returns the convolution of x with the weight, plus a bias of shape (1, C, 1, ...)."""
-    pads = _many(padding, len(_kernel(weight)))
+    pads = _per_dim(padding, len(_kernel(weight)))
     return convolved(b, x, weight, bias, stride, pads * 2, dilation, groups)
 
 
@@ -227,7 +232,7 @@ def conv_padding(
 ) -> Expr:  # fmt: skip
     """Returns the convolution plus a bias with padding `valid` or `same`; an odd total pads one more after."""
     kernel = _kernel(weight)
-    steps = _many(dilation, len(kernel))
+    steps = _per_dim(dilation, len(kernel))
     totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(steps, kernel, strict=True)]
     before = [total // 2 for total in totals]
     after = [total - first for total, first in zip(totals, before, strict=True)]
@@ -245,8 +250,8 @@ def conv_transpose(
 
     def of(y: Expr) -> Expr:
         y = getattr(relax.op.nn, name)(
-            y, b.relax_of(weight), strides=_many(stride, rank), padding=_many(padding, rank) * 2,
-            output_padding=_many(output_padding, rank), dilation=_many(dilation, rank), groups=groups,
+            y, b.relax_of(weight), strides=_per_dim(stride, rank), padding=_per_dim(padding, rank) * 2,
+            output_padding=_per_dim(output_padding, rank), dilation=_per_dim(dilation, rank), groups=groups,
             data_layout=layout, kernel_layout=kernel_layout, out_dtype="float32",
         )  # fmt: skip
         return _biased(b, b.emit(y, "conv_transpose"), bias, rank)

@@ -108,7 +108,7 @@ def _check_values(graph: Any) -> None:
         unknown = [name for name in node.input if name not in known]
         if unknown:
             raise ModelImportError(
-                f"{node.op_type} at {_called(node)} reads {', '.join(unknown)}, which nothing before it makes; the "
+                f"{node.op_type} at {_node_name(node)} reads {', '.join(unknown)}, which nothing before it makes; the "
                 "file is damaged, or its nodes are not in order"
             )
         known.update(node.output)
@@ -145,14 +145,14 @@ def _check_domains(model: Any) -> None:
                 continue
             is_known = node.domain == _CONTRIB and (node.op_type in _BOTH or not onnx.defs.has(node.op_type))
             if not is_known:
-                problems.append(f"{node.op_type} of {node.domain} at {_called(node)}")
+                problems.append(f"{node.op_type} of {node.domain} at {_node_name(node)}")
     if problems:
         raise UnsupportedOpError(
             f"operators of other domains than ONNX's, which the file does not define as functions: {listed(problems)}"
         )
 
 
-def _called(node: Any) -> str:
+def _node_name(node: Any) -> str:
     return str(node.name or next((out for out in node.output if out), node.op_type))
 
 
@@ -165,7 +165,7 @@ def _check_tensors(graph: Any) -> None:
         if (problem := _tensor_problem(tensor)) is not None
     ]
     problems += [
-        f"{node.op_type} at {_called(node)}: {problem}"
+        f"{node.op_type} at {_node_name(node)}: {problem}"
         for part in subgraphs(graph)
         for node in part.node
         for held in node.attribute
@@ -233,7 +233,7 @@ def _without_weights(model: Any) -> Any:
             stored[node.output[0]] = held[0]
         else:
             graph.node.append(node)
-            graph.node[-1].name = _called(node)
+            graph.node[-1].name = _node_name(node)
     graph.input.extend(value for value in model.graph.input if value.name not in stored)
     without_negative_sizes(graph)
     for name, tensor in stored.items():

@@ -36,9 +36,9 @@ def fold_constants(model: Any) -> Any:
     Raises:
         Exception: any error of onnx's own operators on invalid constants.
     """
-    folded = _by_passes(model)
+    folded = _run_folding_passes(model)
     while _fold_quantization(folded.graph):
-        folded = _by_passes(folded)
+        folded = _run_folding_passes(folded)
     return folded
 
 
@@ -83,7 +83,7 @@ def _functions(model: Any) -> list[tuple[str, str]]:
     return sorted(set(found))
 
 
-def _by_passes(model: Any) -> Any:
+def _run_folding_passes(model: Any) -> Any:
     """Returns the model after onnxscript's constant folding and onnx-ir's removal of unused nodes."""
     import onnx_ir as ir
     from onnx_ir.passes import common

@@ -27,7 +27,7 @@ def _dtype(x: Any) -> str:
 def _cast(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """Uses TVM's converter, for types that compiled code supports."""
     if attrs.get("to") not in _CAST_TYPES:
-        raise UnsupportedOpError(f"there is no code for ONNX's type {attrs.get('to')}; cast to one of "
+        raise UnsupportedOpError(f"ONNX's type {attrs.get('to')} is not supported; cast to one of "
                                  f"{', '.join(_CAST_TYPES.values())}")  # fmt: skip
     return None
 

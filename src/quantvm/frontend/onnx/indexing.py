@@ -83,7 +83,7 @@ def _compress(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, An
         x, axis = bb.normalize(relax.op.reshape(x, [-1])), 0
     places = np.flatnonzero(condition)
     if not len(places):
-        raise UnsupportedOpError("it takes nothing; there is no code for empty tensors")
+        raise UnsupportedOpError("it selects nothing, and empty tensors are not supported")
     return taken(bb, x, int(axis) % len(shape_of(x)), places)
 
 

@@ -52,7 +52,7 @@ def check_nodes(graph: Any, shapes: dict[str, Dims], constants: Constants) -> No
         raise ModelImportError(f"ONNX does not allow this, and ONNX Runtime refuses it: {listed(problems)}")
 
 
-def _of(*op_types: str) -> Callable[[_Rule], _Rule]:
+def _rule_for(*op_types: str) -> Callable[[_Rule], _Rule]:
     def register(rule: _Rule) -> _Rule:
         for op_type in op_types:
             _RULES.setdefault(op_type, []).append(rule)
@@ -61,7 +61,7 @@ def _of(*op_types: str) -> Callable[[_Rule], _Rule]:
     return register
 
 
-@_of("QuantizeLinear", "DequantizeLinear")
+@_rule_for("QuantizeLinear", "DequantizeLinear")
 def _parameters(node: Any, facts: _Facts) -> str | None:
     """Scale and zero point have the same shape: one element, or one per slice along the axis."""
     x, scale, zero_point = (facts.shape(node, index) for index in range(3))
@@ -98,7 +98,7 @@ def _count(shape: Dims) -> int | None:
     return count
 
 
-@_of("Conv", "ConvTranspose")
+@_rule_for("Conv", "ConvTranspose")
 def _channels(node: Any, facts: _Facts) -> str | None:
     x, weight, bias = (facts.shape(node, index) for index in range(3))
     groups = attribute(node, "group", 1)
@@ -128,7 +128,7 @@ def _times(size: int | str | None, factor: int) -> int | None:
     return size * factor if isinstance(size, int) else None
 
 
-@_of("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
+@_rule_for("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 def _one_padding(node: Any, facts: _Facts) -> str | None:
     mode = attribute(node, "auto_pad", "NOTSET")
     if mode not in ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"):
@@ -138,7 +138,7 @@ def _one_padding(node: Any, facts: _Facts) -> str | None:
     return None
 
 
-@_of("MaxPool", "AveragePool", "LpPool")
+@_rule_for("MaxPool", "AveragePool", "LpPool")
 def _pads_below_kernel(node: Any, facts: _Facts) -> str | None:
     """No window of a pool lies entirely in the padding."""
     kernel, pads = attribute(node, "kernel_shape", None), attribute(node, "pads", None)
@@ -149,7 +149,7 @@ def _pads_below_kernel(node: Any, facts: _Facts) -> str | None:
     return None
 
 
-@_of("ConvTranspose")
+@_rule_for("ConvTranspose")
 def _reachable_size(node: Any, facts: _Facts) -> str | None:
     """The requested size is not larger than the weight reaches."""
     wanted, x, weight = attribute(node, "output_shape", None), facts.shape(node, 0), facts.shape(node, 1)
@@ -168,7 +168,7 @@ def _reachable_size(node: Any, facts: _Facts) -> str | None:
     return None
 
 
-@_of("Gather", "GatherElements", "ScatterElements", "Scatter")
+@_rule_for("Gather", "GatherElements", "ScatterElements", "Scatter")
 def _places_along_axis(node: Any, facts: _Facts) -> str | None:
     """Constant indices lie within the tensor."""
     x, places = facts.shape(node, 0), facts.constant(node, 1)
@@ -176,10 +176,10 @@ def _places_along_axis(node: Any, facts: _Facts) -> str | None:
     if x is None or places is None or not -len(x) <= axis < len(x):
         return None
     size = x[axis]
-    return _beyond(places, size, f"axis {axis}") if isinstance(size, int) else None
+    return _out_of_range(places, size, f"axis {axis}") if isinstance(size, int) else None
 
 
-@_of("GatherND", "ScatterND")
+@_rule_for("GatherND", "ScatterND")
 def _places_in_all(node: Any, facts: _Facts) -> str | None:
     x, places = facts.shape(node, 0), facts.constant(node, 1)
     if x is None or places is None or not places.ndim:
@@ -187,18 +187,18 @@ def _places_in_all(node: Any, facts: _Facts) -> str | None:
     first = attribute(node, "batch_dims", 0)
     for index, size in enumerate(x[first : first + places.shape[-1]]):
         if isinstance(size, int):
-            problem = _beyond(places[..., index], size, f"axis {first + index}")
+            problem = _out_of_range(places[..., index], size, f"axis {first + index}")
             if problem is not None:
                 return problem
     return None
 
 
-def _beyond(places: np.ndarray, size: int, where: str) -> str | None:
+def _out_of_range(places: np.ndarray, size: int, where: str) -> str | None:
     outside = places[(places < -size) | (places >= size)]
     return f"place {outside.ravel()[0]} along {where}, which has {size} slices" if outside.size else None
 
 
-@_of("SpaceToDepth")
+@_rule_for("SpaceToDepth")
 def _whole_blocks(node: Any, facts: _Facts) -> str | None:
     x, block = facts.shape(node, 0), attribute(node, "blocksize", 1)
     if x is not None and len(x) == 4 and any(isinstance(d, int) and d % block for d in x[2:]):
@@ -206,19 +206,19 @@ def _whole_blocks(node: Any, facts: _Facts) -> str | None:
     return None
 
 
-@_of("LRN")
+@_rule_for("LRN")
 def _odd_window(node: Any, facts: _Facts) -> str | None:
     size = attribute(node, "size", 1)
     return None if size > 0 and size % 2 else f"size {size}, expected an odd one of at least 1"
 
 
-@_of("GlobalAveragePool", "GlobalMaxPool")
+@_rule_for("GlobalAveragePool", "GlobalMaxPool")
 def _has_pixels(node: Any, facts: _Facts) -> str | None:
     x = facts.shape(node, 0)
     return f"an input of shape {shape_text(x)}, expected one of images" if x is not None and len(x) < 3 else None
 
 
-@_of("PRelu")
+@_rule_for("PRelu")
 def _slope_broadcasts(node: Any, facts: _Facts) -> str | None:
     x, slope = facts.shape(node, 0), facts.shape(node, 1)
     if x is None or slope is None:

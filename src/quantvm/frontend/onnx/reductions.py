@@ -22,7 +22,7 @@ def _is_alone(inputs: Sequence[Any], attrs: dict[str, Any]) -> bool:
     return axes is None or not axes.size
 
 
-def _of_each(function: Callable[[Any], Any]) -> Converter:
+def _per_element(function: Callable[[Any], Any]) -> Converter:
     """Returns a converter that uses TVM's, but applies `function` if each element is reduced alone, which TVM omits."""
 
     def convert(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
@@ -31,12 +31,12 @@ def _of_each(function: Callable[[Any], Any]) -> Converter:
     return convert
 
 
-converts("ReduceLogSum")(_of_each(relax.op.log))
-converts("ReduceSumSquare")(_of_each(lambda x: relax.op.multiply(x, x)))
-converts("ReduceL1", "ReduceL2")(_of_each(relax.op.abs))
+converts("ReduceLogSum")(_per_element(relax.op.log))
+converts("ReduceSumSquare")(_per_element(lambda x: relax.op.multiply(x, x)))
+converts("ReduceL1", "ReduceL2")(_per_element(relax.op.abs))
 
 
-def _in_type(name: str, narrow: str, wide: str) -> None:
+def _register_widened(name: str, narrow: str, wide: str) -> None:
     """Registers a reduction of type `narrow` that TVM's converter computes in type `wide`."""
 
     def convert(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
@@ -52,8 +52,8 @@ def _in_type(name: str, narrow: str, wide: str) -> None:
     converts(name)(convert)
 
 
-_in_type("ReduceMax", "bool", "uint8")
-_in_type("ReduceMin", "bool", "uint8")
+_register_widened("ReduceMax", "bool", "uint8")
+_register_widened("ReduceMin", "bool", "uint8")
 
 
 @converts("ReduceMean")

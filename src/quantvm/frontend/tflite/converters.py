@@ -106,7 +106,7 @@ class Converter(OperatorConverter):
     def _check_options(self, op: Any, name: str) -> None:
         """Raises UnsupportedOpError for options that TVM's converters ignore or compute differently from LiteRT."""
         if name in REFUSED:
-            raise UnsupportedOpError("there is no code for it; write it by other operators")
+            raise UnsupportedOpError("it is not supported; express it with other operators")
         inputs, outputs = self.get_input_tensors(op), self.get_output_tensors(op)
         options = _options(op)
         activation = getattr(options, "FusedActivationFunction", None)
@@ -116,17 +116,17 @@ class Converter(OperatorConverter):
             raise UnsupportedOpError("LiteRT does not broadcast its operands; give it operands of one shape")
         given = inputs[1 if name == "SPLIT" else 0] if inputs else None
         if name == "REDUCE_PROD" and given is not None and given.qnn_params:
-            raise UnsupportedOpError("of quantized tensors it is not supported: LiteRT rounds every product")
+            raise UnsupportedOpError("it is not supported on quantized tensors: LiteRT rounds every product")
         if name == "NEG" and given is not None and given.qnn_params and (
             constant_value(given.qnn_params["zero_point"]).any() or not self.has_same_qnn_params(given, outputs[0])
         ):  # fmt: skip
-            raise UnsupportedOpError("LiteRT negates the integers, which is right where both zero points are 0 and the "
-                                     "scales are equal")  # fmt: skip
+            raise UnsupportedOpError("LiteRT negates the integers, which needs zero points of 0 and equal "
+                                     "scales")  # fmt: skip
         if name == "SUM" and given is not None and given.qnn_params:
             self._check_sum(given, outputs[0])
         is_move = name in MOVES and given is not None and given.qnn_params
         if is_move and not all(self.has_same_qnn_params(given, other) for other in outputs):
-            raise UnsupportedOpError("it moves quantized integers, and its result has other parameters")
+            raise UnsupportedOpError("it moves quantized integers, but its result has other quantization parameters")
 
     def _check_sum(self, given: Any, made: Any) -> None:
         """Raises UnsupportedOpError if LiteRT's product of a sum and its factor can overflow 32 bits."""
@@ -153,7 +153,7 @@ class Converter(OperatorConverter):
     def _expand_dims(self, op: Any) -> Any:
         return relax.op.expand_dims(self._input(op), [int(axis) for axis in self._values(op, 1).ravel()])
 
-    def _places(self, op: Any, index: int, sizes: Sequence[Any]) -> Any:
+    def _checked_indices(self, op: Any, index: int, sizes: Sequence[Any]) -> Any:
         """Returns the indices in an input, as int64; constant ones are checked as LiteRT checks them.
 
         Args:
@@ -177,7 +177,7 @@ class Converter(OperatorConverter):
         x, options = self._input(op), _options(op)
         shape = shape_of(x)
         axis = options.Axis() % len(shape)
-        places = self._places(op, 1, [shape[axis]])
+        places = self._checked_indices(op, 1, [shape[axis]])
         count, batch = len(shape_of(places)), options.BatchDims()
         batch += count if batch < 0 else 0
         if not batch:
@@ -195,7 +195,7 @@ class Converter(OperatorConverter):
     def _gather_nd(self, op: Any) -> Any:
         x, index = self._input(op), self.get_input_tensors(op)[1]
         depth = int(index.tensor.ShapeAsNumpy()[-1])
-        return relax.op.gather_nd(x, self._places(op, 1, shape_of(x)[:depth]))
+        return relax.op.gather_nd(x, self._checked_indices(op, 1, shape_of(x)[:depth]))
 
     def _scatter_nd(self, op: Any) -> Any:
         """Adds the values that have the same index, as LiteRT does."""
@@ -203,7 +203,7 @@ class Converter(OperatorConverter):
         updates = self._input(op, 1)
         depth = int(self.get_input_tensors(op)[0].tensor.ShapeAsNumpy()[-1])
         zeros = self.bb.normalize(relax.op.zeros(shape, str(updates.ty.dtype)))
-        return relax.op.scatter_nd(zeros, self._places(op, 0, shape[:depth]), updates, "add")
+        return relax.op.scatter_nd(zeros, self._checked_indices(op, 0, shape[:depth]), updates, "add")
 
     def _cumsum(self, op: Any) -> Any:
         """Computes running sums from the first slice, or from the last one."""
@@ -301,7 +301,7 @@ class Converter(OperatorConverter):
 
     def _batch_matmul(self, op: Any) -> Any:
         if self.is_quantized(op):
-            raise UnsupportedOpError("of quantized tensors it is not supported; use FULLY_CONNECTED")
+            raise UnsupportedOpError("it is not supported on quantized tensors; use FULLY_CONNECTED")
         options, operands = _options(op), []
         for index, is_turned in enumerate((options.AdjX(), options.AdjY())):
             x = self._input(op, index)
@@ -341,7 +341,7 @@ class Converter(OperatorConverter):
         if options is None or not options.Approximate():
             return super().convert_gelu(op)
         if self.is_quantized(op):
-            raise UnsupportedOpError("of quantized tensors it is not supported")
+            raise UnsupportedOpError("it is not supported on quantized tensors")
         return relax.op.nn.gelu_tanh(self._input(op))
 
     def _resize_bilinear(self, op: Any) -> Any:

@@ -53,7 +53,9 @@ def check_script_file(file: IO[bytes]) -> None:
         raise ModelImportError(f"it holds {twice[0]} twice")
     missing = [name for name in ("data.pkl", "constants.pkl", "version") if name not in names]
     if missing or "model.json" in names:
-        raise ModelImportError(f"it lacks {missing[0]}" if missing else "it is of PyTorch 1.0; write it anew")
+        raise ModelImportError(
+            f"it lacks {missing[0]}" if missing else "it was written by PyTorch 1.0; save it again with a newer version"
+        )
     for name in names:
         if name.startswith("code/") and name.endswith(".py"):
             check_code(bytes(reader.get_record(name)).decode("utf-8"), name)
@@ -141,7 +143,7 @@ def _check_pickle(data: bytes, name: str, size_of: Callable[[str], int], names: 
     """Raises ModelImportError if a pickle is damaged, names other classes, or has tensors larger than their data."""
     folder = name.removesuffix(".pkl")
     try:
-        _Dry(data, lambda key: size_of(f"{folder}/{key}") if f"{folder}/{key}" in names else -1).load()
+        _DryUnpickler(data, lambda key: size_of(f"{folder}/{key}") if f"{folder}/{key}" in names else -1).load()
     except (ModelImportError, MemoryError):
         raise
     except Exception as error:  # damaged pickles can raise any kind of error
@@ -168,7 +170,7 @@ class _Storage:
         self.count = count
 
 
-class _Dry(pickle.Unpickler):
+class _DryUnpickler(pickle.Unpickler):
     """Reads a pickle of TorchScript without creating its objects."""
 
     def __init__(self, data: bytes, size_of: Callable[[str], int]) -> None:
@@ -202,7 +204,7 @@ class _Dry(pickle.Unpickler):
         kind, dtype, member, _, count = key
         n_bytes = _BYTES.get(str(dtype).removesuffix("Storage"))
         if kind != "storage" or n_bytes is None or type(count) is not int or count < 0:
-            raise ModelImportError(f"it holds {dtype!r} of {count!r} elements, which is no tensor's")
+            raise ModelImportError(f"it holds {dtype!r} of {count!r} elements, which is not a tensor")
         held = self._size_of(str(member))
         if count * n_bytes > max(held, 0):
             raise ModelImportError(

@@ -145,7 +145,7 @@ def native_multi_head_attention(
     n, length, _ = shape_of(query)
     width = embed_dim // num_head
     heads = []
-    parts = zip(_thirds(qkv_weight), _thirds(qkv_bias), (query, key, value), strict=True)
+    parts = zip(_split_in_three(qkv_weight), _split_in_three(qkv_bias), (query, key, value), strict=True)
     for weight, bias, x in parts:
         y = linear(b, x, weight, bias)
         split = b.emit(relax.op.reshape(y, relax.ShapeExpr([n, shape_of(x)[1], num_head, width])), "heads")
@@ -156,5 +156,5 @@ def native_multi_head_attention(
     return linear(b, joined, proj_weight, proj_bias), None
 
 
-def _thirds(stacked: Expr) -> list[Expr]:
+def _split_in_three(stacked: Expr) -> list[Expr]:
     return [constant(part, "float32") for part in np.split(constant_array(stacked), 3)]

@@ -60,7 +60,7 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
     with importing(model, batch):
         program = load_program(model, example_inputs, engine)
         conversion = _Conversion(program, batch)
-        module = _following(program, conversion.go(lambda results: results))
+        module = _with_torch_attributes(program, conversion.go(lambda results: results))
         return with_interface(module, program.arguments.input_names(), conversion.outputs)
 
 
@@ -83,13 +83,13 @@ def _layers_of(model: Any, example_inputs: Any, engine: str | None) -> LayeredPr
         n_outputs = len(results)
         return [*results, *(tensor.expr for _, tensor in conversion.layers)]
 
-    chained = _following(program, conversion.go(with_layers))
+    chained = _with_torch_attributes(program, conversion.go(with_layers))
     layers = tuple(layer for layer, _ in conversion.layers)
     inputs = program.arguments.tensors
     return LayeredProgram(TorchScriptSource(program.script), layers, chained, n_outputs, program.engine, inputs)
 
 
-def _following(program: Program, module: tvm.IRModule) -> tvm.IRModule:
+def _with_torch_attributes(program: Program, module: tvm.IRModule) -> tvm.IRModule:
     """Returns the module with attributes that describe the bits it must return: this PyTorch's, for such inputs."""
     engine, inputs = program.engine, program.arguments.tensors
     attrs: dict[str, Any] = {
@@ -159,8 +159,8 @@ class _Conversion:
             self.outputs, tensors = take_apart(value, _is_result)
         except TypeError as error:
             raise ModelImportError(
-                f"the model's output cannot be compiled: {error}. A size of a dynamic batch is none: leave it out, or "
-                "use batch='static'"
+                f"the model's output cannot be compiled: {error}. A size that depends on a dynamic batch "
+                "cannot be returned: leave it out, or use batch='static'"
             ) from error
         if not tensors:
             raise ModelImportError("the model returns no tensor")
@@ -174,7 +174,7 @@ class _Conversion:
                 continue
             with part(lambda: f"{node.kind()} at {builder.where} ({source_line(node)})"):  # noqa: B023
                 made = self._convert_node(builder, node)
-                self._take_layer(builder, node, made)
+                self._record_layer(builder, node, made)
 
     def _convert_branch(self, builder: QdqBuilder, node: Any) -> None:
         """Converts the branch of a scripted `if` whose condition follows from shapes and options."""
@@ -241,7 +241,7 @@ class _Conversion:
             return value
         return self._tensors.setdefault(id(value), (value, value.detach().clone()))[1]  # held: ids are reused
 
-    def _take_layer(self, builder: QdqBuilder, node: Any, made: Any) -> None:
+    def _record_layer(self, builder: QdqBuilder, node: Any, made: Any) -> None:
         """Records the layer of a node that quantizes its result."""
         if not isinstance(made, QTensor) or made.expr not in builder.quantizes:
             return

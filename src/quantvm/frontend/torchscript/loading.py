@@ -70,7 +70,7 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
             with quiet():
                 return torch.jit.load(file, map_location="cpu")
         except ModelImportError as error:
-            raise ModelImportError(f"{path} is not a TorchScript file that is opened: {error}") from error
+            raise ModelImportError(f"{path} is not a TorchScript file that can be opened: {error}") from error
         except Exception as error:  # mostly RuntimeError, but any kind on damaged archives
             raise ModelImportError(
                 f"{path} is not a TorchScript file that PyTorch {torch.__version__} can load, or damaged: "
@@ -150,7 +150,7 @@ def check_converters(block: Any, outside: Iterable[str] = ()) -> None:
         ]
         raise UnsupportedOpError(
             f"{len(missing)} unsupported ops: {'; '.join(rows)}. Of TorchScript, {len(supported_ops())} are supported "
-            "(`quantvm list ops`). A file cannot be changed for that, but its float model can be quantized by PT2E "
+            "(`quantvm list ops`). A saved file cannot be changed, but its float model can be quantized by PT2E "
             "instead (quantvm.quantize with flow='pt2e', or torchao's prepare_pt2e and convert_pt2e), where more "
             "operators are; to add one in code: quantvm.register_converter"
         )
