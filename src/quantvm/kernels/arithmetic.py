@@ -10,7 +10,7 @@ from .builder import LANES, Expr, cast, clamp, fma, round_even, rounded, splat
 
 
 def _saturate(rounded_f32: Expr, shift: int, q: QuantParams, lanes: int) -> Expr:
-    """Returns int32 clip(rounded + shift) for a float32 that holds an integer; exact, since the bounds are small."""
+    """Returns int32 clip(rounded + shift) of float32 integers; exact, since the bounds are small."""
     low, high = float(q.quant_min - shift), float(q.quant_max - shift)
     value = cast(clamp(rounded_f32, splat(low, lanes, "float32"), splat(high, lanes, "float32")), "int32", lanes)
     return value + splat(shift, lanes, "int32") if shift else value
@@ -40,6 +40,6 @@ def dequantize_vec(x_q: Expr, q: QuantParams, lanes: int = LANES) -> Expr:
 
 
 def dequantize_val(x_q: Expr, q: QuantParams, lanes: int = LANES) -> Expr:
-    """Returns fl(scale * (x - zero_point)), which a following addition does not absorb."""
+    """Returns fl(scale * (x - zero_point)), which is not contracted with a following addition."""
     centred = cast(x_q, "int32", lanes) - splat(q.zero_point, lanes, "int32")
     return rounded(splat(q.scale_f32, lanes, "float32") * cast(centred, "float32", lanes), lanes)

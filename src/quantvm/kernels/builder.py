@@ -1,7 +1,7 @@
 """Vector-level building blocks for PrimFuncs: loads, stores, conversions, and float arithmetic with exact rounding.
 
-LLVM contracts `a*b + c` into one FMA wherever the target has one, which drops a rounding. A product that PyTorch rounds
-on its own goes through `rounded`; an FMA that PyTorch performs is asked for with `fma`.
+LLVM contracts `a*b + c` into one FMA wherever the target has one, which drops a rounding. Use `rounded` for products
+that PyTorch rounds separately, and `fma` where PyTorch uses an FMA.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Buffer = Any
 LANES = 16
 """32-bit lanes of one vector; on targets with narrower registers LLVM splits it."""
 ALIGNMENT_BYTES = 64
-"""Where the code takes tensors to begin: at multiples of this, as TVM's runtime allocates them."""
+"""The alignment that the code assumes for tensors; TVM's runtime allocates them so."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One PrimFunc and the constants it takes after its inputs and before its output.
+    """One PrimFunc, and the constants that are its arguments between inputs and output.
 
     Attributes:
         name: for profiles and listings, e.g. conv2d_u8i8acc32_vnni.
         func: destination-passing PrimFunc: inputs, constants, output.
         constants: packed weights, per-channel vectors, tables.
-        macs: multiply-adds in 8-bit integers per image; 0 for kernels that are no contraction.
+        macs: multiply-adds in 8-bit integers per image; 0 for kernels that are not contractions.
     """
 
     name: str
@@ -87,7 +87,7 @@ def flat_function(
 ) -> Iterator[FlatFunction]:  # fmt: skip
     """Opens a PrimFunc with inputs and an output of shape (n, *item_shape), and one-dimensional constants.
 
-    The inputs of the numbers in `one_for_all` are of shape (1, *item_shape).
+    Inputs whose indices are in `one_for_all` have shape (1, *item_shape).
     """
     with prim_func() as builder:
         T.func_name("main")
@@ -102,10 +102,10 @@ def flat_function(
 
 
 def local(count: int, dtype: str) -> Buffer:
-    """Allocates `count` elements, less than 1 KiB, that LLVM keeps in registers when every index is constant.
+    """Allocates `count` elements, less than 1 KiB, which LLVM keeps in registers if every index is constant.
 
-    TVM puts an allocation on the stack only in scope "global" and below 1 KiB; a call of the runtime's workspace takes
-    its place otherwise, and what lies there stays in memory.
+    TVM puts an allocation on the stack only in scope "global" and below 1 KiB. Otherwise it calls the runtime's
+    workspace allocator, and the elements stay in memory.
     """
     return T.alloc_buffer((count,), dtype)
 
@@ -138,7 +138,7 @@ def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
 
 
 def prefetch(address: Expr) -> None:
-    """Asks for the cache line at `address`; one that is no part of any buffer does no harm."""
+    """Prefetches the cache line at `address`; an address outside of all buffers does no harm."""
     read, locality, data = (tirx.const(v, "int32") for v in (0, 3, 1))
     name = T.llvm_lookup_intrinsic_id("llvm.prefetch")
     T.evaluate(T.call_llvm_intrin(name, address, read, locality, data, dtype="void"))

@@ -1,7 +1,7 @@
-"""Which implementation of each kernel a target gets, and why no other.
+"""Which implementation of each kernel a target gets, and why it gets no other.
 
-Nothing is listed twice: a kernel is a public function of this package that returns a `Kernel`, and what can be chosen
-for it follows from the types of its parameters.
+Nothing is registered: a kernel is any public function of this package that returns a `Kernel`, and its possible
+implementations follow from the types of its parameters.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Candidate:
     """One implementation.
 
     Attributes:
-        name: as in the kernel's name; `any` where there is one for every CPU that LLVM knows.
+        name: as in the kernel's name; `any` if the only implementation runs on every CPU that LLVM knows.
         missing: features that it requires and the target lacks, sorted.
-        chosen: whether the target gets it; of those without a missing feature, the first is chosen.
+        chosen: whether the target gets it; the first without missing features is chosen.
     """
 
     name: str
@@ -41,9 +41,9 @@ class KernelChoice:
     Attributes:
         name: the function that makes it.
         summary: what it computes.
-        applies_to: what the choice is for, and what other cases take; empty where there is nothing to choose.
-        candidates: in the order of preference.
-        groups: groups of special instructions that its code has use for, see `isa.Isa`; chosen is what the target has.
+        applies_to: the cases to which the choice applies, and what other cases use; empty if there is no choice.
+        candidates: implementations in the order of preference.
+        groups: groups of special instructions that its code can use, see `isa.Isa`; chosen: the target has them.
     """
 
     name: str
@@ -54,7 +54,7 @@ class KernelChoice:
 
 
 def kernel_choices(target: tvm.target.Target) -> tuple[KernelChoice, ...]:
-    """Returns what `target` gets for each kernel, sorted by name."""
+    """Returns the choice for `target` of each kernel, sorted by name."""
     found = []
     for function in _kernel_functions():
         types = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
@@ -100,4 +100,4 @@ _SELECTIONS: dict[str, tuple[str, Callable[[tvm.target.Target], tuple[Candidate,
         _dot_products,
     ),
 }
-"""What can be chosen for a kernel with a parameter of that type."""
+"""Parameter type -> implementations among which a kernel with such a parameter can choose."""

@@ -14,8 +14,8 @@ def fixed_multiply(x_i32: Expr, multiplier: Expr, right: Expr, rounding: Roundin
         x_i32: int32 vector.
         multiplier: int64 vector, `FixedPoint.scaled_multiplier`.
         right: int64 vector, `FixedPoint.right_shift`.
-        rounding: of ties.
-        lanes: of all vectors.
+        rounding: how ties are rounded.
+        lanes: number of lanes of all vectors.
     """
 
     def constant(value: int) -> Expr:
@@ -31,6 +31,6 @@ def fixed_multiply(x_i32: Expr, multiplier: Expr, right: Expr, rounding: Roundin
 
 
 def fixed_multiply_by(x_i32: Expr, factor: FixedPoint, lanes: int = LANES) -> Expr:
-    """Returns int32 x * factor for one factor of all lanes."""
+    """Returns int32 x * factor, with one factor for all lanes."""
     multiplier, right = (splat(int(v), lanes, "int64") for v in (factor.scaled_multiplier, factor.right_shift))
     return fixed_multiply(x_i32, multiplier, right, factor.rounding, lanes)

@@ -1,7 +1,7 @@
 """Kernels of numerics=integer where they differ from PyTorch's: quantize, add, multiply, average pools, mean.
 
 Formulas: `quantvm.numerics.integer`. Convolutions and matrix products are those of `conv2d.py` and `depthwise.py` under
-`IntegerRequantization`; tables, clips, maxima and copies have no rounding to differ in.
+`IntegerRequantization`; tables, clips, maxima and copies do not round, so they are the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .fixed_point import fixed_multiply_by
 
 
 def _saturated(value_i32: Expr, q: QuantParams, relu: bool, lanes: int) -> Expr:
-    """Returns integers with the zero point in them as the output's dtype."""
+    """Returns integers, which include the zero point, saturated to the output's dtype."""
     low = max(q.quant_min, q.zero_point) if relu else q.quant_min
     bounds = (splat(bound, lanes, "int32") for bound in (low, q.quant_max))
     return cast(clamp(value_i32, *bounds), q.dtype, lanes)
@@ -55,7 +55,7 @@ def integer_quantize(
 ) -> Kernel:
     """Returns `numerics.integer.quantize` of (n, *item_shape) float32; with `to_nhwc`, (n, C, H, W) -> (n, H, W, C).
 
-    With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term).
+    With `affine`, (C,) float32 factors and terms, fl(fl(x*factor) + term) is quantized.
     """
 
     def value(x_f32: Expr, lanes: int) -> Expr:

@@ -1,4 +1,4 @@
-"""Which vector instructions beyond plain LLVM code a kernel may use."""
+"""The special vector instructions that kernels may use where portable code would not reach them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .builder import target_features
 
 @dataclass(frozen=True)
 class Isa:
-    """Instruction groups of a target, each with code of its own in some kernel; all codes give the same bits.
+    """Instruction groups of a target. Some kernels have separate code for a group; the bits are always the same.
 
     Attributes:
         packs: 512-bit conversions and saturating packs to bytes (AVX512BW).
-        byte_tables: 256-entry table look-ups of 64 bytes at once (AVX512VBMI).
+        byte_tables: look-ups of 64 bytes at once in a table of 256 entries (AVX512VBMI).
         pairs: sums of byte products in pairs, and of 16-bit pairs into 32 bits (AVX512BW with AVX512VNNI).
     """
 
@@ -25,7 +25,7 @@ class Isa:
 
 
 PLAIN = Isa()
-"""No more than what LLVM makes of portable code."""
+"""No special instructions: LLVM compiles portable code."""
 
 
 _PACKS = frozenset({"avx512f", "avx512bw", "avx512vl"})
@@ -33,7 +33,7 @@ _REQUIRES = {"packs": _PACKS, "byte_tables": _PACKS | {"avx512vbmi"}, "pairs": _
 
 
 def missing_for_groups(target: tvm.target.Target) -> dict[str, frozenset[str]]:
-    """Returns for each group of `Isa` what it requires and `target` lacks."""
+    """Returns, for each group of `Isa`, the required features that `target` lacks."""
     features = target_features(target)
     return {group: required - features for group, required in _REQUIRES.items()}
 

@@ -1,7 +1,7 @@
-"""NumPy oracles of the kernels: slow, plain, exact. Each carries the name of its kernel with `_ref`.
+"""NumPy oracles of the kernels: slow, plain, exact. Each is named like its kernel, with `_ref` appended.
 
-Activations are NHWC integers; arithmetic is in int64, and in float32 with one rounding per operation. The tests hold
-them against PyTorch's own operators, and the kernels against both.
+Activations are NHWC integers; arithmetic is in int64, and in float32 with one rounding per operation. Tests compare the
+oracles with PyTorch's own operators, and the kernels with both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Integers = NDArray[np.int64]
 
 
 def _windows(shape: Conv2dShape, x: NDArray, zero_point: int) -> Integers:
-    """Returns (N, OH, OW, KH, KW, C): what each output pixel reads, the zero point outside of the image."""
+    """Returns what each output pixel reads, (N, OH, OW, KH, KW, C); the zero point outside of the image."""
     top, left, bottom, right = shape.padding
     padded = np.pad(
         x.astype(np.int64), ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=zero_point
@@ -58,7 +58,7 @@ def accumulators_ref(shape: Conv2dShape, x: NDArray, weight: NDArray, zero_point
         shape: geometry.
         x: (N, H, W, C) integers.
         weight: (O, KH, KW, C/groups) integers, their zero point subtracted.
-        zero_point: of x, and what padding holds.
+        zero_point: zero point of x and value of the padding.
     """
     windows = _windows(shape, x, zero_point) - zero_point
     group_in, group_out = shape.in_channels // shape.groups, shape.out_channels // shape.groups
@@ -79,9 +79,9 @@ def paired_accumulators_ref(
         x: (N, H, W, C) integers.
         weight: (O, KH, KW, C/groups) integers as stored.
         weight_zero_points: (O,) integers.
-        zero_point: of x, and what padding holds.
-        cross_taps: whether the pairs are those of the whole window, in the order (row, column, channel), as FBGEMM's
-            are, and not those of the channels of each tap, as oneDNN's.
+        zero_point: zero point of x and value of the padding.
+        cross_taps: whether products are paired along the whole window, in the order (row, column, channel), as in
+            FBGEMM, and not along the channels of each tap, as in oneDNN.
     """
     windows = _windows(shape, x, zero_point)
     group_in, group_out = shape.in_channels // shape.groups, shape.out_channels // shape.groups
@@ -104,14 +104,14 @@ def depthwise_conv2d_u8i8acc32_ref(
     shape: Conv2dShape, x: NDArray, weight: NDArray, weight_zero_points: NDArray, zero_point: int,
     requantization: Requantization, *, saturate_pairs: bool,
 ) -> Integers:  # fmt: skip
-    """Returns the convolution of `depthwise_conv2d`, pairs of products saturated to int16 if asked for.
+    """Returns the convolution of `depthwise_conv2d`, optionally with sums of two products saturated to int16.
 
     Args:
         shape: geometry; groups == in_channels.
         x: (N, H, W, C) integers.
         weight: (O, KH, KW, 1) int8.
         weight_zero_points: (O,) integers.
-        zero_point: of x, and what padding holds.
+        zero_point: zero point of x and value of the padding.
         requantization: formula and per-channel vectors.
         saturate_pairs: whether sums of two products saturate, as in FBGEMM.
     """
@@ -129,7 +129,7 @@ def depthwise_conv2d_u8i8acc32_ref(
 def add_u8_ref(
     a: NDArray, b: NDArray, a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int
 ) -> Integers:
-    """Returns `add` of two equal shapes in memory order."""
+    """Returns `add` of two tensors of one shape, in memory order."""
     vectorised = vectorised_cut(a.size, threads).reshape(a.shape)
     return binary.add(a, b, (a_q, b_q), out_q, relu=relu, vectorised=vectorised)
 
@@ -137,12 +137,12 @@ def add_u8_ref(
 def mul_u8_ref(
     a: NDArray, b: NDArray, a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool
 ) -> Integers:
-    """Returns `multiply` of two shapes that broadcast."""
+    """Returns `multiply` of two tensors whose shapes broadcast."""
     return binary.multiply(a, b, (a_q, b_q), out_q, relu=relu)
 
 
 def concat_nhwc_u8_ref(xs: Sequence[NDArray], inputs: Sequence[QuantParams], out_q: QuantParams) -> Integers:
-    """Returns `concat_nhwc`: along channels, each input requantized unless its parameters are the output's."""
+    """Returns `concat_nhwc` along channels; inputs are requantized unless their parameters are the output's."""
     parts = []
     for x, q in zip(xs, inputs, strict=True):
         if q == out_q:

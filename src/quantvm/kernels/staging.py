@@ -1,4 +1,4 @@
-"""Copies input rows into a task's own scratch, with the zero point where a window leaves the image."""
+"""Copies input rows into a scratch buffer of the task, with the zero point outside of the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stage_rows(
     shape: Conv2dShape, x: Buffer, image: Expr, first_row: Expr, rows: Expr, task_rows: int, zero_point: int,
     x_dtype: str, channels: int | None = None,
 ) -> tuple[Buffer, int]:  # fmt: skip
-    """Emits the copy of what `rows` output rows from `first_row` read, and returns the scratch and its row stride.
+    """Emits the copy of the input of `rows` output rows from `first_row`; returns the scratch and its row stride.
 
     Args:
         shape: geometry of the convolution.
@@ -29,9 +29,9 @@ def stage_rows(
         first_row: first output row of the task.
         rows: output rows of this task, at most `task_rows`.
         task_rows: output rows that the scratch has room for.
-        zero_point: what padding and added channels hold.
+        zero_point: value of padding and of added channels.
         x_dtype: dtype of x.
-        channels: channels a pixel takes in the scratch, at least the input's (the default).
+        channels: channels of a pixel in the scratch; at least the input's, which is the default.
     """
     stager = _RowStager(shape, x, image, zero_point, x_dtype, channels or shape.in_channels)
     span = (shape.kernel[0] - 1) * shape.dilation[0] + 1
@@ -55,9 +55,9 @@ def stage_windows(
     shape: Conv2dShape, x: Buffer, image: Expr, first_row: Expr, rows: Expr, task_rows: int, zero_point: int,
     x_dtype: str, run: int,
 ) -> Buffer:  # fmt: skip
-    """Emits the copy of the windows of `rows` output rows, and returns (rows, OW, groups, `run`) as a flat scratch.
+    """Emits the copy of the windows of `rows` output rows; returns a flat scratch of (rows, OW, groups, `run`).
 
-    A run holds a group's taps in the order (row, column, channel), and the zero point at its end.
+    A run holds a group's taps in the order (row, column, channel); its end is filled with the zero point.
 
     Args:
         shape: geometry of the convolution.
@@ -66,7 +66,7 @@ def stage_windows(
         first_row: first output row of the task.
         rows: output rows of this task, at most `task_rows`.
         task_rows: output rows that the scratch has room for.
-        zero_point: what padding holds, and the end of a run.
+        zero_point: value of padding and of the end of a run.
         x_dtype: dtype of x.
         run: bytes of a group's window in the scratch.
     """

@@ -1,4 +1,4 @@
-"""Averages, sums and changes of parameters that round as TFLite's reference kernels; NHWC, integers stored as uint8."""
+"""Averages, sums and requantization that round like TFLite's reference kernels; NHWC, integers stored as uint8."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Ke
     Args:
         shape: geometry; padding never counts.
         output: range of the result, as stored.
-        offset: what was added to the integers that TFLite has: 128 where they are int8.
+        offset: number that was added to TFLite's integers to store them: 128 if they are int8.
     """
     with prim_func() as builder:
         T.func_name("main")
@@ -53,7 +53,7 @@ def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Ke
             def emit(channel: Expr, lanes: int) -> None:
                 sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)]
                 total = sums - splat(inside * offset, lanes)
-                sign = total >> splat(31, lanes, "int32")  # 0, or -1 of negative ones
+                sign = total >> splat(31, lanes, "int32")  # 0, or -1 for negative sums
                 nudged = total + ((splat(size // 2, lanes) ^ sign) - sign)
                 mean = tirx.truncdiv(nudged, splat(size, lanes)) + splat(offset, lanes, "int32")
                 T.buffer_store(y, _stored(mean, output, lanes), [image, row, column, ramp(channel, lanes)])
@@ -73,7 +73,7 @@ def tflite_reduction(
         channels: of the image.
         q: parameters of the image.
         output: how the result is quantized.
-        offset: what was added to the integers that TFLite has: 128 where they are int8. Of a mean it does not matter.
+        offset: number that was added to TFLite's integers to store them: 128 if they are int8. A mean ignores it.
     """
     count = in_size[0] * in_size[1]
     factor = mean_factor(q, output.q, count) if kind == "mean" else scale_factor(q, output.q)
@@ -125,5 +125,5 @@ def _multiplied(x_i32: Expr, factor: TfliteFactor, lanes: int) -> Expr:
     high = (nudged + ((nudged >> sign_bits) & constant((1 << 31) - 1))) >> constant(31)
     right = max(-factor.shift, 0)
     mask = (1 << right) - 1
-    above = constant(mask >> 1) - (high >> sign_bits) - (high & constant(mask))  # negative where it is rounded up
+    above = constant(mask >> 1) - (high >> sign_bits) - (high & constant(mask))  # negative if rounding up
     return cast((high >> constant(right)) - (above >> sign_bits), "int32", lanes)

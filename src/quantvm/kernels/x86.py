@@ -1,4 +1,4 @@
-"""AVX512 instructions that LLVM does not find on its own, as expressions on vectors of 128, 256 or 512 bits."""
+"""AVX512 instructions that LLVM does not choose on its own, as expressions on vectors of 128, 256 or 512 bits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ BYTES_PER_SEGMENT = 16
 """Packs and interleaves work within segments of 128 bits."""
 
 _NEAREST_EVEN = 8
-"""Rounding operand of a conversion: nearest, ties to even, whatever the mode of the thread."""
+"""Rounding operand of a conversion: to nearest, ties to even, independent of the thread's rounding mode."""
 
 
 def convert_to_int32(x_f32: Expr, lanes: int) -> Expr:
-    """Returns cvtps2dq: rounded to nearest, ties to even; INT32_MIN where the result does not fit.
+    """Returns cvtps2dq: rounded to nearest, ties to even; INT32_MIN for results that do not fit.
 
     Args:
         x_f32: float32 vector.
@@ -34,7 +34,7 @@ _PACK = {4: "llvm.x86.sse2.{}.128", 8: "llvm.x86.avx2.{}", 16: "llvm.x86.avx512.
 
 
 def pack_to_bytes(vectors: Sequence[Expr], zero_point: int, dtype: str, lanes: int) -> Expr:
-    """Returns four int32 vectors as one of bytes: saturated to int16, plus the zero point, saturated to `dtype`.
+    """Packs four int32 vectors into bytes: saturated to int16, plus the zero point, saturated to `dtype`.
 
     Byte 16s + 4v + i of the result is lane 4s + i of vector v: the vectors' segments alternate.
 
@@ -55,29 +55,29 @@ def pack_to_bytes(vectors: Sequence[Expr], zero_point: int, dtype: str, lanes: i
 
 
 def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
-    """Returns the elements of the concatenated vectors at constant places."""
+    """Returns the elements of the concatenated vectors at constant indices."""
     return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in indices])
 
 
 def in_vector_order(packed: Expr, dtype: str) -> Expr:
-    """Returns the 64 bytes of `pack_to_bytes` vector after vector.
+    """Returns the 64 bytes of `pack_to_bytes` reordered, vector after vector.
 
-    Limits belong in front of it: where they follow, and less than 16 bytes of a vector are stored, LLVM's combination
-    of shuffles goes round in a circle for ever on CPUs with VBMI.
+    Apply limits before it: if they follow, and fewer than 16 bytes of a vector are stored, LLVM's shuffle combining
+    loops forever on CPUs with VBMI.
     """
     words = tirx.reinterpret("int32x16", packed)
     return tirx.reinterpret(typed(dtype, 64), shuffle([words], [4 * s + v for v in range(4) for s in range(4)]))
 
 
 def interleave(a: Expr, b: Expr, count: int, unit: int, high: bool) -> Expr:
-    """Returns units of a and b in turn, from the lower or the higher half of each 128-bit segment.
+    """Returns alternating units of a and b, from the lower or the higher half of each 128-bit segment.
 
     Args:
         a: vector of `count` bytes.
-        b: another.
+        b: vector of `count` bytes.
         count: 16, 32 or 64.
         unit: bytes of a unit: 1 or 2.
-        high: which half.
+        high: whether the higher half is used.
     """
     half = BYTES_PER_SEGMENT // 2
     indices = [
@@ -112,7 +112,7 @@ _PAIRS = {4: "llvm.x86.ssse3.pmadd.ub.sw.128", 8: "llvm.x86.avx2.pmadd.ub.sw", 1
 
 
 def multiply_pairs(x_u8: Expr, w_i8: Expr, lanes: int) -> Expr:
-    """Returns vpmaddubsw: int16 x[2i]*w[2i] + x[2i+1]*w[2i+1], saturated; of 4*lanes bytes."""
+    """Returns vpmaddubsw of 4*lanes bytes: int16 x[2i]*w[2i] + x[2i+1]*w[2i+1], saturated."""
     return intrinsic(_PAIRS[lanes], typed("int16", 2 * lanes), x_u8, w_i8)
 
 

@@ -19,8 +19,9 @@ from .family import family_of
 from .operator import Environment, Operator
 
 PRESETS: tuple[str, ...] = (*ENGINES, "integer", *(f"integer:{r}" for r in ROUNDINGS if r != "upward"), "qdq", "pt2e")
-"""PyTorch's engines; fixed point under three roundings of ties; and floats between dequantize and quantize, which
-divides by the scale (qdq, as Relax and ONNX do) or multiplies with its reciprocal (pt2e); sums are exact in both."""
+"""PyTorch's engines; fixed point with three roundings of ties; and floats between dequantize and quantize, where
+quantize divides by the scale (qdq, as in Relax and ONNX) or multiplies by its reciprocal (pt2e). Sums are exact in the
+last two."""
 
 
 @dataclass(frozen=True)

@@ -271,9 +271,9 @@ UNARY_TORCH = {
     "tails": "torch",
     "clip": "after",
 }
-"""What PyTorch's own kernels do with functions of one input."""
+"""The facts of PyTorch's own kernels for functions of one input."""
 FLOATS_TORCH = {**UNARY_TORCH, "dequantize": "product", "zero_point": "fma", "tails": "none"}
-"""What PyTorch does where a program computes functions in float between dequantize and quantize."""
+"""The facts of PyTorch where a program computes functions in float between dequantize and quantize."""
 
 register_family(
     tuple(ACTIVATIONS),

@@ -35,7 +35,7 @@ OPTIONS = {
 }
 _TAIL: Facts = {"rounding": "even", "zero_point": "before", "divisor": "twice"}
 Cell = tuple[slice, slice, int, int, int]
-"""Rows and columns inside of the image, their elements, the count that is divided by, and the kernel's elements."""
+"""Rows and columns inside of the image, their number of elements, the divisor, and the kernel's number of elements."""
 
 
 def is_valid(operator: Operator, facts: Facts) -> bool:

@@ -15,7 +15,7 @@ from .family import family_of
 from .operator import Environment, Operator
 
 _SCREENED = 512
-"""Elements next to a tie, and of those that differ, on which all rules are tried; few are then tried on all."""
+"""Most elements next to a tie, and most differing ones, on which all rules are tried; few rules are then left."""
 
 
 class Search:

@@ -1,4 +1,4 @@
-"""Which layer each function call of a lowered module is, for profiles."""
+"""Which layer each function call of a lowered module computes, for profiles."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class KernelCall:
     """One call of a PrimFunc.
 
     Attributes:
-        layer: module path in PyTorch with underscores, like layer1_0_conv1, as far as the frontend knew it; layers that
-            became equal composites, constants included, have the first one's name.
-        op: composite that it replaces, like conv2d; for an operator left in float, the function.
+        layer: module path in PyTorch with underscores, like layer1_0_conv1, as far as the frontend knew it. Layers that
+            became equal composites, including equal constants, have the name of the first.
+        op: composite that it replaces, like conv2d; for an operator left in float, the function's name.
         kernel: name of the kernel; empty for an operator left in float.
         function: name in the compiled code.
         n_inputs: how many of the first arguments are activations; constants and the output follow.
@@ -38,8 +38,8 @@ def kernel_calls(module: tvm.IRModule, legalized: Iterable[KernelCall]) -> tuple
     """Returns the calls of `main` in the order in which the compiled code makes them.
 
     Args:
-        module: lowered; no Relax operator is left but reshapes, which run as views.
-        legalized: the calls of kernels in the order of their emission, `function` not known yet.
+        module: a lowered module; its only Relax operators are reshapes, which run as views.
+        legalized: the calls of kernels in the order of their emission, without `function`.
     """
     known, found = iter(legalized), []
     for binding in bindings_of(module["main"]):

@@ -1,7 +1,7 @@
-"""Channels that are taken apart, each scaled and shifted, and put together again, become one scale and one shift.
+"""Merges a normalization that slices channels, scales and shifts each, and concatenates them, into one scale and shift.
 
-torchvision's models whose weights come from TensorFlow begin so (`transform_input`). Both forms round the product and
-the sum of every element on their own, so that no bit changes.
+torchvision's models with weights from TensorFlow begin with one (`transform_input`). In both forms the product and the
+sum of every element are rounded separately, so no bit changes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Merger(Rewriter):
         return self.builder.emit(relax.op.add(product, _along_channels(terms)), var.name)
 
     def _affine(self, call: Expr) -> tuple[Expr, list[np.float32], list[np.float32]] | None:
-        """Returns what a concat is made of, and the factor and the term of each channel."""
+        """Returns the tensor whose channels a concat joins, and the factor and the term of each channel."""
         parts = self._parts(call)
         if not parts:
             return None
@@ -52,7 +52,7 @@ class _Merger(Rewriter):
         return source, [factor for _, _, factor, _ in parts], [term for *_, term in parts]
 
     def _parts(self, call: Any) -> list[tuple[Any, int, np.float32, np.float32]]:
-        """Returns (source, channel, factor, term) of each operand of a concat along channels; empty for all else."""
+        """Returns (source, channel, factor, term) for each operand of a concat along channels; else an empty list."""
         if not is_call(call, "relax.concat") or int(call.attrs.axis) != 1 or len(call.ty.shape) != 4:
             return []
         operands = resolved(call.args[0], self.bound)
@@ -68,7 +68,7 @@ class _Merger(Rewriter):
         return None if channel is None else (source, channel, factor, term)
 
     def _scalar_operand(self, expr: Any, op: str) -> tuple[np.float32 | None, Any]:
-        """Returns the float32 scalar that is added to or multiplied with a value, and that value."""
+        """Returns the float32 scalar that a call adds or multiplies, and its other operand."""
         call = resolved(expr, self.bound)
         if not is_call(call, op) or not is_constant(call.args[1]):
             return None, expr
@@ -78,7 +78,7 @@ class _Merger(Rewriter):
         )
 
     def _channel(self, expr: Any) -> tuple[int | None, Any]:
-        """Returns the channel that a value of one channel is of another, and that other."""
+        """Returns the channel that a one-channel value is sliced from, and the tensor that it is sliced from."""
         call = resolved(expr, self.bound)
         if is_call(call, "relax.expand_dims"):
             squeezed = resolved(call.args[0], self.bound)

@@ -16,15 +16,15 @@ _ENDS = ("quantize", "dequantize")
 _TORCH_ONLY = (
     "mean_of_axes", "bilinear", "prelu", *(row.name for row in ACTIVATIONS.values() if row.integer == "float"),
 )  # fmt: skip
-"""Composites whose lowerings compute as PyTorch does; under other numerics the operators stay in float."""
+"""Composites that are lowered in PyTorch's arithmetic only; under other numerics their operators stay in float."""
 
 
 def fuse_qdq(module: tvm.IRModule, *, ends_only: bool = False, torch_only: bool = True) -> tvm.IRModule:
     """Returns the module with each quantized operator in a function whose attribute Composite names it.
 
-    Constants, weights among them, are inside of the functions; activations are their parameters. Operators that no
-    pattern takes are left as they are; with `ends_only` these are all but quantize and dequantize, without `torch_only`
-    also those of which only PyTorch's own arithmetic is known.
+    Constants, including weights, are inside of the functions; activations are their parameters. Operators that no
+    pattern matches stay as they are. With `ends_only`, only quantize and dequantize are matched. Without `torch_only`,
+    operators for which only PyTorch's own arithmetic is known are not matched.
     """
     calls = definitions(module["main"]).values()
     concats = {len(call.args[0].ty.fields) for call in calls if is_call(call, "relax.concat")}

@@ -1,7 +1,7 @@
-"""Quantization moves in front of what only moves data or takes maxima: q(op(x)) becomes op(q(x)), the same integers.
+"""Moves quantization before data movements and max pools: q(op(x)) becomes op(q(x)), with the same integers.
 
-Rounding to steps is monotonic and works on each element alone, so it commutes with both. A concatenation of floats, or
-a max pool behind a convolution, then works on bytes, and the convolution stores bytes.
+Quantization is monotonic and element-wise, so it commutes with both. A concatenation of floats, or a max pool after a
+convolution, then works on bytes, and the convolution stores bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _COMMUTES = frozenset(
 
 
 def hoist_quantize(module: tvm.IRModule) -> tvm.IRModule:
-    """Returns the module with per-tensor quantizations in front of the movements and max pools that they follow.
+    """Returns the module with per-tensor quantizations moved before the movements and max pools that they follow.
 
-    Equal expressions are merged first. What has other uses besides the quantization is left alone.
+    Equal expressions are merged first. A movement or pool whose result has other uses too is left alone.
     """
     module = relax.transform.EliminateCommonSubexpr()(module)
     hoisted = _Hoister(module).go()
@@ -40,11 +40,11 @@ class _Hoister(Rewriter):
         if is_call(value, "relax.quantize") and is_per_tensor(value):
             return self._quantized(value.args[0], value, var.name)
         if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype:
-            return self.read(value.args[0])  # says of a float island that PyTorch computes it in float, as all here is
+            return self.read(value.args[0])  # marks what PyTorch computes in float; here everything is
         return self.copied(var, value)
 
     def _quantized(self, x: Any, quantize: Any, name: str) -> Any:
-        """Emits quantize(x), moved in front of what x is bound to as far as it goes; x is of the old function."""
+        """Emits quantize(x), moved before as many operators that compute x as possible; x is of the old function."""
         source: Any = self.bound.get(x) if isinstance(x, relax.Var) and self._uses[x] == 1 else None
         if is_call(source, "relax.concat"):
             operands = self.bound.get(source.args[0], source.args[0])

@@ -1,4 +1,4 @@
-"""What each layer of a program computes, read from its Relax QDQ form, for rules that are tried on it in NumPy."""
+"""Reads what each layer computes from the program's Relax QDQ form, so that NumPy rules can be tried on it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Arrays = Sequence[NDArray]
 
 @dataclass(frozen=True)
 class LayerOperator:
-    """A layer's operator, and how its inputs come from the program's inputs and the given layers.
+    """A layer's operator, and how its inputs follow from the program's inputs and the integers of other layers.
 
     Attributes:
-        operator: what is computed.
+        operator: what the layer computes.
         inputs_of: (the function's arguments) -> the operator's inputs, in PyTorch's logical order.
     """
 
@@ -44,11 +44,11 @@ class LayerOperator:
 
 
 def layer_operators(isolated: tvm.IRModule, n_inputs: int) -> list[LayerOperator | None]:
-    """Returns the operator of every layer; None where it is no quantized operator that is known.
+    """Returns the operator of every layer; None if it is not a known quantized operator.
 
     Args:
         isolated: (inputs, every layer's integers) -> every layer's integers, Relax in QDQ form.
-        n_inputs: how many inputs come before the layers.
+        n_inputs: number of the program's inputs, which precede the layers among the arguments.
     """
     module = fuse_qdq(merge_channel_affines(relax.transform.CanonicalizeBindings()(isolated)))
     reader = _Reader(module, channels_last_inputs(isolated))
@@ -56,7 +56,7 @@ def layer_operators(isolated: tvm.IRModule, n_inputs: int) -> list[LayerOperator
 
 
 class _Reader:
-    """Finds what is bound to which variable of `main`."""
+    """Reads layers by following the bindings of `main`."""
 
     def __init__(self, module: tvm.IRModule, channels_last: frozenset[int]) -> None:
         self._module, main = module, module["main"]
@@ -69,7 +69,7 @@ class _Reader:
         return resolved(expr, self._bound)
 
     def layer(self, result: Any) -> LayerOperator | None:
-        """Returns the operator that a result comes from."""
+        """Returns the operator that computes a result."""
         call = self._resolved(result)
         function = self._module[call.op] if isinstance(getattr(call, "op", None), tvm.ir.GlobalVar) else None
         if composite_name(function) is None:
@@ -86,7 +86,7 @@ class _Reader:
         return lambda given: self._value(arguments[index], given)
 
     def _format(self, operands: list[Any]) -> dict[str, Any]:
-        """Returns what PyTorch's formulas depend on besides the operator itself: see `Operator`."""
+        """Returns the memory formats and shapes on which PyTorch's formulas depend, as fields of `Operator`."""
         shapes = [[int(d) for d in operand.ty.shape] for operand in operands]
         has_one_order = [len(shape) == 4 and (shape[1] == 1 or shape[2:] == [1, 1]) for shape in shapes]
         is_marked = [self._is_marked(operand) for operand in operands]
@@ -105,7 +105,7 @@ class _Reader:
         return len(expr.ty.shape) == 4 and self._index.get(source) in self._channels_last
 
     def _is_moved(self, expr: Any) -> bool:
-        """Whether an argument is one of the function's own, perhaps in another shape or order."""
+        """Whether a value is an argument of `main`, perhaps reshaped or permuted."""
         value = self._resolved(expr)
         if isinstance(value, relax.Var):
             return value in self._index
@@ -160,7 +160,7 @@ _CONSUMERS = {
 
 
 def _operands(composite: Composite) -> list[int]:
-    """Returns the composite's parameters that the operator reads, in its order."""
+    """Returns which of the composite's parameters the operator reads, in the operator's order."""
     name = _CONSUMERS.get(composite.name)
     if name is None:
         return [0]
@@ -195,7 +195,7 @@ def _operator(composite: Composite, held: dict[str, Any]) -> Operator | None:
 
 
 def _details(composite: Composite, call: Any) -> dict[str, Any]:
-    """Returns what only operators of this kind have."""
+    """Returns the fields of `Operator` that only this kind of operator has."""
     kind, attrs = composite.name, call.attrs
     if kind in ("conv2d", "linear"):
         if kind == "linear":

@@ -1,4 +1,4 @@
-"""Outputs belong to the caller: none shares memory with an input, or with the constants of the model."""
+"""Makes sure that outputs belong to the caller: none shares memory with an input or a constant of the model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from quantvm.qdq.rewriting import Rewriter
 
 
 def copy_shared_outputs(module: tvm.IRModule) -> tvm.IRModule:
-    """Returns the module with a copy of each output that would be a view of an input or of a constant.
+    """Copies each output that would be a view of an input or of a constant.
 
     Args:
-        module: after legalization: what is left of Relax operators are views.
+        module: a legalized module: its only remaining Relax operators are views.
     """
     rewriter = _Rewriter(module)
     return rewriter.go() if any(map(rewriter.is_shared, rewriter.outputs)) else module

@@ -1,4 +1,4 @@
-"""What counts as a quantized operator: patterns over Relax in QDQ form, most specific first."""
+"""Defines the quantized operators as patterns over Relax in QDQ form, most specific first."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _relu(y: Pattern) -> Pattern:
 
 
 def _contractions() -> Iterator[tuple[str, Pattern]]:
-    """conv2d and linear, with and without bias and ReLU."""
+    """Yields conv2d and linear, with and without bias and ReLU."""
     for has_bias, has_relu in product((True, False), repeat=2):
         weight = _dequantize(is_const())
         for name, op, operand in (
@@ -61,7 +61,7 @@ def _concat(counts: Collection[int]) -> Iterator[tuple[str, Pattern]]:
 
 
 def _activations() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
-    """Functions of quantized tensors, and of what a model dequantizes itself where PyTorch has only those of floats."""
+    """Yields functions of quantized tensors; where PyTorch has only float ones, the model itself must dequantize."""
     for activation in ACTIVATIONS.values():
         if activation.kernel is not None or activation.of_quantized is not None:
             yield activation.name, _quantize(pattern_of(activation, _dequantize())), {}, _computes(activation)
@@ -70,7 +70,7 @@ def _activations() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
 
 
 def _computes(activation: Activation) -> Check:
-    """Returns a check of the constants."""
+    """Returns a check that the matched constants are those of the activation."""
 
     def check(context: Any) -> bool:
         bindings = context.matched_bindings
@@ -80,12 +80,12 @@ def _computes(activation: Activation) -> Check:
 
 
 def _as_float() -> Pattern:
-    """What a model dequantizes itself, to compute in float."""
+    """Returns the pattern of a tensor that the model itself dequantizes, to compute in float."""
     return is_op("relax.astype")(_dequantize())
 
 
 def _same_params() -> Iterator[tuple[str, Pattern, Pattern]]:
-    """Operators that PyTorch runs on the integers, keeping the parameters; with their inner dequantize."""
+    """Yields operators that PyTorch runs on integers, keeping the parameters; with their inner dequantize."""
     for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"):
         x = _dequantize()
         yield name, _quantize(is_op(f"relax.nn.{name}")(x)), x
@@ -96,14 +96,14 @@ def _same_params() -> Iterator[tuple[str, Pattern, Pattern]]:
 
 
 def _keeps_params(context: Any) -> bool:
-    """Whether the island's dequantize and quantize have equal parameters."""
+    """Whether dequantize and quantize have equal parameters."""
     quantize, dequantize = (context.annotated_expr[end] for end in ("quantize", "dequantize"))
     first, second = ([constant_value(v).tolist() for v in call.args[1:3]] for call in (quantize, dequantize))
     return first == second and quantize.ty.dtype == dequantize.args[0].ty.dtype
 
 
 def _quantize_affine() -> tuple[str, Pattern, dict[str, Pattern], Check]:
-    """A normalization of each channel in front of the quantization."""
+    """Returns the pattern of a scale and shift of each channel before quantization."""
     x, factors, terms = wildcard(), is_const(), is_const()
     pattern = _quantize(is_op("relax.add")(is_op("relax.multiply")(x, factors), terms))
     return "quantize_affine", pattern, {"x": x, "factors": factors, "terms": terms}, _is_channel_affine
@@ -131,7 +131,7 @@ def _is_spatial_mean(context: Any) -> bool:
 
 
 def _is_mean_of_an_image(context: Any) -> bool:
-    """Whether a mean is over dimensions of known sizes, and not over the first one."""
+    """Whether a mean is over dimensions of known sizes, without the first one."""
     shape, axes = _averaged(context)
     return 0 not in axes and all(isinstance(size, int) for size in shape[1:]) and _keeps_params(context)
 
@@ -154,7 +154,7 @@ def _bilinear() -> tuple[str, Pattern, dict[str, Pattern], Check]:
 
 
 def _with_numbers() -> Iterator[tuple[str, Pattern, dict[str, Pattern], Check]]:
-    """A tensor and a number, under the parameters that PyTorch derives from them."""
+    """Yields operators of a tensor and a number, with the parameters that PyTorch derives for the result."""
     for name, op in (("add_scalar", "relax.add"), ("mul_scalar", "relax.multiply")):
         x, number = _dequantize(), is_const()
         pattern = _quantize(is_op(op)(x, number))
@@ -169,7 +169,7 @@ def _derives_params(name: str) -> Check:
         before, after = (quant_params(context.annotated_expr[end]) for end in ("dequantize", "quantize"))
         derived = add_scalar(before, float(number))[0] if name == "add_scalar" else mul_scalar(before, float(number))
         same = (derived.zero_point, derived.dtype) == (after.zero_point, after.dtype)
-        # PyTorch derives scales from scales in double precision, of which the program has the nearest float32 numbers
+        # PyTorch derives scales in double precision; the program holds them rounded to float32
         same &= math.isclose(derived.scale, after.scale, rel_tol=2**-21)
         return same and (name == "add_scalar" or float(number) < 0)
 
@@ -191,7 +191,7 @@ def _layer_norm() -> tuple[str, Pattern, dict[str, Pattern], Check]:
 
 
 def _is_over_last_dimensions(context: Any) -> bool:
-    """Whether a row is short enough for sums in int32, and is not the whole batch."""
+    """Whether a row is short enough for sums in int32, and does not span the whole batch."""
     found = context.annotated_expr
     gamma, rank = constant_value(found["gamma"]), len(found["x"].ty.shape)
     axes = sorted(int(axis) % rank for axis in found["norm"].attrs.axes)
@@ -204,7 +204,7 @@ def _operand_shapes(context: Any) -> list[list[Any]]:
 
 
 def _can_be_broadcast(context: Any) -> bool:
-    """Whether the shapes are equal where neither has a 1."""
+    """Whether the shapes are equal in all dimensions where neither is 1."""
     a, b = _operand_shapes(context)
     pairs = zip(a[::-1], b[::-1], strict=False)
     return all(_is_one(x) or _is_one(y) or _same([x], [y]) for x, y in pairs) and len(a) > 0 < len(b)
@@ -222,7 +222,7 @@ def _same(a: list[Any], b: list[Any]) -> bool:
 
 
 def _is_per_tensor(context: Any) -> bool:
-    """Whether an activation with a batch is quantized per tensor: only weights may be per channel."""
+    """Whether an activation with a batch is quantized per tensor; only weights may be per channel."""
     call = context.matched_expr
     is_known = hasattr(call.args[0], "value")
     return constant_value(call.args[1]).ndim == 0 and not (is_known and len(call.ty.shape) == 0)
@@ -232,7 +232,7 @@ def all_patterns(concats: Collection[int] = USUAL_CONCATS) -> list[tuple]:
     """Returns (composite name, pattern, annotations, check) tuples for `relax.transform.FuseOpsByPattern`.
 
     Args:
-        concats: the numbers of inputs that concatenations have; each needs a pattern of its own.
+        concats: numbers of inputs that concatenations have; each number needs a pattern of its own.
     """
 
     def anything(context: Any) -> bool:

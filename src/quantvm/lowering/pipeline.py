@@ -42,19 +42,19 @@ _OF_FILES = ("onnx", "tflite")
 
 @dataclass(frozen=True)
 class LoweringOptions:
-    """What the lowering follows.
+    """Options of the lowering.
 
     Attributes:
         target: a TVM target.
         numerics: one of `numerics.integer.NUMERICS`; None for `default_numerics`. torch: the same bits as the engine
             that the module's attribute `quantvm.engine` names. qdq: dequantize, float32, quantize, as the module says.
             integer, integer:to_even, integer:away: no float between quantize and dequantize.
-        threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels.
+        threads: PyTorch's thread count, on which the scalar tails of its element-wise kernels depend.
         dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
-            Under portable no kernel has code for special instructions.
-        schedules: measured schedules of the target's CPU; a cost model chooses where there is none.
-        in_float: whether all operators but quantize and dequantize stay float, as one does that nothing recognises.
-        dump_dir: folder that receives the module after each phase, as TVMScript.
+            With portable, no kernel uses special instructions.
+        schedules: measured schedules for the target's CPU; for other convolutions a cost model chooses.
+        in_float: whether all operators but quantize and dequantize stay in float, like unrecognised ones.
+        dump_dir: folder to which the module is written after each phase, as TVMScript.
     """
 
     target: tvm.target.Target
@@ -68,17 +68,17 @@ class LoweringOptions:
 
 @dataclass(frozen=True)
 class LoweringReport:
-    """What became of the operators.
+    """What the lowering did with the operators.
 
     Attributes:
         int8_macs: multiply-adds per image in int8 kernels.
         float_macs: multiply-adds per image left in float.
         float_ops: operators left in float, with the variable that holds the result.
-        kernels: how often each kernel is called.
-        engine: PyTorch engine whose arithmetic the kernels have.
-        output_scale: step of the output's quantization; None if the output is not just dequantized.
+        kernels: number of calls of each kernel.
+        engine: PyTorch engine whose arithmetic the kernels follow.
+        output_scale: scale of the output's quantization; None if the output does not come from a dequantize.
         calls: every call of a kernel or another function, in order of execution.
-        convolutions: geometry and dot product of every convolution that has a schedule, each once.
+        convolutions: geometry and dot product of every convolution that has a schedule, without duplicates.
     """
 
     int8_macs: int
@@ -92,13 +92,13 @@ class LoweringReport:
 
     @property
     def int8_mac_share(self) -> float:
-        """Share of the multiply-adds that run in int8, 0..1; 1 where there are none at all."""
+        """Share of the multiply-adds that run in int8, 0..1; 1 if there are no multiply-adds."""
         total = self.int8_macs + self.float_macs
         return self.int8_macs / total if total else 1.0
 
 
 def default_numerics(module: tvm.IRModule) -> str:
-    """Returns torch for a module of a PyTorch engine, and qdq for one whose engine is pt2e, onnx or tflite."""
+    """Returns torch for a module of a PyTorch engine, and qdq if the engine is pt2e, onnx or tflite."""
     return "torch" if engine_of(module) in ENGINES else "qdq"
 
 
@@ -110,7 +110,7 @@ def lower(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModule,
         options: target and numerics.
 
     Raises:
-        CompileError: unknown numerics, a kernel that the target cannot run, or what nothing expected.
+        CompileError: unknown numerics, a kernel that the target cannot run, or an unexpected internal error.
     """
     with stage("lowering the model to int8 kernels", CompileError, STATIC_MAY_HELP if is_dynamic(module) else ""):
         return _lowered(module, options)
@@ -125,7 +125,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
         raise CompileError("numerics torch is of PyTorch's quantized engines; this program's is qdq, or one of integer")
     phases = _Phases(options.dump_dir)
     phases.dump(module, "imported")
-    validate(module)  # what is wrong with a program of a stranger is told before what normal form is
+    validate(module)  # a program's own problems are reported before deviations from normal form
     phases.verify(module, "imported")
     output_scale = _output_scale(module)
     module = merge_channel_affines(relax.transform.CanonicalizeBindings()(module))
@@ -166,7 +166,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
 
 
 def _output_scale(module: tvm.IRModule) -> float | None:
-    """Returns the scale of the per-tensor dequantize that makes the function's result, if one does."""
+    """Returns the scale of the per-tensor dequantize that computes the function's result, if there is one."""
     main = module["main"]
     expr = resolved(main.body.body, definitions(main))
     if not is_call(expr, "relax.dequantize") or not is_per_tensor(expr):
@@ -175,13 +175,13 @@ def _output_scale(module: tvm.IRModule) -> float | None:
 
 
 class _Phases:
-    """What is done after each phase: the module is written to a folder, and verified, where that is asked for."""
+    """After each phase, writes the module to a folder and verifies it, if asked to."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder, self._counter = folder, iter(range(100))
 
     def end(self, module: tvm.IRModule, phase: str) -> None:
-        """Is called after a phase."""
+        """Dumps and verifies the module; to be called after each phase."""
         self.dump(module, phase)
         self.verify(module, phase)
 
@@ -193,6 +193,6 @@ class _Phases:
             (self._folder / f"{next(self._counter)}_{phase}.py").write_text(text, encoding="utf-8")
 
     def verify(self, module: tvm.IRModule, phase: str) -> None:
-        """Raises an InternalError where the module is not in the normal form of the phase."""
+        """Raises an InternalError if the module is not in the normal form of the phase."""
         if is_asked_for():
             verify(module, phase)

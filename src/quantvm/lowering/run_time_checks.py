@@ -1,7 +1,7 @@
-"""Checks in the compiled code, of what no import can know: dynamic sizes that have to fit, and computed places.
+"""Checks in the compiled code for what import cannot know: that dynamic sizes fit, and that computed indices exist.
 
-TVM's own operators neither look whether a place exists that they read or write, nor whether sizes are equal that they
-were only told to be. A call that does not fit stops with a message; nothing outside of a tensor is touched.
+TVM's own operators check neither the indices that they read or write, nor that sizes which they assume equal are so. A
+call that does not fit stops with a message before memory outside of a tensor is touched.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from quantvm.qdq.rewriting import Rewriter, with_arguments, with_operands
 from quantvm.sizes import product
 
 _OPAQUE = 8
-"""TVM's pattern of functions that are left as they are."""
+"""TVM's `op_pattern` of functions that must not be fused."""
 
 
 @dataclass(frozen=True)
 class _Check:
-    """What an operand of a call has to fulfil.
+    """A condition on one operand of a call.
 
     Attributes:
         operand: its number.
-        sizes: of a check of places, of how many slices the last dimension's places are; else pairs that are equal.
-        are_places: whether the operand holds places.
-        counts_back: whether places may be negative, counted from the end.
-        told: the end of the message.
+        sizes: for a check of indices, the sizes that they index, one for each entry of the last dimension; else pairs
+            of sizes that must be equal.
+        are_places: whether the operand holds indices.
+        counts_back: whether indices may be negative, counted from the end.
+        told: the end of the error message.
     """
 
     operand: int
@@ -44,10 +45,10 @@ class _Check:
 
 
 def add_run_time_checks(module: tvm.IRModule) -> tvm.IRModule:
-    """Returns the module with checked operands in front of the operators that need them.
+    """Adds checks of operands before the operators that need them.
 
-    - take, gather and scatter: each computed place exists;
-    - reshape, broadcast_to and matmul: sizes are equal, where that does not follow whatever the dynamic sizes are.
+    - take, gather and scatter: each computed index exists;
+    - reshape, broadcast_to and matmul: sizes are equal, unless they are so for all dynamic sizes.
 
     Args:
         module: `main` before TVM's own operators become functions.
@@ -109,7 +110,7 @@ def _checks(value: Any) -> list[_Check]:
 
 
 def _places(call: Any, sizes: tuple[Any, ...], *, counts_back: bool) -> list[_Check]:
-    """Returns the check of places that are computed; those of constants in known sizes are looked at by `validate`."""
+    """Returns the check of computed indices; `validate` checks constant indices into known sizes."""
     if is_constant(call.args[1]) and all(isinstance(size, int) for size in sizes):
         return []
     return [_Check(1, sizes, True, counts_back, f"it takes a place outside of {_text(list(sizes))}")]
@@ -132,7 +133,7 @@ def _text(shape: list[Any]) -> str:
 
 
 def _checked_places(shape: list[Any], dtype: str, check: _Check, where: str) -> tirx.PrimFunc:
-    """Returns a function that copies places and stops at one that does not exist."""
+    """Returns a function that copies indices, and stops at one that does not exist."""
     depth = len(check.sizes)
     with prim_func() as builder:
         T.func_name("checked")
@@ -148,7 +149,7 @@ def _checked_places(shape: list[Any], dtype: str, check: _Check, where: str) -> 
 
 
 def _checked_sizes(shape: list[Any], dtype: str, check: _Check, where: str) -> tirx.PrimFunc:
-    """Returns a function that copies a tensor, and stops before that where sizes differ."""
+    """Returns a function that copies a tensor, but stops first if sizes differ."""
     with prim_func() as builder:
         T.func_name("checked")
         T.func_attr({"op_pattern": _OPAQUE})
@@ -161,7 +162,7 @@ def _checked_sizes(shape: list[Any], dtype: str, check: _Check, where: str) -> t
 
 
 def _arguments(shape: list[Any], dtype: str, count: int) -> tuple[Any, Any, Any, list[Any]]:
-    """Adds an operand, numbers and a result of its shape; dynamic sizes, perhaps expressions, become variables."""
+    """Declares an operand, `count` numbers and a result of the operand's shape; dynamic sizes become variables."""
     dims = [d if isinstance(d, int) else tirx.Var(f"d{i}", "int64") for i, d in enumerate(shape)]
     x = argument("x", dims, dtype)
     numbers = [T.arg(f"size{i}", tirx.Var(f"size{i}", "int64")) for i in range(count)]

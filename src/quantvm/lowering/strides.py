@@ -1,7 +1,7 @@
-"""PyTorch's strides, in elements: what views do to them, which memory format they suggest, how loops walk over them.
+"""PyTorch's strides, in elements: how views change them, which memory format they suggest, how loops walk over them.
 
-Sizes and strides are ints, and symbolic expressions where the batch is dynamic. What follows from them is computed for
-one number of images; it is the same for any greater than one.
+Sizes and strides are ints, or symbolic expressions where the batch is dynamic. Answers that depend on them are computed
+for one number of images greater than one; they are the same for all such numbers.
 
 Reference: c10/core/MemoryFormat.h, c10/core/Contiguity.h, ATen/TensorUtils.cpp `computeStride`, ATen/TensorIterator.cpp
 of PyTorch.
@@ -33,7 +33,7 @@ from quantvm.numerics.tensor_iterator import (
 
 Sizes = Sequence[Any]
 SEVERAL_IMAGES = 3
-"""A number of images that stands for all but one."""
+"""A number of images that represents all numbers greater than one."""
 
 
 def at_batch(size: Any, images: int) -> int:
@@ -57,7 +57,7 @@ def _known(values: Sizes, images: int = SEVERAL_IMAGES) -> list[int]:
 
 
 def is_dense(shape: Sizes, strides: Strides, inner_first: Sequence[int], images: int = SEVERAL_IMAGES) -> bool:
-    """Returns whether a tensor has no gaps and this order; dimensions of size 1 may have any stride."""
+    """Returns whether a tensor has this order and no gaps; dimensions of size 1 may have any stride."""
     step = 1
     for size, stride in ((_known([shape[d], strides[d]], images)) for d in inner_first):
         if size != 1 and stride != step:
@@ -67,17 +67,17 @@ def is_dense(shape: Sizes, strides: Strides, inner_first: Sequence[int], images:
 
 
 def is_contiguous(shape: Sizes, strides: Strides, images: int = SEVERAL_IMAGES) -> bool:
-    """Returns what Tensor.is_contiguous() does."""
+    """Returns the result of Tensor.is_contiguous()."""
     return is_dense(shape, strides, range(len(shape))[::-1], images)
 
 
 def is_channels_last(shape: Sizes, strides: Strides, images: int = SEVERAL_IMAGES) -> bool:
-    """Returns what Tensor.is_contiguous(memory_format=torch.channels_last) does, of rank 4."""
+    """Returns the result of Tensor.is_contiguous(memory_format=torch.channels_last), for rank 4."""
     return len(shape) == 4 and is_dense(shape, strides, PIXELS_FIRST[4], images)
 
 
 def suggests_channels_last(shape: Sizes, strides: Strides) -> bool:
-    """Returns whether Tensor.suggest_memory_format() is channels-last; of rank 5, channels-last in 3-d."""
+    """Returns whether Tensor.suggest_memory_format() is channels_last, or channels_last_3d for rank 5."""
     order = PIXELS_FIRST.get(len(shape))
     sizes, steps = _known(shape), _known(strides)
     if order is None or steps[1] == 0:
@@ -91,7 +91,7 @@ def suggests_channels_last(shape: Sizes, strides: Strides) -> bool:
 
 
 def preserved(shape: Sizes, strides: Strides) -> Strides:
-    """Returns the strides of what a float element-wise operator makes of such a tensor: its order, without gaps."""
+    """Returns the strides of the result of a float element-wise operator: in the input's order, without gaps."""
     if is_contiguous(shape, strides):
         return contiguous(shape)
     if is_channels_last(shape, strides):
@@ -108,7 +108,7 @@ def equal(a: Strides, b: Strides) -> bool:
 
 
 def viewed(shape: Sizes, strides: Strides, new_shape: Sizes) -> Strides | None:
-    """Returns the strides of a view in another shape; None where PyTorch copies the elements."""
+    """Returns the strides of a view in another shape; None if PyTorch copies the elements instead."""
     old, steps, new = _known(shape), _known(strides), _known(new_shape)
     found: list[Any] = [None] * len(new)
     at = len(new) - 1
@@ -132,7 +132,7 @@ def viewed(shape: Sizes, strides: Strides, new_shape: Sizes) -> Strides | None:
 
 
 def expanded(shape: Sizes, strides: Strides, new_shape: Sizes) -> Strides:
-    """Returns the strides of a tensor that is broadcast to another shape: 0 where it is repeated."""
+    """Returns the strides of a tensor broadcast to another shape: 0 where it is repeated."""
     return tensor_iterator.expanded(_known(shape), strides, _known(new_shape))
 
 
@@ -140,19 +140,19 @@ def expanded(shape: Sizes, strides: Strides, new_shape: Sizes) -> Strides:
 
 
 Row = Callable[[Any, Any], Any]
-"""(rows that a kernel's operands are cut into, elements) -> elements in a row of PyTorch's loop; expressions."""
+"""(number of rows of the kernel's operands, elements) -> elements in a row of PyTorch's loop; all are expressions."""
 
 
 @dataclass(frozen=True)
 class Walk:
-    """How PyTorch's loop over element-wise operands goes.
+    """How PyTorch's loop walks over element-wise operands.
 
     Attributes:
         order: the dimensions from the outermost to the innermost.
-        row: gives the elements of the innermost dimensions that PyTorch merges, after which vectorisation begins anew;
-            None where that is all of them.
-        vectorised: whether rows are vectorised at all: operands that are dense there, one of them perhaps repeated.
-        strides: of the output.
+        row: gives the number of elements in a row, that is in the innermost dimensions which PyTorch merges; each row
+            is vectorised separately. None if all elements form one row.
+        vectorised: whether rows are vectorised: all operands are dense along them, or one is repeated.
+        strides: strides of the output.
     """
 
     order: tuple[int, ...]
@@ -162,15 +162,15 @@ class Walk:
 
 
 def walk(shape: Sizes, output: Strides | None, inputs: Sequence[Strides]) -> Walk:
-    """Returns how PyTorch walks over tensors of one shape, those that are repeated with strides of 0.
+    """Returns how PyTorch walks over tensors of one shape.
 
     Args:
-        shape: of the result.
-        output: its strides; None for an output that PyTorch shapes anew, in the order of the inputs.
-        inputs: strides of the inputs.
+        shape: shape of the result.
+        output: its strides; None if PyTorch allocates it, in the order of the inputs.
+        inputs: strides of the inputs, 0 where they are repeated.
 
     Raises:
-        CompileError: the dynamic batch is a part of rows, and of what lies around them.
+        CompileError: dynamic sizes lie both inside of rows and outside of them.
     """
     several = _loop(shape, output, inputs, SEVERAL_IMAGES)
     order = _usual(_known(shape), several.inner_first[::-1])
@@ -213,19 +213,19 @@ def _loop(shape: Sizes, output: Strides | None, inputs: Sequence[Strides], image
 
 
 def _usual(sizes: list[int], order: list[int]) -> tuple[int, ...]:
-    """Returns the logical order, or channels-last, if dimensions of size 1 are all that differs."""
+    """Returns the logical order, or channels-last, if `order` differs from it only in dimensions of size 1."""
     ranks = [tuple(range(len(sizes))), *([(0, 2, 3, 1)] if len(sizes) == 4 else [])]
     large = [dim for dim in order if sizes[dim] != 1]
     return next((usual for usual in ranks if [d for d in usual if sizes[d] != 1] == large), tuple(order))
 
 
 def merged(shape: Sizes, output: Strides, source: Strides) -> list[list[int]]:
-    """Returns the dimensions that a reduction's loop merges, in groups, the innermost first in both.
+    """Returns groups of dimensions that a reduction's loop merges; groups and their dimensions are innermost first.
 
     Args:
-        shape: of what is reduced.
-        output: strides of the result, 0 where it is reduced.
-        source: strides of what is reduced.
+        shape: shape of the input.
+        output: strides of the result, 0 in the reduced dimensions.
+        source: strides of the input.
     """
     sizes, operands = _known(shape), [_known(output), _known(source)]
     rest, groups = reordered(sizes, operands, reduces=True), []

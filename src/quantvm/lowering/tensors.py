@@ -1,7 +1,7 @@
-"""Where a value lives while a module is legalized: its physical layout, and the memory format PyTorch would hold it in.
+"""The physical layout of a value while a module is legalized, and the memory format that it would have in PyTorch.
 
 PyTorch's formulas for cat, pools, means and scalar tails depend on the memory format, so it is propagated by PyTorch's
-rules. The physical layout may differ: the quantized input is contiguous in PyTorch, and NHWC here.
+rules. The physical layout may differ: the quantized input is contiguous in PyTorch, but NHWC here.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ Layout = Literal["NCHW", "NHWC", "flat"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """A value and where it lives.
+    """A value and its layout.
 
     Attributes:
         expr: the Relax expression, in the physical layout.
         shape: logical (PyTorch) shape; ints, and symbolic expressions where dynamic.
-        layout: physical; flat for ranks other than 4.
+        layout: physical layout; flat for ranks other than 4.
         channels_last: whether PyTorch's `suggest_memory_format()` of it is channels-last.
-        strides: PyTorch's, of a view or of another order; None where it is dense in the order that is suggested.
-        border: (top, left, bottom, right) that `shape` has and `expr` lacks; a convolution pads on its own.
-        border_value: what the border holds.
+        strides: PyTorch's strides; None if the tensor is dense in its suggested memory format.
+        border: (top, left, bottom, right) padding that `shape` includes but `expr` does not; convolutions add it
+            themselves.
+        border_value: value of the border's elements.
     """
 
     expr: Any
@@ -57,7 +58,7 @@ class Tensor:
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        """Physical shape of one row: what a kernel takes n of, see `as_rows`."""
+        """Physical shape of one row; kernels take n rows, see `as_rows`."""
         return rows_and_item(shape_of(self.expr))[1]
 
     @property
@@ -75,12 +76,12 @@ class Tensor:
 
     @property
     def is_view(self) -> bool:
-        """Whether PyTorch holds it with gaps, with repetitions, or in another order than the one that is suggested."""
+        """Whether PyTorch holds it with gaps or repetitions, or in another order than its suggested memory format."""
         return self.strides is not None
 
     @property
     def behaves_channels_last(self) -> bool:
-        """Whether PyTorch's is_contiguous(channels_last) holds: also for single channels and single pixels."""
+        """Whether PyTorch's is_contiguous(channels_last) holds; it also does for single channels and single pixels."""
         if self.strides is not None:
             return torch_strides.is_channels_last(self.shape, self.strides)
         return len(self.shape) == 4 and (self.channels_last or self._has_one_order)
@@ -99,7 +100,7 @@ class Tensor:
 
 
 def with_strides(x: Tensor, strides: Strides) -> Tensor:
-    """Returns x as PyTorch holds it with these strides."""
+    """Returns x with the given PyTorch strides."""
     suggested = torch_strides.suggests_channels_last(x.shape, strides)
     dense = torch_strides.channels_last(x.shape) if suggested else torch_strides.contiguous(x.shape)
     is_dense = torch_strides.equal(dense, strides)
@@ -107,7 +108,7 @@ def with_strides(x: Tensor, strides: Strides) -> Tensor:
 
 
 def of_one_image(x: Tensor) -> Tensor:
-    """Returns x as PyTorch sees it in a batch of one image, where the stride from image to image counts for nothing."""
+    """Returns x as PyTorch sees it in a batch of one image, where the stride between images is ignored."""
     if not isinstance(x, Tensor) or x.strides is None or isinstance(x.shape[0], int):
         return x
     is_dense = torch_strides.is_channels_last if x.channels_last else torch_strides.is_contiguous
@@ -115,35 +116,35 @@ def of_one_image(x: Tensor) -> Tensor:
 
 
 def have_one_order(a: Tensor, b: Tensor) -> bool:
-    """Returns whether PyTorch holds two tensors of one shape in one memory order, without gaps."""
+    """Returns whether PyTorch holds two tensors of one shape in the same memory order, without gaps."""
     contiguous = a.behaves_contiguous and b.behaves_contiguous
     return contiguous or (a.behaves_channels_last and b.behaves_channels_last)
 
 
 def logical_tensor(expr: Any) -> Tensor:
-    """Returns a value that lies in its logical order, as what is no kernel of ours makes it."""
+    """Returns a value that is stored in logical order, as everything is that our kernels do not compute."""
     shape = tuple(shape_of(expr))
     return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
 
 
 def misread(builder: relax.BlockBuilder, x: Tensor, name: str) -> Tensor:
-    """Returns the bytes of an NHWC tensor as a contiguous one of its shape, as some of PyTorch's kernels do."""
+    """Returns the bytes of an NHWC tensor taken for a contiguous one, as some of PyTorch's kernels misread them."""
     assert x.layout == "NHWC"
     return Tensor(builder.emit(relax.op.reshape(x.expr, relax.ShapeExpr(list(x.shape))), name), x.shape, "NCHW")
 
 
 def of_single_pixels(builder: relax.BlockBuilder, x: Tensor, y: Tensor, name: str) -> Tensor:
-    """Returns the result y of a pool or an interpolation of x, in NHWC, as PyTorch's kernels leave it.
+    """Returns the NHWC result y of a pool or an interpolation of x, as PyTorch's kernels leave it in memory.
 
-    They ask whether x is contiguous as channels-last, which single pixels always are, and write y so; but they have
-    allocated y in the order that is suggested for x.
+    They write y as channels-last if x is contiguous as channels-last, which single pixels always are. But they allocate
+    y in the suggested memory format of x.
     """
     is_misread = x.shape[2:] == (1, 1) and y.shape[2:] != (1, 1) and x.behaves_channels_last and not x.channels_last
     return misread(builder, y, name) if is_misread else y
 
 
 def expect_batch_first(op: str, where: str, *tensors: Tensor) -> None:
-    """Raises CompileError where an operator of images takes tensors of which more than the first size is dynamic."""
+    """Raises CompileError if more than the first size of an image operator's tensor is dynamic."""
     for x in tensors:
         if not x.batch_first:
             raise CompileError(
@@ -161,17 +162,17 @@ def product(dims: Sequence[Any]) -> Any:
 
 
 def rows_and_item(dims: Sequence[Any]) -> tuple[Any, tuple[int, ...]]:
-    """Returns how many rows a dense tensor is cut into, and the shape of a row, whose sizes are all known.
+    """Returns into how many rows a dense tensor is cut, and the shape of a row, whose sizes are all known.
 
-    The first dimension counts rows, and so do all up to the last one that is dynamic, wherever the batch lies. A tensor
-    of one known dimension, or of none, is one row.
+    The first dimension counts rows, and so do all dimensions up to the last dynamic one, wherever the batch lies. A
+    tensor of one known dimension, or of none, is one row.
     """
     last = max((i for i, d in enumerate(dims) if not isinstance(d, int)), default=0 if len(dims) > 1 else -1)
     return product(dims[: last + 1]), tuple(dims[last + 1 :]) or (1,)
 
 
 def as_rows(builder: relax.BlockBuilder, expr: Any) -> Any:
-    """Returns a dense tensor as (n, *item), the view of it that kernels take."""
+    """Returns a view of a dense tensor as (n, *item), which is what kernels take."""
     dims = shape_of(expr)
     rows, item = rows_and_item(dims)
     if len(dims) == 1 + len(item) and tuple(dims[1:]) == item:
@@ -180,7 +181,7 @@ def as_rows(builder: relax.BlockBuilder, expr: Any) -> Any:
 
 
 def in_layout(builder: relax.BlockBuilder, x: Tensor, layout: Layout) -> Tensor:
-    """Returns `x` in the physical layout asked for, its border filled in, moving data only where it must."""
+    """Returns `x` in a physical layout, with its border filled in; moves data only if it must."""
     if any(x.border):
         x = _with_border(builder, x)
     if x.layout == layout or x.layout == "flat":
@@ -195,15 +196,15 @@ def in_layout(builder: relax.BlockBuilder, x: Tensor, layout: Layout) -> Tensor:
 
 
 def check_result(x: Tensor, ty: Any, layer: str) -> None:
-    """Checks what a value became against what Relax deduced of it: no layer may compute another shape.
+    """Checks that a lowered value has the shape that Relax inferred.
 
     Args:
-        x: what the lowering made; without an expression where that is not emitted yet.
-        ty: type of the variable in the program; its dtype is not compared, for int8 may be stored as uint8.
-        layer: that the error names.
+        x: the lowered value; without an expression if that is not emitted yet.
+        ty: type of the variable in the program; its dtype is not compared, as int8 may be stored as uint8.
+        layer: the layer that the error names.
 
     Raises:
-        CompileError: a static dimension differs; a fault of ours.
+        CompileError: a static dimension differs, which is a bug of quantvm.
     """
     _check("the result", layer, ty, list(x.shape), None)
     if x.expr is None:
@@ -227,7 +228,7 @@ def _check(what: str, layer: str, ty: Any, shape: list[Any], dtype: str | None) 
 
 
 def arranged(builder: relax.BlockBuilder, x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """Returns x with its dimensions stored in an order, the outermost first; `rearranged` turns a result back.
+    """Returns x with its dimensions stored in a given order, the outermost first; `rearranged` undoes it.
 
     An order that is neither logical nor channels-last gives a flat tensor of permuted shape.
     """
@@ -244,7 +245,7 @@ _PIXELS_OUTSIDE = (0, 2, 3, 1)
 
 
 def rearranged(builder: relax.BlockBuilder, y: Tensor, order: tuple[int, ...], strides: Strides) -> Tensor:
-    """Returns a result of operands that were `arranged`, as PyTorch holds it with these strides."""
+    """Returns a result of `arranged` operands in logical shape, with the given PyTorch strides."""
     if order not in (tuple(range(len(order))), _PIXELS_OUTSIDE):
         back = [order.index(dim) for dim in range(len(order))]
         expr = builder.emit(relax.op.permute_dims(y.expr, back))
@@ -253,25 +254,25 @@ def rearranged(builder: relax.BlockBuilder, y: Tensor, order: tuple[int, ...], s
 
 
 def broadcast_shape(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns the shape of an operator on tensors of these shapes."""
+    """Returns the shape to which two shapes are broadcast."""
     rank = max(len(a), len(b))
     first, second = ((1,) * (rank - len(shape)) + tuple(shape) for shape in (a, b))
     return tuple(y if isinstance(x, int) and x == 1 else x for x, y in zip(first, second, strict=True))
 
 
 def have_one_shape(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Returns whether two shapes are equal, whatever the batch."""
+    """Returns whether two shapes are equal for every batch."""
     return len(a) == len(b) and torch_strides.equal(a, b)
 
 
 def is_gate(gate: Tensor, x: Tensor) -> bool:
-    """Returns whether one tensor is (n, C, 1, 1) of the other: squeeze-and-excite."""
+    """Returns whether `gate` is (n, C, 1, 1) for an image x, as in squeeze-and-excite."""
     same = len(x.shape) == 4 and have_one_shape(gate.shape, (*x.shape[:2], 1, 1))
     return same and not have_one_shape(gate.shape, x.shape)
 
 
 def broadcast(builder: relax.BlockBuilder, x: Tensor, shape: tuple[Any, ...]) -> Tensor:
-    """Returns x repeated to a shape, with PyTorch's strides; in logical order where anything is repeated."""
+    """Returns x broadcast to a shape, with PyTorch's strides; in logical order if anything is repeated."""
     if have_one_shape(x.shape, shape):
         return x
     strides = torch_strides.expanded(x.shape, x.torch_strides, shape)
@@ -288,7 +289,7 @@ def bordered(x: Tensor, border: tuple[int, int, int, int], value: int) -> Tensor
 
 
 def without_border(x: Tensor) -> Tensor:
-    """Returns what lies inside of the border."""
+    """Returns x without its border."""
     n, c, h, w = x.shape
     top, left, bottom, right = x.border
     return replace(x, shape=(n, c, h - top - bottom, w - left - right), border=(0, 0, 0, 0))
@@ -308,7 +309,7 @@ def call_kernel(
     """Emits the call of a kernel's PrimFunc and returns the variable that holds its result.
 
     Raises:
-        CompileError: the kernel takes or makes tensors of other shapes or dtypes; a fault of ours.
+        CompileError: the kernel takes or returns tensors of other shapes or dtypes, which is a bug of quantvm.
     """
     buffers = list(kernel.func.params)
     types = [*(x.ty for x in inputs), *(None for _ in kernel.constants), relax.TensorType(shape, dtype)]

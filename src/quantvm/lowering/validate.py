@@ -1,7 +1,7 @@
-"""Whether an imported program can be compiled at all, whatever it came from: geometry, sizes, parameters, places.
+"""Checks that an imported program can be compiled: its geometry, sizes, quantization parameters and constant indices.
 
-The kernels take for granted what is checked here. It is looked at once, before anything else is done with a program;
-what depends on inputs is checked when the code runs (`run_time_checks`).
+Kernels rely on these checks. They are made once, before any other pass; conditions that depend on inputs are checked
+when the code runs (`run_time_checks`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _RULES: dict[str, _Rule] = {}
 
 
 def validate(module: tvm.IRModule) -> None:
-    """Raises one CompileError for all bindings of `main` that no kernel may be made of.
+    """Raises one CompileError for all bindings of `main` that cannot be compiled.
 
     Args:
         module: Relax in QDQ form.
 
-    What holds afterwards: strides, dilations, groups and windows are at least 1 and paddings at least 0; a window is
-    nowhere larger than the padded image but in ceil_mode, and one of a pool nowhere in the padding alone; no tensor
-    has more than `MOST_ELEMENTS` elements but for dynamic sizes; scales are positive and finite, and scales and zero
-    points are of one length, that of their axis; constant places that something is taken from, or stored at, exist.
+    Afterwards it is certain that: strides, dilations, groups and windows are at least 1, and paddings at least 0; a
+    window is not larger than the padded image, except in ceil_mode; a pool's window does not lie entirely in the
+    padding; no tensor has more than `MOST_ELEMENTS` elements, not counting dynamic sizes; scales are positive and
+    finite; scales and zero points have one length, that of their axis; constant indices exist.
     """
     problems, known = [], set()
     for param in module["main"].params:
@@ -42,7 +42,7 @@ def validate(module: tvm.IRModule) -> None:
             known.add(param)
     for variable, value in definitions(module["main"]).items():
         if known.intersection(variables(value)):
-            known.add(variable)  # it only follows
+            known.add(variable)  # a consequence of another problem
             continue
         name = op_name(value)
         rule = _RULES.get(name)
@@ -80,7 +80,7 @@ def _integers(values: Any) -> list[int]:
 
 
 def _least_problem(**attributes: list[int]) -> _Problem:
-    """Returns which attribute of windows has a value that none may have."""
+    """Returns which attribute has a value below its minimum."""
     for what, values in attributes.items():
         least = 0 if what.endswith("padding") else 1
         if min(values, default=least) < least:
@@ -92,7 +92,7 @@ def _window_problem(
     image: list[Any], kernel: list[int], strides: list[int], dilations: list[int], padding: list[int],
     may_end_outside: bool = False,
 ) -> _Problem:  # fmt: skip
-    """Returns what is wrong with windows that move over an image; padding has the beginnings first."""
+    """Returns what is wrong with windows that move over an image; padding lists all beginnings, then all ends."""
     problem = _least_problem(strides=strides, dilations=dilations, kernel=kernel, padding=padding)
     if problem is not None:
         return problem
@@ -114,7 +114,7 @@ def _reach(kernel: list[int], dilations: list[int]) -> tuple[int, ...]:
 
 
 def _ordered(tensor: Any, layout: str, first: str) -> list[Any]:
-    """Returns the sizes of a tensor of some layout with two of its dimensions first, and those of the image behind."""
+    """Returns the sizes of a tensor, reordered: the two dimensions `first`, then those of the image."""
     sizes = dict(zip(layout, shape_of(tensor), strict=True))
     return [sizes[letter] for letter in (*first, *(letter for letter in layout if letter not in first))]
 

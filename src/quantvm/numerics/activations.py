@@ -116,9 +116,9 @@ class Activation:
 
 
 _UNIT_INTERVAL = {"uint8": QuantParams(1.0 / 256.0, 0), "int8": QuantParams(1.0 / 256.0, -128, "int8")}
-"""What ATen fixes for results in [0, 1)."""
+"""Parameters that ATen fixes for results in [0, 1)."""
 _AROUND_ZERO = {"uint8": QuantParams(1.0 / 128.0, 128), "int8": QuantParams(1.0 / 128.0, 0, "int8")}
-"""What ATen fixes for results in (-1, 1)."""
+"""Parameters that ATen fixes for results in (-1, 1)."""
 
 
 def _gate(o: Any, x: Any) -> Any:
@@ -198,4 +198,4 @@ ACTIVATIONS: dict[str, Activation] = {
 """Every function by its name."""
 
 LIMITS = ("aten::relu", "aten::relu6", "aten::hardtanh", "aten::clamp")
-"""Functions that limit values, and keep the parameters of quantized tensors; with `_` behind it one writes in place."""
+"""Functions that limit values and keep the quantization parameters; a trailing `_` marks the in-place form."""

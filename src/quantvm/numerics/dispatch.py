@@ -44,9 +44,9 @@ class PyTorch:
 # ------------------------------------------------------------------ convolution and linear
 
 Formula = Literal["fbgemm", "onednn", "qnnpack", "integer"]
-"""How accumulators become outputs: as in a library inside of PyTorch, or as under numerics=integer."""
+"""How accumulators are requantized: as in a library inside of PyTorch, or as under numerics=integer."""
 Pairs = Literal["none", "window", "taps"]
-"""Which products are summed in pairs that saturate to int16, as vpmaddubsw does.
+"""Which products are summed in pairs that saturate to int16, as in vpmaddubsw.
 
 None; neighbours along the whole window, in the order (row, column, channel), as in FBGEMM; or neighbours along the
 channels of each tap, as in oneDNN.
@@ -95,7 +95,7 @@ class ContractionChoice:
 
 
 INTEGER = ContractionChoice("integer")
-"""What numerics=integer has: exact sums, and no library."""
+"""The choice of numerics=integer: exact sums, and no library."""
 
 
 @lru_cache(maxsize=1024)

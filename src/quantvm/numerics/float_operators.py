@@ -222,7 +222,7 @@ FLOAT_OPERATORS: dict[str, FloatOperator] = {
 """Every operator by its name."""
 
 RELAX_OPERATORS: dict[str, FloatOperator] = {row.relax_name: row for row in FLOAT_OPERATORS.values() if row.relax}
-"""Every operator of Relax by its name there."""
+"""Every operator that Relax has, by its Relax name."""
 
 FUSED: dict[str, FloatOperator] = {name: row for name, row in RELAX_OPERATORS.items() if row.fuses}
-"""The operators of Relax, by their names there, that float programs compute."""
+"""The operators that float programs compute, by their Relax names."""

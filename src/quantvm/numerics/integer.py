@@ -24,7 +24,7 @@ Values = Any
 
 
 NUMERICS = ("torch", "qdq", "integer", *(f"integer:{rounding}" for rounding in ROUNDINGS))
-"""What `--numerics` takes; integer alone rounds upward, as QNN does by default."""
+"""The values of `--numerics`; plain `integer` rounds upward, as QNN does by default."""
 
 
 def parse_numerics(text: str) -> tuple[Numerics, Rounding]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _SIMD = 64
-"""Bytes of a vector register, and so input channels of a whole step."""
+"""Bytes of a vector register, and thus input channels of a full step."""
 _VNNI = 4
 """Input channels that one dot-product instruction sums."""
 _L1_BYTES = 48 * 1024 * 7 // 8
-"""What oneDNN counts on of the first-level data cache, which has 48 KiB on every CPU with AMX so far."""
+"""Share of the first-level data cache that oneDNN counts on; the cache has 48 KiB on all CPUs with AMX so far."""
 _LARGE = 2**31 - 1
-"""More images than any batch has: no number of them is served by the combined scale."""
+"""More images than any batch has: the combined scale is never used."""
 
 
 @dataclass(frozen=True)

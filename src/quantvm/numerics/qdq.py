@@ -21,7 +21,7 @@ from quantvm.numerics.torch_engines import F32, QuantParams, dequantize_val, f32
 Values = Any
 """Numbers, or an array of any numeric dtype."""
 _FLOAT32 = numpy_arithmetic(f32)
-"""Every operator rounded alone; exp, inside of others, is rounded correctly here and to a last bit in kernels."""
+"""Every operator rounds its result. Inside of formulas exp is correctly rounded; in kernels its last bit may differ."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from quantvm.numerics.torch_engines import (
 )
 
 OfChannels = Callable[[NDArray], NDArray]
-"""Takes one value a channel to another vector of the same dtype, like one with gaps."""
+"""Maps a vector with one value per channel to another of the same dtype, for example one with gaps."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ Numerics = Literal["torch", "qdq", "integer"]
 quantize and dequantize (integer.py)."""
 Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
 Library = Literal["fbgemm", "onednn", "qnnpack"]
-"""What PyTorch has convolutions and matrix products computed by; the engine x86 chooses between the first two."""
+"""Libraries by which PyTorch computes convolutions and matrix products; the engine x86 uses the first two."""
 ENGINES: tuple[Engine, ...] = ("fbgemm", "x86", "onednn", "qnnpack")
 
 _LARGEST_BELOW_2_31 = f32(2147483520.0)

@@ -1,1 +1,1 @@
-"""Convolutions and matrix products: products of bytes, the loops around them, and what is done to each sum."""
+"""Convolutions and matrix products: dot products of bytes, the loops around them, and the epilogues."""

@@ -42,27 +42,28 @@ def conv2d(
 ) -> Kernel:
     """Returns an exact quantized convolution: (n, H, W, C) integers -> (n, OH, OW, O) integers.
 
-    With `post.residual` the kernel takes the tensor to add, of the output's shape, after x.
+    With `post.residual`, the kernel takes the tensor to add, which has the output's shape, after x.
 
     Args:
         shape: geometry.
         weight: (O, KH, KW, I/groups) int8, or int16 with the weight zero point already subtracted.
-        input_zero_point: what padding stands for.
+        input_zero_point: zero point of x and value of the padding.
         output_stage: formula and per-channel vectors; or a float program, whose tensors follow x.
-        dot: how products are accumulated; k_step 1 where x or weight is not u8 x i8.
+        dot: how products are accumulated; its k_step must be 1 unless x is uint8 and the weight int8.
         threads: cores to cut the work for.
         schedule: register blocking; chosen by a cost model by default.
         x_dtype: uint8 or int8.
         isa: instruction groups that may be used.
         post: operators fused behind the output stage.
-        weight_zero_points: (O,) integers, int8 weights then being as stored; only where `dot.saturates`.
-        pairs_cross_taps: where `dot.saturates`, whether products are paired along the whole window (FBGEMM) and not
-            along the channels of each tap (oneDNN), which differs where the channels of a group are odd.
-        skips_padding: where `dot.saturates` along channels, whether products of padding are left out, and so exact.
+        weight_zero_points: (O,) integers, only if `dot.saturates`; they are then not subtracted from the weight.
+        pairs_cross_taps: if `dot.saturates`, whether products are paired along the whole window (FBGEMM) and not along
+            the channels of each tap (oneDNN). The two differ if the number of channels of a group is odd.
+        skips_padding: if `dot.saturates` along channels, whether products of padding are left out, so that they cannot
+            saturate.
 
     Exactness: acc = sum (x - zx) * w in int32, by starting at -zx * sum(w); then `numerics.requantize`, or
-        `numerics.qdq.evaluate`. Where `dot.saturates`, sum x * w is a sum of pairs of raw products, each saturated at
-        int16, in the order (row, column, channel) of the window.
+        `numerics.qdq.evaluate`. If `dot.saturates`, sum x * w is made of sums of two raw products, each saturated to
+        int16; pairs follow the order (row, column, channel) of the window.
     """
     original = shape
     windows = None
@@ -99,11 +100,11 @@ def conv2d(
 
 
 _STAGED_BYTES = 128 << 10
-"""Bytes of staged windows that a task may have, to find them in the second-level cache."""
+"""Most bytes of staged windows of a task, so that they stay in the second-level cache."""
 
 
 def _few_rows(schedule: Schedule, shape: Conv2dShape) -> Schedule:
-    """Returns the schedule cut into so many tasks that their staged windows are not too large."""
+    """Returns the schedule with enough row tasks that the staged windows of a task are not too large."""
     rows = max(1, _STAGED_BYTES // (shape.in_width * shape.in_channels))
     return replace(schedule, row_tasks=max(schedule.row_tasks, ceil_div(shape.out_height, rows)), channel_tasks=1)
 
@@ -137,12 +138,12 @@ def linear(
         isa: instruction groups that may be used.
         post: operators fused behind the output stage.
         weight_zero_points: as in `conv2d`.
-        cut: where `dot.saturates`, an odd number of features behind which products are paired anew.
+        cut: if `dot.saturates`, an odd number of features after which the pairing restarts.
     """
     out_features = weight.shape[0]
     shape = Conv2dShape(1, 1, in_features, out_features)
     macs = shape.macs
-    if cut is not None:  # a feature of zero products makes the first part even
+    if cut is not None:  # an added feature whose products are zero makes the first part even
         shape, weight = replace(shape, in_channels=in_features + 1), np.insert(weight, cut, 0, axis=1)
     staged = cut is not None or in_features % dot.k_step != 0
     vectors = ceil_div(out_features, LANES)
@@ -167,7 +168,7 @@ def linear(
 
 
 class _LinearEmitter(ConvEmitter):
-    """The pixels of a matrix product are the images of the batch."""
+    """Emits a matrix product, whose pixels are the images of the batch."""
 
     def __init__(self, *arguments: Any, cut: int | None) -> None:
         super().__init__(*arguments)
@@ -208,7 +209,7 @@ class _LinearEmitter(ConvEmitter):
         with T.parallel(0, blocks) as block:
             source, stride = x, self.shape.in_channels
             if self.staged:
-                # the last step of a row reads a few bytes of what follows, and multiplies them with zero
+                # the last step of a row reads a few bytes beyond it, and multiplies them by zero
                 source = T.alloc_buffer((n * stride + LANES,), self.x_dtype)
                 with T.serial(0, n) as row:
                     self._copy_row(source, x, row)

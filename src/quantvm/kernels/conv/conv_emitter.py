@@ -1,8 +1,8 @@
-"""The loops of a dense or grouped int8 convolution.
+"""Emits the loops of a dense or grouped int8 convolution.
 
 Register blocking: a tile holds `pixels x vectors` accumulators of LANES output channels each; one step of the reduction
-loads `vectors` weight vectors and splats `pixels` activation words. Where a window can leave the image, or channels do
-not fill the dot product's step, each task first copies its rows into a padded scratch that holds the zero point there.
+loads `vectors` weight vectors and splats `pixels` activation words. If windows can leave the image, or channels do not
+fill the dot product's step, each task first copies its rows into a scratch padded with the zero point.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .program_epilogue import OutputStage, epilogue_of, spread_channels
 
 @dataclass(frozen=True)
 class _Span:
-    """The output pixels of one task: rows, and of each row a range of tiles; `last` guards the narrower last tile."""
+    """The output pixels of one task: rows, and a range of tiles in each; `last` guards the narrower last tile."""
 
     first_row: Expr
     rows: Expr
@@ -40,7 +40,7 @@ class _Span:
 
 @dataclass(frozen=True)
 class Source:
-    """Where activations are read from: a flat buffer, the offset of the task's first window, and strides."""
+    """The activations to read: a flat buffer, the offset of the task's first window, and strides."""
 
     buffer: Buffer
     offset: Expr
@@ -49,12 +49,12 @@ class Source:
 
 
 _COLD_BYTES = 32 << 10
-"""Weights of this size or more come from outside of the first-level cache when a kernel begins."""
+"""Weights of at least this size are assumed to be outside of the first-level cache when a kernel begins."""
 
 
 @dataclass(frozen=True)
 class _Ahead:
-    """Lines of weights to fetch: one of each of `vectors` packed vectors a step, from byte `offset`."""
+    """Weights to prefetch from byte `offset`: in each step, one cache line of each of `vectors` packed vectors."""
 
     offset: Expr
     vectors: int
@@ -68,17 +68,17 @@ class ConvEmitter:
     Args:
         shape: geometry, as it is scheduled.
         weight: (O, KH, KW, I/groups) int8 or int16.
-        input_zero_point: what padding stands for.
+        input_zero_point: zero point of x and value of the padding.
         output_stage: formula and per-channel vectors; or a float program.
         dot: how products are accumulated.
         schedule: register blocking.
         x_dtype: uint8 or int8.
-        staged: whether input is copied before it is read.
+        staged: whether input is copied to a scratch before it is read.
         isa: instruction groups that may be used.
         post: operators fused behind the output stage.
-        weight_zero_points: (O,) of a weight as stored.
-        skips_padding: whether taps in the padding are left out, and do not saturate in pairs.
-        windows: geometry of the convolution whose windows, as runs of bytes, `shape` takes for pixels.
+        weight_zero_points: (O,), if they are not subtracted from the weight.
+        skips_padding: whether taps in the padding are left out, so that they do not saturate in pairs.
+        windows: geometry of the original convolution, if the pixels of `shape` are its windows as runs of bytes.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ConvEmitter:
         self.acc_start = argument("acc_start", self.packed.start.shape, "int32")
         excess = self.packed.excess
         if excess is not None:
-            entries = tirx.Var("entries", "int64")  # convolutions of one shape share code, whatever is cut off
+            entries = tirx.Var("entries", "int64")  # dynamic, so that convolutions of one shape share code
             self.excess_w = argument("excess_w", (entries, excess.weight.shape[1]), "int16")
             self.excess_steps = argument("excess_steps", (entries, 3), "int32")
             self.excess_first = argument("excess_first", excess.first.shape, "int32")
@@ -148,7 +148,7 @@ class ConvEmitter:
                 self._channel_blocks(source, target, group, first_block, task_blocks, blocks, span)
 
     def _row_tasks(self) -> int:
-        """Number of pieces of equal size, the last one perhaps smaller, of the rows, or of one row's tiles."""
+        """Number of pieces into which the rows, or the tiles of the only row, are cut; the last may be smaller."""
         count = self._rows_to_cut()
         return ceil_div(count, ceil_div(count, min(self.schedule.row_tasks, count)))
 
@@ -158,7 +158,7 @@ class ConvEmitter:
         )
 
     def _span(self, piece: Expr, pieces: int) -> tuple[_Span, int]:
-        """Returns the pixels of a piece, and the greatest number of rows that a piece has."""
+        """Returns the pixels of a piece, and the greatest number of rows of any piece."""
         shape, pixels = self.shape, self.schedule.pixels
         whole, has_rest = shape.out_width // pixels, shape.out_width % pixels != 0
         size = ceil_div(self._rows_to_cut(), pieces)
@@ -253,9 +253,9 @@ class ConvEmitter:
                     tile(row, tirx.const(shape.out_width - rest, "int32"), rest)
 
     def _ahead(self, group: Expr, vector: Expr, count: int, tile: Expr, row_tiles: int) -> _Ahead | None:
-        """Returns which weights of the next block a tile should fetch, so that the block finds them in the cache.
+        """Returns which weights of the next block a tile should prefetch, so that they are in the cache by then.
 
-        Each of the first tiles fetches one of the block's vectors, or several where there are few tiles.
+        Each of the first tiles prefetches one of the block's vectors, or several if there are few tiles.
         """
         vector_bytes = self.packed.weight[0].nbytes
         if self.packed.weight.nbytes < _COLD_BYTES or self.group_vectors <= count:
@@ -275,8 +275,8 @@ class ConvEmitter:
     ) -> list[Buffer]:  # fmt: skip
         """Emits the reduction of one tile of rows x columns; accumulator i*count+j holds pixel i, output vector j.
 
-        `start_pixel`: where each pixel has accumulators of its own to begin with, the first one's number, and the
-        pixels of a row.
+        If the initial accumulators depend on the pixel, `start_pixel` is the number of the tile's first pixel, and the
+        number of pixels in a row.
         """
         shape, dot = self.shape, self.dot
         pixels = [
@@ -284,7 +284,7 @@ class ConvEmitter:
             for row in range(tile[0])
             for column in range(tile[1])
         ]
-        # One buffer a vector: TVM moves a larger one off the stack, and LLVM then keeps it in memory.
+        # One buffer per vector: TVM moves larger ones off the stack, and LLVM then keeps them in memory.
         acc = [local(LANES, "int32") for _ in range(len(pixels) * count)]
         packed_vector = group * self.group_vectors + vector
         for j in range(count):
@@ -316,7 +316,7 @@ class ConvEmitter:
         return acc
 
     def _tap(self, source: Source, row: Expr, column: Expr, step: Expr) -> Expr:
-        """Returns how far behind the beginning of a window the activations of one step are."""
+        """Returns the offset of a step's activations from the beginning of the window."""
         dilation = self.shape.dilation
         return (
             row * (dilation[0] * source.row_stride)
@@ -325,7 +325,7 @@ class ConvEmitter:
         )
 
     def _add_excess(self, source: Source, pixels: list[Expr], packed_vector: Expr, acc: list[Buffer]) -> None:
-        """Emits the steps of what was cut off one packed vector; acc[i] is of the window that begins at pixels[i]."""
+        """Adds the excess of one packed vector; acc[i] belongs to the window that begins at pixels[i]."""
         dot = self.dot
         assert dot.add_odd is not None
         for register in range(LANES // dot.lanes):

@@ -1,7 +1,7 @@
-"""Depthwise int8 convolution, NHWC: one filter a channel, all arithmetic along the channel vector.
+"""Depthwise int8 convolution, NHWC: one filter per channel; vectors run along the channels.
 
-FBGEMM's depthwise kernel adds taps in pairs, in row-major order, with saturation to int16 (vpmaddubsw). Under
-`saturate_pairs` the same happens here with two exact int16 products and one saturating addition, on any target.
+FBGEMM's depthwise kernel adds taps in pairs, in row-major order, with saturation to int16 (vpmaddubsw). With
+`saturate_pairs`, two exact int16 products and one saturating addition do the same here, on any target.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PIXELS_PER_TILE = 4
 
 @dataclass(frozen=True)
 class _Source:
-    """Where activations are read from: a flat buffer, the offset of the first window, and the row stride."""
+    """The activations to read: a flat buffer, the offset of the first window, and the row stride."""
 
     buffer: Buffer
     offset: Expr
@@ -69,9 +69,9 @@ def depthwise_conv2d(
         shape: geometry; groups == in_channels.
         weight: (O, KH, KW, 1) int8.
         weight_zero_points: (O,) integers.
-        input_zero_point: what padding stands for.
+        input_zero_point: zero point of x and value of the padding.
         output_stage: formula and per-channel vectors; or a float program without tensors.
-        saturate_pairs: whether pairs of products saturate to int16, as in FBGEMM's depthwise kernel.
+        saturate_pairs: whether sums of two products saturate to int16, as in FBGEMM's depthwise kernel.
         threads: cores to cut the work for.
         x_dtype: uint8 or int8.
         isa: instruction groups that may be used.
@@ -107,7 +107,7 @@ def _emit_rows(
     shape: Conv2dShape, n: Expr, x: Buffer, y: Buffer, emitter: InterleavedDepthwise | _PlainDepthwise, zero_point: int,
     threads: int, x_dtype: str,
 ) -> None:  # fmt: skip
-    """Emits the tasks, each of some output rows whose input is staged where it has padding."""
+    """Emits the tasks, each of which computes some output rows; their input is staged if it has padding."""
     staged = any(shape.padding)
     task_rows = _task_rows(shape.out_height, threads)
     row_tasks = ceil_div(shape.out_height, task_rows)
@@ -125,11 +125,11 @@ def _emit_rows(
 
 
 _TASK_ROWS = (8, 7, 9, 6, 10, 5, 11, 4, 12)
-"""Rows that a task may have, the best first: few, so that the staged ones stay in the first-level cache."""
+"""Possible numbers of rows of a task, the best first: few, so that staged rows stay in the first-level cache."""
 
 
 def _task_rows(out_height: int, threads: int) -> int:
-    """Returns the rows of a task for which the thread with most of them has least; TVM gives each a run of tasks."""
+    """Returns the rows per task that minimize the greatest load of a thread; TVM gives each thread a run of tasks."""
 
     def greatest_load(rows: int) -> int:
         return min(out_height, ceil_div(ceil_div(out_height, rows), threads) * rows)
@@ -139,7 +139,7 @@ def _task_rows(out_height: int, threads: int) -> int:
 
 
 class _PlainDepthwise:
-    """Emits the pixels of any depthwise convolution, in code for any target."""
+    """Emits the pixels of any depthwise convolution, in portable code."""
 
     name = "depthwise_conv2d_u8i8acc32"
 
@@ -170,7 +170,7 @@ class _PlainDepthwise:
     def emit_row(self, x: Buffer, in_row: Expr, row_stride: int, y: Buffer, out_row: Expr) -> None:
         source, channels = _Source(x, in_row, row_stride), self.shape.out_channels
         if self.multiplier != 1:
-            # Channels of the input repeat within a vector; rare enough to go one channel at a time.
+            # A vector would repeat input channels; this is rare, so go one channel at a time.
             with T.serial(0, channels) as channel:
                 self._columns(source, y, out_row, channel, 1)
             return

@@ -1,7 +1,7 @@
-"""Depthwise int8 convolution that multiplies and adds four taps of every channel in one step, their bytes interleaved.
+"""Depthwise int8 convolution that interleaves the bytes of four taps, and multiplies and adds them in one step.
 
-vpdpbusd adds four products exactly. Where FBGEMM's saturation of pairs can occur with these weights, vpmaddubsw takes
-its place, which saturates in just that way, and vpdpwssd adds the pairs.
+vpdpbusd adds four products exactly. If pairs can saturate in FBGEMM with these weights, vpmaddubsw replaces it, which
+saturates in the same way, and vpdpwssd adds the pairs.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def can_saturate(taps_i8: np.ndarray) -> bool:
 
 
 class InterleavedDepthwise:
-    """Emits the pixels of a depthwise convolution with one output channel an input channel.
+    """Emits the pixels of a depthwise convolution with one output channel per input channel.
 
     Args:
         shape: geometry.
         taps_i8: (KH*KW, C) weights, row-major taps.
-        start_i32: (C,) what accumulators start from.
+        start_i32: (C,) initial accumulators.
         output_stage: formula and per-channel vectors; or a float program.
-        saturate_pairs: whether pairs of products saturate to int16.
+        saturate_pairs: whether sums of two products saturate to int16.
         isa: must have `pairs`.
-        post: operators fused behind it; no residual.
+        post: operators fused behind the output stage; no residual.
     """
 
     name = "depthwise_conv2d_u8i8acc32_vnni"
@@ -72,8 +72,8 @@ class InterleavedDepthwise:
         padded = np.zeros((self._groups * _TAPS, taps_i8.shape[1]), np.int8)
         padded[: len(taps_i8)] = taps_i8
         self._row_bytes = shape.out_width * shape.out_channels
-        # With stride 1, element e of an output row reads elements e + constants of the input: a row is one long vector
-        # whose channels repeat, and no vector is narrower for a channel count that is no multiple of 64.
+        # With stride 1, element e of an output row reads the input at e + constants. So a row is one long vector with
+        # repeating channels, and vectors have full width even if the channel count is not a multiple of 64.
         self._flat = shape.stride[1] == 1 and self._row_bytes >= _WIDTHS[0]
         if self._flat:
             period = math.lcm(shape.out_channels, _WIDTHS[0])
@@ -85,7 +85,7 @@ class InterleavedDepthwise:
             self._blocks = channel_blocks(shape.out_channels)
         orders = [_order(start, width) % shape.out_channels for start, width in self._blocks]
         order = np.concatenate(orders)
-        # of each block: (groups, taps, 4*lanes) -> (groups, 4*lanes, taps)
+        # for each block: (groups, taps, 4*lanes) -> (groups, 4*lanes, taps)
         packed = [padded[:, o].reshape(self._groups, _TAPS, -1).transpose(0, 2, 1).reshape(-1) for o in orders]
         self._weights = np.ascontiguousarray(np.concatenate(packed))
         self._start = np.ascontiguousarray(start_i32[order])
@@ -136,7 +136,7 @@ class InterleavedDepthwise:
         self, source: tuple[Buffer, Expr, int], y: Buffer, out_row: Expr, column: Expr, channel: Expr, place: Expr,
         width: int,
     ) -> None:  # fmt: skip
-        """Emits `width` outputs from `channel` of a column on, whose constants begin at `place`."""
+        """Emits `width` outputs of a column, starting at `channel`; their constants begin at `place`."""
         shape, (x, in_row, row_stride) = self._shape, source
         at = in_row + column * (shape.stride[1] * shape.in_channels) + channel
         taps = []

@@ -2,13 +2,13 @@
 
 |acc| <= K * 255 * 128 fits int32 for K <= 65,793 products; FBGEMM and oneDNN share that bound.
 
-vpdpbusd sums four products in int32. Without it, vpmaddubsw would saturate their sums at int16; so both operands are
-widened to int16 and vpmaddwd sums two products of them, at most 2 * 255 * 128, in int32.
+vpdpbusd sums four products in int32. Without it, vpmaddubsw would saturate the sums to int16. So both operands are
+widened to int16, and vpmaddwd sums two of their products, at most 2 * 255 * 128, in int32.
 
-With weights cut in two such that no sum of two products saturates, vpmaddubsw is exact, too, and faster: those are
+If weights are split so that no sum of two products saturates, vpmaddubsw is exact too, and faster: these are
 SPLIT_PRODUCTS, see split_weights.py.
 
-On CPUs without VNNI, FBGEMM and oneDNN do use vpmaddubsw. PAIR_PRODUCTS have their bits: every sum of two products
+On CPUs without VNNI, FBGEMM and oneDNN do use vpmaddubsw. PAIR_PRODUCTS give the same bits: every sum of two products
 saturates.
 """
 
@@ -30,21 +30,20 @@ class DotProduct:
     """Accumulates `k_step` products into each of `lanes` int32 lanes.
 
     Attributes:
-        name: suffix of the kernels that use it.
+        name: suffix in the names of kernels that use it.
         k_step: consecutive input channels that one call consumes.
         lanes: output channels of one call, a divisor of LANES: the int32 lanes of a register.
         accumulate: (acc_i32 vector, activations, weights) -> acc_i32 vector, as one expression.
         load_x: (flat buffer, index) -> k_step activations, splat over the lanes.
-        requires: LLVM features without which it cannot be compiled.
+        requires: LLVM features that it needs.
         accumulators: most vectors of LANES accumulators that a tile may hold.
-        registers: vector registers, which a tile's accumulators, its weights and what is temporary must fit, or LLVM
-            spills.
+        registers: number of vector registers; a tile's accumulators, weights and temporaries must fit, or LLVM spills.
         weight_registers: registers that hold the weights of LANES channels while they are used.
-        temporaries: registers that one activation, masks and intermediate results take.
-        cycles: of one step for LANES channels, where nothing else limits it; for comparing schedules.
-        saturates: whether the sum of every two products, those of channels 2i and 2i+1 of a step, saturates at int16.
-        add_odd: where weights are cut in two before, so that none does, (acc_i32 vector, activations, int16 weights) ->
-            acc_i32 vector: plus the products of the channels 2i+1 of a step, exactly.
+        temporaries: registers for one activation, masks and intermediate results.
+        cycles: cycles of one step for LANES channels if nothing else limits it; for comparing schedules.
+        saturates: whether sums of two products, those of channels 2i and 2i+1 of a step, saturate to int16.
+        add_odd: for split weights, whose pairs do not saturate: (acc_i32 vector, activations, int16 weights) -> acc_i32
+            vector; adds the products of the channels 2i+1 of a step, exactly.
     """
 
     name: str
@@ -62,7 +61,7 @@ class DotProduct:
     add_odd: Callable[[Expr, Expr, Expr], Expr] | None = None
 
     def greatest_pixels(self, vectors: int) -> int:
-        """Returns how many pixels a tile of `vectors` vectors of LANES channels may have; 0 if not even one fits."""
+        """Returns the most pixels of a tile with `vectors` vectors of LANES channels; 0 if none fits."""
         accumulators = (self.registers - self.temporaries - vectors * self.weight_registers) // (LANES // self.lanes)
         return min(accumulators, self.accumulators) // vectors
 
@@ -85,7 +84,7 @@ def _vpdpbusd(lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
 
 
 def _vpmaddwd(name: str, lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
-    """Seen as int16, a lane holds bytes (0, 1) and (2, 3): the even ones are its low halves, the odd ones its high."""
+    """As int16, a lane holds bytes (0, 1) and (2, 3): even bytes are the low halves, odd bytes the high halves."""
 
     def accumulate(acc: Expr, x: Expr, w: Expr) -> Expr:
         (even_x, even_w), (odd_x, odd_w) = _even_and_odd(x, w, lanes)
@@ -96,7 +95,7 @@ def _vpmaddwd(name: str, lanes: int) -> Callable[[Expr, Expr, Expr], Expr]:
 
 
 def _even_and_odd(x: Expr, w: Expr, lanes: int) -> tuple[tuple[Expr, Expr], tuple[Expr, Expr]]:
-    """Returns the even bytes of unsigned x and signed w, widened to int16, and the odd ones; 2*lanes of each."""
+    """Returns the even bytes of unsigned x and signed w, widened to int16, then the odd ones; each has 2*lanes."""
     words = f"int16x{2 * lanes}"
     x, w, eight = T.reinterpret(words, x), T.reinterpret(words, w), splat(8, 2 * lanes, "int16")
     even_x = T.bitwise_and(x, splat(255, 2 * lanes, "int16"))
@@ -166,7 +165,7 @@ AVX2 = DotProduct(
 )  # fmt: skip
 PORTABLE = DotProduct("portable", 1, 16, _dot_portable, _load_one, frozenset(), accumulators=16)
 DOT_PRODUCTS = (VNNI512, AVXVNNI, AVX512, AVX2, PORTABLE)
-"""The fastest first."""
+"""Exact dot products, the fastest first."""
 
 AVX512_PAIRS = DotProduct(
     "avx512_pairs", 4, 16, _saturated_pairs("llvm.x86.avx512.pmaddw.d.512", 16), _load_four(16), AVX512.requires,
@@ -180,7 +179,7 @@ PORTABLE_PAIRS = DotProduct(
     "portable_pairs", 2, 16, _saturated_pairs_portable, _load_two, frozenset(), accumulators=16, saturates=True
 )
 PAIR_PRODUCTS = (AVX512_PAIRS, AVX2_PAIRS, PORTABLE_PAIRS)
-"""What PyTorch computes on CPUs without VNNI; the fastest first."""
+"""Dot products that saturate like PyTorch's on CPUs without VNNI, the fastest first."""
 
 SPLIT_PRODUCTS = {
     dot.name: replace(pairs, name=f"{dot.name}_split", saturates=False, add_odd=_odd(name, dot.lanes))
@@ -189,12 +188,12 @@ SPLIT_PRODUCTS = {
         (AVX2, AVX2_PAIRS, "llvm.x86.avx2.pmadd.wd"),
     )
 }
-"""By the name of the exact dot product in whose place they are taken."""
+"""Name of an exact dot product -> the one that replaces it for split weights."""
 BY_NAME = {dot.name: dot for dot in (*DOT_PRODUCTS, *PAIR_PRODUCTS, *SPLIT_PRODUCTS.values())}
 
 
 def missing_features(target: tvm.target.Target) -> tuple[tuple[DotProduct, frozenset[str]], ...]:
-    """Returns every dot product in the order of preference, with what it requires and `target` lacks."""
+    """Returns every dot product in the order of preference, with the required features that `target` lacks."""
     features = target_features(target)
     return tuple((dot, dot.requires - features) for dot in DOT_PRODUCTS)
 
@@ -214,7 +213,7 @@ def select_dot(target: tvm.target.Target, name: str | None = None) -> DotProduct
 
 
 def select_pairs(target: tvm.target.Target, name: str | None = None) -> DotProduct:
-    """Returns the first of PAIR_PRODUCTS whose features `target` has; the portable one where `name` says portable."""
+    """Returns the first of PAIR_PRODUCTS whose features `target` has; the portable one if `name` is portable."""
     if name == PORTABLE.name:
         return PORTABLE_PAIRS
     features = target_features(target)

@@ -1,6 +1,6 @@
-"""What happens to an accumulator before it is stored: requantize; perhaps add a residual, clip, look up in a table.
+"""The epilogue of a contraction: requantize accumulators; perhaps add a residual, clip, look up in a table; store.
 
-Fusing these changes no bit: each step takes the integer that the step before would have stored.
+Fusing these steps changes no bit: each takes the integer that the previous step would have stored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ResidualAdd:
     relu: bool
 
     def fits_int32(self, contraction: QuantParams) -> bool:
-        """Whether no sum, in steps of the output's scale, can leave the range of int32."""
+        """Whether every possible sum, in steps of the output's scale, fits int32."""
         greatest = sum(256.0 * q.scale for q in (contraction, self.other))
         return greatest / self.output.scale < 2.0**30
 
@@ -51,8 +51,8 @@ class PostOps:
 
     Attributes:
         residual: addition of a tensor of the output's shape.
-        limits: least and greatest integer that is let through.
-        table: (256,) uint8 entries by which uint8 integers are replaced.
+        limits: least and greatest integer that passes.
+        table: (256,) uint8 entries that replace uint8 integers.
         table_output: parameters of the entries.
     """
 
@@ -63,7 +63,7 @@ class PostOps:
 
     @property
     def suffix(self) -> str:
-        """What the kernel's name says of it."""
+        """Suffix of the kernel's name for the fused operators."""
         steps = {
             "_add_relu" if self.residual and self.residual.relu else "_add": self.residual is not None,
             "_clip": self.limits is not None,
@@ -72,7 +72,7 @@ class PostOps:
         return "".join(name for name, present in steps.items() if present)
 
     def output(self, contraction: QuantParams) -> QuantParams:
-        """Returns the parameters of what is stored."""
+        """Returns the parameters of the stored integers."""
         if self.table_output is not None:
             return self.table_output
         return self.residual.output if self.residual is not None else contraction
@@ -83,13 +83,13 @@ NO_POST_OPS = PostOps()
 
 @dataclass(frozen=True)
 class Piece:
-    """Accumulators on their way out.
+    """A vector of accumulators to store.
 
     Attributes:
-        acc_i32: a vector of LANES.
+        acc_i32: a vector of LANES accumulators.
         channel: first channel, as an index into the padded constants.
-        offset: where it is stored, relative to the other pieces of its tile.
-        lanes: how many of them are stored.
+        offset: index at which it is stored, relative to its tile's base.
+        lanes: number of lanes to store.
     """
 
     acc_i32: Expr
@@ -99,14 +99,14 @@ class Piece:
 
 
 class Epilogue:
-    """Takes int32 accumulators to what is stored, in the open PrimFunc.
+    """Emits the epilogue of int32 accumulators, including the store, into the open PrimFunc.
 
     Args:
         r: the contraction's requantization.
         channels_padded: length that the per-channel vectors are padded to.
         acc_bound: greatest |acc_i32| that can occur.
         isa: instruction groups that may be used.
-        post: operators fused behind it.
+        post: operators fused behind the requantization.
         order: see `RequantizeEpilogue`.
     """
 
@@ -128,7 +128,7 @@ class Epilogue:
             self._residual_argument: Buffer = argument("residual", shape, self._post.residual.other.dtype)
 
     def view_residual(self, numel: Expr) -> None:
-        """Sees the tensor to add as a flat buffer; to be called behind the last argument."""
+        """Makes a flat view of the tensor to add; to be called after the last argument is declared."""
         if self._post.residual is not None:
             self._residual: Buffer = flat(self._residual_argument, numel)
 
@@ -141,13 +141,13 @@ class Epilogue:
     @property
     def _packs(self) -> bool:
         r = self.requantize
-        # oneDNN's value is clipped before it is converted: no other than packing does, if it fits int32
+        # oneDNN clips before it converts; packing gives the same only if values fit int32
         return self._isa.packs and not (r.zero_included and r.may_overflow)
 
     # ---- vectors of LANES in order
 
     def store(self, y: Buffer, base: Expr, pieces: Sequence[Piece]) -> None:
-        """Emits the way of all pieces into the flat output."""
+        """Emits the epilogue and the store into the flat output for all pieces."""
         if not self._packs:
             for piece in pieces:
                 value = self._integers(piece, base)
@@ -157,7 +157,7 @@ class Epilogue:
             self._store_group(y, base, pieces[start : start + GROUP])
 
     def _integers(self, piece: Piece, base: Expr) -> Expr:
-        """Returns one piece as int32 inside of the output's range, by portable code."""
+        """Returns one piece as int32 inside of the output's range, in portable code."""
         residual, bounds = self._post.residual, self._bounds
         if residual is None:
             value, known = self.requantize.apply(piece.acc_i32, piece.channel), self.requantize.bounds
@@ -174,7 +174,7 @@ class Epilogue:
         store_bytes(y, base, pieces, self._looked_up(packed))
 
     def store_lanes(self, y: Buffer, at: Expr, acc_i32: Expr, channel: Expr, lanes: int) -> None:
-        """Emits the way of one vector of any length, by portable code; there is no residual."""
+        """Emits the epilogue and the store of one vector of any length, in portable code; there is no residual."""
         value, bounds = self.requantize.apply(acc_i32, channel, lanes), self._bounds
         if bounds != self.requantize.bounds:
             value = clamp(value, *(splat(v, lanes, "int32") for v in bounds))
@@ -189,14 +189,14 @@ class Epilogue:
     # ---- vectors whose segments alternate
 
     def store_interleaved(self, y: Buffer, at: Expr, accs: Sequence[Expr], channel: Expr, lanes: int) -> None:
-        """Emits the way of four vectors into 4*lanes channels from `at`.
+        """Emits the epilogue of four vectors and stores 4*lanes channels at `at`.
 
         Args:
             y: flat output.
             at: index of the first channel.
-            accs: four int32 vectors; lane 4s + i of vector v is of channel 16s + 4v + i.
-            channel: place of the first constant; the constants stand vector after vector.
-            lanes: of each vector.
+            accs: four int32 vectors; lane 4s + i of vector v belongs to channel 16s + 4v + i.
+            channel: index of the first constant; constants are stored vector after vector.
+            lanes: number of lanes of each vector.
         """
         pieces = [Piece(acc, channel + v * lanes, 4 * v, lanes) for v, acc in enumerate(accs)]
         vectors = [self._unclipped(piece, at, lanes) for piece in pieces]
@@ -210,7 +210,7 @@ class Epilogue:
 
     @property
     def _bounds(self) -> tuple[int, int]:
-        """Least and greatest integer before the table."""
+        """Least and greatest integer before the table look-up."""
         residual = self._post.residual
         if residual is None:
             low, high = self.requantize.bounds
@@ -228,7 +228,7 @@ class Epilogue:
         return dequantize_vec(a, self._inner) + dequantize_vec(b, residual.other)
 
     def _unclipped(self, piece: Piece, base: Expr, lanes: int = LANES) -> Expr:
-        """Returns int32, not clipped, and without the zero point unless `zero_included`."""
+        """Returns int32 that is not clipped, without the zero point unless `zero_included`."""
         residual = self._post.residual
         if self.requantize.is_integer:
             return self.requantize.integers(piece.acc_i32, piece.channel, lanes)
@@ -238,7 +238,7 @@ class Epilogue:
         return x86.convert_to_int32(self._sum(piece, base, residual) * inverse, lanes)
 
     def _packed(self, vectors: Sequence[Expr], lanes: int) -> Expr:
-        """Returns bytes inside of the bounds; the range of the dtype comes with the packing."""
+        """Returns bytes inside of the bounds; packing itself limits to the range of the dtype."""
         q = self._summed
         zero_point = 0 if self._post.residual is None and self.requantize.zero_included else q.zero_point
         return pack_within(vectors, zero_point, q.dtype, self._bounds, lanes)
@@ -251,9 +251,9 @@ class Epilogue:
 
 
 def pack_within(vectors: Sequence[Expr], zero_point: int, dtype: str, bounds: tuple[int, int], lanes: int) -> Expr:
-    """Returns `x86.pack_to_bytes` limited to the bounds; those of the dtype itself cost nothing.
+    """Returns `x86.pack_to_bytes` limited to the bounds; the range of the dtype itself costs nothing.
 
-    The limits are taken here, in front of whatever moves the bytes: see `x86.in_vector_order`.
+    The limits must come before anything that moves the bytes: see `x86.in_vector_order`.
     """
     x, count = x86.pack_to_bytes(vectors, zero_point, dtype, lanes), GROUP * lanes
     low, high = bounds
@@ -265,7 +265,7 @@ def pack_within(vectors: Sequence[Expr], zero_point: int, dtype: str, bounds: tu
 
 
 def store_bytes(y: Buffer, base: Expr, pieces: Sequence[Piece], packed: Expr) -> None:
-    """Emits the stores of up to GROUP pieces, whose bytes `packed` holds one after the other, LANES a piece."""
+    """Emits the stores of up to GROUP pieces; `packed` holds LANES bytes of each, one piece after the other."""
     for start, count, offset in _runs(pieces):
         if count == GROUP * LANES:
             T.buffer_store(y, packed, [ramp(base + offset, count)])
@@ -278,7 +278,7 @@ def store_bytes(y: Buffer, base: Expr, pieces: Sequence[Piece], packed: Expr) ->
 
 
 def _runs(pieces: Sequence[Piece]) -> list[tuple[int, int, int]]:
-    """Returns (first byte, bytes, offset) of the stretches that pieces packed in order make in the output."""
+    """Returns (first byte, bytes, offset) of each contiguous run that pieces packed in order form in the output."""
     runs: list[tuple[int, int, int]] = []
     for index, piece in enumerate(pieces):
         start = index * LANES

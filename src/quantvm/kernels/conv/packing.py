@@ -1,4 +1,4 @@
-"""Weights and per-channel vectors of a contraction in the order in which its kernel reads them."""
+"""Packs weights and per-channel vectors of a contraction in the order in which its kernel reads them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .split_weights import Excess, split_pairs
 
 
 def padding_saturates(weight: np.ndarray, input_zero_point: int) -> bool:
-    """Returns whether a pair of products of padding, along the channels of a tap, is beyond int16.
+    """Returns whether in the padding a sum of two products, along the channels of a tap, can exceed int16.
 
     Args:
         weight: (O, KH, KW, I/groups) int8.
-        input_zero_point: what padding holds.
+        input_zero_point: value of the padding.
     """
     pairs = np.pad(weight, ((0, 0),) * 3 + ((0, weight.shape[3] % 2),)).astype(np.int64)
     products = input_zero_point * (pairs[..., ::2] + pairs[..., 1::2])
@@ -31,13 +31,13 @@ def start_without_padding(
 ) -> np.ndarray:
     """Returns (OH, OW, groups * vectors * LANES) int32, -zx * sum(w - zw) over the taps inside of the image.
 
-    With these accumulators to begin with, and the integer 0 in the padding, taps there are left out.
+    If accumulators start with these values and the padding holds the integer 0, taps in the padding are left out.
 
     Args:
         shape: geometry.
         weight: (O, KH, KW, I/groups) int8.
-        zero_points: (O,); None: of zero.
-        input_zero_point: of the activations.
+        zero_points: (O,); None: all are zero.
+        input_zero_point: zero point of the activations.
     """
     group_out = shape.out_channels // shape.groups
     group_padded = ceil_div(group_out, LANES) * LANES
@@ -63,11 +63,11 @@ class PackedWeight:
 
     Attributes:
         weight: (groups * vectors, passes * rows, columns, steps, LANES * k_step) integers, zero-padded.
-        start: (groups * vectors * LANES,) int32, -zx * sum(w - zw): what accumulators begin with.
-        window: rows and columns of the window; one column where each row is one run of bytes.
-        passes: how often the window is walked over, with other weights each time.
+        start: (groups * vectors * LANES,) int32, -zx * sum(w - zw): initial accumulators.
+        window: rows and columns of the window; one column if each row is one run of bytes.
+        passes: number of passes over the window, each with other weights.
         largest: no product's absolute value is greater than 255 times this.
-        excess: what was cut off the weight, where `dot` takes that and there is any.
+        excess: excess of a split weight, if there is any.
     """
 
     weight: np.ndarray
@@ -87,10 +87,10 @@ def pack_weight(
     Args:
         shape: geometry.
         weight: (O, KH, KW, I/groups) int8 or int16.
-        input_zero_point: of the activations.
+        input_zero_point: zero point of the activations.
         dot: how products are accumulated.
-        merged: whether a row of the window is one run of bytes, of which only the end is padded to whole steps.
-        zero_points: (O,) of a weight as stored, which further passes account for; None: they are subtracted already.
+        merged: whether a row of the window is one run of bytes, padded to whole steps only at its end.
+        zero_points: (O,) zero points of the weight, which further passes subtract; None: they are already subtracted.
     """
     group_out = shape.out_channels // shape.groups
     group_padded = ceil_div(group_out, LANES) * LANES
@@ -115,9 +115,9 @@ def pack_weight(
 
 
 def _zero_point_passes(weight: np.ndarray, zero_points: np.ndarray) -> list[np.ndarray]:
-    """Returns weights whose products add up to -zw * x, of the even channels and of the odd ones: no pair saturates.
+    """Returns weights whose products add up to -zw * x; even and odd channels are separate, so that no pair saturates.
 
-    What int8 does not hold, 128, is the sum of two.
+    128, which does not fit int8, is the sum of two weights.
     """
     minus = np.broadcast_to(-zero_points.astype(np.int16).reshape(-1, 1, 1, 1), weight.shape)
     parts = [minus] if minus.max() <= 127 else [minus // 2, minus - minus // 2]

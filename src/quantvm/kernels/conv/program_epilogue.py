@@ -1,4 +1,4 @@
-"""The end of a contraction under numerics=qdq: accumulators through a float program to integers or to float32."""
+"""The epilogue of a contraction under numerics=qdq: a float program turns accumulators into integers or float32."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from quantvm.numerics.requantization import Requantization
 from .epilogue import GROUP, Epilogue, Piece, PostOps, pack_within, store_bytes
 
 OutputStage = Requantization | FloatProgram
-"""What takes a contraction's accumulators to its outputs: under numerics torch and integer, and under numerics qdq."""
+"""From accumulators to outputs: a requantization for numerics torch and integer, a float program for qdq."""
 
 
 class ProgramEpilogue:
-    """Takes int32 accumulators through a float program to what is stored, in the open PrimFunc.
+    """Emits a float program on int32 accumulators, and the store of its result, into the open PrimFunc.
 
     Args:
-        program: its first leaf is the accumulator's.
+        program: its first leaf is the accumulator.
         channels_padded: length that the per-channel vectors are padded to.
         isa: instruction groups that may be used.
-        order: channel whose constants stand at each place of the vectors; by default its own.
+        order: the channel whose constants each position of the vectors holds; by default, position c holds channel c.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ProgramEpilogue:
         self._arguments = [argument(f"t{i}", shape, leaf.dtype) for i, leaf in enumerate(self._program.tensors)]
 
     def view_residual(self, numel: Expr) -> None:
-        """Sees the tensors as flat buffers; to be called behind the last argument."""
+        """Makes flat views of the tensors; to be called after the last argument is declared."""
         self._tensors = [flat(tensor, numel) for tensor in self._arguments]
 
     def declare(self, n: Expr) -> None:
@@ -53,7 +53,7 @@ class ProgramEpilogue:
         ]
 
     def store(self, y: Buffer, base: Expr, pieces: Sequence[Piece]) -> None:
-        """Emits the way of all pieces into the flat output."""
+        """Emits the program and the store into the flat output for all pieces."""
         output = self._program.output
         if output is not None and self._isa.packs:
             for start in range(0, len(pieces), GROUP):
@@ -67,14 +67,14 @@ class ProgramEpilogue:
             store_prefix(y, [], base + piece.offset, value, piece.lanes, self.out_dtype)
 
     def store_lanes(self, y: Buffer, at: Expr, acc_i32: Expr, channel: Expr, lanes: int) -> None:
-        """Emits the way of one vector of any length, by portable code; the program has no tensors."""
+        """Emits the program and the store for a vector of any length, in portable code; the program has no tensors."""
         value, output = self._real(Piece(acc_i32, channel, 0, lanes), at, lanes), self._program.output
         if output is not None:
             value = cast(quantize(value, output, lanes), output.q.dtype, lanes)
         T.buffer_store(y, value, [ramp(at, lanes)])
 
     def store_interleaved(self, y: Buffer, at: Expr, accs: Sequence[Expr], channel: Expr, lanes: int) -> None:
-        """Emits the way of four vectors into 4*lanes channels from `at`; see `Epilogue.store_interleaved`."""
+        """Emits the program for four vectors and stores 4*lanes channels at `at`; see `Epilogue.store_interleaved`."""
         pieces = [Piece(acc, channel + v * lanes, 4 * v, lanes) for v, acc in enumerate(accs)]
         if self._program.output is not None:
             packed = self._packed([self._steps(piece, at, lanes) for piece in pieces], lanes, in_order=False)
@@ -114,7 +114,7 @@ def epilogue_of(
     output_stage: OutputStage, channels_padded: int, acc_bound: int, isa: Isa, post: PostOps,
     order: np.ndarray | None = None,
 ) -> Epilogue | ProgramEpilogue:  # fmt: skip
-    """Returns the epilogue of a requantization with what is fused behind it, or of a float program."""
+    """Returns the epilogue of a requantization with fused operators, or of a float program."""
     if isinstance(output_stage, FloatProgram):
         return ProgramEpilogue(output_stage, channels_padded, isa, order)
     return Epilogue(output_stage, channels_padded, acc_bound, isa, post, order)

@@ -1,4 +1,4 @@
-"""TIR form of `numerics.requantization.requantize`: int32 accumulators to quantized integers, in each library's way."""
+"""TIR form of `numerics.requantization.requantize`: int32 accumulators to quantized integers, as in each library."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class RequantizeEpilogue:
     Args:
         r: the formula and its vectors.
         channels_padded: length that the per-channel vectors are padded to, a multiple of LANES.
-        acc_bound: greatest |acc_i32| that can occur; proves that the float-to-int conversion cannot overflow.
-        order: channel whose constants stand at each place of the vectors; by default its own.
+        acc_bound: greatest |acc_i32| that can occur; it may prove that the float-to-int conversion cannot overflow.
+        order: the channel whose constants each position of the vectors holds; by default, position c holds channel c.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RequantizeEpilogue:
             shift = self._pad(r.factor.right_shift)
             self.constants: list[np.ndarray] = [self._pad(r.factor.scaled_multiplier), np.where(shift == 0, 1, shift)]
         elif isinstance(r, OnednnRequantization) and r.separate_up_to is not None:
-            # both ways' multipliers, one behind the other; where no batch takes the first, it is left out
+            # multipliers for separate scales, then for combined ones; the first are omitted if no batch uses them
             ways = [r.weight_scales_f32] if r.separate_up_to else []
             self.constants = [np.concatenate([self._pad(way) for way in (*ways, r.combined_f32)])]
         elif isinstance(r, OnednnRequantization):
@@ -56,7 +56,7 @@ class RequantizeEpilogue:
         return padded
 
     def _greatest(self, acc_bound: int) -> float:
-        """Returns an upper bound of what is converted to int32, where floats are."""
+        """Returns an upper bound of the floats that are converted to int32."""
         r = self._r
         if isinstance(r, IntegerRequantization):
             return 0.0
@@ -71,13 +71,13 @@ class RequantizeEpilogue:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Least and greatest quantized value, with the relu if there is one."""
+        """Least and greatest quantized value, considering the ReLU if there is one."""
         output = self._r.output
         return max(output.quant_min, output.zero_point) if self._r.relu else output.quant_min, output.quant_max
 
     @property
     def zero_included(self) -> bool:
-        """Whether `scaled` has the output's zero point in it already."""
+        """Whether the result of `scaled` includes the output's zero point."""
         return isinstance(self._r, OnednnRequantization)
 
     def declare(self, n: Expr) -> None:
@@ -95,11 +95,11 @@ class RequantizeEpilogue:
 
     @property
     def is_integer(self) -> bool:
-        """Whether no float is computed, so that `integers` takes the place of `scaled` and `real`."""
+        """Whether the formula has no floats, so that `integers` replaces `scaled` and `real`."""
         return isinstance(self._r, IntegerRequantization)
 
     def integers(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
-        """Returns the int32 value before the zero point is added and it is clipped, where it `is_integer`."""
+        """Returns the int32 value before adding the zero point and clipping; only if `is_integer`."""
         r, index = self._r, ramp(channel, lanes)
         assert isinstance(r, IntegerRequantization)
         if self._bias is not None:
@@ -107,9 +107,9 @@ class RequantizeEpilogue:
         return fixed_multiply(acc_i32, self._multiplier[index], self._right_shift[index], r.factor.rounding, lanes)
 
     def scaled(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
-        """Returns the float32 value before it is rounded to an integer and clipped; no zero point is added yet.
+        """Returns the float32 value before it is rounded to an integer and clipped.
 
-        Of oneDNN's the zero point is in it, and so is the relu.
+        For oneDNN it includes the zero point and the ReLU; for other libraries it does not.
         """
         r, index = self._r, ramp(channel, lanes)
         assert not isinstance(r, IntegerRequantization)
@@ -142,7 +142,7 @@ class RequantizeEpilogue:
             return rounded(scaled, lanes) * self._multiplier[ramp(channel, lanes)]
         if r.separate_up_to == 0:
             return acc_f32 * self._multiplier[ramp(channel, lanes)]
-        # in larger batches the first multiplication is by 1, which is exact
+        # in batches with combined scales, the first multiplication is by 1, which is exact
         one, source = (tirx.const(float(value), "float32") for value in (1.0, r.source_scale_f32))
         scaled = acc_f32 * splat(tirx.Select(self._separate, source, one), lanes)
         zero, behind = (tirx.const(value, "int32") for value in (0, self._padded))
@@ -158,13 +158,13 @@ class RequantizeEpilogue:
         (low, high), zero = self.bounds, self._r.output.zero_point
         v = self.scaled(acc_i32, channel, lanes)
         if self.zero_included:
-            # oneDNN clips before it rounds; the bounds are integers, so that the order is of no consequence
+            # oneDNN clips before it rounds; the bounds are integers, so the order does not matter
             return clamp(round_even(v), constant(float(low)), constant(float(high)))
         v = round_even(v)
         if self.may_overflow:
-            # cvtps2dq turns what does not fit int32 into INT32_MIN, which ends at quant_min
+            # cvtps2dq turns values that do not fit int32 into INT32_MIN, which is clipped to quant_min
             v = tirx.Select(v >= constant(2.0**31), constant(-32768.0), v)
-        # Clamping the float integer before the zero point is added equals clamping after: both are exact below 2^24.
+        # Clamping before or after adding the zero point gives the same: both are exact below 2^24.
         return clamp(v, constant(float(low - zero)), constant(float(high - zero))) + constant(float(zero))
 
     def apply(self, acc_i32: Expr, channel: Expr, lanes: int = LANES) -> Expr:
@@ -172,7 +172,7 @@ class RequantizeEpilogue:
         if self.is_integer:
             (low, high), zero = self.bounds, self._r.output.zero_point
             value = self.integers(acc_i32, channel, lanes)
-            # clipping before the zero point is added is the same, and cannot overflow
+            # clipping before adding the zero point gives the same, and cannot overflow
             value = clamp(value, *(splat(bound - zero, lanes, "int32") for bound in (low, high)))
             return value + splat(zero, lanes, "int32")
         return cast(self.real(acc_i32, channel, lanes), "int32", lanes)

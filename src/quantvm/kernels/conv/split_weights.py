@@ -1,9 +1,9 @@
-"""Exact sums by vpmaddubsw, which saturates the sum of two products at int16: the weight is cut into two weights.
+"""Exact sums by vpmaddubsw, which saturates the sum of two products to int16: the weight is split into two tensors.
 
-x[0]*w[0] + x[1]*w[1] with uint8 x fits int16 where what is positive of (w[0], w[1]) sums to at most 128, and what is
-negative to at least -128. What a pair has beyond that is cut off its second weight and put into another weight, of
-which every first one of a pair is zero: vpmaddwd sums two products of the others, widened to int16. That weight is
-nearly everywhere zero, and only those of its steps are walked over that are not.
+x[0]*w[0] + x[1]*w[1] with uint8 x fits int16 if the positive ones of (w[0], w[1]) sum to at most 128, and the negative
+ones to at least -128. The excess of a pair is subtracted from its second weight and stored in another tensor, in which
+the first weight of every pair is zero. vpmaddwd sums the products of the excess, two at a time, widened to int16. The
+excess is almost everywhere zero; only its non-zero steps are computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .dot import SPLIT_PRODUCTS, DotProduct
 PAIR_LIMIT = 128
 """255 * 128 = 32,640 fits int16, 255 * 129 does not."""
 _MOST_EXCESS = 0.35
-"""Share of steps up to which walking over them twice, at 1.3 to 1.6 times their cost, is faster than widening all."""
+"""Greatest share of steps with excess for which splitting (1.3 to 1.6 times their cost) is faster than widening all."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,9 @@ class Excess:
     """What was cut off a packed weight.
 
     Attributes:
-        weight: (entries, 2 * lanes) int16, of the odd channels of a step; the entries of one register of accumulators
-            after those of another.
+        weight: (entries, 2 * lanes) int16, for the odd channels of a step; entries are grouped by accumulator register.
         steps: (entries, 3) int32: row, column and step of the window.
-        first: (groups * vectors * (LANES / lanes) + 1,) int32: the number of each register's first entry.
+        first: (groups * vectors * (LANES / lanes) + 1,) int32: the index of each register's first entry.
     """
 
     weight: np.ndarray
@@ -39,7 +38,7 @@ class Excess:
 
 
 def split_pairs(packed_i8: np.ndarray, dot: DotProduct) -> tuple[np.ndarray, Excess]:
-    """Returns a weight of which no pair of products saturates, and the excess that it lacks of the given one.
+    """Returns a weight whose pairs of products never saturate, and the excess that was subtracted from it.
 
     Args:
         packed_i8: (groups * vectors, rows, columns, steps, LANES * k_step), as `DotProduct.pack` returns it.
@@ -56,7 +55,7 @@ def split_pairs(packed_i8: np.ndarray, dot: DotProduct) -> tuple[np.ndarray, Exc
 
 
 def _beyond(packed_i8: np.ndarray) -> np.ndarray:
-    """Returns int8 of half the length: how far each pair goes beyond the limit, with the pair's sign."""
+    """Returns how far each pair exceeds the limit, with the pair's sign; int8 of half the length."""
     pairs = packed_i8.astype(np.int16)
     even, odd = pairs[..., ::2], pairs[..., 1::2]
     above = np.maximum(even, 0) + np.maximum(odd, 0) - PAIR_LIMIT
@@ -73,7 +72,7 @@ def _by_register(beyond: np.ndarray, dot: DotProduct) -> np.ndarray:
 
 
 def split_product(dot: DotProduct, weight: np.ndarray) -> DotProduct:
-    """Returns the dot product that splits weights, where there is one for the CPUs of `dot` and it is faster.
+    """Returns the dot product that splits weights, if there is one for the CPUs of `dot` and it is faster; else `dot`.
 
     Args:
         dot: an exact dot product.

@@ -1,1 +1,1 @@
-"""Element-wise operators, concatenation, normalization and the change between float and integers."""
+"""Element-wise operators, concatenation, normalization, quantize and dequantize."""

@@ -36,9 +36,9 @@ def concat_nhwc(
 ) -> Kernel:  # fmt: skip
     """Returns `quantized::cat` along channels of channels-last tensors: (n, H, W, C_i) -> (n, H, W, sum C_i).
 
-    Computes: an input with the output's parameters is copied; of another one, the first C//8*8 channels go through
-        Q_VEC(D_VEC(x), (float)(1.0/scale)), by a table where `isa` has them, and the others through Q_VAL(D_VAL(x)).
-    With `exact_tables`, (256,) entries for each input, those decide for all of its channels.
+    Computes: an input with the output's parameters is copied. For other inputs, the first C//8*8 channels are
+        Q_VEC(D_VEC(x), (float)(1.0/scale)), by a table if `isa` has byte tables; the others are Q_VAL(D_VAL(x)).
+    With `exact_tables`, (256,) entries for each input, those requantize all of its channels.
     Exactness: torch 2.13 with all inputs channels-last, bit for bit.
     """
     height, width = pixels
@@ -79,7 +79,7 @@ def concat_nhwc(
 
 
 def _table(q: QuantParams, out_q: QuantParams) -> np.ndarray | None:
-    """Returns what each uint8 becomes under the vector formula, or None for other dtypes."""
+    """Returns the results of the vector formula for every uint8, or None for other dtypes."""
     if q.dtype != "uint8" or out_q.dtype != "uint8":
         return None
     return concatenated(np.arange(256), q, out_q)[0].astype(np.uint8)
@@ -126,7 +126,7 @@ def _through_table(
 
 
 def _for_wide_vectors(count: int, body: Callable[[Expr, int], None]) -> None:
-    """Emits body(start, lanes) over `count` bytes, 64 at a time where there are as many."""
+    """Emits body(start, lanes) over `count` bytes, 64 at a time while as many are left."""
     wide = count // 64 * 64
     if wide:
         with T.serial(0, wide // 64) as step:

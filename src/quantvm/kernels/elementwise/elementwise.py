@@ -1,7 +1,7 @@
 """Element-wise int8 operators: add, multiply, tables of activations, clamp.
 
-PyTorch vectorises blocks of 64 elements of the flat buffer and treats the rest with other formulas; with several
-threads each one has its own piece and its own rest. These kernels cut the buffer into the same pieces.
+PyTorch vectorises blocks of 64 elements of the flat buffer and computes the rest by other formulas. With several
+threads, each has its own piece with its own rest. These kernels cut the buffer into the same pieces.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Emit = Callable[[Expr, int, bool], None]
 Row = Callable[[Expr, Expr], Expr]
 
 _ANY_THREADS = 64
-"""Pieces at most, for operators whose result does not depend on how the buffer is cut."""
+"""Most pieces, for operators whose result does not depend on how the buffer is cut."""
 
 
 def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:
@@ -53,7 +53,7 @@ def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:
 
 @contextmanager
 def _pieces(numel: Expr, threads: int) -> Iterator[tuple[Expr, Expr]]:
-    """Opens the loop over PyTorch's pieces of `numel` elements: the start and the length of one."""
+    """Opens the loop over PyTorch's pieces of `numel` elements; yields the start and the length of a piece."""
     pieces = tirx.min(threads, (numel + (GRAIN_SIZE - 1)) // GRAIN_SIZE)
     length = (numel + pieces - 1) // pieces
     with T.parallel(0, pieces) as piece:
@@ -71,7 +71,7 @@ def _blocks_and_tail(start: Expr, count: Expr, emit: Emit) -> None:
 def _over_rows(length: Expr, numel: Expr, threads: int, emit: Callable[[Expr, Expr, int, bool], None]) -> None:
     """Emits an operator over rows of `length` elements: emit(index, index in the row, ...).
 
-    PyTorch's loop over a piece begins anew at each row, so that rows have tails of their own.
+    PyTorch's loop over a piece restarts at each row, so every row has its own tail.
     """
     with _pieces(numel, threads) as (start, count):
         first = start // length
@@ -93,7 +93,7 @@ def add(
     """Returns quantized addition of two (n, *item_shape) tensors of one layout; b is (1, *item_shape) if `one_for_all`.
 
     Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead. Each run of
-        `row` elements, a function of n and of all elements, has a tail; without `vectorised` all elements are of tails.
+        `row` elements, which is a function of n and numel, has a tail; without `vectorised`, all elements are tails.
     Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13 run with `threads` threads, bit for bit.
     """
     dtypes = (a_q.dtype, b_q.dtype)
@@ -227,9 +227,9 @@ def table(
         main: (256,) entries, indexed by x - min of its dtype.
         tail: (256,) entries, likewise.
         in_dtype: uint8 or int8.
-        threads: PyTorch's thread count, which places the tails.
+        threads: PyTorch's thread count, on which the tails depend.
         name: what the table computes.
-        row: (n, elements) -> elements after which PyTorch's vectorised loop begins anew; None: of all.
+        row: (n, elements) -> elements in a row of PyTorch's vectorised loop; None: all elements are one row.
         vectorised: whether PyTorch vectorises anything.
     """
     low = 0 if in_dtype == "uint8" else -128
@@ -256,7 +256,7 @@ def table_by_channel(item_shape: Sequence[int], tables: np.ndarray, inner: int, 
     Args:
         item_shape: shape of one image's tensor, in memory order.
         tables: (channels, 256) entries, indexed by x - min of its dtype.
-        inner: elements of one channel side by side.
+        inner: number of adjacent elements of one channel.
         in_dtype: uint8 or int8.
         name: what the tables compute.
     """
@@ -272,7 +272,7 @@ def table_by_channel(item_shape: Sequence[int], tables: np.ndarray, inner: int, 
 
 
 def clamp_integers(item_shape: Sequence[int], low: int, high: int, dtype: str, name: str) -> Kernel:
-    """Returns min(max(x, low), high) on the integers: relu, clip and their like with unchanged parameters."""
+    """Returns min(max(x, low), high) on the integers: relu, clip and the like that keep the parameters."""
     with flat_function(item_shape, (dtype,), dtype) as f:
         (x,) = f.inputs
 

@@ -29,7 +29,7 @@ from quantvm.numerics.normalization import LAYER_NORM_BLOCK
 from quantvm.numerics.torch_engines import QuantParams, f32, reciprocal_f32
 
 MAX_NORMALIZED = 32768
-"""Elements of a normalized row, so that sum(x*x) <= 32768 * 255^2 < 2^31."""
+"""Most elements of a normalized row, so that sum(x*x) <= 32768 * 255^2 < 2^31."""
 
 
 def batch_norm(
@@ -110,7 +110,7 @@ def layer_norm(
 
 
 def _statistics(x: Buffer, base: Expr, length: int, eps: float, q: QuantParams) -> tuple[Buffer, Buffer]:
-    """Emits the mean of a row, less the zero point, and what its elements are multiplied with."""
+    """Emits the mean of a row, zero point subtracted, and the factor by which its elements are multiplied."""
     total, squares = local(1, "int32"), local(1, "int32")
     T.buffer_store(total, 0, [0])
     T.buffer_store(squares, 0, [0])

@@ -1,4 +1,4 @@
-"""float32 to integers and back: the first and the last kernel of a model."""
+"""Quantize and dequantize, usually the first and the last kernel of a model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def dequantize(item_shape: Sequence[int], q: QuantParams) -> Kernel:
 
 
 def requantize_arr(item_shape: Sequence[int], q: QuantParams, out_q: QuantParams) -> Kernel:
-    """Returns Q_ARR(D_VAL(x)) of (n, *item_shape): what `quantized::cat` does per input when one is contiguous."""
+    """Returns Q_ARR(D_VAL(x)) of (n, *item_shape), as `quantized::cat` requantizes inputs if one is contiguous."""
 
     def value(x: Expr, lanes: int) -> Expr:
         return cast(quantize_arr(dequantize_val(x, q, lanes), out_q, lanes), out_q.dtype, lanes)
@@ -64,8 +64,8 @@ def quantize_nchw_to_nhwc(
 ) -> Kernel:  # fmt: skip
     """Returns `torch.quantize_per_tensor` of (n, C, H, W) float32 as (n, H, W, C) integers.
 
-    With `affine`, (C,) float32 factors and terms, what is quantized is fl(fl(x*factor) + term). With `under`, it is
-    quantized as `numerics.qdq.quantize` does.
+    With `affine`, (C,) float32 factors and terms, fl(fl(x*factor) + term) is quantized. With `under`, the formula is
+    that of `numerics.qdq.quantize`.
     """
 
     def integers(value: Expr, lanes: int) -> Expr:
@@ -80,15 +80,15 @@ def nchw_to_nhwc(
     channels: int, height: int, width: int, dtype: str, integers: Callable[[Expr, int], Expr],
     affine: tuple[np.ndarray, np.ndarray] | None = None, *, packs: bool = False,
 ) -> tirx.PrimFunc:  # fmt: skip
-    """Returns the function of (n, C, H, W) float32 that stores integers as (n, H, W, C).
+    """Returns a function that takes (n, C, H, W) float32 and stores integers as (n, H, W, C).
 
     Args:
         channels: C.
         height: H.
         width: W.
-        dtype: of the integers.
+        dtype: dtype of the integers.
         integers: (float32 vector, lanes) -> int32 vector in the range of `dtype`.
-        affine: (C,) float32 factors and terms; what is quantized is fl(fl(x*factor) + term).
+        affine: (C,) float32 factors and terms; fl(fl(x*factor) + term) is quantized.
         packs: whether the target has the instructions for `x86.pack_to_bytes`.
     """
     with prim_func() as builder:
@@ -129,11 +129,11 @@ def nchw_to_nhwc(
 
 _RGB = 3
 _UNROLLED_CHANNELS = 8
-"""Channels at most whose code is written out; a feature map behind a float island has hundreds."""
+"""Most channels whose code is unrolled; a feature map after a float operator can have hundreds."""
 
 
 def _store_pixels(y: Buffer, at: Expr, planes_i32: list[Expr], dtype: str) -> None:
-    """Emits 16 pixels of three channels, interleaved; the values are inside of the dtype's range."""
+    """Emits the store of 16 pixels of three interleaved channels; the values fit the dtype."""
     packed = x86.pack_to_bytes([*planes_i32, planes_i32[0]], 0, dtype, LANES)
     order = [16 * (pixel // 4) + 4 * c + pixel % 4 for pixel in range(LANES) for c in range(_RGB)]
     for start, count in ((0, 32), (32, 16)):
@@ -141,7 +141,7 @@ def _store_pixels(y: Buffer, at: Expr, planes_i32: list[Expr], dtype: str) -> No
 
 
 def chosen_by_batch(item_shape: Sequence[int], dtype: str) -> Kernel:
-    """Returns the first of two (n, *item_shape) tensors where n is 1, else the second."""
+    """Returns the first of two (n, *item_shape) tensors if n is 1, else the second."""
     with flat_function(item_shape, (dtype, dtype), dtype) as f:
         one, several = f.inputs
         with T.parallel(0, f.n) as image, T.serial(0, math.prod(item_shape)) as at:

@@ -1,1 +1,1 @@
-"""Kernels of operators in float, and float programs inside of quantized ones."""
+"""Kernels of float operators, and float programs inside of quantized kernels."""

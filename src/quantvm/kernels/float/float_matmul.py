@@ -1,7 +1,7 @@
 """Matrix products of float32, for the parts of a network that are not quantized.
 
-A tile of rows x vectors of accumulators stays in registers over the whole reduction. A constant right side is packed
-into panels of a tile's columns beforehand; another one is read where it lies.
+A tile of rows x vectors of accumulators stays in registers during the whole reduction. A constant right side is packed
+beforehand into panels as wide as a tile; any other is read in place.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from quantvm.kernels.builder import (
 
 @dataclass(frozen=True)
 class Tile:
-    """Accumulators that are in registers at once: `rows` times `vectors` vectors of LANES columns."""
+    """Accumulators that are in registers at the same time: `rows` times `vectors` vectors of LANES columns."""
 
     rows: int
     vectors: int
 
     @property
     def columns(self) -> int:
-        """Columns of a tile."""
+        """Number of columns of a tile."""
         return self.vectors * LANES
 
 
 NARROW = Tile(3, 1)
-"""Twelve accumulators of 128 bits, of sixteen registers."""
+"""Uses twelve registers of 128 bits for accumulators, out of sixteen."""
 
 
 def select_tile(target: tvm.target.Target) -> Tile:
-    """Returns the tile for a target, of which it has registers for the accumulators and for what is loaded."""
+    """Returns the tile for a target whose registers hold both the accumulators and the loaded operands."""
     features = target_features(target)
     if "avx512f" in features:
         return Tile(8, 2)
@@ -62,7 +62,7 @@ def select_tile(target: tvm.target.Target) -> Tile:
 def float_linear(weight: np.ndarray, tile: Tile = NARROW) -> Kernel:
     """Returns x @ weight of (rows, K) float32 and a constant (K, N) float32.
 
-    Exactness: each element is one chain of FMAs over K, from 0 on; other orders give other last bits.
+    Exactness: each element is one chain of FMAs over K = 0, 1, ...; other orders give other last bits.
     """
     depth, columns = weight.shape
     panels = ceil_div(columns, tile.columns)
@@ -77,7 +77,7 @@ def float_linear(weight: np.ndarray, tile: Tile = NARROW) -> Kernel:
         y = argument("y", (rows, columns), "float32")
         x_flat, y_flat, w_flat = flat(x, rows * depth), flat(y, rows * columns), flat(w, packed.size)
         row_tasks = (rows + (tile.rows - 1)) // tile.rows
-        # panels outermost: one stays in the cache while all rows pass
+        # panels outermost: each stays in the cache while all rows use it
         with T.parallel(0, panels * row_tasks) as task:
             panel, first = task // row_tasks, task % row_tasks * tile.rows
 
@@ -101,7 +101,7 @@ def float_linear(weight: np.ndarray, tile: Tile = NARROW) -> Kernel:
 
 
 def _emit_rest(first: Expr, rest: Expr, below: int, emit: Callable[[Expr, int], None]) -> None:
-    """Emits `rest` rows, fewer than `below`, in powers of two."""
+    """Emits the last `rest` rows, fewer than `below`, in blocks whose heights are powers of two."""
     for height in (4, 2, 1):
         if height < below:
             with T.If(rest % (2 * height) >= height), T.Then():
@@ -109,7 +109,7 @@ def _emit_rest(first: Expr, rest: Expr, below: int, emit: Callable[[Expr, int], 
 
 
 def _store(y: Buffer, row: Expr, column: Expr, columns: int, value: Expr, fits: bool) -> None:
-    """Emits the store of a vector from `column` on, as far as there are columns; `fits`: there always are."""
+    """Emits the store of a vector at `column`, without lanes beyond the last column; if it `fits`, there are none."""
     rest = columns % LANES
     if fits:
         T.buffer_store(y, value, [ramp(row + column)])
@@ -126,7 +126,7 @@ def _store(y: Buffer, row: Expr, column: Expr, columns: int, value: Expr, fits: 
 
 
 def float_matmul(rows: int, depth: int, columns: int, tile: Tile = NARROW) -> Kernel:
-    """Returns a @ b of (batch, rows, depth) and (batch, depth, columns) float32; exactness as `float_linear`."""
+    """Returns a @ b of (batch, rows, depth) and (batch, depth, columns) float32; exact as `float_linear`."""
     with prim_func() as builder:
         T.func_name("main")
         batch = tirx.Var("batch", "int64")
@@ -168,7 +168,7 @@ def float_matmul(rows: int, depth: int, columns: int, tile: Tile = NARROW) -> Ke
 def _accumulate(
     a: Buffer, a_at: Expr, a_stride: int, height: int, b: Buffer, b_at: Expr, b_stride: int, lanes: int, vectors: int
 ) -> list[Any]:
-    """Emits the reduction of a tile; accumulator i*vectors+j holds row i, vector j."""
+    """Emits the reduction of a tile; accumulator i*vectors+j belongs to row i and vector j."""
     acc = [local(lanes, "float32") for _ in range(height * vectors)]
     whole = ramp(0, lanes)
     for register in acc:

@@ -1,4 +1,4 @@
-"""TIR form of `numerics.qdq.FloatProgram`: float32 operators on vectors, each rounded alone."""
+"""TIR form of `numerics.qdq.FloatProgram`: float32 operators on vectors, each of which rounds its result."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from quantvm.numerics.qdq import AccumulatorLeaf, ChannelLeaf, FloatProgram, Qua
 from quantvm.numerics.torch_engines import f32, reciprocal_f64
 
 _BEYOND_BYTES = 65536.0
-"""No byte is left of what exceeds this many steps; it is cut off, as converting it might not fit."""
+"""Steps are limited to this: more saturates any byte anyway, and might not fit when converted to int32."""
 _BEHIND_A_TIE = 1 + 2.0**-9
-"""Moves halves of up to 256 steps away from zero, and not as far as to the next integer."""
+"""Factor that moves halves of up to 256 steps away from zero, but not as far as the next integer."""
 _TO_INTEGERS = 1.5 * 2.0**23
-"""Added and taken away, it leaves the nearest integer, ties to even, of what is below 2**22 in magnitude."""
+"""Adding and subtracting it rounds numbers below 2**22 in magnitude to the nearest integer, ties to even."""
 
 
 def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
-    """Returns the float32 number of steps of the scale, before rounding, not above `_BEYOND_BYTES`.
+    """Returns x in steps of the scale, as float32 before rounding, limited to at most `_BEYOND_BYTES`.
 
-    Where halves round away from zero they are moved off the middle, so that all ways to round give that.
+    If halves round away from zero, they are moved off the middle, so that any rounding to nearest gives that result.
     """
     q = quantization.q
     if quantization.divides:
@@ -39,7 +39,7 @@ def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
 
 
 def behind_ties(steps: Expr, lanes: int) -> Expr:
-    """Returns float32 steps with halves of up to 256 moved away from zero, where rounding to even then takes them."""
+    """Moves halves of up to 256 away from zero, so that rounding to nearest even rounds them away from zero."""
     off = steps - round_even(steps)  # exact
     half = off * off == splat(0.25, lanes, "float32")
     return tirx.Select(half, steps * splat(_BEHIND_A_TIE, lanes, "float32"), steps)
@@ -49,11 +49,11 @@ def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int, *, stays
     """Returns float32 integers: clip(rne(steps) + zero_point) - zero_point.
 
     Args:
-        x_f32: what is quantized.
-        quantization: how.
-        lanes: of the vector.
-        stays_float: whether a result of -0, which no integer minus a zero point is, would be seen. `nearbyint` keeps
-            the sign of what it rounds to zero; a sum of two numbers that cancel out is +0.
+        x_f32: values to quantize.
+        quantization: how to quantize them.
+        lanes: number of lanes of the vector.
+        stays_float: whether float operators follow, to which -0 would be visible; an integer minus a zero point is
+            never -0. `nearbyint` keeps the sign of values that it rounds to zero; a sum that cancels out is +0.
     """
     zero, steps = quantization.q.zero_point, steps_of(x_f32, quantization, lanes)
     low, high = (splat(float(bound - zero), lanes, "float32") for bound in (quantization.low, quantization.high))
@@ -64,7 +64,7 @@ def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int, *, stays
 
 
 def quantize(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
-    """Returns int32 integers, as `numerics.qdq.quantize`."""
+    """Returns `numerics.qdq.quantize` as int32."""
     value = cast(quantize_steps(x_f32, quantization, lanes), "int32", lanes)
     return value + splat(quantization.q.zero_point, lanes, "int32")
 
@@ -80,7 +80,7 @@ def run_program(
         lanes: elements of the vector.
         tensor: load of the i-th tensor.
         vector: load of the i-th per-channel constant.
-        acc_i32: the accumulators, if it has a leaf for them.
+        acc_i32: the accumulators, if the program has a leaf for them.
     """
     registers: list[Expr] = []
     n_tensors = n_vectors = 0
@@ -115,7 +115,7 @@ def _uses(program: FloatProgram) -> list[int]:
 
 
 def _kept(value: Expr, lanes: int) -> Expr:
-    """Returns a register that holds a value which is read more than once."""
+    """Stores a value that is read more than once in a register, and returns that."""
     register = local(lanes, "float32")
     T.buffer_store(register, value, [ramp(0, lanes)])
     return register[ramp(0, lanes)]
@@ -135,7 +135,7 @@ def _apply(step: Step, args: Sequence[Expr], lanes: int) -> Expr:
 
 @dataclass(frozen=True)
 class _Vectors:
-    """What the table of operators takes for `tir`: what float32 registers have no operator sign for."""
+    """Functions of float32 registers for which Python has no operator sign; `FloatOperator.tir` receives them."""
 
     lanes: int
 
@@ -185,7 +185,7 @@ _EXP_RANGE = (-87.3, 88.3)
 
 
 def exp(x_f32: Expr, lanes: int = LANES) -> Expr:
-    """Returns e**x within one unit of the last place; what lies outside of the normal numbers' range is cut off.
+    """Returns e**x within one unit in the last place; limited to the range of normal numbers.
 
     Computes: x = k*ln2 + r with |r| <= ln2/2; 2**k * (1 + r + r**2 * p(r)).
     Reference: S. L. Moshier, Cephes Mathematical Library, expf.

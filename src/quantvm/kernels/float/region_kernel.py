@@ -1,4 +1,4 @@
-"""Element-wise float operators between integers, as one loop: what numerics=qdq computes apart from contractions."""
+"""Element-wise float operators between integers, as one loop; for numerics=qdq, apart from contractions."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from .program_emitter import quantize, run_program, steps_of
 
 
 def region_kernel(item_shape: Sequence[int], program: FloatProgram, isa: Isa = PLAIN) -> Kernel:
-    """Returns a program over dense tensors whose innermost dimension are channels: (n, *item_shape) each.
+    """Returns a float program over dense (n, *item_shape) tensors whose innermost dimension is the channels.
 
-    A tensor leaf with `gate` is (n, 1, ..., 1, C), and its value holds for all pixels of an image.
+    A tensor leaf with `gate` is (n, 1, ..., 1, C); all pixels of an image share its values.
 
     Args:
         item_shape: physical shape of one image's part, channels last.
-        program: without an accumulator.
+        program: a program without an accumulator.
         isa: instruction groups that may be used.
 
-    Exactness: `numerics.qdq.evaluate`, bit for bit, but for exp's last bit.
+    Exactness: `numerics.qdq.evaluate`, bit for bit, except for the last bit of exp.
     """
     entries = table(program)
     if entries is not None and isa.byte_tables and program.tensors[0].dtype == program.out_dtype == "uint8":
@@ -77,7 +77,7 @@ def region_kernel(item_shape: Sequence[int], program: FloatProgram, isa: Isa = P
 
 
 class _Region:
-    """Emits a program at any place of the flat tensors."""
+    """Emits a program at any index of the flat tensors."""
 
     def __init__(
         self, program: FloatProgram, isa: Isa, tensors: list[Buffer], constants: list[Buffer], y: Buffer
@@ -90,10 +90,10 @@ class _Region:
 
         Args:
             at: index of the first element.
-            gate: likewise of tensors with one value a channel.
+            gate: index of the first element in tensors with one value per channel.
             channel: channel of the first element.
-            lanes: of a vector.
-            count: 1, or GROUP where bytes are packed.
+            lanes: number of lanes of a vector.
+            count: 1, or GROUP if bytes are packed.
         """
         output = self._program.output
 
@@ -119,7 +119,7 @@ class _Region:
 
 
 def _for_groups(count: int, isa: Isa, body: object) -> None:
-    """Emits body(at, lanes, vectors) over `count` elements: groups of vectors where bytes are packed, then the rest."""
+    """Emits body(at, lanes, vectors) over `count` elements: groups of vectors if bytes are packed, then the rest."""
     wide = GROUP * LANES
     groups = count // wide if isa.packs else 0
     if groups:
@@ -145,7 +145,7 @@ def _over_groups(numel: Expr, isa: Isa, body: object) -> None:
 
 
 def _table(item_shape: Sequence[int], entries: np.ndarray) -> Kernel:
-    """Returns y[i] = entries[x[i]], 64 at once."""
+    """Returns y[i] = entries[x[i]], for 64 elements at once."""
     with prim_func() as builder:
         T.func_name("main")
         n = symbolic_batch()

@@ -1,9 +1,9 @@
-"""Average pools in 16-bit integers, where these give the same bits as PyTorch's float formula.
+"""Average pools in 16-bit integers, used if they give the same bits as PyTorch's float formula.
 
-A window's sum fits int16, and one multiplication of it (vpmulhrsw) rounds to the same integer as the float product for
-every sum that can occur: that is tried for all of them when the kernel is made. It cannot be so where an average may
-lie half-way between integers, which the float formula rounds to even, so windows of an even size stay with floats.
-Rows are summed first, into a row of scratch, so that windows that overlap share the sums.
+A window's sum fits int16, and one multiplication (vpmulhrsw) rounds it to the same integer as the float product. When
+the kernel is made, this is checked for every possible sum. It fails if an average can lie half-way between integers,
+which the float formula rounds to even; so windows with an even number of elements use floats. Rows are summed first,
+into a row of scratch, so that overlapping windows share the sums.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from .pool import PoolShape
 
 _BLOCKS = (64, 32, 16)
-"""Channels that are computed at once: those of a register, then what is left."""
+"""Numbers of channels that are computed at once: those of a full register, then smaller ones for the rest."""
 _SHIFT = 15
 
 
 def word_factor(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) -> int | None:
     """Returns f so that (acc*f + 2^14) >> 15 = rne(fl(acc * fl(1/size))) for every acc of a window, or None.
 
-    There is none either where windows differ in size or are dilated, or where channels do not fill vectors.
+    None also if windows differ in size or are dilated, or if channels do not fill vectors.
     """
     size = shape.kernel[0] * shape.kernel[1]
     if q.dtype != "uint8" or shape.channels % _BLOCKS[-1] or shape.dilation != (1, 1):
@@ -50,7 +50,7 @@ def word_factor(shape: PoolShape, q: QuantParams, *, count_include_pad: bool) ->
 
 
 def _equal_windows(shape: PoolShape, count_include_pad: bool) -> bool:
-    """Whether every window counts all its elements."""
+    """Whether every window is divided by its full number of elements."""
     for axis in (shape.axis(0), shape.axis(1)):
         counted = axis.counted if count_include_pad else (lambda out, axis=axis: axis.inside(out).count)
         if any(counted(out) != axis.kernel for out in range(axis.out_size)):
@@ -99,7 +99,7 @@ def avg_pool2d_words(shape: PoolShape, zero_point: int, factor: int) -> Kernel:
 def _sum_rows(
     shape: PoolShape, x: Buffer, source: Expr, top: Expr, scratch: Buffer, width: int, zero_point: int
 ) -> None:
-    """Fills scratch with the sums over the window's rows, each less the zero point; padding adds nothing."""
+    """Fills scratch with sums over the window's rows, zero points subtracted; padding adds nothing."""
     lanes, half = width // 4, width // 2
     height, kernel = shape.in_height, shape.kernel[0]
     before, after = shape.padding[1], shape.padding[3]

@@ -29,7 +29,7 @@ _VEC_CHANNELS = 8
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Geometry: sizes are (H, W); `ratios` are those of input to output that PyTorch computes with."""
+    """Geometry: sizes are (H, W); `ratios` are the ratios of input to output size with which PyTorch computes."""
 
     in_size: tuple[int, int]
     out_size: tuple[int, int]
@@ -39,7 +39,7 @@ class Interpolation:
 
 
 def sources(length: int, size: int, ratio: float, *, align_corners: bool, contracted: bool) -> NDArray[np.float32]:
-    """Returns where each of `size` outputs lies among `length` inputs: an index, and a fraction of the way to the next.
+    """Returns the position of each of `size` outputs among `length` inputs: an index plus a fraction.
 
     Computes: fl(r*i) if corners are aligned, else max(fl(fl(r*fl(i+.5)) - .5), 0), by one FMA if `contracted`.
     Exactness: `area_pixel_compute_source_index` of torch 2.13 (ATen/native/UpSample.h).
@@ -56,7 +56,7 @@ def sources(length: int, size: int, ratio: float, *, align_corners: bool, contra
 
 
 def _neighbours(places: NDArray[np.float32], length: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Returns (2, size) indices of the two inputs beside each place, and (2, size) weights."""
+    """Returns (2, size) indices of the two inputs next to each position, and their (2, size) weights."""
     first = places.astype(np.int32)
     second = first + (first < length - 1)
     far = np.subtract(places, first.astype(f32), dtype=f32)
@@ -67,10 +67,10 @@ def _neighbours(places: NDArray[np.float32], length: int) -> tuple[NDArray[np.in
 def bilinear(shape: Interpolation, q: QuantParams, *, channels_last: bool) -> Kernel:
     """Returns `F.interpolate(mode="bilinear")` of a quantized tensor: (n, H, W, C) -> (n, OH, OW, C).
 
-    Computes: of the four neighbours p with weights h and w, with `channels_last` the first C//8*8 channels
+    Computes: for the four neighbours p with weights h and w; if `channels_last`, the first C//8*8 channels
         fma(h1, fma(w1, p11, fl(w0*p10)), fl(h0*fma(w1, p01, fl(w0*p00)))); the others
         fma(h0, fma(w0, p00, fl(w1*p01)), fl(h1*fma(w0, p10, fl(w1*p11)))). A tensor that PyTorch holds contiguous:
-        every product and sum rounded. Then minus z, plus z, each rounded; rounded to even.
+        every product and sum rounded. Then - z and + z, each rounded, and rne.
     Exactness: torch 2.13 bit for bit.
     """
     (height, width), (out_height, out_width), channels = shape.in_size, shape.out_size, shape.channels

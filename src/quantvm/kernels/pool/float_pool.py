@@ -36,14 +36,14 @@ def float_avg_pool2d(
 ) -> Kernel:
     """Returns quantize(avg_pool2d(dequantize(x))): (n, H, W, C) -> (n, OH, OW, C).
 
-    Computes: y = fl(fl(scale * (sum(q) - zero_point*inside)) / size) with an exact integer sum; of float32 input
-        fl(sum / size), the sum pixel by pixel.
+    Computes: y = fl(fl(scale * (sum(q) - zero_point*inside)) / size) with an exact integer sum; for float32 input,
+        fl(sum / size), summed pixel by pixel.
 
     Args:
         shape: geometry.
         q: parameters of x, or None if it is float32.
         output: how the average is quantized, or None to keep it in float32.
-        count_include_pad: whether padding counts in the size of a window.
+        count_include_pad: whether the size of a window includes padding.
     """
 
     def emit(x: Buffer, y: Buffer, n: Expr) -> None:

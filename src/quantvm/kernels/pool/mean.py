@@ -29,14 +29,14 @@ from quantvm.kernels.builder import (
 from quantvm.numerics.torch_engines import QuantParams
 
 SUM_LANES = 8
-"""float32 lanes of ATen's sums, which are those of AVX2 on CPUs with AVX512, too."""
+"""float32 lanes of ATen's sums: those of AVX2, even on CPUs with AVX512."""
 SUM_BLOCK = 4 * SUM_LANES
 """Neighbouring columns that ATen sums at once."""
 
 
 @dataclass(frozen=True)
 class SummedAxis:
-    """A dimension of what ATen's loop sums over: its size, and its stride in the input."""
+    """A dimension that ATen's loop sums over: its size, and its stride in the input."""
 
     size: int
     stride: int
@@ -53,15 +53,16 @@ class KeptAxis:
 
 @dataclass(frozen=True)
 class SumPlan:
-    """How ATen sums over one image, whose dimensions it merges where it can.
+    """How ATen sums over one image, after merging dimensions where possible.
 
     Attributes:
         summed: dimensions that are summed over, the innermost first.
         kept: the other dimensions of the image, the innermost first.
-        columns: how many of `kept` are merged into the columns of the inner loop; where there are two summed
-            dimensions, the columns are those of the second.
-        form: rows: a run of elements in vectors. blocks: as many columns at once. single: each on its own.
-        block: columns that are summed at once, under the form blocks; the rest of them is summed as single ones.
+        columns: how many of `kept` are merged into the columns of the inner loop; if there are two summed dimensions,
+            the columns are those of the second.
+        form: rows: each run of elements is summed in vectors. blocks: `block` columns are summed at once. single: each
+            column is summed separately.
+        block: columns that the form blocks sums at once; remaining columns are summed singly.
     """
 
     summed: tuple[SummedAxis, ...]
@@ -72,7 +73,7 @@ class SumPlan:
 
     @property
     def column_count(self) -> int:
-        """Columns of the inner loop."""
+        """Number of columns of the inner loop."""
         if len(self.summed) > 1:
             return self.summed[1].size
         return math.prod(axis.size for axis in self.kept[: self.columns])
@@ -105,9 +106,9 @@ def mean(item_shape: Sequence[int], plan: SumPlan, q: QuantParams) -> Kernel:
     """Returns the mean over dimensions of an image, as `plan` says: (n, *item_shape) in memory order -> (n, outputs).
 
     Computes: D_VAL, a float32 sum in the order of `at::sum`, fl(./count), Q_ARR.
-    Exactness: `mean` of a quantized tensor in torch 2.13, bit for bit, but where several threads share one image. Order
-        (aten/src/ATen/native/cpu/SumKernel.cpp): `_cascade` over the elements of a column, four of them over every
-        fourth element outside of blocks; rows are summed as vectors of 8, their rest before them.
+    Exactness: `mean` of a quantized tensor in torch 2.13, bit for bit, unless several threads share one image. Order
+        (aten/src/ATen/native/cpu/SumKernel.cpp): `_cascade` over the elements of a column; outside of blocks, four
+        cascades over every fourth element. Rows are summed as vectors of 8, after the elements that fill none.
     """
     outputs, numel = math.prod(axis.size for axis in plan.kept), math.prod(item_shape)
     count = math.prod(axis.size for axis in plan.summed)
@@ -132,7 +133,7 @@ def mean(item_shape: Sequence[int], plan: SumPlan, q: QuantParams) -> Kernel:
                 for summed in reversed(plan.summed[1:]):
                     step = outer.enter_context(T.serial(0, summed.size))
                     at = at + step * summed.stride
-                    column = step  # that of the second one at last
+                    column = step  # finally, the column of the second dimension
                 _add_column(total, x_flat, at, column, plan, q)
             value = tirx.div(total[0], splat(float(count), 1, "float32"))
             T.buffer_store(y_flat, cast(quantize_arr(value, q, 1), q.dtype, 1), [out])
@@ -175,7 +176,7 @@ def _zero(buffer: Buffer, lanes: int) -> None:
 
 
 def _four_cascades(count: int, value: Callable[[Expr], Expr], lanes: int) -> Buffer:
-    """Emits four cascade sums over every fourth element, the rest added to the first, and then their sum."""
+    """Emits four cascade sums over every fourth element, adds remaining elements to the first, and sums the four."""
     quarter, index = count // 4, ramp(0, lanes)
 
     def every_fourth(offset: int) -> Callable[[Expr], Expr]:

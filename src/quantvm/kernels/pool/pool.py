@@ -69,10 +69,10 @@ def max_pool2d(shape: PoolShape, dtype: str = "uint8", *, repeats_border: bool =
     """Returns the integer maximum over each window, padding ignored: (n, H, W, C) -> (n, OH, OW, C).
 
     Args:
-        shape: of the windows.
+        shape: geometry.
         dtype: uint8 or int8.
-        repeats_border: a tap in the padding reads the nearest pixel of the image, as in QNNPACK. Without dilation that
-            pixel is one of the window's own, and the result the same.
+        repeats_border: whether taps in the padding read the nearest pixel of the image, as in QNNPACK. Without dilation
+            that pixel belongs to the window anyway, so the result is the same.
     """
     lowest = 0 if dtype == "uint8" else -128
     with prim_func() as builder:
@@ -114,7 +114,7 @@ def _for_byte_vectors(channels: int, emit: object) -> None:
 
 
 def window_sums(x: Buffer, image: Expr, rows: Taps, columns: Taps, channel: Expr, lanes: int) -> Buffer:
-    """Emits the int32 sums over some rows and columns for `lanes` channels."""
+    """Emits the int32 sums over the given rows and columns for `lanes` channels."""
     acc = local(lanes, "int32")
     T.buffer_store(acc, splat(0, lanes, "int32"), [ramp(0, lanes)])
     with T.serial(0, rows.count) as row, T.serial(0, columns.count) as column:
@@ -180,7 +180,7 @@ def avg_pool2d(
 def averaged(
     shape: PoolShape, out_row: Expr, out_column: Expr, *, count_include_pad: bool
 ) -> tuple[Taps, Taps, Expr, Expr]:
-    """Returns the rows and columns that a window reads, their product, and the number to divide by, never 0."""
+    """Returns the rows and columns that a window reads, their number of elements, and the divisor, which is never 0."""
     out = [(shape.axis(i), cast(at, "int32", 1)) for i, at in enumerate((out_row, out_column))]
     rows, columns = (axis.inside(at, T.min, T.max) for axis, at in out)
     inside = rows.count * columns.count
@@ -193,7 +193,7 @@ def averaged(
 def avg_pool2d_qnnpack(shape: PoolShape, q: QuantParams) -> Kernel:
     """Returns QNNPACK's average pool: (n, H, W, C) -> (n, OH, OW, C); a window as large as the image is its mean.
 
-    Computes: acc = sum(q) - zero_point*(elements inside); m = fl(s / fl(s*KH*KW)), whatever lies in the padding;
+    Computes: acc = sum(q) - zero_point*(elements inside); m = fl(s / fl(s*KH*KW)), including padding;
         clip(rne(fl(acc*m)) + z).
     Exactness: torch 2.13 under the engine qnnpack, bit for bit (avg_pool2d, adaptive_avg_pool2d to 1x1, mean).
     """

@@ -1,1 +1,1 @@
-"""How convolutions are cut into register tiles and tasks: the cost model, and measured cuts."""
+"""How convolutions are cut into register tiles and tasks: the cost model, and measured schedules."""

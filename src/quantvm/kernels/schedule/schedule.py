@@ -38,7 +38,7 @@ class Conv2dShape:
 
     @property
     def reduction(self) -> int:
-        """Products summed into one output."""
+        """Number of products summed into one output."""
         return self.kernel[0] * self.kernel[1] * self.in_channels // self.groups
 
     @property
@@ -52,28 +52,28 @@ class Conv2dShape:
         return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)
 
     def merged(self) -> Conv2dShape:
-        """Returns what is scheduled: a pointwise convolution as a matrix product over all pixels, in one row of H*W."""
+        """Returns the shape to schedule: pointwise convolutions become matrix products over one row of H*W pixels."""
         if not self.is_pointwise or self.in_height == 1:
             return self
         return replace(self, in_height=1, in_width=self.in_height * self.in_width)
 
     @property
     def has_odd_windows(self) -> bool:
-        """Whether pairs of neighbours in a group's whole window cross from one tap to the next."""
+        """Whether pairs of neighbours along a group's window can span two taps."""
         return (self.in_channels // self.groups) % 2 == 1 and self.kernel != (1, 1)
 
     def as_windows(self, step: int) -> Conv2dShape:
-        """Returns the pointwise convolution of this one's windows, each one run of taps for every group.
+        """Returns a pointwise convolution whose pixels are this one's windows; each has one run of taps per group.
 
         Args:
-            step: what the run is filled up to a multiple of.
+            step: the length of a run is rounded up to a multiple of this.
         """
         run = math.prod(self.kernel) * (self.in_channels // self.groups)
         channels = self.groups * -(-run // step) * step
         return Conv2dShape(self.out_height, self.out_width, channels, self.out_channels, groups=self.groups)
 
     def is_staged(self, dot: DotProduct) -> bool:
-        """Whether input rows are copied before they are read: for their padding, or for whole steps of channels."""
+        """Whether input rows are copied before they are read, because of padding or to get whole steps of channels."""
         return any(self.padding) or (self.in_channels // self.groups) % dot.k_step != 0
 
 
@@ -82,11 +82,11 @@ class Schedule:
     """How a convolution is cut: accumulators per tile, and tasks per image.
 
     Attributes:
-        pixels: output pixels of a tile, in each of its rows.
-        vectors: output vectors of LANES channels of a tile.
-        row_tasks: pieces that the output rows are cut into; the tiles of the row, where there is only one.
-        channel_tasks: pieces that the output channels are cut into.
-        tile_rows: rows of a tile; more than one only where `pixels` is the width of the output.
+        pixels: output pixels in each row of a tile.
+        vectors: output vectors of a tile, of LANES channels each.
+        row_tasks: number of pieces into which the output rows are cut, or the tiles if there is only one row.
+        channel_tasks: number of pieces into which the output channels are cut.
+        tile_rows: rows of a tile; more than one only if `pixels` is the width of the output.
     """
 
     pixels: int
@@ -103,20 +103,20 @@ _STAGED_BYTES_PER_CYCLE = 16.0
 
 
 def choose_schedule(shape: Conv2dShape, dot: DotProduct, threads: int) -> Schedule:
-    """Returns the schedule of least estimated cycles for one image on `threads` cores.
+    """Returns the schedule with the fewest estimated cycles for one image on `threads` cores.
 
-    The model counts, per reduction step of a tile, the greater of multiply and load issue (two a cycle) and the
-    accumulation latency, plus the epilogue and the copying of staged rows; tasks run in rounds of `threads`.
+    For each reduction step of a tile, the model counts the greater of multiply and load issue (two per cycle) and the
+    accumulation latency. It adds the epilogue and the copying of staged rows. Tasks run in rounds of `threads`.
     """
     shape = shape.merged()
     return min(_candidates(shape, dot, threads), key=lambda s: _estimated_cycles(shape, dot, threads, s))
 
 
 def shortlist(shape: Conv2dShape, dot: DotProduct, threads: int, count: int) -> list[Schedule]:
-    """Returns schedules worth measuring, of different tiles: the `count` of least estimated cycles, the best first.
+    """Returns schedules worth measuring, of different tiles: the `count` with the fewest estimated cycles, best first.
 
-    Behind them come tiles that the model rates worse for what it knows little of: smaller ones, one for each number of
-    vectors, and those of several whole rows.
+    After them come tiles that the model may underrate: smaller ones, one for each number of vectors, and tiles of
+    several whole rows.
     """
     shape = shape.merged()
     ranked = sorted(_candidates(shape, dot, threads), key=lambda s: _estimated_cycles(shape, dot, threads, s))
@@ -141,7 +141,7 @@ def _of_several_rows(shape: Conv2dShape, dot: DotProduct, schedules: list[Schedu
 
 
 def with_other_tasks(schedule: Schedule, shape: Conv2dShape, threads: int) -> list[Schedule]:
-    """Returns the schedule with every number of tasks that the search knows, other than its own."""
+    """Returns the schedule with all other numbers of tasks that the search considers."""
     shape = shape.merged()
     others = (
         replace(schedule, row_tasks=row_tasks, channel_tasks=channel_tasks)
@@ -151,7 +151,7 @@ def with_other_tasks(schedule: Schedule, shape: Conv2dShape, threads: int) -> li
 
 
 def schedule_problem(schedule: Schedule, shape: Conv2dShape, dot: DotProduct) -> str | None:
-    """Returns why a kernel of that shape cannot have that schedule, or None."""
+    """Returns why a kernel of this shape cannot have this schedule, or None."""
     shape = shape.merged()
     counts = (schedule.pixels, schedule.vectors, schedule.row_tasks, schedule.channel_tasks, schedule.tile_rows)
     if min(counts) < 1:
@@ -178,7 +178,7 @@ def _candidates(shape: Conv2dShape, dot: DotProduct, threads: int) -> Iterator[S
 
 
 def _task_counts(shape: Conv2dShape, threads: int, pixels: int, vectors: int) -> Iterator[tuple[int, int]]:
-    """Yields numbers of tasks, over rows and over channels, that may be of use."""
+    """Yields useful numbers of tasks, over rows and over channels."""
     blocks = ceil_div(_group_vectors(shape), vectors)
     rows = shape.out_height if shape.out_height > 1 else ceil_div(shape.out_width, pixels)
     for channel_tasks in sorted({1, min(threads, blocks), min(2 * threads, blocks)}):

@@ -1,7 +1,7 @@
-"""Schedules that were measured: which is the fastest for a convolution on one kind of CPU, as a file of JSON.
+"""Measured schedules: the fastest one for each convolution on one kind of CPU, in JSON files.
 
-A file holds the records of one CPU, one on each line: a geometry, a dot product and a number of threads, the fastest
-schedule, and the times of it and of the cost model's choice. `measured/` holds those that come with the project.
+A file holds the records of one CPU, one per line: a geometry, a dot product and a number of threads; the fastest
+schedule; and its time and that of the cost model's choice. `measured/` holds the files that come with the project.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class ScheduleRecord:
         shape: geometry, as `Conv2dShape.merged` gives it.
         dot: name of the dot product.
         threads: cores that the work was cut for.
-        schedule: the fastest.
-        time_us: of one call for one image, in microseconds, the weights not in the first-level caches.
-        model_time_us: likewise, with the schedule that the cost model chose.
+        schedule: the fastest schedule.
+        time_us: time of one call for one image, in microseconds, with weights outside of the first-level caches.
+        model_time_us: the same with the schedule that the cost model chose.
     """
 
     shape: Conv2dShape
@@ -48,11 +48,11 @@ class ScheduleRecord:
 
 @dataclass(frozen=True)
 class ScheduleFile:
-    """The records of one CPU, as a file holds them.
+    """The content of a file: the records of one CPU.
 
     Attributes:
         mcpu: LLVM's name of the CPU.
-        measured_on: the processor's own name, and versions that the times depend on.
+        measured_on: the processor's own name, and versions on which the times depend.
         records: one for each convolution.
     """
 
@@ -65,7 +65,7 @@ class Schedules:
     """The fastest known schedules of one CPU, by geometry, dot product and threads."""
 
     def __init__(self, records: Iterable[ScheduleRecord] = ()) -> None:
-        """Takes records; of two for the same convolution, the later."""
+        """Takes records; the later of two for the same convolution wins."""
         self._records = {_key(record.shape, record.dot, record.threads): record for record in records}
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class Schedules:
         return None if record is None else record.schedule
 
     def digest(self) -> str:
-        """Returns the SHA-256 of what `find` can return."""
+        """Returns the SHA-256 of all schedules that `find` can return."""
         lines = sorted(repr((key, record.schedule)) for key, record in self._records.items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -93,7 +93,7 @@ def read_schedules(path: Path) -> ScheduleFile:
     """Returns the records of a file.
 
     Raises:
-        ConfigError: the file is damaged, of another version, or a schedule in it cannot be.
+        ConfigError: the file is damaged, of another version, or has an impossible schedule.
     """
     advice = "remove the file, or write it anew with quantvm tune"
     try:

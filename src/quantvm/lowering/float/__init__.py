@@ -1,1 +1,1 @@
-"""Operators that stay in float: which they are, and their kernels."""
+"""Operators that stay in float, and their kernels."""

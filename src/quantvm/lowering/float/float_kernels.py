@@ -1,4 +1,4 @@
-"""Matrix products that stay in float run in kernels of ours: TVM would make plain loops of them."""
+"""Matrix products that stay in float run in our own kernels, because TVM would emit plain loops."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from quantvm.qdq.rewriting import Rewriter
 
 
 def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:
-    """Returns the module with float32 matrix products of known sizes as calls of kernels.
+    """Replaces float32 matrix products of known sizes by calls of kernels.
 
-    A right side that is constant, dequantized weights among them, is packed; else both sides must have the same batch.
+    A constant right side is packed, also if it is a dequantized weight; otherwise both sides must have the same batch.
 
     Args:
-        module: its matrix products are in `main`.
-        tile: of the kernels.
+        module: a module with matrix products in `main`.
+        tile: register tile of the kernels.
     """
     rewriter = _Rewriter(module, tile)
     return relax.transform.DeadCodeElimination()(rewriter.go()) if rewriter.kernels else module
@@ -58,7 +58,7 @@ def _kernel(matmul: Any, bound: dict[Any, Any], tile: Tile) -> Kernel | None:
 
 
 def _constant(expr: Any, bound: dict[Any, Any]) -> np.ndarray | None:
-    """Returns a float32 constant, perhaps dequantized or transposed, or None for all else."""
+    """Returns the value of a float32 constant, perhaps dequantized or transposed; else None."""
     if is_constant(expr):
         return constant_value(expr)
     value: Any = bound.get(expr)

@@ -1,4 +1,4 @@
-"""What stays float: TVM's own legalization, one PrimFunc an operator."""
+"""Operators that stay in float: TVM legalizes them, each to a PrimFunc of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTRACTIONS = ("relax.nn.conv2d", "relax.matmul", "relax.nn.conv1d", "relax.nn
 
 
 def float_ops(module: tvm.IRModule) -> tuple[tuple[str, ...], int]:
-    """Returns the operators of `main` that run in float, and the multiply-adds among them per image."""
+    """Returns the operators of `main` that run in float, and their multiply-adds per image."""
     names, macs = [], 0
     for binding in bindings_of(module["main"]):
         call = binding.value
@@ -49,9 +49,9 @@ def _float_macs(call: Any) -> int:
 
 
 def rows_of_one_image(leading: list[Any]) -> int:
-    """Returns the rows that one image has, of a tensor with these sizes in front of the last one.
+    """Returns how many rows one image has in a tensor with these sizes before the last.
 
-    Without a dynamic size the first one is taken for the batch.
+    If no size is dynamic, the first is taken for the batch.
     """
     if all(isinstance(size, int) for size in leading):
         return math.prod(leading[1:])
@@ -59,7 +59,7 @@ def rows_of_one_image(leading: list[Any]) -> int:
 
 
 def for_one_image(dimension: Any) -> int:
-    """Returns a size with 1 in place of the batch."""
+    """Returns a size for a batch of 1."""
     analyzer = Analyzer()
     for variable in _variables(dimension):
         analyzer.bind(variable, tirx.IntImm("int64", 1))
@@ -75,18 +75,18 @@ def _variables(size: Any) -> set[Any]:
 def legalize_float_ops(module: tvm.IRModule, rules: Mapping[str, Any] = MappingProxyType({})) -> tvm.IRModule:
     """Returns the module with each remaining Relax operator as a PrimFunc of its own.
 
-    They are not fused: LLVM contracts a*b + c inside of one function into an FMA, and PyTorch rounds the product.
+    They are not fused: LLVM contracts a*b + c inside of one function into an FMA, but PyTorch rounds the product.
 
     Args:
-        module: of Relax.
-        rules: `PYTORCHS` where the program is PyTorch's; pools of ONNX Runtime and LiteRT begin at the least finite
-            number.
+        module: a Relax module.
+        rules: `PYTORCHS` for a program of PyTorch; in ONNX Runtime and LiteRT, max pools start at the least finite
+            number, as in TVM.
 
     Raises:
-        CompileError: operators that no code can be generated for, all of them in one message.
+        CompileError: operators for which no code can be generated; one message names them all.
     """
     _check_operators(module, lambda call: not _is_generated(call) and not _has_rule(call))
-    # a reshape stays an operator, which the VM runs as a view
+    # reshapes stay operators: the VM runs them as views
     module = relax.transform.LegalizeOps({**_ORDERING, **rules}, skip_ops=["relax.reshape"])(module)
     _check_operators(module, lambda call: not _is_generated(call))
     for variable, function in module.functions.items():
@@ -99,7 +99,7 @@ _GENERATED = frozenset(
     f"relax.{name}"
     for name in ("call_tir", "reshape", "shape_of", "tensor_to_shape", "call_dps_packed", "call_pure_packed")
 )
-"""Operators that the VM's code has something for as they are."""
+"""Operators that the VM runs without a PrimFunc."""
 
 
 def _is_generated(call: Any) -> bool:
@@ -107,12 +107,12 @@ def _is_generated(call: Any) -> bool:
 
 
 def _has_rule(call: Any) -> bool:
-    """Whether TVM, or `_ORDERING`, makes a PrimFunc of an operator."""
+    """Whether TVM or `_ORDERING` can turn an operator into a PrimFunc."""
     return str(call.op.name) in _ORDERING or call.op.get_attr("FLegalize") is not None
 
 
 def _check_operators(module: tvm.IRModule, fails: Callable[[Any], bool]) -> None:
-    """Raises one error for all calls that fail, and for those of functions that are not there."""
+    """Raises one error for all calls that fail, and for calls of functions that do not exist."""
     problems = []
     functions = {variable.name_hint for variable in module.functions}
     for function in module.functions.values():
@@ -152,7 +152,7 @@ def _argsorted(builder: relax.BlockBuilder, call: Any) -> Any:
 
 
 def _max_pooled(builder: relax.BlockBuilder, call: Any) -> Any:
-    """Emits a pool in which nothing is less than -inf; TVM's begins at the least finite number."""
+    """Emits a max pool that starts at -inf; TVM's starts at the least finite number."""
     attrs = call.attrs
     if str(attrs.layout) != str(attrs.out_layout or attrs.layout) or not str(attrs.layout).startswith("NC"):
         raise CompileError(f"max_pool of the layout {attrs.layout}, expected channels in front of the image")
@@ -176,27 +176,27 @@ def _max_pooled(builder: relax.BlockBuilder, call: Any) -> Any:
 
 
 PYTORCHS = {f"relax.nn.max_pool{rank}d": _max_pooled for rank in (1, 2, 3)}
-"""Operators in which TVM's own code differs from PyTorch's: -inf, and windows that lie in the padding alone."""
+"""Operators for which TVM's own code differs from PyTorch: for -inf, and for windows entirely in the padding."""
 _ORDERING = {
     "relax.cumsum": _scanned(topi.cumsum),
     "relax.cumprod": _scanned(topi.cumprod),
     "relax.sort": _sorted,
     "relax.argsort": _argsorted,
 }
-"""Operators that TVM has code for only in a pass of its own. Sorting is stable."""
+"""Operators that TVM legalizes only in a separate pass. Sorting is stable."""
 
 
 def _in_parallel(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Returns one of TVM's own functions with the outer loops of each of its steps shared by all threads."""
+    """Returns a function that TVM generated, with the outer loops of each step distributed over all threads."""
     if function.body.block.name_hint != "root":
-        return function  # one step that TVM wrote by hand, as sorting
+        return function  # a single step that TVM wrote by hand, like sorting
     schedule = Schedule(tvm.IRModule({"main": function}))
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         loops, kinds = schedule.get_loops(block), [v.iter_type for v in schedule.get(block).iter_vars]
         independent = next((i for i, kind in enumerate(kinds) if kind != tirx.IterVar.DataPar), len(kinds))
         outer = loops[: min(independent, max(len(loops) - 1, 1))]
         if len(kinds) != len(loops) or not outer:
-            continue  # loops that are no dimension of the result
+            continue  # loops that do not belong to a dimension of the result
         if any(getattr(schedule.get(loop).extent, "value", 1) == 0 for loop in outer):
             continue  # a tensor without elements
         schedule.parallel(schedule.fuse(*outer) if len(outer) > 1 else outer[0])

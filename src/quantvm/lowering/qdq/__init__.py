@@ -1,1 +1,1 @@
-"""The lowering that computes what stands between dequantize and quantize in float, as ONNX and PT2E mean it."""
+"""The lowering that computes in float between dequantize and quantize, as ONNX and PT2E define it."""

@@ -1,7 +1,8 @@
-"""Quantization along an axis: activations whose channels have scales of their own.
+"""Quantization along an axis: activations that have a scale for each channel.
 
-Only weights have it in int8 kernels, for a sum over channels of several scales is no integer sum. So what is quantized
-per channel, and what reads it, are float operators; its integers are those of the program, bit for bit.
+Int8 kernels support this for weights only: a sum over channels with different scales is not an integer sum. So
+per-channel quantizations of activations, and the operators that read them, stay in float; the integers are those of the
+program, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ def has_known_axis(quantize: Any) -> bool:
 
 
 def quantized_along_axis(builder: relax.BlockBuilder, x_f32: Any, quantize: Any, *, divides: bool, name: str) -> Any:
-    """Emits a quantize with scales along an axis, one operator after the other, and returns its integers.
+    """Emits a quantize with scales along an axis as a chain of operators, and returns its integers.
 
     Computes: clip(rne(fl(x * fl(1/scale_c))) + zero_point_c), or rne(fl(x / scale_c)) if `divides`.
     Exactness: `quantized_decomposed.quantize_per_channel`, bit for bit; if `divides`, QuantizeLinear of ONNX.
 
     Args:
-        builder: of the function.
-        x_f32: float32, in logical order.
-        quantize: the call; `has_known_axis` holds.
+        builder: builder of the function.
+        x_f32: float32 values in logical order.
+        quantize: the call, for which `has_known_axis` holds.
         divides: whether x is divided by the scale, not multiplied by its reciprocal.
-        name: of the result.
+        name: name of the result.
     """
     rank, axis, dtype = len(shape_of(x_f32)), int(quantize.attrs.axis), str(quantize.attrs.out_dtype)
 
@@ -43,7 +44,7 @@ def quantized_along_axis(builder: relax.BlockBuilder, x_f32: Any, quantize: Any,
     if divides:
         steps = builder.emit(relax.op.divide(x_f32, along(scales)), f"{name}_steps")
     else:
-        inverses = 1.0 / scales.astype(np.float64)  # rounded once more to float32, which is that of a float32 division
+        inverses = 1.0 / scales.astype(np.float64)  # then rounded to float32: equals a float32 division
         steps = builder.emit(relax.op.multiply(x_f32, along(inverses)), f"{name}_steps")
     rounded = builder.emit(relax.op.round(steps), f"{name}_rounded")
     shifted = builder.emit(relax.op.add(rounded, along(zero_points)), f"{name}_shifted")

@@ -1,10 +1,10 @@
-"""Lowers under numerics=qdq: every region of float operators becomes one kernel, pools and moves take integers.
+"""Lowers under numerics=qdq: every region of float operators becomes one kernel; pools and movements take integers.
 
-Where `legalize` has a rule for each of PyTorch's quantized operators, nothing here is about operators but
-contractions, pools and what is element-wise: the QDQ form says by itself what has to come out. Kernels take and make
-uint8; what the program calls int8 is stored with 128 added there, which changes no bit of what it stands for. TVM's own
-operators make int8 as it is. So the dtype of an expression says how it is stored, the dtype of the program's variable
-what it is, and every reader asks for the form that it needs: `integers` or `plain`.
+The torch lowering has a rule for each of PyTorch's quantized operators. This one knows only contractions, pools and
+element-wise operators, because the QDQ form itself defines the result. Kernels take and return uint8: int8 values of
+the program are stored with 128 added, and keep their real values. TVM's own operators return plain int8. So the dtype
+of an expression says how a value is stored, and the dtype of the program's variable what it is. Readers ask for the
+form that they need: kernels through `integers`, other operators through `read`.
 """
 
 from __future__ import annotations
@@ -63,35 +63,35 @@ from .region_reader import RegionReader, limits_of, unsigned
 
 @dataclass(frozen=True)
 class _WaitingPool:
-    """An average of which the next operator says whether it is quantized."""
+    """An average that is not emitted yet: the next operator says whether to quantize it."""
 
     call: Any
 
 
 @dataclass(frozen=True)
 class Dequantized:
-    """Floats that are there as integers: `tensor` holds uint8, `q` says what they stand for."""
+    """Real values that are stored as integers: `tensor` holds uint8 with the parameters `q`."""
 
     tensor: Tensor
     q: QuantParams
 
 
 def legalize_qdq(module: tvm.IRModule, state: Legalization, *, divides: bool) -> tvm.IRModule:
-    """Returns the module with regions, pools and moves of quantized values as calls of kernels.
+    """Replaces regions, pools and movements of quantized values by calls of kernels.
 
     Args:
         module: Relax in QDQ form, after `hoist_quantize`.
-        state: target; its counts are filled in.
+        state: gives the target; receives the counts.
         divides: whether quantization divides by the scale, as ONNX does.
     """
     lowered = _Lowering(module, state, divides).go()
-    return relax.transform.DeadCodeElimination()(lowered)  # weights that were read from the old function
+    return relax.transform.DeadCodeElimination()(lowered)  # removes weights that kernels have packed
 
 
 class _Lowering(Rewriter):
-    """One walk over `main`; `values` holds what each variable became: a Tensor, Dequantized, or another expression.
+    """One walk over `main`; `values` maps each variable to a Tensor, a Dequantized or another expression.
 
-    A Tensor of an int8 variable is either uint8, with 128 added, or int8.
+    The Tensor of an int8 variable is either uint8, with 128 added, or int8.
     """
 
     def __init__(self, module: tvm.IRModule, state: Legalization, divides: bool) -> None:
@@ -107,7 +107,7 @@ class _Lowering(Rewriter):
     # ---- values
 
     def integers(self, expr: Any) -> Tensor:
-        """Returns int8 or uint8 of the program as kernels take it: uint8, what is int8 with 128 added."""
+        """Returns integers of the program as kernels take them: uint8; int8 values with 128 added."""
         x = self._settled(expr) if isinstance(expr, relax.Var) else logical_tensor(expr)
         if str(x.expr.ty.dtype) == "uint8":
             return x
@@ -123,7 +123,7 @@ class _Lowering(Rewriter):
         return logical_tensor(new)
 
     def read(self, expr: Any) -> Any:
-        """Returns an operand of an operator that knows neither layouts nor waiting quantization."""
+        """Returns an operand in the program's own layout and dtype, for operators that are not our kernels."""
         if not isinstance(expr, relax.Var):
             return expr
         value = self._settled(expr)
@@ -141,16 +141,16 @@ class _Lowering(Rewriter):
         return plain
 
     def _settled(self, var: Any) -> Any:
-        """Returns what a variable became; a pool waits no longer for a quantization."""
+        """Returns the lowered value of a variable; a waiting pool is emitted without quantization."""
         if isinstance(self.values[var], _WaitingPool):
             self.values[var] = _checked(var, self._pooled(self.values[var].call, None, var.name))
         return self.values[var]
 
     def real(self, value: Dequantized | Tensor, name: str) -> Tensor:
-        """Returns floats."""
+        """Returns float32 values, dequantizing if needed."""
         if isinstance(value, Tensor):
             return value
-        x = in_layout(self.builder, value.tensor, value.tensor.layout)  # its border is filled in
+        x = in_layout(self.builder, value.tensor, value.tensor.layout)  # fills in its border
         program = FloatProgram((qdq_numerics.TensorLeaf(value.q),), (), None)
         kernel = region_kernel.region_kernel(x.item_shape, program, self.state.isa)
         self.state.op = "dequantize"
@@ -159,7 +159,7 @@ class _Lowering(Rewriter):
     # ---- bindings
 
     def bind(self, var: Any, value: Any) -> Any:
-        """Emits what a binding needs, if anything; of a region it is emitted where it ends."""
+        """Lowers a binding; a region is emitted at its root."""
         return _checked(var, self._bound_to(var, value))
 
     def _bound_to(self, var: Any, value: Any) -> Any:
@@ -191,7 +191,7 @@ class _Lowering(Rewriter):
         if isinstance(value, relax.Var):
             return self.values[value]
         if isinstance(value, relax.Tuple):
-            return value  # its fields are read where it is used
+            return value  # its fields are read where the tuple is used
         emitted = self.copied(var, value)
         return logical_tensor(emitted) if isinstance(emitted.ty, relax.TensorType) else emitted
 
@@ -214,7 +214,7 @@ class _Lowering(Rewriter):
         return list(self.bound.get(concat_call.args[0], concat_call.args[0]).fields)
 
     def _common_params(self, concat_call: Any) -> QuantParams | None:
-        """Returns the parameters that all operands have in common, if they are dequantized integers."""
+        """Returns the parameters of the operands if all are dequantized integers with the same ones; else None."""
         values = [self.values.get(part) for part in self._parts(concat_call)]
         params = [value.q if isinstance(value, Dequantized) else None for value in values]
         return params[0] if len(set(params)) == 1 else None
@@ -237,7 +237,7 @@ class _Lowering(Rewriter):
         return logical_tensor(self.builder.emit(relax.op.concat(parts, axis), name))
 
     def _padded(self, call: Any) -> Dequantized | None:
-        """Returns dequantized values with a border of real zeros that is not filled in yet, or None of all else."""
+        """Returns padded dequantized values; the border of real zeros is filled in later. None for other pads."""
         source = self.values.get(call.args[0])
         widths = [int(w) for w in call.attrs.pad_width]
         fits = (
@@ -263,7 +263,7 @@ class _Lowering(Rewriter):
         return self.state.run(kernel, [x], x, "uint8", name)
 
     def _pooled(self, call: Any, output: Quantization | None, name: str, dtype_in_file: str = "float32") -> Tensor:
-        """An average pool or a spatial mean, of integers or of floats."""
+        """Emits an average pool or a spatial mean of integers or of floats."""
         state, value = self.state, self._settled(call.args[0])
         q, x = (value.q, value.tensor) if isinstance(value, Dequantized) else (None, value)
         if is_average(call):
@@ -312,7 +312,7 @@ class _Lowering(Rewriter):
         return self.state.run(kernel, placed, like, program.out_dtype, name)
 
     def _quantized_image(self, x: Tensor, output: Quantization, name: str) -> Tensor:
-        """Floats in PyTorch's order, as the network's input is, become integers in NHWC."""
+        """Quantizes floats in PyTorch's order, like the network's input, to integers in NHWC."""
         n, c, h, w = x.shape
         kernel = quantize.quantize_nchw_to_nhwc(int(c), int(h), int(w), output.q, self.state.isa, under=output)
         self.state.op = "quantize"
@@ -394,7 +394,7 @@ class _Lowering(Rewriter):
 
 
 def _checked(var: Any, value: Any) -> Any:
-    """Returns what a variable became, which has the shape that Relax deduced."""
+    """Returns the lowered value of a variable, after checking it against the shape that Relax inferred."""
     tensor = value.tensor if isinstance(value, Dequantized) else value
     if isinstance(tensor, Tensor):
         check_result(tensor, var.ty, var.name)
@@ -410,7 +410,7 @@ class _Weight:
     zero_points: np.ndarray
 
     def for_dot(self, dot: Any, integers: np.ndarray) -> tuple[Any, np.ndarray]:
-        """Returns the dot product that is exact for this weight, and the weight in the form that it takes."""
+        """Returns a dot product that is exact for this weight, and the weight in the form which that needs."""
         if not self.zero_points.any():
             return split_product(dot, integers), integers
         shift = self.zero_points.reshape(-1, *(1,) * (integers.ndim - 1)).astype(np.int16)

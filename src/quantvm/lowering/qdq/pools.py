@@ -19,7 +19,7 @@ from quantvm.qdq.expressions import op_name
 
 
 def is_average(call: Any) -> bool:
-    """Returns whether an expression is an average pool, an adaptive one, or a mean over H and W."""
+    """Returns whether an expression is an average pool, an adaptive average pool, or a mean over H and W."""
     name = op_name(call)
     return is_spatial_mean(call) or name in ("relax.nn.avg_pool2d", "relax.nn.adaptive_avg_pool2d")
 
@@ -28,16 +28,16 @@ def averaged(
     state: Legalization, call: Any, x: Tensor, q: QuantParams | None, output: Quantization | None, name: str,
     dtype_in_file: str,
 ) -> Tensor:  # fmt: skip
-    """Emits the kernel of what `is_average` says.
+    """Emits the kernel of an average, see `is_average`.
 
     Args:
-        state: of the lowering.
+        state: state of the lowering.
         call: the average.
-        x: what it takes: uint8 that stands for reals by `q`, or float32 where that is None.
-        q: see x.
+        x: its input: uint8 with the parameters `q`, or float32.
+        q: parameters of x; None for float32.
         output: how the result is quantized to uint8; None leaves it in float32.
-        name: of the layer.
-        dtype_in_file: of the quantized result; TFLite rounds int8 and uint8 in ways of their own.
+        name: name of the layer.
+        dtype_in_file: dtype of the quantized result in the file; TFLite rounds int8 and uint8 differently.
     """
     is_tflite = state.engine == "tflite"
     op = str(call.op.name).rsplit(".", 1)[-1]
@@ -69,7 +69,7 @@ def averaged(
 def reduced_items(
     state: Legalization, call: Any, x: Tensor, q: QuantParams, output: Quantization, name: str, dtype_in_file: str
 ) -> Tensor:
-    """Emits a mean or a sum over any axes but the first, in TFLite's rounding: of rows that are moved to the front."""
+    """Emits a mean or sum over any axes but the first, rounded as in TFLite; moves the reduced axes to the front."""
     builder, x, axes = state.builder, state.logical(x), reduced_axes(call) or []
     kept = [i for i in range(1, len(x.shape)) if i not in axes]
     count, items = (math.prod(int(x.shape[i]) for i in group) for group in (axes, kept))

@@ -1,4 +1,4 @@
-"""The float program of a region: what its kernel computes, and from which operands."""
+"""Reads the float program that the kernel of a region computes, and the operands of that program."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .regions import Region
 
 
 def unsigned(q: QuantParams) -> QuantParams:
-    """Returns the parameters of the same values with 128 added to integers of int8."""
+    """Returns the parameters for the same values stored as uint8: int8 gets 128 added."""
     return q if q.dtype == "uint8" else QuantParams(q.scale, q.zero_point + 128, "uint8")
 
 
 def limits_of(clip: Any) -> tuple[int, int]:
-    """Returns the limits of a clip of integers, as those of `unsigned` ones."""
+    """Returns the limits of a clip of integers, for their `unsigned` form."""
     low, high = (int(getattr(limit, "value", limit)) for limit in clip.args[1:3])
     shift = 128 if str(clip.ty.dtype) == "int8" else 0
     return low + shift, high + shift
@@ -44,9 +44,9 @@ class RegionReader:
 
     Args:
         region: the region.
-        bound: what each variable of the function is bound to.
+        bound: variable -> the expression that it is bound to.
         divides: whether quantization divides by the scale.
-        ties_away: whether it rounds halves away from zero.
+        ties_away: whether quantization rounds halves away from zero.
 
     Attributes:
         operands: variables from outside, in the order of the program's tensors.
@@ -73,8 +73,8 @@ class RegionReader:
         """Returns the program.
 
         Args:
-            params: of each operand that is integers; None of floats.
-            multiplier_f32: of the accumulators, where there is a host.
+            params: parameters of each operand; None for floats.
+            multiplier_f32: real value of one unit of the host's accumulators, if the region has a host.
         """
         leaves = tuple(self._leaf(leaf, params, multiplier_f32) for leaf in self._leaves)
 
@@ -97,7 +97,7 @@ class RegionReader:
         return ScalarLeaf(float(values.reshape(()))) if values.size == 1 else ChannelLeaf(values.reshape(-1))
 
     def _quantization(self, var: Any) -> tuple[Quantization, Any]:
-        """Returns how a quantize, perhaps limited, rounds, and what it quantizes."""
+        """Returns the quantization of a quantize, perhaps followed by a clip, and its operand."""
         value, limits = self._bound[var], None
         if is_call(value, "relax.clip"):
             limits = limits_of(value)
@@ -135,9 +135,10 @@ class RegionReader:
 
 
 def _limited_by_last_steps(program: FloatProgram) -> FloatProgram:
-    """Returns the program with a ReLU or clip in front of the quantization taken into its range.
+    """Merges a ReLU or clip before the quantization into the quantization's range.
 
-    Rounding is monotonic: quantizing what was clipped equals clipping what was quantized, by the quantized limits.
+    Quantization is monotonic: clipping first gives the same integers as quantizing and then clipping to the quantized
+    limits.
     """
     while program.output is not None and program.steps:
         last, at = program.steps[-1], len(program.leaves) + len(program.steps) - 1

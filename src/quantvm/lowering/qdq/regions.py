@@ -1,8 +1,8 @@
-"""Which float operators become one kernel under numerics=qdq: element-wise ones, around at most one contraction.
+"""Finds which float operators become one kernel under numerics=qdq: element-wise ones and at most one contraction.
 
-A region ends in its root: a quantization, or the last operator of which something else needs the floats. All that only
-the root needs, over operators of the root's shape, is a member. A contraction of integers among them is the host, whose
-epilogue the others become.
+A region ends in its root: a quantization, or an operator whose float result is used outside. Its members are the
+operators of the root's shape whose results only the region uses. If a contraction of integers is among them, it is the
+host; the other members become its epilogue.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from quantvm.qdq.expressions import (
 UNARY = {name: row.name for name, row in FUSED.items() if row.arity == 1}
 BINARY = {name: row.name for name, row in FUSED.items() if row.arity == 2}
 _MOST_MEMBERS = 256
-"""Operators in one kernel: TVM's passes and LLVM's go down into an expression once for each."""
+"""Most operators of one kernel: the passes of TVM and LLVM recurse into an expression once for each operator."""
 Axis = Literal["channels", "last"]
-"""Which logical dimension per-channel constants lie along: 1 of 4-d tensors, or the last one."""
+"""The logical dimension of per-channel constants: dimension 1 of 4-d tensors, or the last one."""
 MOVES = frozenset(
     f"relax.{name}"
     for name in ("reshape", "permute_dims", "flatten", "squeeze", "expand_dims", "strided_slice", "nn.max_pool2d")
 )
-"""Operators that can as well be applied to the integers of what is dequantized."""
+"""Operators that can be applied to the integers instead of the dequantized values."""
 
 
 @dataclass(eq=False)
@@ -46,11 +46,11 @@ class Region:
 
     Attributes:
         root: variable that holds the result.
-        members: variables that are computed on the way, the root among them.
-        host: the contraction among them.
-        axis: along which per-channel constants lie; None if there is none.
-        tensors: variables from outside that it reads.
-        has_gate: whether one of them has one value a channel, which holds for all pixels.
+        members: variables that the kernel computes, including the root.
+        host: the contraction among them, if there is one.
+        axis: axis of the per-channel constants; None if there are none.
+        tensors: variables from outside that the kernel reads.
+        has_gate: whether one of `tensors` has one value per channel, shared by all pixels.
     """
 
     root: Any
@@ -67,10 +67,10 @@ class Contraction:
 
     Attributes:
         kind: conv2d or linear.
-        call: of the operator.
-        x: variable of the activation, which is dequantized.
-        weight: the call of dequantize.
-        transposed: whether the weight is stored (O, K) and turned by permute_dims.
+        call: call of the operator.
+        x: variable of the dequantized activation.
+        weight: the call that dequantizes the weight.
+        transposed: whether the weight is stored as (O, K) and transposed by permute_dims.
     """
 
     kind: Literal["conv2d", "linear"]
@@ -85,7 +85,7 @@ def find_regions(main: Any, *, requantizes_apart: bool = False) -> dict[Any, Reg
 
     Args:
         main: the function.
-        requantizes_apart: whether a quantize of what was only just dequantized is a region of its own.
+        requantizes_apart: whether a quantize directly after a dequantize is a region of its own.
     """
     return _Finder(main, requantizes_apart).find()
 
@@ -110,7 +110,7 @@ class _Finder:
                 continue
             region = self._joined(var, kind, regions)
             if region is None and kind == "requantize":
-                self._kinds[var] = None  # the integers are what is stored
+                self._kinds[var] = None  # its integers are stored
                 continue
             region = region or Region(var)
             region.members.add(var)
@@ -121,7 +121,7 @@ class _Finder:
         return regions
 
     def _kind(self, value: Any) -> str | None:
-        """Returns what part in a region an operator can play."""
+        """Returns the role that an operator can have in a region, or None."""
         name = op_name(value)
         if name == "relax.quantize":
             per_tensor = is_integer(value) and is_per_tensor(value)
@@ -143,7 +143,7 @@ class _Finder:
         return None
 
     def _rounds_only(self, dequantize: Any) -> bool:
-        """Whether what is dequantized was quantized just for that, under the same parameters."""
+        """Whether a dequantize is the only user of a quantize with the same parameters."""
         source: Any = self._definitions.get(dequantize.args[0])
         if is_call(source, "relax.clip"):
             source = self._definitions.get(source.args[0])
@@ -154,7 +154,7 @@ class _Finder:
         return len(self._consumers[dequantize.args[0]]) == 1
 
     def _fits(self, call: Any) -> bool:
-        """Whether every operand has the result's shape, is a constant for each channel or a scalar, or a gate."""
+        """Whether every operand has the result's shape, or is a per-channel constant, a scalar or a gate."""
         shape = shape_of(call)
         if not shape:
             return False
@@ -183,7 +183,7 @@ class _Finder:
         return None
 
     def _joined(self, var: Any, kind: str, regions: dict[Any, Region]) -> Region | None:
-        """Returns the region that all consumers of a variable belong to, if it can be a member there."""
+        """Returns the region to which all consumers of a variable belong, if the variable can be a member there."""
         consumers = self._consumers[var]
         found = {id(regions.get(c)): regions.get(c) for c in consumers}
         if len(found) != 1:
@@ -206,7 +206,7 @@ class _Finder:
         return region
 
     def _choose_host(self, region: Region, regions: dict[Any, Region]) -> None:
-        """Sees to it that a region has one contraction at most, and one that can take the others in."""
+        """Makes the last contraction the region's host if it can compute the other members; cuts off all others."""
         self._survey(region)
         order = [var for var in self._definitions if var in region.members]
         contractions = [var for var in order if self._kinds[var] == "contraction"]
@@ -236,14 +236,14 @@ class _Finder:
         return channels % 16 == 0 and (contraction.kind == "linear" or int(contraction.call.attrs.groups) == 1)
 
     def _cut(self, contraction: Any, region: Region, regions: dict[Any, Region]) -> None:
-        """Makes a contraction, and what follows from it alone, a region of its own."""
+        """Makes a contraction, and the members that depend on it alone, a region of its own."""
         own = [contraction]
         for var in self._definitions:
             read = variables(self._definitions[var])
             if var in region.members and var != contraction and read and set(read) <= set(own):
                 own.append(var)
         while any(set(self._consumers[var]) - set(own) for var in own[:-1]) or (
-            self._kinds[own[-1]] in ("quantize", "limit")  # what is behind it needs floats
+            self._kinds[own[-1]] in ("quantize", "limit")  # the operators after it need floats
         ):
             own.pop()
         part = Region(own[-1], set(own), contraction, self._axis(contraction))
@@ -253,7 +253,7 @@ class _Finder:
 
 
 def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
-    """Returns what a call contracts, if it is a conv2d or matmul of a quantized activation and a constant weight."""
+    """Reads a conv2d or matmul of a quantized activation and a constant weight; None for other calls."""
     kind = {"relax.nn.conv2d": "conv2d", "relax.matmul": "linear"}.get(op_name(value))
     if kind is None or dequantized_params(value.args[0], bound) is None:
         return None
@@ -279,7 +279,7 @@ def contraction_of(value: Any, bound: dict[Any, Any]) -> Contraction | None:
 
 
 def dequantized_params(expr: Any, bound: dict[Any, Any]) -> QuantParams | None:
-    """Returns the parameters of dequantized integers, perhaps moved, or concatenated with the like; or None."""
+    """Returns the parameters of dequantized integers, perhaps moved or concatenated with their like; else None."""
     value: Any = bound.get(expr)
     if is_call(value, "relax.dequantize"):
         per_tensor = is_integer(value.args[0]) and is_per_tensor(value)
@@ -309,7 +309,7 @@ def _is_gate(shape: list[Any], of: list[Any]) -> bool:
 
 
 def _axis_of(constant: tuple[int, ...], shape: list[Any]) -> str | None:
-    """Returns along which axis a constant is broadcast: channels, last, None for a scalar; `no` for all else."""
+    """Returns the axis along which a constant varies: channels, last, None for a scalar; `no` if it fits none."""
     sizes = [d for d in constant if d != 1]
     if not sizes:
         return None

@@ -1,1 +1,1 @@
-"""The lowering that gives the bits of PyTorch's engines, or of integers alone: one kernel a fused operator."""
+"""The lowering of numerics=torch and numerics=integer: one kernel for each fused operator."""

@@ -1,4 +1,4 @@
-"""What a unary composite computes on the integers."""
+"""The tables and limits that a unary composite computes on integers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from quantvm.qdq.expressions import quant_params
 
 
 def unary_tables(pytorch: PyTorch, composite: Composite, known: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the (256,) outputs for every input integer: of PyTorch's vector code, and of its scalar tails.
+    """Returns the (256,) outputs for all input integers, by PyTorch's vector code and by its scalar tails.
 
     Args:
-        pytorch: whose arithmetic to follow.
+        pytorch: the PyTorch whose bits are reproduced.
         composite: one of `ACTIVATIONS`.
         known: tables that PyTorch computed, by `table_key`, as hexadecimal digits.
     """
@@ -36,14 +36,14 @@ def unary_tables(pytorch: PyTorch, composite: Composite, known: Mapping[str, str
 
 
 def options_of(composite: Composite) -> tuple[float, ...]:
-    """Returns the numbers that an activation takes besides its tensor."""
+    """Returns the numeric arguments of an activation."""
     found = find(ACTIVATIONS[composite.name], composite.call("relax.quantize").args[0], composite.resolve)
     assert found is not None  # its pattern was matched
     return found.options
 
 
 def clamp_limits(composite: Composite) -> tuple[int, int]:
-    """Returns the least and greatest integer that a relu or clip with unchanged parameters lets through."""
+    """Returns the least and greatest integer that a relu or clip lets pass, if it keeps the parameters."""
     q = composite.output
     if composite.name == "relu":
         return max(q.zero_point, q.quant_min), q.quant_max

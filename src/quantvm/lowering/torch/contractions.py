@@ -56,7 +56,7 @@ def bias_of(composite: Composite) -> np.ndarray | None:
 
 
 def contraction_of(composite: Composite) -> Contraction:
-    """Returns what PyTorch's choice for a conv2d or linear depends on."""
+    """Returns a conv2d or linear as `contraction_choice` takes it."""
     weight = weight_of(composite)
     if composite.name == "linear":
         out_features, in_features = weight.integers.shape
@@ -97,12 +97,12 @@ def _requantization(
 
 @dataclass(frozen=True)
 class _Operand:
-    """How a contraction's products are summed, and the weight in the form that this takes.
+    """How a contraction's products are summed, and the weight in the form which that needs.
 
     Attributes:
         dot: sums the products.
-        weight: channels last; int16 with the zero points subtracted where `dot` needs that.
-        zero_points: (O,), where the weight is as stored; else None.
+        weight: channels last; int16 with the zero points subtracted if `dot` needs that.
+        zero_points: (O,) if they are not subtracted from the weight; else None.
     """
 
     dot: DotProduct
@@ -126,13 +126,13 @@ def _operand(
 
 @legalizes("conv2d")
 def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Deferred:
-    """conv2d (+ bias) (+ relu), under the arithmetic of the engine that PyTorch would dispatch to."""
+    """conv2d (+ bias) (+ relu), in the arithmetic of the library to which PyTorch would dispatch."""
     conv = composite.call("relax.nn.conv2d")
     ((index, input_q),) = composite.inputs(conv)
     x, border = inputs[index], (0, 0, 0, 0)
     weight, choice = weight_of(composite), _choice(state, composite)
     w_ohwi = np.ascontiguousarray(weight.integers.transpose(0, 2, 3, 1))
-    # oneDNN leaves out its own padding, but not a border that was put around the input
+    # oneDNN skips its own padding, but not a border that was added to the input explicitly
     skips_padding = choice.skips_padding and padding_saturates(w_ohwi, input_q.zero_point)
     if any(x.border) and x.border_value == input_q.zero_point and not skips_padding:
         border, x = x.border, without_border(x)
@@ -174,9 +174,9 @@ def conv_shape(conv: Any, x: Tensor, weight_shape: tuple[int, ...], border: tupl
 
     Args:
         conv: the call.
-        x: its input, without a border that is not filled in.
+        x: its input, without its border.
         weight_shape: (O, I/groups, KH, KW).
-        border: (top, left, bottom, right) of zero points, which padding takes in.
+        border: (top, left, bottom, right) border of zero points, which is added to the padding.
     """
     attrs = conv.attrs
     top, left, bottom, right = (own + extra for own, extra in zip(_padding(conv), border, strict=True))

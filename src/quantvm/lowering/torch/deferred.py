@@ -1,4 +1,4 @@
-"""Contractions that wait for what follows: element-wise operators on their only result are fused behind them."""
+"""Contractions whose emission is deferred, so that element-wise operators on their result can be fused into them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Deferred:
     """A contraction that is not emitted yet.
 
     Attributes:
-        build: makes its kernel, with operators fused behind it.
+        build: makes its kernel, including fused operators.
         x: its input.
         like: shape and layout of its result.
-        output: parameters of its result, before what is fused.
-        name: of the variable that will hold the result.
+        output: parameters of its own result, before fused operators.
+        name: name of the variable that will hold the result.
         takes_residual: whether the kernel can add a second tensor.
-        post: what is fused so far.
+        post: operators fused so far.
         residual: the tensor that `post.residual` adds.
         tensor: the result, once it is emitted.
-        layer: of the contraction, for profiles.
-        op: likewise.
+        layer: name of the contraction's layer, for profiles.
+        op: name of the contraction's operator, for profiles.
     """
 
     build: Callable[[PostOps], Kernel]
@@ -59,7 +59,7 @@ class Deferred:
 
     @property
     def stored(self) -> QuantParams:
-        """Parameters of what would be stored now."""
+        """Parameters of the result, including the operators fused so far."""
         return self.post.output(self.output)
 
     def emit(self, state: Legalization) -> Tensor:
@@ -77,18 +77,18 @@ Fusion = Callable[["Legalization", Composite, Deferred, list[Any], str], "Deferr
 def fuse(
     state: Legalization, composite: Composite, inputs: list[Any], single_use: list[bool], name: str
 ) -> Deferred | None:
-    """Returns the contraction that takes the composite in, or None if there is none.
+    """Fuses a composite into a deferred contraction and returns that; None if it cannot be fused.
 
     Args:
         state: the numerics to follow.
-        composite: the operator that might be fused.
-        inputs: its inputs: tensors, and contractions that wait.
-        single_use: of each input, whether nothing else uses it.
-        name: of the variable that holds the composite's result.
+        composite: the operator to fuse.
+        inputs: its inputs: tensors and deferred contractions.
+        single_use: for each input, whether nothing else uses it.
+        name: name of the variable that holds the composite's result.
     """
     fusion = _FUSIONS.get(composite.name)
     if fusion is None or (state.numerics != "torch" and composite.name != "relu"):
-        return None  # the fused forms are PyTorch's
+        return None  # fused operators have PyTorch's arithmetic only
     for value, only in zip(inputs, single_use, strict=True):
         if isinstance(value, Deferred) and value.tensor is None and only and value.post.table is None:
             fused = fusion(state, composite, value, inputs, name)
@@ -123,9 +123,9 @@ def _fuse_add(
 
 
 def misreads_clip(state: Legalization, composite: Composite, x: Tensor) -> bool:
-    """Returns whether PyTorch's clamp (and relu6) takes the bytes of a tensor for those of a contiguous one.
+    """Returns whether PyTorch's clamp (and relu6) misreads the bytes of a tensor as those of a contiguous one.
 
-    With QNNPACK it does so of channels-last uint8: the result is allocated without a memory format.
+    With QNNPACK it does so for channels-last uint8, because it allocates the result without a memory format.
     """
     is_clip = state.numerics == "torch" and composite.name == "clip"
     return is_clip and takes_qnnpack(state.pytorch, composite.output.dtype) and x.channels_last and len(x.shape) == 4
@@ -156,7 +156,7 @@ def _fuse_table(
 
 
 def _tail_free(like: Tensor, threads: int) -> bool:
-    """Whether PyTorch vectorises every element, whatever the batch: no piece of a thread has a scalar tail."""
+    """Whether PyTorch vectorises every element for every batch: no thread's piece has a scalar tail."""
     batch, *rest = like.shape
     count = math.prod(int(d) for d in rest)
     return has_no_tails(batch * count, threads) if isinstance(batch, int) else no_multiple_has_tails(count, threads)

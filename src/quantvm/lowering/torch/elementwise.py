@@ -67,7 +67,7 @@ def lower_dequantize(state: Legalization, composite: Composite, inputs: list[Ten
 
 @legalizes("add")
 def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A + b (+ relu), broadcast; the scalar tails lie where PyTorch's loop over both puts them."""
+    """A + b (+ relu), broadcast; with the scalar tails of PyTorch's loop over both."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.add"))
     a, b = inputs[index_a], inputs[index_b]
     relu = composite.has("relax.nn.relu")
@@ -93,13 +93,13 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
 
 
 def _suggested(x: Tensor) -> Strides:
-    """Returns the strides of what PyTorch allocates for the result of an operator on x."""
+    """Returns the strides that PyTorch gives the result of an operator on x: those of x's suggested format."""
     made = torch_strides.channels_last if x.channels_last else torch_strides.contiguous
     return made(x.shape)
 
 
 def _is_row_of(b: Tensor, a: Tensor, found: torch_strides.Walk) -> bool:
-    """Whether b is one image's tensor, and PyTorch's rows are images."""
+    """Whether b has the size of one image of a, and each of PyTorch's rows is one image."""
     same = len(a.shape) == len(b.shape) and have_one_shape(a.shape[1:], b.shape[1:])
     if not same or not _is_one(b.shape[0]) or isinstance(a.shape[0], int) or not a.batch_first or found.row is None:
         return False
@@ -113,7 +113,7 @@ def _is_one(size: Any) -> bool:
 
 @legalizes("mul")
 def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A * b (+ relu), broadcast; PyTorch suggests the first one's memory format for the result."""
+    """A * b (+ relu), broadcast; the result has the suggested memory format of the first operand."""
     (index_a, a_q), (index_b, b_q) = composite.inputs(composite.call("relax.multiply"))
     a, b = inputs[index_a], inputs[index_b]
     shape, channels_last = broadcast_shape(a.shape, b.shape), a.channels_last
@@ -154,14 +154,14 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
     expr = state.builder.emit(relax.op.concat(pieces, axis), name)
     shape = list(tensors[0].shape)
     shape[axis] = sum(t.shape[axis] for t in tensors)
-    # of what is suggested for all inputs PyTorch concatenates the dequantized tensors
+    # PyTorch concatenates dequantized tensors in the suggested memory format that all inputs share
     suggested = all(t.channels_last for t in tensors)
     return Tensor(expr, tuple(shape), "NCHW" if rank == 4 else "flat", channels_last=suggested)
 
 
 @legalizes("add_scalar", "mul_scalar")
 def lower_with_number(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A tensor and a number: a table, in PyTorch's memory order."""
+    """An operator of a tensor and a number, as a table; in PyTorch's memory order."""
     q, out = quant_params(composite.call("relax.dequantize")), composite.output
     if composite.name == "add_scalar":
         steps = add_scalar(q, float(constant_value(composite.call("relax.add").args[1])))[1]
@@ -177,7 +177,7 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
 
 @legalizes(*ACTIVATIONS)
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A unary operator is a table over the 256 input values, and a second one for PyTorch's scalar tails."""
+    """A unary operator, as a table over the 256 input values and a second one for PyTorch's scalar tails."""
     q = quant_params(composite.call("relax.dequantize"))
     main, tail = unary_tables(state.pytorch, composite, state.torch_tables)
     x = inputs[0]
@@ -194,7 +194,7 @@ def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor],
 
 @legalizes("prelu")
 def lower_prelu(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A table over the 256 input values, for every channel one: PyTorch's integer arithmetic."""
+    """PReLU in PyTorch's integer arithmetic, as a table over the 256 input values for each channel."""
     prelu = composite.call("relax.nn.prelu")
     slope = composite.resolve(prelu.args[1])
     q, out = quant_params(composite.resolve(prelu.args[0])), composite.output
@@ -212,7 +212,7 @@ def lower_prelu(state: Legalization, composite: Composite, inputs: list[Tensor],
 
 @legalizes("relu", "clip")
 def lower_clamp(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """relu, clip and their like under unchanged parameters: limits on the integers."""
+    """relu, clip and the like that keep the parameters: limits on the integers."""
     q: QuantParams = composite.output
     low, high = clamp_limits(composite)
     is_misread = misreads_clip(state, composite, inputs[0])

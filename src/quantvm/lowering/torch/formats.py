@@ -1,4 +1,4 @@
-"""The strides that PyTorch would hold the result of an operator without a kernel of ours in."""
+"""The strides that PyTorch gives to results of operators that have no kernel of ours."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def formatted(result: Any, call: Any, arguments: list[Any]) -> Any:
     """Returns the result of an operator with PyTorch's strides.
 
     Args:
-        result: without them.
-        call: of the operator.
+        result: the result, without PyTorch's strides.
+        call: the operator's call.
         arguments: its activations.
     """
     operands = [x for x in arguments if isinstance(x, Tensor)]
@@ -58,7 +58,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def permuted(x: Any, axes: list[int]) -> Tensor | None:
-    """Returns a permutation between NCHW and NHWC as another view of the same memory, or None if it is none."""
+    """Returns a permutation between NCHW and NHWC as a view of the same memory; None for other permutations."""
     if not isinstance(x, Tensor) or len(x.shape) != 4 or any(x.border) or x.is_view:
         return None
     shape = tuple(x.shape[axis] for axis in axes)
@@ -73,7 +73,7 @@ def permuted(x: Any, axes: list[int]) -> Tensor | None:
 
 
 def _reshaped(x: Tensor, call: Any, shape: Any) -> Strides | None:
-    """A reshape to the tensor's own shape is what `contiguous()` becomes at import."""
+    """Returns the strides of a reshape; one to the tensor's own shape stands for `contiguous()`."""
     if len(shape) == len(x.shape) and _equal(shape, x.shape):
         return None
     return torch_strides.viewed(x.shape, x.torch_strides, shape)

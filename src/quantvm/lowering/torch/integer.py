@@ -1,4 +1,4 @@
-"""Lowerings of numerics=integer, for the operators whose formula differs from PyTorch's; the others keep theirs."""
+"""Lowerings of numerics=integer for operators whose formula differs from PyTorch's; the others use PyTorch's."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
 
 @legalizes(*(row.name for row in ACTIVATIONS.values() if row.integer == "own"), numerics="integer")
 def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """A unary operator is a table over the 256 input values."""
+    """A unary operator, as a table over the 256 input values."""
     q = quant_params(composite.call("relax.dequantize"))
     entries = integer_numerics.unary_table(composite.name, q, composite.output, options_of(composite))
     x = in_layout(state.builder, inputs[0], inputs[0].layout)
@@ -155,7 +155,7 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
 
 @legalizes("clip", numerics="integer")
 def lower_clip(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """Clip and its like: limits on the integers, rounded as Python rounds."""
+    """Clip and the like: limits on the integers, rounded half to even."""
     q = composite.output
     low, high = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
     low_q, high_q = integer_numerics.clip_limits((low, high), q)

@@ -1,7 +1,7 @@
-"""Replaces each composite by a call of one int8 kernel, choosing memory layouts on the way.
+"""Replaces each composite by a call of one int8 kernel, and chooses memory layouts.
 
-Quantized 4-d tensors live in NHWC. How a composite becomes a kernel is registered per composite name by the
-lowerings in contractions.py, elementwise.py and their neighbours.
+Quantized 4-d tensors are stored in NHWC. contractions.py, elementwise.py and their neighbours register a lowering for
+each composite name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from .formats import formatted, permuted
 
 @dataclass
 class Legalization:
-    """State of one legalization: the builder, which the walk over `main` sets, the numerics to follow, and counts."""
+    """State of one legalization: the builder, set by the walk over `main`; the numerics to follow; and counts."""
 
     builder: relax.BlockBuilder = field(init=False)
     engine: Engine
@@ -70,7 +70,7 @@ class Legalization:
 
     @property
     def pytorch(self) -> PyTorch:
-        """The PyTorch whose bits are followed under numerics=torch."""
+        """The PyTorch whose bits numerics=torch reproduces."""
         return PyTorch(self.engine, self.threads, Cpu(self.has_avx512, self.vnni, self.onednn_amx))
 
     def run(
@@ -79,15 +79,15 @@ class Legalization:
     ) -> Tensor:  # fmt: skip
         """Emits `kernel`; the result has the layout, shape and memory format of `like`.
 
-        The kernel takes and returns (n, *item): what has its batch elsewhere is viewed so, see `as_rows`.
+        The kernel takes and returns (n, *item); tensors with the batch elsewhere are viewed like that, see `as_rows`.
 
         Args:
-            kernel: what is called.
+            kernel: the kernel to call.
             inputs: its activations.
-            like: what the result is like.
-            dtype: of the result.
-            name: of the variable that holds the result.
-            of: (layer, operator) that profiles name; by default `name` and the composite under way.
+            like: a tensor with the layout, shape and memory format of the result.
+            dtype: dtype of the result.
+            name: name of the variable that holds the result.
+            of: (layer, operator) for profiles; by default `name` and the current composite.
         """
         physical = list(like.physical)
         rows, item = rows_and_item(physical)
@@ -102,7 +102,7 @@ class Legalization:
         return Tensor(expr, like.shape, like.layout, like.channels_last)
 
     def schedule(self, shape: Conv2dShape, dot: DotProduct) -> Schedule | None:
-        """Returns the measured schedule of a convolution, or None if there is none; notes that it was asked for."""
+        """Returns the measured schedule of a convolution, or None; records the convolution for the report."""
         self.convolutions[shape.merged(), dot.name] = None
         return self.schedules.find(shape, dot, self.threads)
 
@@ -111,7 +111,7 @@ class Legalization:
         return in_layout(self.builder, x, "NHWC")
 
     def rows(self, x: Tensor) -> Tensor:
-        """Returns x in NHWC where its batch comes first, else in logical order, where its rows are longest."""
+        """Returns x in NHWC if its batch comes first; else in logical order, which gives the longest rows."""
         return self.nhwc(x) if x.batch_first else self.logical(x)
 
     def logical(self, x: Tensor) -> Tensor:
@@ -133,9 +133,9 @@ _LOWERINGS: dict[tuple[str, str], Lowering] = {}
 
 
 def legalizes(*names: str, numerics: str = "torch") -> Callable[[Lowering], Lowering]:
-    """Returns a decorator that registers how composites of these names become kernels under `numerics`.
+    """Returns a decorator that registers the lowering of composites with these names under `numerics`.
 
-    Where other numerics than torch have no lowering of their own, torch's holds.
+    Numerics without a lowering of their own use that of torch.
     """
 
     def register(lowering: Lowering) -> Lowering:
@@ -163,13 +163,13 @@ def legalize(module: tvm.IRModule, state: Legalization) -> tvm.IRModule:
 
     Args:
         module: output of `fuse_qdq`.
-        state: numerics and target; its counts are filled in.
+        state: gives numerics and target; receives the counts.
     """
     return _Lowering(module, state).go()
 
 
 class _Lowering(Rewriter):
-    """One walk over `main`; `values` holds what each variable became: a Tensor, Deferred, or another expression."""
+    """One walk over `main`; `values` maps each variable to a Tensor, a Deferred or another expression."""
 
     def __init__(self, module: tvm.IRModule, state: Legalization) -> None:
         super().__init__(module)
@@ -177,7 +177,7 @@ class _Lowering(Rewriter):
         state.builder = self.builder
 
     def keeps(self, function: Any) -> bool:
-        return composite_name(function) is None  # none is called any more
+        return composite_name(function) is None  # composites are not called any more
 
     def parameters(self) -> list[relax.Var]:
         params = super().parameters()
@@ -206,7 +206,7 @@ class _Lowering(Rewriter):
 
 
 def _check_made(value: Any, var: Any) -> None:
-    """Checks that what a variable became has the shape that Relax deduced."""
+    """Checks that the lowered value of a variable has the shape that Relax inferred."""
     if isinstance(value, Deferred):
         check_result(replace(value.like, expr=None), var.ty, value.layer or var.name)
     elif isinstance(value, Tensor):
@@ -214,7 +214,7 @@ def _check_made(value: Any, var: Any) -> None:
 
 
 def _tensor(expr: Any) -> Tensor:
-    """A value in PyTorch's default order."""
+    """Returns a value in PyTorch's default order."""
     shape = tuple(shape_of(expr))
     return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
 
@@ -225,7 +225,7 @@ def _binding(
     function = module[value.op] if isinstance(getattr(value, "op", None), tvm.ir.GlobalVar) else None
     if composite_name(function) is not None:
         composite = Composite(function)
-        # a composite of derived dynamic sizes, like 8*n, also takes these; its kernel does not
+        # composites with derived dynamic sizes, like 8*n, also take shapes; their kernels do not
         arguments = [argument for argument in value.args if not isinstance(argument, relax.ShapeExpr)]
         name = composite.layer or composite.name
         single_use = [uses[argument] == 1 for argument in arguments]
@@ -233,7 +233,7 @@ def _binding(
         if fused is not None:
             return fused
         inputs = [_emitted(state, values[argument]) for argument in arguments]
-        if not inputs:  # a parameter of the model, as a class token, is all that is quantized or dequantized
+        if not inputs:  # it quantizes or dequantizes nothing but a parameter of the model, like a class token
             inputs = [_tensor(composite.call(f"relax.{composite.name}").args[0])]
         state.op = composite.name
         if composite.name in _OF_IMAGES:
@@ -255,7 +255,7 @@ def _binding(
             return padded
     if is_call(value, "relax.astype") and value.ty.dtype == value.args[0].ty.dtype and value.args[0] in values:
         same = _emitted(state, values[value.args[0]])
-        # of integers this stands for PyTorch's contiguous() in the memory format that is suggested
+        # for integers this stands for PyTorch's contiguous() in the suggested memory format
         return replace(same, strides=None) if value.ty.dtype in ("uint8", "int8") else same
     if is_call(value, "relax.permute_dims"):
         turned = permuted(_emitted(state, values.get(value.args[0])), [int(axis) for axis in value.attrs.axes or ()])
@@ -274,7 +274,7 @@ _FOLLOW_FORMAT = ("concat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "mean_o
 def _by_batch(
     state: Legalization, lowering: Lowering, composite: Composite, inputs: list[Tensor], name: str
 ) -> Tensor | Deferred:
-    """Applies a lowering; twice where one image of a view is dense in PyTorch's eyes, and several are not."""
+    """Applies a lowering; twice if PyTorch takes one image of a view for dense, but not several images."""
     result = lowering(state, composite, inputs, name)
     if state.numerics != "torch" or composite.name not in _FOLLOW_FORMAT:
         return result
@@ -290,12 +290,12 @@ def _by_batch(
 
 
 def _operands(call: Any) -> list[Any]:
-    """Returns the arguments of a call, those inside of tuples one by one."""
+    """Returns the arguments of a call, with tuples flattened."""
     return [x for argument in call.args for x in (getattr(argument, "fields", None) or [argument])]
 
 
 def _padded(x: Any, call: Any) -> Tensor | None:
-    """Returns a tensor of integers with a constant border around height and width, not filled in yet."""
+    """Returns integers padded in height and width by a constant; the border is filled in later. Else None."""
     widths = [int(w) for w in call.attrs.pad_width]
     if not isinstance(x, Tensor) or len(x.shape) != 4 or any(x.border) or any(widths[:4]):
         return None
@@ -306,7 +306,7 @@ def _padded(x: Any, call: Any) -> Tensor | None:
 
 
 def _emitted(state: Legalization, value: Any) -> Any:
-    """Returns a value that waits no longer."""
+    """Returns a value, emitting it if it is deferred."""
     return value.emit(state) if isinstance(value, Deferred) else value
 
 
@@ -315,7 +315,7 @@ def _wrap(var: Any) -> Any:
 
 
 def _plain(state: Legalization, expr: Any, values: dict[Any, Any]) -> Any:
-    """Returns an argument of an operator that knows nothing of layouts."""
+    """Returns an argument in logical order, for operators that know no layouts."""
     if isinstance(expr, relax.Tuple):
         return relax.Tuple([_plain(state, f, values) for f in expr.fields])
     value = _emitted(state, values.get(expr, expr)) if isinstance(expr, relax.Var) else expr

@@ -17,7 +17,7 @@ from .legalize import Legalization, legalizes
 
 @legalizes("batch_norm2d")
 def lower_batch_norm2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """X * factor + term of each channel (+ relu); PyTorch makes the result channels-last."""
+    """X * factor + term for each channel (+ relu); PyTorch returns it channels-last."""
     q = quant_params(composite.call("relax.dequantize"))
     factors, terms = (constant_value(composite.call(op).args[1]).reshape(-1) for op in ("relax.multiply", "relax.add"))
     alpha, beta = batch_norm_params(factors, terms, q, composite.output)
@@ -30,7 +30,7 @@ def lower_batch_norm2d(state: Legalization, composite: Composite, inputs: list[T
 
 @legalizes("layer_norm")
 def lower_layer_norm(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """Each row less its mean, over its deviation, times gamma plus beta; PyTorch makes the result contiguous."""
+    """(row - mean) / deviation * gamma + beta for each row; PyTorch returns it contiguous."""
     call = composite.call("relax.nn.layer_norm")
     gamma, beta = (np.asarray(constant_value(argument)) for argument in call.args[1:3])
     q = quant_params(composite.call("relax.dequantize"))

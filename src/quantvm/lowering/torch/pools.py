@@ -44,7 +44,7 @@ def is_spatial_mean(call: Any) -> bool:
 
 
 def reduced_axes(call: Any) -> list[int] | None:
-    """Returns the axes of a mean or a sum of each image by itself; None for what is none."""
+    """Returns the axes of a mean or sum that does not reduce the batch; None for other calls."""
     if not (is_call(call, "relax.mean") or is_call(call, "relax.sum")) or call.attrs.axis is None:
         return None
     axes = sorted(int(axis) % len(call.args[0].ty.shape) for axis in call.attrs.axis)
@@ -57,19 +57,19 @@ def _pair(values: Any) -> tuple[int, int]:
 
 
 def _resized(x: Tensor, height: int, width: int) -> Tensor:
-    """What a pool returns is like: PyTorch keeps channels-last of a tensor without gaps only."""
+    """Returns the form of a pool's result: PyTorch keeps channels-last only for tensors without gaps."""
     channels_last = x.channels_last and x.behaves_channels_last
     return replace(x, shape=(x.shape[0], x.shape[1], height, width), channels_last=channels_last, strides=None)
 
 
 def _by_qnnpack(like: Tensor) -> Tensor:
-    """What a pool of QNNPACK returns is allocated as channels-last; the strides of single pixels stay so."""
+    """Returns the form of a QNNPACK pool's result, which is allocated as channels-last; single pixels stay so."""
     return replace(like, channels_last=like.channels_last or like.shape[2:] == (1, 1))
 
 
 @legalizes("max_pool2d")
 def lower_max_pool2d(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """The integer maximum."""
+    """The maximum of the integers in each window."""
     x = state.nhwc(inputs[0])
     shape = pool_shape(composite.call("relax.nn.max_pool2d"), x)
     like = _resized(x, shape.out_height, shape.out_width)

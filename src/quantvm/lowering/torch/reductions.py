@@ -54,16 +54,16 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
         y = state.run(mean_kernels.mean(x.item_shape, plan, q), [x], _flat(kept), dtype, name)
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(inputs[0].shape)) if keepdims else tuple(kept)
     expr = state.builder.emit(relax.op.reshape(y.expr, relax.ShapeExpr(list(shape))))
-    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")  # PyTorch makes it contiguous
+    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")  # PyTorch returns it contiguous
 
 
 def _flat(kept: list[Any]) -> Tensor:
-    """What a kernel returns: the kept elements of each image, side by side."""
+    """Returns the kernel's result: the kept elements of each image, side by side."""
     return Tensor(None, (kept[0], math.prod(int(size) for size in kept[1:])), "flat")
 
 
 def sum_plan(x: Tensor, axes: list[int], *, keepdims: bool) -> SumPlan:
-    """Returns how PyTorch sums over dimensions of the tensor that it dequantizes x to, several images or one.
+    """Returns how PyTorch sums over dimensions of the dequantized x, for several images or one.
 
     Reference: ATen/TensorIterator.cpp, ATen/native/cpu/SumKernel.cpp `cascade_sum`.
     """
@@ -102,14 +102,14 @@ def sum_plan(x: Tensor, axes: list[int], *, keepdims: bool) -> SumPlan:
 
 
 def _step(group: list[int], strides: torch_strides.Strides, is_one: list[bool]) -> int:
-    """Returns the stride of merged dimensions: that of the innermost one of several elements."""
+    """Returns the stride of merged dimensions: that of the innermost with more than one element."""
     axis = next((axis for axis in group if not is_one[axis]), group[0])
     return torch_strides.at_batch(strides[axis], torch_strides.SEVERAL_IMAGES)
 
 
 @legalizes("bilinear")
 def lower_bilinear(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
-    """Bilinear interpolation under unchanged parameters."""
+    """Bilinear interpolation that keeps the quantization parameters."""
     channels_last = inputs[0].behaves_channels_last and (inputs[0].channels_last or not inputs[0].behaves_contiguous)
     x, call = state.nhwc(inputs[0]), composite.call("relax.image.resize2d")
     height, width = (int(size) for size in list(call.ty.shape)[2:])
