@@ -100,4 +100,4 @@ _SELECTIONS: dict[str, tuple[str, Callable[[tvm.target.Target], tuple[Candidate,
         _dot_products,
     ),
 }
-"""Parameter type -> implementations among which a kernel with such a parameter can choose."""
+"""Type of a kernel's parameter -> to which cases the choice applies, and the implementations to choose from."""

@@ -75,7 +75,7 @@ class _Reader:
         if composite_name(function) is None:
             return None
         arguments = [argument for argument in call.args if not isinstance(argument, relax.ShapeExpr)]
-        if not all(self._is_moved(argument) for argument in arguments):
+        if not all(self._is_moved_argument(argument) for argument in arguments):
             return None
         composite = Composite(function)
         read = [self._read(composite, index, arguments) for index in _operands(composite)]
@@ -89,7 +89,7 @@ class _Reader:
         """Returns the memory formats and shapes on which PyTorch's formulas depend, as fields of `Operator`."""
         shapes = [[int(d) for d in operand.ty.shape] for operand in operands]
         has_one_order = [len(shape) == 4 and (shape[1] == 1 or shape[2:] == [1, 1]) for shape in shapes]
-        is_marked = [self._is_marked(operand) for operand in operands]
+        is_marked = [self._is_only_channels_last(operand) for operand in operands]
         return {
             "channels_last": bool(operands) and all(map(operator.or_, is_marked, has_one_order)),
             "contiguous": all(one or not marked for marked, one in zip(is_marked, has_one_order, strict=True)),
@@ -97,20 +97,20 @@ class _Reader:
             "one_shape": all(shape == shapes[0] for shape in shapes),
         }
 
-    def _is_marked(self, expr: Any) -> bool:
+    def _is_only_channels_last(self, expr: Any) -> bool:
         """Whether PyTorch holds a tensor in channels-last order, and in no other."""
         source = self._resolved(expr)
         while is_call(source, "relax.nn.pad"):
             source = self._resolved(source.args[0])
         return len(expr.ty.shape) == 4 and self._index.get(source) in self._channels_last
 
-    def _is_moved(self, expr: Any) -> bool:
+    def _is_moved_argument(self, expr: Any) -> bool:
         """Whether a value is an argument of `main`, perhaps reshaped or permuted."""
         value = self._resolved(expr)
         if isinstance(value, relax.Var):
             return value in self._index
         name = op_name(value)
-        return name in _MOVES and self._is_moved(value.args[0])
+        return name in _MOVES and self._is_moved_argument(value.args[0])
 
     def _value(self, expr: Any, given: Arrays) -> NDArray:
         value = self._resolved(expr)

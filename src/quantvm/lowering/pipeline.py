@@ -122,7 +122,9 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     except ValueError as error:
         raise CompileError(str(error)) from error
     if followed == "torch" and default_numerics(module) != "torch":
-        raise CompileError("numerics torch is of PyTorch's quantized engines; this program's is qdq, or one of integer")
+        raise CompileError(
+            "numerics torch needs a program of a quantized PyTorch engine; use qdq or integer for this one"
+        )
     phases = _Phases(options.dump_dir)
     phases.dump(module, "imported")
     validate(module)  # a program's own problems are reported before deviations from normal form

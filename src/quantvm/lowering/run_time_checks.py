@@ -34,14 +34,14 @@ class _Check:
             of sizes that must be equal.
         are_places: whether the operand holds indices.
         counts_back: whether indices may be negative, counted from the end.
-        told: the end of the error message.
+        message: the end of the error message.
     """
 
     operand: int
     sizes: tuple[Any, ...]
     are_places: bool
     counts_back: bool
-    told: str
+    message: str
 
 
 def add_run_time_checks(module: tvm.IRModule) -> tvm.IRModule:
@@ -88,35 +88,35 @@ def _checks(value: Any) -> list[_Check]:
     if name == "relax.take" and str(value.attrs.mode) == "fast":
         shape = shape_of(value.args[0])
         size = product(shape) if value.attrs.axis is None else shape[int(value.attrs.axis)]
-        return _places(value, (size,), counts_back=False)
+        return _indices_exist(value, (size,), counts_back=False)
     if name in ("relax.gather_elements", "relax.scatter_elements"):
         size = shape_of(value.args[0])[int(value.attrs.axis)]
-        return _places(value, (size,), counts_back=name == "relax.scatter_elements")
+        return _indices_exist(value, (size,), counts_back=name == "relax.scatter_elements")
     if name in ("relax.gather_nd", "relax.scatter_nd"):
         first = int(getattr(value.attrs, "batch_dims", 0) or 0)
         depth = shape_of(value.args[1])[-1]
-        return _places(value, tuple(shape_of(value.args[0])[first : first + depth]), counts_back=False)
+        return _indices_exist(value, tuple(shape_of(value.args[0])[first : first + depth]), counts_back=False)
     if name == "relax.reshape":
         before, after = shape_of(value.args[0]), shape_of(value)
-        return _equal([(product(before), product(after))], f"{_text(before)} becomes {_text(after)}")
+        return _equal_sizes([(product(before), product(after))], f"{_text(before)} becomes {_text(after)}")
     if name == "relax.broadcast_to":
         before, after = shape_of(value.args[0]), shape_of(value)
         pairs = [(a, b) for a, b in zip(before[::-1], after[::-1], strict=False) if not (isinstance(a, int) and a == 1)]
-        return _equal(pairs, f"{_text(before)} is repeated to {_text(after)}")
+        return _equal_sizes(pairs, f"{_text(before)} is repeated to {_text(after)}")
     if name == "relax.matmul":
         a, b = shape_of(value.args[0]), shape_of(value.args[1])
-        return _equal([(a[-1], b[-2] if len(b) > 1 else b[0])], f"{_text(a)} times {_text(b)}")
+        return _equal_sizes([(a[-1], b[-2] if len(b) > 1 else b[0])], f"{_text(a)} times {_text(b)}")
     return []
 
 
-def _places(call: Any, sizes: tuple[Any, ...], *, counts_back: bool) -> list[_Check]:
+def _indices_exist(call: Any, sizes: tuple[Any, ...], *, counts_back: bool) -> list[_Check]:
     """Returns the check of computed indices; `validate` checks constant indices into known sizes."""
     if is_constant(call.args[1]) and all(isinstance(size, int) for size in sizes):
         return []
     return [_Check(1, sizes, True, counts_back, f"it takes a place outside of {_text(list(sizes))}")]
 
 
-def _equal(pairs: list[tuple[Any, Any]], told: str) -> list[_Check]:
+def _equal_sizes(pairs: list[tuple[Any, Any]], message: str) -> list[_Check]:
     analyzer = Analyzer()
     open_pairs = [
         (a, b)
@@ -125,7 +125,7 @@ def _equal(pairs: list[tuple[Any, Any]], told: str) -> list[_Check]:
     ]
     if not open_pairs:
         return []
-    return [_Check(0, tuple(size for pair in open_pairs for size in pair), False, False, told)]
+    return [_Check(0, tuple(size for pair in open_pairs for size in pair), False, False, message)]
 
 
 def _text(shape: list[Any]) -> str:
@@ -143,7 +143,7 @@ def _checked_places(shape: list[Any], dtype: str, check: _Check, where: str) -> 
             for i, size in enumerate(sizes):
                 place = tirx.Cast("int64", x[row * depth + i])
                 least = -size if check.counts_back else tirx.IntImm("int64", 0)
-                with T.Assert(tirx.all(place >= least, place < size), f"{INPUTS_MISFIT}{where}: {check.told}"):
+                with T.Assert(tirx.all(place >= least, place < size), f"{INPUTS_MISFIT}{where}: {check.message}"):
                     T.buffer_store(y, x[row * depth + i], [row * depth + i])
     return builder.get()
 
@@ -156,7 +156,7 @@ def _checked_sizes(shape: list[Any], dtype: str, check: _Check, where: str) -> t
         x, y, numel, sizes = _arguments(shape, dtype, len(check.sizes))
         pairs = zip(sizes[::2], sizes[1::2], strict=True)
         are_equal = tirx.all(*(a == b for a, b in pairs))
-        with T.Assert(are_equal, f"{INPUTS_MISFIT}{where}: {check.told}"), T.serial(0, numel) as at:
+        with T.Assert(are_equal, f"{INPUTS_MISFIT}{where}: {check.message}"), T.serial(0, numel) as at:
             T.buffer_store(y, x[at], [at])
     return builder.get()
 

@@ -188,7 +188,7 @@ def walk(shape: Sizes, output: Strides | None, inputs: Sequence[Strides]) -> Wal
     holds_batch = not all(isinstance(shape[dim], int) for dim in several.inner_first[: several.count])
     if several.vectorised and holds_batch and not all(isinstance(size, int) for size in around):
         raise CompileError(
-            f"an element-wise operator on a view of shape {list(shape)}, of which several sizes are dynamic; "
+            f"an element-wise operator on a view of shape {list(shape)} with several dynamic sizes; "
             "compile with batch='static' (--batch static)"
         )
     parts = math.prod(int(size) for size in around) if several.vectorised and holds_batch else 0

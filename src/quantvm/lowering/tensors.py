@@ -149,7 +149,7 @@ def expect_batch_first(op: str, where: str, *tensors: Tensor) -> None:
         if not x.batch_first:
             raise CompileError(
                 f"{op} at {where} takes a tensor of shape ({', '.join(map(str, x.shape))}), expected known sizes "
-                "but for the first: use batch='static' and example inputs (--batch static --input-shape)"
+                "except for the first: use batch='static' and example inputs (--batch static --input-shape)"
             )
 
 
@@ -223,7 +223,7 @@ def _check(what: str, layer: str, ty: Any, shape: list[Any], dtype: str | None) 
     if not same or (dtype is not None and dtype != str(ty.dtype)):
         raise CompileError(
             f"internal error in layer {layer}: {what} is {dtype or ''}{tuple(found)}, expected "
-            f"{ty.dtype if dtype else ''}{tuple(expected)}; please report this model. As it is, no code is made of it"
+            f"{ty.dtype if dtype else ''}{tuple(expected)}; please report this model. It was not compiled"
         )
 
 

@@ -54,7 +54,7 @@ def validate(module: tvm.IRModule) -> None:
         raise CompileError(f"the program cannot be compiled: {listed(problems, 6)}")
 
 
-def _of(*names: str) -> Callable[[_Rule], _Rule]:
+def _checks(*names: str) -> Callable[[_Rule], _Rule]:
     def register(rule: _Rule) -> _Rule:
         _RULES.update(dict.fromkeys((f"relax.{name}" for name in names), rule))
         return rule
@@ -119,7 +119,7 @@ def _ordered(tensor: Any, layout: str, first: str) -> list[Any]:
     return [sizes[letter] for letter in (*first, *(letter for letter in layout if letter not in first))]
 
 
-@_of("nn.conv1d", "nn.conv2d", "nn.conv3d")
+@_checks("nn.conv1d", "nn.conv2d", "nn.conv3d")
 def _convolution(call: Any) -> _Problem:
     attrs = call.attrs
     x, weight = _ordered(call.args[0], attrs.data_layout, "NC"), _ordered(call.args[1], attrs.kernel_layout, "OI")
@@ -132,7 +132,7 @@ def _convolution(call: Any) -> _Problem:
     )
 
 
-@_of("nn.conv1d_transpose", "nn.conv2d_transpose", "nn.conv3d_transpose")
+@_checks("nn.conv1d_transpose", "nn.conv2d_transpose", "nn.conv3d_transpose")
 def _transposed_convolution(call: Any) -> _Problem:
     attrs = call.attrs
     x, weight = _ordered(call.args[0], attrs.data_layout, "NC"), _ordered(call.args[1], attrs.kernel_layout, "IO")
@@ -146,7 +146,7 @@ def _transposed_convolution(call: Any) -> _Problem:
     )  # fmt: skip
 
 
-@_of(*(f"nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
+@_checks(*(f"nn.{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3)))
 def _pool(call: Any) -> _Problem:
     attrs, image = call.attrs, _ordered(call.args[0], call.attrs.layout, "NC")[2:]
     kernel, dilations = _integers(attrs.pool_size), _integers(attrs.dilation)
@@ -158,7 +158,7 @@ def _pool(call: Any) -> _Problem:
     return problem
 
 
-@_of("quantize", "dequantize")
+@_checks("quantize", "dequantize")
 def _quantization(call: Any) -> _Problem:
     if not all(is_constant(argument) for argument in call.args[1:3]):
         return None
@@ -181,8 +181,8 @@ def _quantization(call: Any) -> _Problem:
     return None
 
 
-@_of("take")
-def _taken(call: Any) -> _Problem:
+@_checks("take")
+def _take(call: Any) -> _Problem:
     x, places = shape_of(call.args[0]), call.args[1]
     if call.attrs.axis is None:
         size: Any = math.prod(x) if all(isinstance(d, int) for d in x) else None
@@ -191,12 +191,12 @@ def _taken(call: Any) -> _Problem:
     return _places_problem(places, size)
 
 
-@_of("gather_elements", "scatter_elements")
+@_checks("gather_elements", "scatter_elements")
 def _along_axis(call: Any) -> _Problem:
     return _places_problem(call.args[1], shape_of(call.args[0])[int(call.attrs.axis)])
 
 
-@_of("gather_nd", "scatter_nd")
+@_checks("gather_nd", "scatter_nd")
 def _in_all_dimensions(call: Any) -> _Problem:
     if not is_constant(call.args[1]):
         return None

@@ -103,7 +103,7 @@ def qnnpack_add(a_q: QuantParams, b_q: QuantParams, out_q: QuantParams) -> Qnnpa
     """
     ratios = [np.divide(q.scale_f32, out_q.scale_f32, dtype=f32) for q in (a_q, b_q)]
     if min(ratios) < 2.0**-14 or max(ratios) >= 2.0**8:
-        raise ValueError(f"scale ratios {[float(r) for r in ratios]} of an addition are outside of [2^-14, 2^8)")
+        raise ValueError(f"scale ratios {[float(r) for r in ratios]} of an addition lie outside of [2^-14, 2^8)")
     shift = 21 - int(np.floor(np.log2(f64(max(ratios)))))
     a_multiplier, b_multiplier = (int(np.rint(f64(r) * 2.0**shift)) for r in ratios)
     return QnnpackAdd(a_multiplier, b_multiplier, shift)

@@ -42,7 +42,7 @@ class QuantParams:
     Attributes:
         scale: a float32 number, as kernels see it.
         zero_point: an integer of the dtype.
-        dtype: of the integers.
+        dtype: dtype of the integers.
         scale_f64: the scale as PyTorch stores it with the tensor, if that is not a float32 number; an operator between
             the tensor and a number derives the scale of its result from it.
     """

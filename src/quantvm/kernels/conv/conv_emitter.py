@@ -53,7 +53,7 @@ _COLD_BYTES = 32 << 10
 
 
 @dataclass(frozen=True)
-class _Ahead:
+class _Prefetch:
     """Weights to prefetch from byte `offset`: in each step, one cache line of each of `vectors` packed vectors."""
 
     offset: Expr
@@ -252,7 +252,7 @@ class ConvEmitter:
                 with T.If(span.last), T.Then():
                     tile(row, tirx.const(shape.out_width - rest, "int32"), rest)
 
-    def _ahead(self, group: Expr, vector: Expr, count: int, tile: Expr, row_tiles: int) -> _Ahead | None:
+    def _ahead(self, group: Expr, vector: Expr, count: int, tile: Expr, row_tiles: int) -> _Prefetch | None:
         """Returns which weights of the next block a tile should prefetch, so that they are in the cache by then.
 
         Each of the first tiles prefetches one of the block's vectors, or several if there are few tiles.
@@ -262,16 +262,16 @@ class ConvEmitter:
             return None
         each = ceil_div(count, row_tiles * self.task_rows)
         first = (group * self.group_vectors + vector + count + tile * each) * vector_bytes
-        return _Ahead(first, each, vector_bytes, tirx.Select(tile * each < count, 64, 0))
+        return _Prefetch(first, each, vector_bytes, tirx.Select(tile * each < count, 64, 0))
 
-    def _fetch(self, ahead: _Ahead, step: Expr) -> None:
+    def _fetch(self, ahead: _Prefetch, step: Expr) -> None:
         for i in range(ahead.vectors):
             line = T.address_of(self.w_flat[ahead.offset + i * ahead.vector_bytes + step * ahead.stride])
             prefetch(line)
 
     def _accumulate(
         self, source: Source, at: Expr, group: Expr, vector: Expr, tile: tuple[int, int], count: int,
-        ahead: _Ahead | None = None, start_pixel: tuple[Expr, int] | None = None,
+        ahead: _Prefetch | None = None, start_pixel: tuple[Expr, int] | None = None,
     ) -> list[Buffer]:  # fmt: skip
         """Emits the reduction of one tile of rows x columns; accumulator i*count+j holds pixel i, output vector j.
 

@@ -16,16 +16,16 @@ from quantvm.numerics.float_operators import FLOAT_OPERATORS, Arithmetic, FloatO
 from quantvm.numerics.qdq import AccumulatorLeaf, ChannelLeaf, FloatProgram, Quantization, ScalarLeaf, Step, TensorLeaf
 from quantvm.numerics.torch_engines import f32, reciprocal_f64
 
-_BEYOND_BYTES = 65536.0
+_MOST_STEPS = 65536.0
 """Steps are limited to this: more saturates any byte anyway, and might not fit when converted to int32."""
-_BEHIND_A_TIE = 1 + 2.0**-9
+_PAST_A_TIE = 1 + 2.0**-9
 """Factor that moves halves of up to 256 steps away from zero, but not as far as the next integer."""
 _TO_INTEGERS = 1.5 * 2.0**23
 """Adding and subtracting it rounds numbers below 2**22 in magnitude to the nearest integer, ties to even."""
 
 
 def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
-    """Returns x in steps of the scale, as float32 before rounding, limited to at most `_BEYOND_BYTES`.
+    """Returns x in steps of the scale, as float32 before rounding, limited to at most `_MOST_STEPS`.
 
     If halves round away from zero, they are moved off the middle, so that any rounding to nearest gives that result.
     """
@@ -34,7 +34,7 @@ def steps_of(x_f32: Expr, quantization: Quantization, lanes: int) -> Expr:
         steps = tirx.div(x_f32, splat(q.scale_f32, lanes, "float32"))
     else:
         steps = x_f32 * splat(reciprocal_f64(q.scale), lanes, "float32")
-    steps = T.min(steps, splat(_BEYOND_BYTES, lanes, "float32"))
+    steps = T.min(steps, splat(_MOST_STEPS, lanes, "float32"))
     return behind_ties(steps, lanes) if quantization.ties_away else steps
 
 
@@ -42,7 +42,7 @@ def behind_ties(steps: Expr, lanes: int) -> Expr:
     """Moves halves of up to 256 away from zero, so that rounding to nearest even rounds them away from zero."""
     off = steps - round_even(steps)  # exact
     half = off * off == splat(0.25, lanes, "float32")
-    return tirx.Select(half, steps * splat(_BEHIND_A_TIE, lanes, "float32"), steps)
+    return tirx.Select(half, steps * splat(_PAST_A_TIE, lanes, "float32"), steps)
 
 
 def quantize_steps(x_f32: Expr, quantization: Quantization, lanes: int, *, stays_float: bool = False) -> Expr:

@@ -112,7 +112,7 @@ def read_schedules(path: Path) -> ScheduleFile:
         raise ConfigError(f"{path} holds no schedules ({type(error).__name__}: {error}); {advice}") from error
     problems = [f"record {i + 1}: {text}" for i, record in enumerate(records) if (text := _problem(record))]
     if problems:
-        raise ConfigError(f"{path} has schedules that cannot be: {'; '.join(problems)}; {advice}")
+        raise ConfigError(f"{path} has impossible schedules: {'; '.join(problems)}; {advice}")
     return found
 
 

@@ -129,7 +129,7 @@ def _check_operators(module: tvm.IRModule, fails: Callable[[Any], bool]) -> None
                 problems.append(f"{str(call.op.name).removeprefix('relax.')} ({layer})")
     if problems:
         raise CompileError(
-            f"there is no code for {len(problems)} operators: {', '.join(problems)}; in parentheses the layer. Write "
+            f"there is no code for {len(problems)} operators: {', '.join(problems)} (layers in parentheses). Replace "
             "them in the model by operators of `quantvm list ops`, or compute them outside of the compiled model"
         )
 
@@ -155,7 +155,7 @@ def _max_pooled(builder: relax.BlockBuilder, call: Any) -> Any:
     """Emits a max pool that starts at -inf; TVM's starts at the least finite number."""
     attrs = call.attrs
     if str(attrs.layout) != str(attrs.out_layout or attrs.layout) or not str(attrs.layout).startswith("NC"):
-        raise CompileError(f"max_pool of the layout {attrs.layout}, expected channels in front of the image")
+        raise CompileError(f"max_pool of the layout {attrs.layout}, expected channels before height and width")
     kernel, strides, dilation = ([int(v) for v in held] for held in (attrs.pool_size, attrs.strides, attrs.dilation))
     before = [int(v) for v in attrs.padding][: len(kernel)]
     image, shape = list(call.args[0].ty.shape)[2:], list(call.ty.shape)

@@ -108,7 +108,7 @@ class _Lowering(Rewriter):
 
     def integers(self, expr: Any) -> Tensor:
         """Returns integers of the program as kernels take them: uint8; int8 values with 128 added."""
-        x = self._settled(expr) if isinstance(expr, relax.Var) else logical_tensor(expr)
+        x = self._lowered_value(expr) if isinstance(expr, relax.Var) else logical_tensor(expr)
         if str(x.expr.ty.dtype) == "uint8":
             return x
         if expr not in self._integers:
@@ -126,7 +126,7 @@ class _Lowering(Rewriter):
         """Returns an operand in the program's own layout and dtype, for operators that are not our kernels."""
         if not isinstance(expr, relax.Var):
             return expr
-        value = self._settled(expr)
+        value = self._lowered_value(expr)
         if isinstance(value, relax.Tuple):
             return with_operands(value, self.read)
         if isinstance(value, Dequantized):
@@ -140,7 +140,7 @@ class _Lowering(Rewriter):
             return self._shifted(plain, -128, "int8")
         return plain
 
-    def _settled(self, var: Any) -> Any:
+    def _lowered_value(self, var: Any) -> Any:
         """Returns the lowered value of a variable; a waiting pool is emitted without quantization."""
         if isinstance(self.values[var], _WaitingPool):
             self.values[var] = _checked(var, self._pooled(self.values[var].call, None, var.name))
@@ -264,7 +264,7 @@ class _Lowering(Rewriter):
 
     def _pooled(self, call: Any, output: Quantization | None, name: str, dtype_in_file: str = "float32") -> Tensor:
         """Emits an average pool or a spatial mean of integers or of floats."""
-        state, value = self.state, self._settled(call.args[0])
+        state, value = self.state, self._lowered_value(call.args[0])
         q, x = (value.q, value.tensor) if isinstance(value, Dequantized) else (None, value)
         if is_average(call):
             return qdq_pools.averaged(state, call, x, q, output, name, dtype_in_file)
@@ -294,7 +294,7 @@ class _Lowering(Rewriter):
             pool_call = self.values[builder.operands[0]]
             if isinstance(pool_call, _WaitingPool) and (self._is_tflite or self._uses[builder.operands[0]] == 1):
                 return self._pooled(pool_call.call, program.output, name, str(root.ty.dtype))
-        operands = {var: self._settled(var) for var in builder.operands}
+        operands = {var: self._lowered_value(var) for var in builder.operands}
         tensors = [v.tensor if isinstance(v, Dequantized) else v for v in operands.values()]
         shape = shape_of(root)
         self.state.op = "elementwise"
@@ -332,7 +332,7 @@ class _Lowering(Rewriter):
         assert isinstance(value, Dequantized)
         weight = _weight(contraction)
         channels = weight.integers.shape[0]
-        operands = {var: self._settled(var) for var in builder.operands}
+        operands = {var: self._lowered_value(var) for var in builder.operands}
         multiplier_f32 = qdq_numerics.multiplier(value.q, weight.scales, channels)
         program = builder.program({var: getattr(v, "q", None) for var, v in operands.items()}, multiplier_f32)
         tensors = [v.tensor if isinstance(v, Dequantized) else v for v in operands.values()]

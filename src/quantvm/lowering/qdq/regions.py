@@ -108,7 +108,7 @@ class _Finder:
             kind = self._kinds[var]
             if kind is None:
                 continue
-            region = self._joined(var, kind, regions)
+            region = self._region_to_join(var, kind, regions)
             if region is None and kind == "requantize":
                 self._kinds[var] = None  # its integers are stored
                 continue
@@ -136,13 +136,13 @@ class _Finder:
             return None
         if name in UNARY:
             return "elementwise"
-        if name in BINARY and self._fits(value):
+        if name in BINARY and self._operands_fit(value):
             return "elementwise"
-        if name == "relax.dequantize" and self._rounds_only(value):
+        if name == "relax.dequantize" and self._only_rounds(value):
             return "requantize"
         return None
 
-    def _rounds_only(self, dequantize: Any) -> bool:
+    def _only_rounds(self, dequantize: Any) -> bool:
         """Whether a dequantize is the only user of a quantize with the same parameters."""
         source: Any = self._definitions.get(dequantize.args[0])
         if is_call(source, "relax.clip"):
@@ -153,7 +153,7 @@ class _Finder:
             return False
         return len(self._consumers[dequantize.args[0]]) == 1
 
-    def _fits(self, call: Any) -> bool:
+    def _operands_fit(self, call: Any) -> bool:
         """Whether every operand has the result's shape, or is a per-channel constant, a scalar or a gate."""
         shape = shape_of(call)
         if not shape:
@@ -182,7 +182,7 @@ class _Finder:
                 return "channels"
         return None
 
-    def _joined(self, var: Any, kind: str, regions: dict[Any, Region]) -> Region | None:
+    def _region_to_join(self, var: Any, kind: str, regions: dict[Any, Region]) -> Region | None:
         """Returns the region to which all consumers of a variable belong, if the variable can be a member there."""
         consumers = self._consumers[var]
         found = {id(regions.get(c)): regions.get(c) for c in consumers}
@@ -211,13 +211,13 @@ class _Finder:
         order = [var for var in self._definitions if var in region.members]
         contractions = [var for var in order if self._kinds[var] == "contraction"]
         for var in contractions[:-1]:
-            self._cut(var, region, regions)
+            self._split_off(var, region, regions)
         if contractions:
             region.host = contractions[-1]
             self._survey(region)
             if (region.tensors and not self._takes_tensors(region.host)) or region.has_gate:
                 region.host = None
-                self._cut(contractions[-1], region, regions)
+                self._split_off(contractions[-1], region, regions)
 
     def _survey(self, region: Region) -> None:
         region.tensors, region.has_gate = set(), False
@@ -235,7 +235,7 @@ class _Finder:
         channels = shape_of(contraction.call)[1 if contraction.kind == "conv2d" else -1]
         return channels % 16 == 0 and (contraction.kind == "linear" or int(contraction.call.attrs.groups) == 1)
 
-    def _cut(self, contraction: Any, region: Region, regions: dict[Any, Region]) -> None:
+    def _split_off(self, contraction: Any, region: Region, regions: dict[Any, Region]) -> None:
         """Makes a contraction, and the members that depend on it alone, a region of its own."""
         own = [contraction]
         for var in self._definitions:
