@@ -39,17 +39,17 @@ def engine_of(module: tvm.IRModule, default: str = "fbgemm") -> str:
 
 
 def uses_onednn_amx(module: tvm.IRModule) -> bool:
-    """Returns whether the PyTorch that a module stands for computes with AMX in oneDNN; False if it does not say."""
+    """Returns whether the PyTorch that a module reproduces uses AMX in oneDNN; False if it does not say."""
     return bool(_read(module, ONEDNN_AMX, 0))
 
 
 def has_vnni(module: tvm.IRModule) -> bool:
-    """Returns whether the PyTorch that a module stands for finds AVX512-VNNI; True if it does not say."""
+    """Returns whether the PyTorch that a module reproduces finds AVX512-VNNI; True if it does not say."""
     return bool(_read(module, VNNI, 1))
 
 
 def has_avx512(module: tvm.IRModule, default: bool) -> bool:
-    """Returns whether the PyTorch that a module stands for has kernels for AVX512; `default` if it does not say."""
+    """Returns whether the PyTorch that a module reproduces has kernels for AVX512; `default` if it does not say."""
     return bool(_read(module, AVX512, default))
 
 

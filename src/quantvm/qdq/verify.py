@@ -36,7 +36,7 @@ _STATEMENTS: list[tuple[_Statement, int, int]] = []
 
 
 def is_asked_for() -> bool:
-    """Returns whether every phase is to be verified."""
+    """Returns whether the environment asks to verify every phase."""
     return bool(os.environ.get(VERIFY_VARIABLE))
 
 

@@ -21,7 +21,7 @@ def exported_layer_alone(module: Any, layers: Sequence[Layer], index: int, sizes
         module: the program's module, of `torch.fx`.
         layers: all layers.
         index: the layer's number.
-        sizes: the values of nodes that compute integers, for the inputs in question, by node name.
+        sizes: the values of nodes that compute integers from the sizes of these inputs, by node name.
     """
     nodes = {node.name: node for node in module.graph.nodes}
     numbers = {layer.value: i for i, layer in enumerate(layers) if i != index}

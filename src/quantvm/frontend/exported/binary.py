@@ -53,7 +53,7 @@ def _register_logical(name: str, op: Operation) -> None:
     def convert(b: ExportedBuilder, x: Any, y: Any) -> Expr:
         return b.emit(op(*promoted(b, *_booleans(b, x, y))), f"logical_{name}")
 
-    convert.__doc__ = f"Returns x {name} y, of numbers that are not 0."
+    convert.__doc__ = f"Returns x {name} y, where nonzero numbers count as true."
 
 
 def _booleans(b: ExportedBuilder, *operands: Any) -> list[Expr]:
@@ -69,7 +69,7 @@ def _register_bitwise(name: str, op: Operation) -> None:
         first, second = promoted(b, x, y)
         return b.emit((_LOGICAL[name] if torch_dtype(first) == torch.bool else op)(first, second), name)
 
-    convert.__doc__ = f"Returns the bits of x {name} y, after promotion."
+    convert.__doc__ = f"Returns the bitwise {name} of x and y, after promotion."
 
 
 for _name, _op in _COMPARISONS.items():

@@ -39,7 +39,7 @@ def _register_of_reals(name: str, function: Function) -> None:
     def convert(b: ExportedBuilder, x: Any) -> Expr:
         return b.emit(function(as_float(b, x)), name)
 
-    convert.__doc__ = f"Returns {name}(x); of integers, that of their float32 values."
+    convert.__doc__ = f"Returns {name}(x); integers are converted to float32."
 
 
 def _register_of_numbers(name: str, function: Function) -> None:
@@ -155,7 +155,7 @@ def _register_activation(activation: Activation) -> None:
             return _in_double(b, as_float(b, x), getattr(relax.op, activation.name), activation.name)
         return _activation(b, activation, x, options_of(activation, given, named))
 
-    in_double = ", of a float tensor computed in double precision and rounded" if activation.accurate_near_zero else ""
+    in_double = ", for float tensors computed in double precision and rounded" if activation.accurate_near_zero else ""
     convert.__doc__ = f"Returns {activation.text}{in_double}."
 
 

@@ -37,9 +37,9 @@ def _of_quantized(activation: Activation) -> str:
     if activation.of_quantized is None:
         return ""
     if activation.of_quantized == "input":
-        return " under the input's parameters"
+        return " with the input's parameters"
     q = activation.of_quantized["uint8"]
-    return f"; a quantized result has scale 1/{1 / q.scale:g} and, of uint8, zero point {q.zero_point}"
+    return f"; a quantized result has scale 1/{1 / q.scale:g} and, for uint8, zero point {q.zero_point}"
 
 
 def _register_quantized(activation: Activation, kernel: QuantizedKernel) -> None:
@@ -97,12 +97,12 @@ def prelu(b: QdqBuilder, x: Any, weight: Expr) -> Expr:
 
 @register_converter("aten::relu", "aten::relu_")
 def relu(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns max(x, 0) under the input's parameters."""
+    """Returns max(x, 0) with the input's parameters."""
     return relu_of(b, x)
 
 
 def relu_of(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Emits max(x, 0) under the input's parameters."""
+    """Emits max(x, 0) with the input's parameters."""
     return b.quantized_like(x, b.emit(relax.op.nn.relu(b.real(x)), "relu"))
 
 
@@ -113,23 +113,23 @@ def _clip(b: QdqBuilder, x: Any, low: float | None, high: float | None) -> QTens
 
 @register_converter("aten::relu6", "aten::relu6_")
 def relu6(b: QdqBuilder, x: Any) -> QTensor | Expr:
-    """Returns min(max(x, 0), 6) under the input's parameters."""
+    """Returns min(max(x, 0), 6) with the input's parameters."""
     return _clip(b, x, 0.0, 6.0)
 
 
 @register_converter("quantized::relu6")
 def quantized_relu6(b: QdqBuilder, x: Any, inplace: bool = False) -> QTensor | Expr:
-    """Returns min(max(x, 0), 6) under the input's parameters."""
+    """Returns min(max(x, 0), 6) with the input's parameters."""
     return _clip(b, x, 0.0, 6.0)
 
 
 @register_converter("aten::hardtanh", "aten::hardtanh_")
 def hardtanh(b: QdqBuilder, x: Any, min_val: float = -1.0, max_val: float = 1.0) -> QTensor | Expr:
-    """Returns min(max(x, min_val), max_val) under the input's parameters."""
+    """Returns min(max(x, min_val), max_val) with the input's parameters."""
     return _clip(b, x, min_val, max_val)
 
 
 @register_converter("aten::clamp", "aten::clamp_")
 def clamp(b: QdqBuilder, x: Any, min: float | None = None, max: float | None = None) -> QTensor | Expr:  # noqa: A002
-    """Returns x limited to [min, max] under the input's parameters."""
+    """Returns x limited to [min, max] with the input's parameters."""
     return _clip(b, x, min, max)

@@ -1,4 +1,4 @@
-"""Where in PyTorch a node of a TorchScript graph comes from."""
+"""The module and the source line from which a node of a TorchScript graph comes."""
 
 from __future__ import annotations
 

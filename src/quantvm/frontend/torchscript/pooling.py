@@ -31,7 +31,7 @@ def max_pool2d(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> QTensor | Expr:
-    """Returns the maximum over each window, under the input's parameters."""
+    """Returns the maximum over each window, with the input's parameters."""
     y = relax.op.nn.max_pool2d(
         b.real(x), pool_size=_pair(kernel_size), strides=_pair(stride or kernel_size), padding=_both_sides(padding),
         dilation=_pair(dilation), ceil_mode=bool(ceil_mode), layout="NCHW",
@@ -44,7 +44,7 @@ def avg_pool2d(
     b: QdqBuilder, x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> QTensor | Expr:  # fmt: skip
-    """Returns the average over each window, under the input's parameters."""
+    """Returns the average over each window, with the input's parameters."""
     if divisor_override is not None:
         raise ModelImportError(f"avg_pool2d at {b.where} with divisor_override={divisor_override} is not supported")
     y = relax.op.nn.avg_pool2d(
@@ -56,7 +56,7 @@ def avg_pool2d(
 
 @register_converter("aten::adaptive_avg_pool2d")
 def adaptive_avg_pool2d(b: QdqBuilder, x: Any, output_size: Any) -> QTensor | Expr:
-    """Returns the average over output_size windows, under the input's parameters."""
+    """Returns the average over output_size windows, with the input's parameters."""
     size = [int(d) if s is None else int(s) for s, d in zip(_pair(output_size), shape_of(x)[2:], strict=True)]
     y = relax.op.nn.adaptive_avg_pool2d(b.real(x), output_size=size, layout="NCHW")
     return b.quantized_like(x, b.emit(y, "adaptive_avg_pool"))
@@ -64,7 +64,7 @@ def adaptive_avg_pool2d(b: QdqBuilder, x: Any, output_size: Any) -> QTensor | Ex
 
 @register_converter("aten::mean")
 def mean(b: QdqBuilder, x: Any, dim: Any, keepdim: bool = False, dtype: Any = None) -> QTensor | Expr:
-    """Returns the mean over the dimensions, or over all of them, under the input's parameters."""
+    """Returns the mean over the dimensions, or over all of them, with the input's parameters."""
     is_over_all = dim is None or isinstance(dim, int) or not dim  # an int is the dtype in mean(x, dtype)
     dims = list(range(len(shape_of(x)))) if is_over_all else list(dim)
     return b.quantized_like(x, b.emit(relax.op.mean(b.real(x), dims, bool(keepdim)), "mean"))
@@ -74,7 +74,7 @@ def mean(b: QdqBuilder, x: Any, dim: Any, keepdim: bool = False, dtype: Any = No
 def quantized_cat(
     b: QdqBuilder, tensors: Sequence[Any], dim: int, scale: float | None, zero_point: int | None
 ) -> QTensor:
-    """Returns quantize(concat(dequantize(x_i))); without parameters, under the first input's."""
+    """Returns quantize(concat(dequantize(x_i))); without parameters, the first input's are used."""
     first = b.expect_quantized("quantized::cat", *tensors)[0].q
     out = first if scale is None else b.params(scale, 0 if zero_point is None else zero_point, first.dtype)
     y = b.emit(relax.op.concat([b.real(t) for t in tensors], dim), "cat")

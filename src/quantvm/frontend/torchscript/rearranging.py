@@ -138,7 +138,7 @@ def _sizes(b: QdqBuilder, x: Any, size: Sequence[int] | None, factors: Any) -> t
 def upsample_nearest2d(
     b: QdqBuilder, x: Any, size: Sequence[int] | None, factors_h: Any = None, factors_w: Any = None
 ) -> QTensor | Expr:
-    """Returns each element's nearest source, under the input's parameters.
+    """Returns each element's nearest source, with the input's parameters.
 
     Exactness: ATen's UpSampleNearest2d.cpp; for maps of one pixel PyTorch 2.13 scrambles channels, this does not.
     """
@@ -160,7 +160,7 @@ def _ratio(length: int, size: int, factor: float | None, align_corners: bool) ->
 def upsample_bilinear2d(
     b: QdqBuilder, x: Any, size: Sequence[int] | None, align_corners: bool, factors_h: Any = None, factors_w: Any = None
 ) -> QTensor | Expr:
-    """Returns the bilinear interpolation, under the input's parameters.
+    """Returns the bilinear interpolation, with the input's parameters.
 
     PyTorch's ratios are passed as the second half of `roi`, which these modes ignore.
     """

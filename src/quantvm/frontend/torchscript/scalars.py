@@ -71,7 +71,7 @@ def tensor_of_number(b: QdqBuilder, value: Any) -> Any:
 
 @register_converter("aten::Int", "aten::Float", "aten::IntImplicit", "aten::ScalarImplicit")
 def number(b: QdqBuilder, value: Any) -> Any:
-    """Returns the number that a tensor without dimensions holds, or the size that an expression stands for."""
+    """Returns the number in a tensor without dimensions; the expression of a dynamic size is returned unchanged."""
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
