@@ -13,7 +13,7 @@ import quantvm
 from quantvm import tvm_compat
 from quantvm.cli import app
 from quantvm.errors import CompileError, ConfigError, ModelImportError, RunError, gist, part, stage
-from quantvm.frontend import normalize
+from quantvm.frontend import qdq_form
 from quantvm.frontend.torchscript import importer as torchscript
 from quantvm.lowering import pipeline
 from quantvm.lowering.torch import legalize
@@ -220,6 +220,6 @@ def test_a_bug_in_the_import_of_onnx_names_the_layer(monkeypatch):
     constants = [helper.make_tensor("s", 1, [], [0.1]), helper.make_tensor("z", 2, [], [128])]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
     file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    monkeypatch.setattr(normalize._Normalizer, "_plain", bug)
+    monkeypatch.setattr(qdq_form._Former, "_plain", bug)
     with pytest.raises(ModelImportError, match="importing the ModelProto failed at relu: KeyError: 'foo'"):
         quantvm.compile(file, cache=False)
