@@ -213,9 +213,10 @@ def place(conditions: list[str]) -> Iterator[Place]:
 
 
 def _unmounted(folder: Path) -> None:
-    folder.chmod(0o700) if os.access(folder, os.W_OK) and not os.path.ismount(folder) else None
-    if os.path.ismount(folder):
-        subprocess.run(["umount", str(folder)], check=False)
+    while os.path.ismount(folder):  # once for each condition that mounted something on it
+        subprocess.run(["umount", str(folder)], check=True)
+    if os.access(folder, os.W_OK):
+        folder.chmod(0o700)
 
 
 def start(found: Place, command: str) -> subprocess.Popen[str]:

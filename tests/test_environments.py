@@ -88,7 +88,8 @@ def test_random_environments():
         conditions = rng.sample(list(CONDITIONS), rng.randint(2, 4))
         with place(conditions) as found:
             ended = run(found, command)
-            assert not problems(found, ended, is_check=command == "doctor"), (command, conditions, ended)
+            found_problems = problems(found, ended, is_check=command == "doctor")
+            assert not found_problems, (command, conditions, found_problems, ended)
 
 
 @pytest.mark.nightly
