@@ -15,7 +15,7 @@ from .family import family_of
 from .operator import Environment, Operator
 
 _SCREENED = 512
-"""Most elements next to a tie, and most differing ones, on which all rules are tried; few rules are then left."""
+"""Maximum number of elements next to a tie, and of differing ones, on which all rules are tried first."""
 
 
 class Search:

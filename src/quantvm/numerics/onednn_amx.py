@@ -95,7 +95,7 @@ class ConvGeometry:
 
 
 def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
-    """Returns the largest batch for which accumulators are multiplied by one scale after the other; 0: none."""
+    """Returns up to which batch size accumulators are multiplied by one scale after the other; 0: never."""
     group_in, group_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if conv.is_depthwise:
         return _LARGE  # depthwise: no AMX at all
@@ -116,7 +116,7 @@ def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
 
 
 def linear_separate_up_to(in_features: int, out_features: int) -> int:
-    """Returns the most rows for which accumulators are multiplied by one scale after the other; 0: none."""
+    """Returns up to how many rows accumulators are multiplied by one scale after the other; 0: never."""
     if in_features <= 16:
         return _LARGE
     return max(1 if in_features == 256 else 0, min(32, 256 // out_features))

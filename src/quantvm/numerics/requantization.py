@@ -73,8 +73,8 @@ class OnednnRequantization:
         destination_scale_f32: so.
         output: parameters of the output.
         relu: whether a ReLU follows.
-        separate_up_to: the most images, or rows of a linear layer, for which the accumulator is multiplied by the two
-            scales one after the other; 0: never; None: always.
+        separate_up_to: largest number of images, or rows of a linear layer, for which the accumulator is multiplied by
+            the two scales one after the other; 0: never; None: always.
         divides: whether fl(v / so) takes the place of fl(v * fl(1/so)).
     """
 

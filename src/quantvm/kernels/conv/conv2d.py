@@ -100,7 +100,7 @@ def conv2d(
 
 
 _STAGED_BYTES = 128 << 10
-"""Most bytes of staged windows of a task, so that they stay in the second-level cache."""
+"""Maximum size in bytes of the staged windows of a task, so that they stay in the second-level cache."""
 
 
 def _few_rows(schedule: Schedule, shape: Conv2dShape) -> Schedule:

@@ -36,7 +36,7 @@ class DotProduct:
         accumulate: (acc_i32 vector, activations, weights) -> acc_i32 vector, as one expression.
         load_x: (flat buffer, index) -> k_step activations, splat over the lanes.
         requires: LLVM features that it needs.
-        accumulators: most vectors of LANES accumulators that a tile may hold.
+        accumulators: maximum number of vectors of LANES accumulators in a tile.
         registers: number of vector registers; a tile's accumulators, weights and temporaries must fit, or LLVM spills.
         weight_registers: registers that hold the weights of LANES channels while they are used.
         temporaries: registers for one activation, masks and intermediate results.
@@ -61,7 +61,7 @@ class DotProduct:
     add_odd: Callable[[Expr, Expr, Expr], Expr] | None = None
 
     def greatest_pixels(self, vectors: int) -> int:
-        """Returns the most pixels of a tile with `vectors` vectors of LANES channels; 0 if none fits."""
+        """Returns the maximum number of pixels in a tile with `vectors` vectors of LANES channels; 0 if none fits."""
         accumulators = (self.registers - self.temporaries - vectors * self.weight_registers) // (LANES // self.lanes)
         return min(accumulators, self.accumulators) // vectors
 

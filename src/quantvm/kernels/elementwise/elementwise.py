@@ -42,7 +42,7 @@ Emit = Callable[[Expr, int, bool], None]
 Row = Callable[[Expr, Expr], Expr]
 
 _ANY_THREADS = 64
-"""Most pieces, for operators whose result does not depend on how the buffer is cut."""
+"""Maximum number of pieces, for operators whose result does not depend on how the buffer is cut."""
 
 
 def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:

@@ -29,7 +29,7 @@ from quantvm.numerics.normalization import LAYER_NORM_BLOCK
 from quantvm.numerics.torch_engines import QuantParams, f32, reciprocal_f32
 
 MAX_NORMALIZED = 32768
-"""Most elements of a normalized row, so that sum(x*x) <= 32768 * 255^2 < 2^31."""
+"""Maximum number of elements in a normalized row, so that sum(x*x) <= 32768 * 255^2 < 2^31."""
 
 
 def batch_norm(

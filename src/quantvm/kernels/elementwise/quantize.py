@@ -129,7 +129,7 @@ def nchw_to_nhwc(
 
 _RGB = 3
 _UNROLLED_CHANNELS = 8
-"""Most channels whose code is unrolled; a feature map after a float operator can have hundreds."""
+"""Maximum number of channels to unroll; a feature map after a float operator can have hundreds."""
 
 
 def _store_pixels(y: Buffer, at: Expr, planes_i32: list[Expr], dtype: str) -> None:

@@ -410,7 +410,7 @@ class _Weight:
     zero_points: np.ndarray
 
     def for_dot(self, dot: Any, integers: np.ndarray) -> tuple[Any, np.ndarray]:
-        """Returns a dot product that is exact for this weight, and the weight in the form which that needs."""
+        """Returns a dot product that is exact for this weight, and the weight in the form that it needs."""
         if not self.zero_points.any():
             return split_product(dot, integers), integers
         shift = self.zero_points.reshape(-1, *(1,) * (integers.ndim - 1)).astype(np.int16)

@@ -30,7 +30,7 @@ from quantvm.qdq.expressions import (
 UNARY = {name: row.name for name, row in FUSED.items() if row.arity == 1}
 BINARY = {name: row.name for name, row in FUSED.items() if row.arity == 2}
 _MOST_MEMBERS = 256
-"""Most operators of one kernel: the passes of TVM and LLVM recurse into an expression once for each operator."""
+"""Maximum number of operators in a kernel: passes of TVM and LLVM recurse into an expression once per operator."""
 Axis = Literal["channels", "last"]
 """The logical dimension of per-channel constants: dimension 1 of 4-d tensors, or the last one."""
 MOVES = frozenset(

@@ -97,7 +97,7 @@ def _requantization(
 
 @dataclass(frozen=True)
 class _Operand:
-    """How a contraction's products are summed, and the weight in the form which that needs.
+    """How a contraction's products are summed, and the weight in the form that `dot` needs.
 
     Attributes:
         dot: sums the products.
