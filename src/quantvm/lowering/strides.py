@@ -151,7 +151,7 @@ class Walk:
         order: the dimensions from the outermost to the innermost.
         row: gives the number of elements in a row, that is in the innermost dimensions which PyTorch merges; each row
             is vectorised separately. None if all elements form one row.
-        vectorised: whether rows are vectorised: all operands are dense along them, or one is repeated.
+        vectorised: whether rows are vectorised: all operands are dense along them; one may instead be repeated.
         strides: strides of the output.
     """
 

@@ -69,7 +69,7 @@ class Loop:
     Attributes:
         inner_first: the dimensions, the innermost first.
         count: how many of them, the innermost ones, form a row.
-        vectorised: whether rows are vectorised: all operands are dense along them, or one is repeated.
+        vectorised: whether rows are vectorised: all operands are dense along them; one may instead be repeated.
         length: number of elements in a row; 1 if rows are not vectorised.
     """
 

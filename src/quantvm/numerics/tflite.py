@@ -115,7 +115,7 @@ def quotients(
         `quotient_factor`, limited to [low, high].
     Exactness: bit for bit where TFLite's kernels are defined. If a quotient is less than half a step, they can shift by
         more than 31 bits, which is undefined in C++; here the result is 0, the rounded real quotient. They refuse a
-        divisor of 0; here the result is the limit on the side of the quotient's sign.
+        divisor of 0; here the result is `low` or `high`, by the sign of the dividend.
     """
     factor = quotient_factor(q, divisor_q, out_q)
     dividend = (np.arange(256) + q.quant_min - q.zero_point)[:, None]

@@ -227,7 +227,7 @@ class ConvEmitter:
             in_row = source.offset + row * (shape.stride[0] * source.row_stride) + group * self.group_in
             at = in_row + column * (shape.stride[1] * source.pixel_stride)
             tiles = ceil_div(shape.out_width, pixels)
-            ahead = self._ahead(group, vector, count, row * tiles + column // pixels, tiles)
+            ahead = self._weights_to_prefetch(group, vector, count, row * tiles + column // pixels, tiles)
             start = None
             if self.skips_padding:
                 start = ((span.first_row + row) * shape.out_width + column, shape.out_width)
@@ -252,7 +252,9 @@ class ConvEmitter:
                 with T.If(span.last), T.Then():
                     tile(row, tirx.const(shape.out_width - rest, "int32"), rest)
 
-    def _ahead(self, group: Expr, vector: Expr, count: int, tile: Expr, row_tiles: int) -> _Prefetch | None:
+    def _weights_to_prefetch(
+        self, group: Expr, vector: Expr, count: int, tile: Expr, row_tiles: int
+    ) -> _Prefetch | None:
         """Returns which weights of the next block a tile should prefetch, so that they are in the cache by then.
 
         Each of the first tiles prefetches one of the block's vectors, or several if there are few tiles.

@@ -189,7 +189,7 @@ _ORDERING = {
 def _in_parallel(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Returns a function that TVM generated, with the outer loops of each step distributed over all threads."""
     if function.body.block.name_hint != "root":
-        return function  # a single step that TVM wrote by hand, like sorting
+        return function  # a single hand-written step of TVM, like sorting
     schedule = Schedule(tvm.IRModule({"main": function}))
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         loops, kinds = schedule.get_loops(block), [v.iter_type for v in schedule.get(block).iter_vars]
