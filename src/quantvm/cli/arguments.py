@@ -33,11 +33,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 def errors_to_exit_codes(flags: Mapping[str, str] | None = None) -> Iterator[None]:
     """Prints an error that the user can act on, and ends the process with its exit code.
 
-    A stack is printed only of the user's own code, and of errors that no stage turned into one of ours; that of an
-    error which a stage did not expect is kept in a file.
+    A stack is printed only for errors in the user's own code, and for errors that no stage turned into one of ours. If
+    a stage turned an unexpected error into one of ours, its stack is written to a file.
 
     Args:
-        flags: what the user types, by the names of options that messages about wrong ones begin with.
+        flags: what the user types for each option name with which a message about a wrong option may begin.
     """
     try:
         yield
@@ -73,7 +73,7 @@ def _exit_code(error: QuantvmError) -> int:
 
 
 def _kept_stack(error: BaseException) -> Path | None:
-    """Writes the stack of an error into the cache folder; returns the file, or None where none can be written."""
+    """Writes the stack of an error to a file in the cache folder; returns the file, or None if writing fails."""
     path = cache_dir() / "last_error.txt"
     try:
         make_folder(path.parent)
@@ -84,7 +84,7 @@ def _kept_stack(error: BaseException) -> Path | None:
 
 
 def _with_flags(message: str, flags: Mapping[str, str]) -> str:
-    """Returns the message with what the user types for the names that begin its lines, if it is of wrong options."""
+    """Returns a message about wrong options with the names that begin its lines replaced by what the user types."""
     if not re.match(r"\d+ wrong options?:\n", message):
         return message
     return re.sub(r"(?m)^  (\w+): ", lambda match: f"  {flags.get(match[1], match[1])}: ", message)

@@ -1,4 +1,4 @@
-"""A command's parameters are the options of its configuration: typer is told here what they are."""
+"""Tells typer the options of a command: they are those of the job's configuration."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Config = TypeVar("Config", bound=Options)
 def with_options_of(
     kind: type[Config], *, json: str = "JSON"
 ) -> Callable[[Callable[[Config, bool], None]], Callable[..., None]]:
-    """Returns a decorator of a command that takes a configuration, and whether it is to print JSON.
+    """Returns a decorator for functions that take a configuration, and whether to print JSON.
 
-    The command that it returns has an option for each of the configuration's, and ``--json``. Errors of quantvm that
-    come while it reads them, or later, end the process with their exit codes.
+    The decorated command has one option for each option of the configuration, and ``--json``. Errors of quantvm,
+    including those about the options, end the process with their exit codes.
 
     Args:
         kind: the configuration's class.
@@ -56,7 +56,7 @@ def with_options_of(
 
 
 def _read(declared: Option, label: str, given: Any) -> Any:
-    """Returns the value of what was written; None for what was not."""
+    """Returns the value of an option as it was written; None if it was not given."""
     if given is None:
         return None
     try:
@@ -80,7 +80,7 @@ def _flags(name: str, declared: Option) -> tuple[str, ...]:
 
 
 def _parsed_as(of_type: Any) -> Any:
-    """Returns the type that the parser checks: words are checked by the configuration, all together."""
+    """Returns the type that the parser checks; the configuration checks words, to report all problems at once."""
     if get_origin(of_type) is Literal:
         return str
     optional = type(None) in get_args(of_type)
@@ -91,7 +91,7 @@ def _parsed_as(of_type: Any) -> Any:
 
 
 def _with_flag_names(labels: dict[str, str]) -> dict[str, str]:
-    """Returns what the user types for each name that a message may begin with."""
+    """Returns what the user types for each option name with which a message may begin."""
     flags = {label.removeprefix("--").replace("-", "_"): label for label in labels.values() if label.startswith("--")}
     singular = {name.removesuffix("s"): label for name, label in labels.items()}
     return singular | flags | labels

@@ -1,4 +1,4 @@
-"""From an imported model to an artifact: build, the cache of compiled models, and what can be told of compiled code."""
+"""From an imported model to an artifact: build, cache of compiled models, and analysis of compiled code."""
 
 from .build import compile_model as compile  # noqa: A004 - quantvm.compile is meant
 from .code_audit import KernelAudit, audit

@@ -1,4 +1,4 @@
-"""From a quantized torch program to an Artifact: import, lower, generate code, or find all that in the cache."""
+"""From a quantized program to an Artifact: import, lower and generate code, or take the code from the cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BuiltLibrary:
 
     Args:
         executable: Relax VM executable.
-        kernel_of: the int8 kernel that each function of the code is; None for TVM's own functions.
+        kernel_of: the int8 kernel of each function of the code; None for TVM's own functions.
     """
 
     def __init__(self, executable: Any, kernel_of: Mapping[str, str | None]) -> None:
@@ -58,7 +58,7 @@ def compile_model(
     cache: bool = True,
     progress: Progress = SILENT,
 ) -> Artifact:
-    """Returns the quantized model compiled to int8 code, not compared with anything: `quantvm.compile` does that.
+    """Returns the quantized model compiled to int8 code, without verifying it as `quantvm.compile` does.
 
     Args:
         model_or_path: an eager-quantized `nn.Module`, a traced module, an exported program, or the path of a saved one:
@@ -69,13 +69,14 @@ def compile_model(
             quantize and dequantize, near PyTorch's outputs; integer:to_even and integer:away round ties otherwise.
             qdq: dequantize, operate and quantize in float32, as exported programs, ONNX and TFLite define themselves.
             None: qdq for these, torch for the others.
-        engine: that engine; by default what the model says, else `torch.backends.quantized.engine`.
+        engine: the PyTorch engine; by default that of the model, else `torch.backends.quantized.engine`.
         target: native, or a TVM target like `llvm -mcpu=cascadelake`.
         batch: dynamic: any number of images; static: that of the example.
         threads: PyTorch's thread count, which places the scalar tails of its element-wise kernels; by default
             `torch.get_num_threads()`.
-        cache: take the code from the user's cache if it was compiled before, else keep it there. The key is made of all
-            that the code depends on. Needs a C++ linker; without one the model is compiled, and `progress` told why.
+        cache: take the code from the user's cache if it was compiled before, else keep it there. The key covers
+            everything that the code depends on. Needs a C++ linker; without one the model is compiled but not kept, and
+            `progress` shows why.
         progress: where a long compilation reports to.
 
     Raises:
@@ -173,7 +174,7 @@ def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Arti
 
 
 def _kernel_names(lowered: Any) -> dict[str, str | None]:
-    """Returns the kernel of each function but main; None for TVM's own: operators left in float, and moved data."""
+    """Returns the kernel of each function but main; None for TVM's own: operators left in float, or moving data."""
     return {
         str(variable.name_hint): kernel_name(function)
         for variable, function in lowered.functions.items()

@@ -1,6 +1,6 @@
-"""Compiled models that were compiled before, as model files in one folder, within a bound of bytes.
+"""The cache of compiled models: model files in one folder, up to a limit of bytes.
 
-Processes may share the folder: an entry appears whole or not at all, and a reader holds it open. Imports neither torch
+Processes may share the folder: an entry appears whole or not at all, and a reader keeps it open. Imports neither torch
 nor tvm.
 """
 
@@ -23,11 +23,11 @@ BYTES_VARIABLE = "QUANTVM_CACHE_BYTES"
 _DEFAULT_BYTES = 2 << 30
 _SUFFIX = ".qvm"
 VERDICT_SUFFIX = ".verdict.json"
-"""Of what `quantvm.verification` keeps beside the models: how their outputs compared with their references'."""
+"""The suffix of verdicts, which `quantvm.verification` keeps beside the models."""
 
 _MAX_VERDICTS = 2000
 _ABANDONED_S = 3600.0
-"""An unfinished file that old is of a process that ended."""
+"""Unfinished files older than this belong to a process that has ended."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CacheEntry:
         path: of the model file.
         size_bytes: of the model file.
         used_s: when it was last used, in seconds since the epoch.
-        manifest: what the file says of itself; None where it is damaged.
+        manifest: the manifest of the file; None if the file is damaged.
     """
 
     key: str
@@ -62,18 +62,18 @@ def default_cache() -> CompileCache:
 
 
 class CompileCache:
-    """Compiled models by key; the least recently used go first.
+    """Compiled models by key; the least recently used are removed first.
 
     Args:
-        folder: made when something is stored.
-        limit_bytes: of all entries together; 0 to keep nothing.
+        folder: created when something is stored.
+        limit_bytes: the most bytes of all entries together; 0 to keep nothing.
     """
 
     def __init__(self, folder: Path, limit_bytes: int = _DEFAULT_BYTES) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
 
     def find(self, key: str) -> Artifact | None:
-        """Returns the compiled model of that key, ready to run where this machine can run it; None if there is none.
+        """Returns the compiled model of that key, ready to run if this machine can run it; None if there is none.
 
         A damaged entry is removed.
         """
@@ -87,7 +87,7 @@ class CompileCache:
             artifact.prepare()
         except MachineError:  # compiled for another one, to be saved
             return artifact
-        except OutputError:  # there is no room for unpacking it, which says nothing against the entry
+        except OutputError:  # there is no room to unpack it; the entry itself may be fine
             return None
         except ModelFileError:
             path.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ class CompileCache:
         return artifact
 
     def store(self, key: str, artifact: Artifact) -> None:
-        """Keeps a compiled model, and removes those that were not used for longest until all are within the bound.
+        """Keeps a compiled model, and removes the least recently used until all are within the limit.
 
         Raises:
             CompileError: there is no C++ linker, or it fails.
@@ -123,7 +123,7 @@ class CompileCache:
         return found[::-1]
 
     def clear(self) -> tuple[int, int]:
-        """Removes everything; returns how many entries and bytes that were."""
+        """Removes everything; returns the number of entries, and of bytes."""
         count = total = 0
         for path, size_bytes, _ in self._files():
             path.unlink(missing_ok=True)

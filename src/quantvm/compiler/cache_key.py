@@ -1,4 +1,4 @@
-"""Under which name a compiled model is kept: a digest of everything that decides what code comes out."""
+"""The name of a compiled model in the cache: a digest of everything that the code depends on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantvm.qdq.expressions import constant_value, is_constant
 from quantvm.runtime.manifest import SCHEMA_VERSION
 
 _SOURCES = ("kernels", "lowering", "qdq", "numerics", "compiler", "runtime", "sizes.py", "tvm_compat.py")
-"""What turns an imported module into an artifact. An edit of any of it makes all that was compiled before stale."""
+"""The sources that turn an imported module into an artifact. An edit of any of them makes all entries stale."""
 
 
 def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
@@ -24,14 +24,14 @@ def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
         module: Relax in QDQ form; its structure and every bit of its constants count.
         target: TVM target.
         numerics: as in LoweringOptions.
-        threads: likewise.
+        threads: as in LoweringOptions.
     """
     parts = key_parts(module, target, numerics=numerics, threads=threads)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def key_parts(module: Any, target: Any, *, numerics: str, threads: int) -> dict[str, Any]:
-    """Returns what a key is made of, by name."""
+    """Returns the parts of a key by name."""
     from quantvm.kernels.builder import target_features
     from quantvm.runtime.requirements import this_architecture
     from quantvm.runtime.target import target_text
@@ -57,7 +57,7 @@ def key_parts(module: Any, target: Any, *, numerics: str, threads: int) -> dict[
 def digest_of_module(module: Any) -> str:
     """Returns the SHA-256 of a Relax module: its script without the constants, and the bytes of each of them in order.
 
-    The script prints scalars with 17 digits, and which constants are one and the same.
+    The script prints scalars with 17 digits, and shows which constants are the same object.
     """
     from tvm import relax
 
@@ -79,7 +79,7 @@ def digest_of_module(module: Any) -> str:
 
 @lru_cache(maxsize=1)
 def digest_of_sources() -> str:
-    """Returns the SHA-256 of quantvm's own code that compiles a module."""
+    """Returns the SHA-256 of those sources of quantvm that compile a module."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for source in _SOURCES:

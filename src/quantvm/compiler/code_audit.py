@@ -1,4 +1,4 @@
-"""Which dot-product instructions the machine code of each kernel holds."""
+"""Counts the dot-product instructions in the machine code of each kernel."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class KernelAudit:
 
     Attributes:
         function: its name.
-        kernel: the int8 kernel that it is; None for a function of TVM: an operator left in float, or moved data.
+        kernel: its int8 kernel; None for a function of TVM, for an operator left in float or to move data.
         calls: how often a run calls it.
-        dot_instructions: how many of each kind its code holds, loops counted once.
+        dot_instructions: how many of each kind its code contains; loop bodies count once.
     """
 
     function: str
@@ -44,10 +44,10 @@ class KernelAudit:
 
 
 def audit(artifact: Artifact) -> tuple[KernelAudit, ...]:
-    """Returns what the machine code of every function holds, in the order of their names.
+    """Returns the audit of every function, in the order of their names.
 
     Raises:
-        ConfigError: the artifact was loaded: a file holds no assembly.
+        ConfigError: the artifact was loaded from a file, which holds no assembly.
     """
     from quantvm.tvm_compat import assembly, called_functions
 
@@ -64,7 +64,7 @@ def audit(artifact: Artifact) -> tuple[KernelAudit, ...]:
 
 
 def dot_instructions(assembly: str) -> dict[str, Counter[str]]:
-    """Returns the dot-product instructions of each of TVM's functions, those of their parallel parts included.
+    """Returns the dot-product instructions of each of TVM's functions, including those of their parallel parts.
 
     Args:
         assembly: as LLVM prints it for ELF.
@@ -98,7 +98,7 @@ def _bodies(lines: Iterable[str]) -> tuple[dict[str, Counter[str]], dict[str, se
 
 
 def _reached(name: str, uses: dict[str, set[str]]) -> set[str]:
-    """Returns the function and the local ones that it leads to; other functions of TVM are their own rows."""
+    """Returns the function and the local functions that it reaches; other functions of TVM have their own rows."""
     reached, left = {name}, [name]
     while left:
         found = {used for used in uses[left.pop()] if used in uses and not used.startswith(_SYMBOL_PREFIX)}
@@ -108,5 +108,5 @@ def _reached(name: str, uses: dict[str, set[str]]) -> set[str]:
 
 
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorts conv2d2 before conv2d10."""
+    """Returns a key that sorts conv2d2 before conv2d10."""
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part)

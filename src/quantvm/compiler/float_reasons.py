@@ -1,4 +1,4 @@
-"""Why operators stay float, as far as the module tells."""
+"""Why operators stay float, as far as the module shows it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def float_reasons(module: Any, float_ops: Sequence[str], numerics: str = "torch"
     Args:
         module: Relax in QDQ form, before lowering.
         float_ops: what the lowering reports, `operator (variable)`.
-        numerics: that it was lowered under.
+        numerics: those that it was lowered with.
     """
     if not float_ops:
         return ()
@@ -51,7 +51,7 @@ def float_reasons(module: Any, float_ops: Sequence[str], numerics: str = "torch"
 
 
 def _written_out(variable: str, bindings: Sequence[Any]) -> str | None:
-    """Returns the reason of an operator that the lowering itself wrote, as a part of a quantization along an axis."""
+    """Returns the reason for an operator that the lowering itself added for a quantization along an axis."""
     for binding in bindings:
         is_part = variable.startswith(f"{binding.var.name}_") or variable == binding.var.name
         if is_part and is_call(binding.value, "relax.quantize") and not is_per_tensor(binding.value):
@@ -60,7 +60,7 @@ def _written_out(variable: str, bindings: Sequence[Any]) -> str | None:
 
 
 class _Graph:
-    """What produces and what reads each variable of a fused module."""
+    """The producer and the readers of each variable of a fused module."""
 
     def __init__(self, module: Any, bindings: Sequence[Any]) -> None:
         self._module = module
@@ -71,7 +71,7 @@ class _Graph:
                 self._readers.setdefault(argument, []).append(binding.value)
 
     def reason(self, binding: Any) -> str:
-        """Returns why no pattern took the operator."""
+        """Returns why no pattern matched the operator."""
         call = binding.value
         name = call.op.name
         if name in ("relax.quantize", "relax.dequantize"):
@@ -93,7 +93,7 @@ class _Graph:
         return "its shapes, options or quantization parameters fit no kernel"
 
     def _end(self, call: Any) -> str:
-        """Returns why a quantize or dequantize was not taken."""
+        """Returns why no pattern matched a quantize or dequantize."""
         if is_constant(call.args[0]):
             return "what reads it is computed in float"
         per_channel = is_constant(call.args[1]) and constant_value(call.args[1]).ndim > 0
@@ -111,7 +111,7 @@ class _Graph:
         return "its weight is no constant"
 
     def _is(self, value: Any, operator: str) -> bool:
-        """Whether a value is made by an operator, or by the composite of only that operator."""
+        """Whether a value is the result of an operator, or of the composite of that operator alone."""
         if is_call(value, f"relax.{operator}"):
             return True
         callee = getattr(value, "op", None)
@@ -119,14 +119,14 @@ class _Graph:
 
 
 class _QdqGraph(_Graph):
-    """The same of a module whose regions are found by `lowering.qdq.regions`, not by patterns."""
+    """The same for a module whose kernels come from `lowering.qdq.regions`, not from patterns."""
 
     def __init__(self, module: Any, bindings: Sequence[Any]) -> None:
         super().__init__(module, bindings)
         self._definitions = definitions(module["main"])
 
     def reason(self, binding: Any) -> str:
-        """Returns why no region took the operator."""
+        """Returns why the operator is in no region."""
         call = binding.value
         name = call.op.name
         if name in ("relax.quantize", "relax.dequantize"):
@@ -151,7 +151,7 @@ def _arguments(value: Any) -> Iterator[Any]:
 
 
 def _known_ops() -> frozenset[str]:
-    """Returns the operators that occur in a pattern."""
+    """Returns the operators in a pattern."""
     return frozenset(name for row in all_patterns() for name in _ops_in(row[1]))
 
 

@@ -1,7 +1,7 @@
 """Where the time of a compiled model goes: the duration of every kernel call, by the Relax VM's instrumentation.
 
-The VM calls a Python function before and after each function that it runs. A kernel's time therefore holds a part of
-that function's own cost, which is measured on a builtin of the VM that does nothing.
+The VM calls a Python function before and after each function that it runs. A kernel's time therefore contains a part
+of that function's cost, which is measured on a builtin of the VM that does nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from quantvm.runtime.target import parse_target
 
 _NOTHING = "vm.builtin.null_value"
-"""What the VM calls to end the life of a tensor; it takes no argument and returns at once."""
+"""The builtin that the VM calls when it drops a tensor; it takes no argument and returns at once."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class CallProfile:
         layer: the PyTorch module, see `lowering.KernelCall`.
         op: operator that it replaces.
         kernel: name of the kernel; empty for an operator left in float.
-        in_shapes: of the activations that it takes, in its memory order.
-        out_shape: of its result.
+        in_shapes: shapes of the activations that it takes, in its memory order.
+        out_shape: shape of its result.
         macs: multiply-adds in 8-bit integers, of all images.
-        p50_ms: median duration, the hook's cost included.
+        p50_ms: median duration, including the cost of instrumentation.
     """
 
     layer: str
@@ -50,9 +50,9 @@ class Profile:
     Attributes:
         calls: in order of execution.
         total_ms: of the whole model without instrumentation, in the same process.
-        instrumented_ms: of the whole model with instrumentation, which every function of the VM slows down.
+        instrumented_ms: of the whole model with instrumentation, which slows down every function of the VM.
         hook_ms: what instrumentation adds to the time of one call, measured on one that does nothing.
-        n: how often each was timed.
+        n: how often each call was timed.
     """
 
     calls: tuple[CallProfile, ...]
@@ -63,9 +63,9 @@ class Profile:
 
 
 class _Hook:
-    """Notes how long the functions of the code take, and of what shapes their tensors are, in one run of the model.
+    """Records the duration of each function, and the shapes of its tensors, in one run of the model.
 
-    A tensor must not be kept: the VM could not use its memory again.
+    It must not keep a tensor, because the VM could then not reuse its memory.
     """
 
     def __init__(self, functions: Iterable[str]) -> None:
@@ -75,7 +75,7 @@ class _Hook:
         self.begin(with_shapes=False)
 
     def begin(self, *, with_shapes: bool) -> None:
-        """Forgets the run before."""
+        """Forgets the previous run."""
         self._with_shapes = with_shapes
         self.names: list[str] = []
         self.durations_ns: list[int] = []
@@ -106,9 +106,9 @@ def profile(
     min_calls: int = 20,
     min_seconds: float = 1.0,
 ) -> Profile:
-    """Returns the duration of every kernel call of a quantized model; compiles it anew.
+    """Returns the duration of every kernel call of a quantized model; compiles it again.
 
-    Runs with and without instrumentation alternate, so that both see the same machine.
+    Runs with and without instrumentation alternate, so that both run under the same conditions.
 
     Args:
         model_or_path: as `quantvm.compile` takes it.
@@ -116,8 +116,8 @@ def profile(
         engine: PyTorch engine whose arithmetic is reproduced.
         target: what is compiled for; this machine must be able to run it.
         threads: threads of TVM's pool, and PyTorch's thread count that is reproduced.
-        min_calls: at least so many runs of each kind.
-        min_seconds: at least so many seconds of instrumented runs.
+        min_calls: the least number of runs of each kind.
+        min_seconds: the least duration of the instrumented runs together.
 
     Raises:
         ModelImportError, UnsupportedOpError, CompileError: as `quantvm.compile`.
@@ -133,7 +133,7 @@ def profile(
     lowered, report = lower(module, LoweringOptions(tvm_target, threads=threads))
     executable = build_executable(lowered, tvm_target)
     use_threads(threads)
-    # an instrumented machine cannot be made a plain one again
+    # instrumentation cannot be removed from a VM again
     plain, instrumented = (tvm.relax.VirtualMachine(executable, tvm.cpu()) for _ in range(2))
     expected = [call.function for call in report.calls]
     hook = _Hook(expected)

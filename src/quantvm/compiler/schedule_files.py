@@ -1,4 +1,4 @@
-"""Which measured schedules a compilation takes: those that come with the project, and over them the user's own."""
+"""The measured schedules that a compilation uses: those that come with quantvm; the user's own take precedence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def user_schedules(mcpu: str) -> Path:
 
 
 def schedules_for(target: Any) -> Schedules:
-    """Returns the measured schedules of a TVM target's CPU; none where nobody measured one.
+    """Returns the measured schedules of a TVM target's CPU; empty if the CPU was not measured.
 
     Raises:
         ConfigError: a file is damaged.

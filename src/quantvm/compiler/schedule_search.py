@@ -23,12 +23,12 @@ from quantvm.progress import SILENT, Progress
 from quantvm.tvm_compat import use_threads
 
 _BEST = 10
-"""Tiles that the cost model rates best and that are measured."""
+"""How many of the tiles that the cost model rates best are measured."""
 _FINALISTS = 2
 _MIN_GAIN = 0.03
-"""A schedule is recorded only where it beats the cost model's choice by that share; less is within the noise."""
+"""A schedule is recorded only if it beats the cost model's choice by this share; less is within the noise."""
 _COLD_BYTES = 24 << 20
-"""Weights are taken from as many copies as fill this, for a network's do not stay in the caches between calls."""
+"""So many bytes of copies of the weights are used in turn: in a network, weights do not stay cached between calls."""
 _ROUNDS = 5
 _ROUND_S = 0.004
 _FINAL_ROUND_S = 0.012
@@ -52,8 +52,8 @@ class Work:
 def tune(work: Iterable[Work], target: Any, *, progress: Progress = SILENT) -> Iterator[ScheduleRecord]:
     """Yields for each convolution the fastest schedule found, which may be the cost model's own.
 
-    What is measured is the kernel for one image, with requantization and relu: candidates run in turn, in rounds of a
-    few milliseconds, and count by their lower quartile, so that a neighbour's load does not decide.
+    The kernel for one image is measured, with requantization and relu. Candidates run in turn, in rounds of a few
+    milliseconds, and are compared by their lower quartile, so that other load on the machine matters little.
 
     Args:
         work: the convolutions.
@@ -72,7 +72,7 @@ def tune(work: Iterable[Work], target: Any, *, progress: Progress = SILENT) -> I
 
 
 def gains(record: ScheduleRecord) -> bool:
-    """Returns whether a schedule is so much faster than the cost model's that it is worth a record."""
+    """Returns whether a schedule is faster than the cost model's by enough to be recorded."""
     return record.time_us < (1 - _MIN_GAIN) * record.model_time_us
 
 
@@ -98,7 +98,7 @@ def _tuned(work: Work, target: Any) -> ScheduleRecord:
 
 
 class _Trial:
-    """One convolution with made-up integers, to be run under several schedules."""
+    """One convolution of random integers, to be run with several schedules."""
 
     def __init__(self, shape: Conv2dShape, dot: DotProduct, threads: int, target: Any) -> None:
         self._shape, self._dot, self._threads, self._target = shape, dot, threads, target
@@ -147,7 +147,7 @@ class _Trial:
             self._constants = [[tvm.runtime.tensor(constant) for constant in constants] for _ in range(copies)]
 
     def _round(self, function: Any, round_s: float) -> list[float]:
-        """Returns the times of single calls, in microseconds; the first, which finds nothing cached, does not count."""
+        """Returns the times of single calls in microseconds, without the first, whose caches are cold."""
         samples: list[float] = []
         end_s = time.perf_counter() + round_s
         while len(samples) < 4 or time.perf_counter() < end_s:
@@ -160,6 +160,6 @@ class _Trial:
 
 
 def merged(old: Iterable[ScheduleRecord], new: Iterable[ScheduleRecord]) -> tuple[ScheduleRecord, ...]:
-    """Returns the old records with the new ones in their place; a new one that gains nothing removes the old."""
+    """Returns the old records, replaced by new ones; a new one without a gain removes the old."""
     found = {(record.shape, record.dot, record.threads): record for record in (*old, *new)}
     return tuple(record for record in found.values() if gains(record))

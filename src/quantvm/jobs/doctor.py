@@ -11,7 +11,7 @@ from quantvm.options.checks import resolve_threads, threads_of_environment
 from quantvm.report.schema import CpuRow
 from quantvm.workload.environment import cpu, git_commit, versions
 
-# TVM links what it compiles with the first of these, unless CXX names another.
+# TVM links compiled code with the first of these that exists, unless CXX names another.
 _LINKERS = ("g++", "clang++", "c++")
 
 

@@ -1,1 +1,1 @@
-"""Options, each declared once: its name, type, default, help, how the command line reads it, and what it may be."""
+"""Options, each declared once: its name, type, default, help, spelling on the command line, and check."""

@@ -1,4 +1,4 @@
-"""What a value of an option may be."""
+"""Checks of an option's value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from quantvm.storage.output_files import file_problem, folder_problem
 
 Check = Callable[[Any], str | None]
-"""Returns what is wrong with a value, as `got 0, expected at least 1`, or None."""
+"""Returns what is wrong with a value, such as `got 0, expected at least 1`, or None."""
 
 file_to_write: Check = file_problem
 folder_to_write: Check = folder_problem
@@ -34,13 +34,13 @@ def some_of(known: Sequence[str], *, at_least_one: bool = False) -> Check:
 
 
 def at_least(least: int) -> Check:
-    """Returns a check of a number; 0 is told as `0 or more`."""
+    """Returns a check that a number is at least so great; for 0 the message says `0 or more`."""
     expected = f"at least {least}" if least else "0 or more"
     return lambda value: None if value >= least else f"got {value}, expected {expected}"
 
 
 def each_at_least_1(values: Iterable[int]) -> str | None:
-    """Checks numbers."""
+    """Checks that every number is at least 1."""
     wrong = [str(value) for value in values if value < 1]
     return f"got {', '.join(wrong)}, expected at least 1" if wrong else None
 
@@ -58,7 +58,7 @@ def shape(sizes: Sequence[int]) -> str | None:
 
 
 def shapes(found: Iterable[Sequence[int]]) -> str | None:
-    """Checks the shapes of batches; tells the first that is wrong."""
+    """Checks the shapes of batches; reports the first that is wrong."""
     return next((problem for sizes in found if (problem := shape(sizes)) is not None), None)
 
 
@@ -68,7 +68,7 @@ def colours(values: Sequence[float]) -> str | None:
 
 
 def colour_divisors(values: Sequence[float]) -> str | None:
-    """Checks numbers for R, G and B that divide."""
+    """Checks numbers for R, G and B that pixels are divided by."""
     return None if len(values) == 3 and all(values) else _no_colours(values)
 
 
@@ -88,7 +88,7 @@ def policy_or_folder(policies: Sequence[str]) -> Check:
 
 
 def threads_of_environment() -> tuple[int | None, str | None]:
-    """Returns what TVM_NUM_THREADS says, and what is wrong with that."""
+    """Returns the value of TVM_NUM_THREADS, and what is wrong with it."""
     text = os.environ.get("TVM_NUM_THREADS", "").strip()
     if not text:
         return None, None

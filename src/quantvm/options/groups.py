@@ -1,6 +1,7 @@
-"""The options that several commands share, by what they are about. A command's configuration is made of these groups.
+"""The options that several commands share, grouped by subject. A command's configuration is made of these groups.
 
-What differs for one command (another default, several values in place of one) is said there, by `varied`.
+If an option differs for one command (another default, several values in place of one), that command's configuration
+redeclares it with `varied`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ QUANTIZATION = "Quantization and compilation"
 @documented
 @dataclass(frozen=True)
 class WeightOptions(Options):
-    """Where the weights of registered models are from."""
+    """Where the weights of registered models come from."""
 
     weights: str = option(
         "auto",
@@ -38,7 +39,7 @@ class WeightOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        """Takes a path in place of its text, as a caller in Python may have it."""
+        """Accepts a path in place of text, for callers in Python."""
         super().__post_init__()
         texts_for_paths(self, "weights")
 
@@ -68,7 +69,7 @@ class QuantizationOptions(Options):
 @documented
 @dataclass(frozen=True)
 class FlowOptions(Options):
-    """By which of its flows PyTorch quantizes."""
+    """Which of its flows PyTorch quantizes with."""
 
     panel = QUANTIZATION
 
@@ -97,7 +98,7 @@ class CompilationOptions(Options):
     )
 
     def wrong_combinations(self) -> Iterator[str]:
-        """Yields what is wrong with the number of threads that the environment says, where that counts."""
+        """Yields what is wrong with the thread count in the environment, if it is used."""
         yield from super().wrong_combinations()
         if self.threads is None and (problem := checks.threads_of_environment()[1]) is not None:
             yield f"threads: {problem}"
@@ -106,7 +107,7 @@ class CompilationOptions(Options):
 @documented
 @dataclass(frozen=True)
 class NumericsOptions(Options):
-    """What TVM follows."""
+    """Which arithmetic TVM follows."""
 
     panel = QUANTIZATION
 
@@ -178,7 +179,7 @@ class DataOptions(Options):
     seed: int = option(0, "Of every random choice.", metavar="S", check=checks.at_least(0))
 
     def __post_init__(self) -> None:
-        """Takes paths in place of their texts, as a caller in Python may have them."""
+        """Accepts paths in place of texts, for callers in Python."""
         super().__post_init__()
         texts_for_paths(self, "data", "calibration_data")
 
@@ -217,7 +218,7 @@ class OwnImageOptions(Options):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Takes lists in place of tuples."""
+        """Accepts lists in place of tuples."""
         super().__post_init__()
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
@@ -239,7 +240,7 @@ class OwnImageOptions(Options):
 @documented
 @dataclass(frozen=True)
 class CheckOptions(Options):
-    """Under which share of int8 a model does not pass."""
+    """The least share of int8 with which a model passes."""
 
     panel = "Checks and output"
 
@@ -261,7 +262,7 @@ class OutputOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        """Takes a path as text."""
+        """Accepts a path in place of text."""
         super().__post_init__()
         paths_for_texts(self, "out")
 
@@ -272,7 +273,7 @@ def tuples(options: Options, *names: str, once: bool = False) -> None:
     Args:
         options: a group that is being made.
         names: of the options.
-        once: whether what is given twice counts once.
+        once: whether duplicates are removed.
     """
     for name in names:
         value = getattr(options, name)

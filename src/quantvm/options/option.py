@@ -18,16 +18,16 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of an option beside its name, type and default, which are those of the dataclass's field.
+    """The description of an option. Its name, type and default are those of the dataclass's field.
 
     Attributes:
-        help: what the command's help and the documentation of the dataclass say.
+        help: its text in the command's help and in the docstring of the dataclass.
         metavar: what stands for the value in the command's help.
         flags: what the user types; empty for ``--name-of-the-field``.
-        is_argument: whether the command line takes it by its place, without a flag.
+        is_argument: whether it is positional on the command line, without a flag.
         reading: how the command line's text becomes the value.
-        check: what is wrong with a value that is not None.
-        called: what messages call it, if not by the field's name.
+        check: returns what is wrong with a value other than None.
+        called: its name in messages, if not the field's name.
     """
 
     help: str
@@ -46,12 +46,12 @@ class Option:
 
 
 def option(default: Any = dataclasses.MISSING, text: str = "", *, by_place: bool = False, **known: Any) -> Any:
-    """Returns a dataclass's field that is an option.
+    """Returns a dataclass field that is an option.
 
     Args:
         default: its default; without one it is required.
         text: the help, see `Option`.
-        by_place: whether a constructor takes it by its place, too.
+        by_place: whether the constructor also takes it as a positional argument.
         **known: the other attributes of `Option`.
     """
     metadata = {"option": Option(text, **known)}
@@ -59,7 +59,7 @@ def option(default: Any = dataclasses.MISSING, text: str = "", *, by_place: bool
 
 
 def varied(group: type[Options], name: str, **changes: Any) -> Any:
-    """Returns an option of a group with another default, or with other attributes, for a command where that differs."""
+    """Returns an option of a group with another default, or with other attributes, for one command."""
     (found,) = (f for f in dataclasses.fields(group) if f.name == name)
     default = changes.pop("default", found.default)
     metadata = {"option": dataclasses.replace(found.metadata["option"], **changes)}
@@ -67,7 +67,7 @@ def varied(group: type[Options], name: str, **changes: Any) -> Any:
 
 
 def help_of(group: type[Options], name: str) -> str:
-    """Returns what the help says of an option of a group."""
+    """Returns the help text of an option of a group."""
     return options_of(group)[name].help
 
 
@@ -76,18 +76,18 @@ class Options:
     """A group of options, or all of a command's.
 
     Attributes:
-        panel: what heads the options of the group in a command's help; empty for none.
-        panels: what heads options of a command instead, by the option's name or by the panel of its group.
+        panel: the heading of the group in a command's help; empty for none.
+        panels: other headings for single options of a command, by the option's name or by the panel of its group.
     """
 
     panel: ClassVar[str] = ""
     panels: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
-        """Takes what a caller in Python would naturally give; groups say what."""
+        """Converts values that a caller in Python would naturally give; each group says which."""
 
     def problems(self) -> list[str]:
-        """Returns one sentence for every option whose value cannot be, in the order of the options."""
+        """Returns one sentence for every option with a wrong value, in the order of the options."""
         found = []
         for name, declared in options_of(type(self)).items():
             value = getattr(self, name)
@@ -96,17 +96,17 @@ class Options:
         return [*found, *self.wrong_combinations()]
 
     def wrong_combinations(self) -> Iterator[str]:
-        """Yields one sentence for every set of values that cannot be together."""
+        """Yields one sentence for every combination of values that is not allowed."""
         yield from ()
 
     def shared(self, kind: type[Made], **others: Any) -> Made:
-        """Returns options of another kind: those that both have as they are here, the others as given."""
+        """Returns options of another kind: options that both kinds have are copied from here, the others are given."""
         wanted = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
         both = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in wanted}
         return kind(**(both | others))
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the options as a result in JSON holds them."""
+        """Returns the options as a JSON result holds them."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
@@ -120,14 +120,14 @@ Kind = TypeVar("Kind", bound=type[Options])
 
 
 def documented(kind: Kind) -> Kind:
-    """Returns the dataclass with a documentation that ends with its options."""
+    """Returns the dataclass with its options listed at the end of its docstring."""
     lines = [f"    {name}: {declared.help}" for name, declared in options_of(kind).items()]
     kind.__doc__ = "\n".join([(kind.__doc__ or "").rstrip(), "", "Options:", *lines])
     return kind
 
 
 def options_of(kind: type[Options]) -> dict[str, Option]:
-    """Returns the options of a dataclass by name: those given by place, those of each group, and its own."""
+    """Returns the options of a dataclass by name: the positional ones, those of each group, and its own."""
     fields = {f.name: f for f in dataclasses.fields(kind) if "option" in f.metadata}
     by_place = [name for name, f in fields.items() if not f.kw_only]
     of_groups = [name for group in kind.__bases__ if issubclass(group, Options) for name in options_of(group)]
@@ -140,7 +140,7 @@ def types_of(kind: type[Options]) -> dict[str, Any]:
 
 
 def panels_of(kind: type[Options]) -> dict[str, str]:
-    """Returns what heads each option in the help of a command, by name; nothing heads those that are missing."""
+    """Returns the heading of each option in the help of a command, by name; options without one are missing."""
     found: dict[str, str] = {}
     for group in reversed(kind.__mro__):
         if issubclass(group, Options):

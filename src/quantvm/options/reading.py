@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to write a value.
+    """One way to write a value on the command line.
 
     Attributes:
         typed: the type that the command line's parser checks; None: that of the option.
         read: returns the value of what was written; a ValueError says what is wrong with it.
-        shown: returns a default as it would be written; None: the default is not written.
+        shown: returns a default as it would be written; None: the help does not show the default.
     """
 
     typed: Any = None
@@ -23,7 +23,7 @@ class Reading:
 
 
 def names(given: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of texts, each of which may hold several separated by commas."""
+    """Returns the names in several texts, each of which may hold several names separated by commas."""
     return tuple(name.strip() for text in given for name in text.split(",") if name.strip())
 
 
@@ -61,7 +61,7 @@ PLAIN = Reading(shown=lambda default: default)
 """A value as it is."""
 
 WORDS = Reading(list[str] | None, tuple)
-"""Several, one after the other."""
+"""Several words, one after the other."""
 
 NAMES = Reading(list[str] | None, names)
 """A repeated option, each time with one name or several separated by commas."""

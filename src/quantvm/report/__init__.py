@@ -1,1 +1,1 @@
-"""What the results of all jobs share: exit codes, rows, tables, the run folder. A job's own text lies with the job."""
+"""What the results of all jobs share: exit codes, rows, tables, the run folder. A job's own text is in its folder."""

@@ -1,7 +1,7 @@
 """The folder that a run writes its results into, and its log.
 
-Every file but the log is written beside its name and then moved over it, so that no reader
-meets half a file. The log grows line by line.
+Every file but the log is written under a temporary name and then renamed, so that no reader sees half a file. The log
+grows line by line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quantvm.storage.output_files import file_problem, write_file
 
 
 def default_run_folder(parent: Path = Path("runs")) -> Path:
-    """Returns a new name `runs/<time>-<id>`; the time is UTC, the id keeps two runs of one second apart."""
+    """Returns a new name `runs/<time>-<id>`; the time is UTC, the id distinguishes runs of the same second."""
     now = datetime.now(timezone.utc)
     return parent / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
@@ -47,17 +47,17 @@ class RunFolder:
             raise ConfigError(f"out: cannot write into {path}: {error.strerror}; name another folder") from error
 
     def log(self, text: str) -> None:
-        """Adds one entry to log.txt, with the time, at once; where the disk is full, the results matter more."""
+        """Adds one entry with the time to log.txt, at once; a full disk is ignored, for the results matter more."""
         with suppress(OSError):
             print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", file=self._log, flush=True)
 
     def close(self) -> None:
         """Closes the log."""
-        with suppress(OSError):  # its last lines may meet a full disk
+        with suppress(OSError):  # the disk may be full
             self._log.close()
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes one file; no reader meets half of it.
+        """Writes one file; no reader sees half of it.
 
         Raises:
             OutputError: it cannot be written.
@@ -66,7 +66,7 @@ class RunFolder:
 
 
 class LoggedProgress:
-    """A Progress that also writes what it is told into a run folder's log."""
+    """A Progress that also writes to a run folder's log."""
 
     def __init__(self, progress: Progress, folder: RunFolder) -> None:
         self._progress, self._folder = progress, folder

@@ -1,7 +1,7 @@
 """What the results of all jobs share: exit codes, and what run.json and bench.json begin with.
 
 Percentages are 0..100, times in seconds, shares 0..1. ``None`` is "not known" or "not measured", never zero.
-A field is added freely; when one is removed or changes its meaning, ``SCHEMA_VERSION`` goes up.
+Fields may be added freely; if one is removed or changes its meaning, ``SCHEMA_VERSION`` goes up.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def _cell(text: str, width: int, to_the_right: bool) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """Returns a size as a reader wants it, as `26.3 MB`."""
+    """Returns a size as text, such as `26.3 MB`."""
     size, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size, units = size / 1000, units[1:]

@@ -1,4 +1,4 @@
-"""Top-k of raw class scores, by one rule for every engine; and the accuracy that follows from it."""
+"""Top-k of raw class scores, with the same rule for every engine, and the accuracy computed from it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from quantvm.score.schema import AccuracyRow
 
 
 def top_k(scores_f32: npt.NDArray[np.float32], k: int = 5) -> npt.NDArray[np.int64]:
-    """Returns the indices of the k best scores of each row, best first; of equal scores the lower index comes first.
+    """Returns the indices of the k best scores of each row, best first; of equal scores, the lower index comes first.
 
-    Quantized networks often give equal scores (their outputs are a few dozen integers), so the rule for ties decides
-    top-1 on real images. It has to be the same for both engines, or identical outputs could score differently.
+    Quantized networks often give equal scores (their outputs are a few dozen integers), so the order of equal scores
+    decides top-1 on real images. It must be the same for both engines, or identical outputs could score differently.
 
     Args:
         scores_f32: (N, classes); NaN ranks below everything.
@@ -47,6 +47,6 @@ class AccuracyCount:
         self.n_top5 += int(hits.any(axis=1).sum())
 
     def row(self) -> AccuracyRow:
-        """Returns the accuracy so far in percent; of no images at all it is 0."""
+        """Returns the accuracy so far in percent; 0 without any images."""
         n = max(self.n, 1)
         return {"top1": 100 * self.n_top1 / n, "top5": 100 * self.n_top5 / n}

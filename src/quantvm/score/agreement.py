@@ -1,4 +1,4 @@
-"""How the answers to the same images agree between the flows by which one float model was quantized."""
+"""How often models that different flows quantized from one float model give the same answer to an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quantvm.score.schema import AgreementRow, SampleRow
 
 
 def agreement_of_flows(samples: Sequence[SampleRow]) -> list[AgreementRow]:
-    """Returns a row for each model that was measured by more than one flow; only images that all sides saw count."""
+    """Returns a row for each model measured with more than one flow; only images that all sides ran are counted."""
     rows = []
     for model in dict.fromkeys(sample["model"] for sample in samples):
         mine = [sample for sample in samples if sample["model"] == model]

@@ -25,7 +25,7 @@ from quantvm.score.schema import FirstImageRow, GreatestDifferenceRow, ParityRow
 
 ArrayF32 = npt.NDArray[np.float32]
 
-# More than this share of an image's outputs having one and the same value proves little about the engine.
+# If more than this share of an image's outputs have the same value, equal outputs prove little about the engine.
 MISTRUSTED_SHARE = 0.5
 
 
@@ -73,7 +73,7 @@ def check_outputs(side: str, outputs: object, n_images: int) -> ArrayF32:
 
 @dataclass
 class _Degeneracy:
-    """Watches one engine for outputs that are equal, whatever the image: then parity and accuracy prove little."""
+    """Finds engines whose outputs are the same for every image: then parity and accuracy prove little."""
 
     n: int = 0
     same_value_share: float = 0.0
@@ -128,7 +128,7 @@ class ParityCount:
     )
 
     def add(self, actual_f32: ArrayF32, expected_f32: ArrayF32, ids: tuple[str, ...]) -> BatchParity:
-        """Counts one batch and returns what holds for each of its images.
+        """Counts one batch and returns the comparison for each of its images.
 
         Args:
             actual_f32: TVM's raw outputs, (N, classes).
@@ -136,7 +136,7 @@ class ParityCount:
             ids: the N images' ids.
 
         Raises:
-            OutputShapeError: if either is missing or they do not have one shape.
+            OutputShapeError: if either is missing or their shapes differ.
         """
         expected_f32 = check_outputs("PyTorch", expected_f32, len(ids))
         actual_f32 = check_outputs("TVM", actual_f32, len(ids))
@@ -160,7 +160,7 @@ class ParityCount:
         return batch
 
     def add_alone(self, actual_f32: ArrayF32, ids: tuple[str, ...]) -> ArrayF32:
-        """Watches one batch of TVM's outputs that nothing can be compared with, and returns them.
+        """Counts one batch of TVM's outputs without a reference, and returns the outputs.
 
         Raises:
             OutputShapeError: they are missing or of another shape.
@@ -201,7 +201,7 @@ class ParityCount:
 
 @dataclass(frozen=True)
 class BatchParity:
-    """What one batch showed; `abs_diff` is inf where a difference is not finite."""
+    """The comparison of one batch; `abs_diff` is inf where a difference is not finite."""
 
     identical: npt.NDArray[np.bool_]  # (N, classes)
     image_identical: npt.NDArray[np.bool_]  # (N,)
@@ -211,7 +211,7 @@ class BatchParity:
 
 
 def _compare(actual_f32: ArrayF32, expected_f32: ArrayF32) -> BatchParity:
-    # Bits, not values: NaN equals itself, and -0.0 is not what PyTorch gave where it gave 0.0.
+    # Bits are compared, not values: NaN equals itself, and -0.0 differs from 0.0.
     actual_bits = np.ascontiguousarray(actual_f32).view(np.uint32)
     identical = actual_bits == np.ascontiguousarray(expected_f32).view(np.uint32)
     with np.errstate(invalid="ignore"):
@@ -239,7 +239,7 @@ def _first_image(image_id: str, actual_f32: ArrayF32, expected_f32: ArrayF32, ba
 def _greatest_difference(
     actual_f32: ArrayF32, expected_f32: ArrayF32, batch: BatchParity, ids: tuple[str, ...]
 ) -> GreatestDifferenceRow:
-    # Among equal differences, one that is not identical: 0.0 against -0.0 differs by nothing.
+    # Among equal differences, prefer one whose bits differ: 0.0 and -0.0 differ by 0.
     rank = np.where(batch.identical, -1.0, batch.abs_diff)
     image, index = (int(i) for i in np.unravel_index(int(rank.argmax()), rank.shape))
     expected, actual = shortest_float(expected_f32[image, index]), shortest_float(actual_f32[image, index])
@@ -279,10 +279,10 @@ def judge(
 ) -> tuple[Status, str | None]:
     """Returns the verdict on one model and the reason for it.
 
-    `failed` if a check that was asked for is not met, or one of the `others`, of which each is a reason; `mistrusted`
-    if the outputs prove little, else `passed`; a pass with differing outputs says so in its reason, and why it is one.
-    `parity` is None where there is nothing to compare TVM's outputs with. Numerics integer is not meant to give the
-    reference's bits and meets any check of parity.
+    `failed` if a check that was asked for failed, or if there are `others`, the reasons of other failed checks;
+    `mistrusted` if the outputs prove little; else `passed`. If outputs differ in a passed model, the reason says so,
+    and why it passed. `parity` is None if TVM's outputs have no reference. Numerics integer is not meant to give the
+    reference's bits, and passes any check of parity.
     """
     problems = list(others)
     difference = None if parity is None else _difference(parity, reference)
@@ -314,7 +314,7 @@ def _allowed(check_parity: str | None, numerics: str, reference: str) -> str:
 
 
 def int8_share_problem(share: float, least: float | None) -> str | None:
-    """Returns why a share of multiply-adds in int8 kernels, 0..1, is too small; None if it is not."""
+    """Returns the problem if the share of multiply-adds in int8 kernels, 0..1, is too small; else None."""
     if least is None or share >= least:
         return None
     return f"int8 check not met: {share:.4f} of the multiply-adds run in int8 kernels, asked for at least {least:g}"

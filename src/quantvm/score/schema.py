@@ -1,4 +1,4 @@
-"""What is counted of a model's outputs, as run.json and samples.parquet hold it; units as in `report/schema.py`."""
+"""Figures from a model's outputs, as run.json and samples.parquet hold them; units as in `report/schema.py`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ParityRow(TypedDict):
 
 
 class AgreementRow(TypedDict):
-    """How often the answers to the same images agree between every two of a model's flows and engines."""
+    """How often each two of a model's flows and engines give the same answer to an image."""
 
     model: str
     sides: list[str]  # as "fx TVM", "fx PyTorch"; fp32 first

@@ -1,1 +1,1 @@
-"""What all jobs share: a word of the user's becomes a program that can run, under an environment that is recorded."""
+"""What all jobs share: loading the model that the user names, quantizing it, running it, recording the environment."""

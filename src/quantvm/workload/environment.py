@@ -1,4 +1,4 @@
-"""What a run runs on: versions, commit, processor and threads. Reading it imports neither torch nor tvm."""
+"""The environment of a run: versions, commit, processor and threads. Reading it imports neither torch nor tvm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantvm.report.schema import CpuRow, EnvironmentRow
 
 _PACKAGES = ("quantvm", "torch", "torchvision", "apache-tvm", "numpy", "pillow", "pyarrow")
 
-# The environment variables that change what is measured.
+# The environment variables that influence what is measured.
 _VARIABLES = (
     "TVM_NUM_THREADS",
     "TVM_BIND_THREADS",
@@ -34,12 +34,12 @@ def installed_version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the version of Python and of every package whose arithmetic is measured."""
+    """Returns the versions of Python and of every package that takes part in a measurement."""
     return {"python": platform.python_version(), **{package: installed_version(package) for package in _PACKAGES}}
 
 
 def git_commit(folder: Path | None = None) -> str | None:
-    """Returns the commit that quantvm runs from, with `+changes` if files differ from it; None outside a checkout."""
+    """Returns the commit of quantvm's checkout, with `+changes` if files differ from it; None outside a checkout."""
     folder = folder or Path(__file__).resolve().parent
     if not any((parent / ".git").exists() for parent in folder.parents):
         return None
@@ -51,7 +51,7 @@ def git_commit(folder: Path | None = None) -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        # The git of the PATH is meant, as the user's own shell would take it.
+        # The git on the PATH is meant, as in the user's own shell.
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=5)  # noqa: S603, S607
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -59,7 +59,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def cpu() -> CpuRow:
-    """Returns the processor's name, its instruction set extensions that matter here, and its physical cores."""
+    """Returns the processor's name, its instruction set extensions as far as they matter, and its physical cores."""
     from quantvm.runtime.target import cpu_features, cpu_model, physical_cores
 
     return {"model": cpu_model(), "features": list(cpu_features()), "physical_cores": physical_cores()}
@@ -69,13 +69,13 @@ def use_threads(threads: int) -> None:
     """Makes both engines compute with that many threads from now on."""
     import torch
 
-    # TVM's pool reads the variable when it starts, which is at the first parallel kernel of the process.
+    # TVM's pool reads the variable when it starts, at the first parallel kernel of the process.
     os.environ["TVM_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 
 
 def describe_environment(threads: int) -> EnvironmentRow:
-    """Returns what run.json says of the machine and the installation."""
+    """Returns what run.json says about the machine and the installation."""
     return {
         "versions": versions(),
         "git": git_commit(),

@@ -1,4 +1,4 @@
-"""What a user may write for a model: a name of the registry, a file, or a factory of Python code, as ``pkg.mod:name``.
+"""What a user may write for a model, here a word: a registered name, a file, or a factory, as ``pkg.mod:name``.
 
 Reading a word imports neither torch nor tvm; `call_factory` runs the user's code.
 """
@@ -23,11 +23,11 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w
 
 
 def kind_of(word: str, get_model: Callable[[str], Any] | None = None) -> Kind:
-    """Returns what a word names. A file goes before a name of the registry.
+    """Returns what a word names. If there is both a file and a registered model of that name, the file is meant.
 
     Args:
         word: as the user wrote it.
-        get_model: returns a registered model, or raises UnknownNameError; without it the registry is asked.
+        get_model: returns a registered model, or raises UnknownNameError; by default that of the registry.
 
     Raises:
         ConfigError: it names nothing; the message says what it could have been.
@@ -64,12 +64,12 @@ def problem_of_word(word: str) -> str | None:
 
 
 def is_registered(word: str) -> bool:
-    """Says whether a word is a name of the registry, and no file lies there under that name."""
+    """Says whether a word is a registered name, and there is no file of that name."""
     return problem_of_word(word) is None and kind_of(word) == "registered"
 
 
 def _near(path: Path) -> str:
-    """Returns which files of that kind lie where a missing one was looked for."""
+    """Returns the files of that kind in the folder where one was not found."""
     there = sorted(p.name for p in path.parent.glob(f"*{path.suffix}") if p.is_file()) if path.parent.is_dir() else []
     if not path.parent.is_dir():
         return f": there is no folder '{path.parent}'"
@@ -77,7 +77,7 @@ def _near(path: Path) -> str:
 
 
 def call_factory(word: str) -> Any:
-    """Returns what a factory makes; modules of the current folder can be named, too.
+    """Returns what a factory makes; modules in the current folder can be named, too.
 
     Args:
         word: ``pkg.mod:name``. The name is called without arguments unless it is a module of PyTorch itself.
@@ -88,7 +88,7 @@ def call_factory(word: str) -> Any:
     """
     module_name, _, attributes = word.partition(":")
     here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` does; the factory's own imports, early or late, mean the same folder
+    if here not in sys.path:  # as with `python -m`; it stays there, because a factory may import modules later
         sys.path.insert(0, here)
     try:
         with quiet():

@@ -1,4 +1,4 @@
-"""What every job says of its models: which, with which weights, quantized how, on which images."""
+"""The options about models that all jobs share: which models, with which weights, how quantized, on which images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from quantvm.options.option import documented, option
 from quantvm.workload.model_words import is_registered, problem_of_word
 
 ZOO = "Models that are quantized first: of the registry, or float ones of a factory"
-"""Heads the options in the help of commands for one model that such a model alone has."""
+"""The help's heading, in commands for one model, of options that only such models have."""
 
 
 @documented
@@ -29,7 +29,7 @@ ZOO = "Models that are quantized first: of the registry, or float ones of a fact
 class WorkloadOptions(
     WeightOptions, OwnImageOptions, QuantizationOptions, CompilationOptions, BatchOptions, LabelOptions, DataOptions
 ):
-    """Models, their weights and images, whichever job they are for."""
+    """Models, their weights and images, for any job."""
 
     models: tuple[str, ...] = option(
         (),
@@ -42,7 +42,7 @@ class WorkloadOptions(
     )
 
     def __post_init__(self) -> None:
-        """Takes one name in place of a tuple."""
+        """Accepts one name in place of a tuple."""
         super().__post_init__()
         tuples(self, "models")
 
@@ -66,17 +66,17 @@ class OneModelOptions(WeightOptions, DataOptions, QuantizationOptions, FlowOptio
 
     @property
     def is_registered(self) -> bool:
-        """Whether the model is a name of the registry, and no file lies there under that name."""
+        """Whether the model is a registered name, and there is no file of that name."""
         return is_registered(self.model)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...] | None:
-        """Of the model's inputs, where it does not say them; None for 1,3,224,224."""
+        """The shapes of the inputs, for a model that does not say them; None for 1,3,224,224."""
         return None
 
     def workload(self, **others: Any) -> WorkloadOptions:
-        """Returns the options that quantizing it takes, with others than its own as given."""
-        # Only calibration reads images; without a set of its own it takes them from these.
+        """Returns the options for quantizing the model; `others` replaces options."""
+        # Only calibration reads images; without calibration data it takes them from the data set.
         taken = {"num_samples": None if self.data is None else self.calibration_samples}
         shapes = self.shapes
         return self.shared(

@@ -1,4 +1,4 @@
-"""Models, weights and images, all of which were found and checked before any work is done on them."""
+"""Finds and checks all models, weights and images before any work is done on them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it needs no images to be calibrated on, because its user quantized it."""
+        """Whether its user quantized it, so that it needs no images for calibration."""
         return self.program is not None
 
     @property
@@ -63,11 +63,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """A workload of which everything that can be checked beforehand was found in order.
+    """A workload that has passed every check which is possible beforehand.
 
     Attributes:
         options: of the workload.
-        machine: that it is compiled for.
+        machine: what models are compiled for.
         dataset: the labelled images.
         calibration: the images that quantized ranges are calibrated on.
         entries: the models.
@@ -80,7 +80,7 @@ class Plan:
     entries: tuple[Entry, ...]
 
     def batches(self, spec: ModelSpec, samples: Sequence[Sample] | None = None) -> Iterator[Batch]:
-        """Yields images as the model's input, in order: those that are given, or all."""
+        """Yields images as input of the model, in order: the given ones, or all."""
         chosen = self.dataset.samples if samples is None else samples
         return iterate_batches(chosen, spec.preprocessing, self.options.batch_size)
 
@@ -89,7 +89,7 @@ def plan_of(options: WorkloadOptions, progress: Progress = SILENT) -> Plan:
     """Returns a plan in which every option, name, image and file of weights was checked.
 
     Raises:
-        QuantvmError: for the first kind of problem that there is, with all the problems of that kind.
+        QuantvmError: there are problems; the message lists all problems of the first kind that was found.
     """
     problems = options.problems()
     specs: list[ModelSpec | str] = []
@@ -101,7 +101,7 @@ def plan_of(options: WorkloadOptions, progress: Progress = SILENT) -> Plan:
     raise_problems(problems or unsupported_options(options))
     machine = machine_of(options)
     registered = [spec.name for spec in specs or _default_models() if not isinstance(spec, str)]
-    # of random weights no accuracy means anything, and parity needs no labels
+    # with random weights accuracy means nothing, and parity needs no labels
     if registered and options.weights != "random" and not has_imagenet_labels(options.data, options.class_map):
         raise ConfigError(_LABELS_OF_OTHERS.format(", ".join(registered)))
     dataset = images_of(options, progress)
@@ -114,7 +114,7 @@ def plan_of(options: WorkloadOptions, progress: Progress = SILENT) -> Plan:
 
 
 def machine_of(options: CompilationOptions) -> Machine:
-    """Returns what is compiled for, with the number of threads that is meant where none was given."""
+    """Returns the machine that is compiled for, with the default number of threads if none was given."""
     return Machine(options.target, resolve_threads(options.threads, physical_cores()))
 
 
@@ -153,7 +153,7 @@ def _default_models() -> list[ModelSpec]:
 
 
 def _named(specs: Sequence[ModelSpec | str], options: WorkloadOptions, progress: Progress) -> list[Entry]:
-    """Returns the models that were named; each of them has to have weights."""
+    """Returns the models that were named; each must have weights."""
     entries, errors, problems = [], [], []
     for spec in specs:
         try:
@@ -172,7 +172,7 @@ def _named(specs: Sequence[ModelSpec | str], options: WorkloadOptions, progress:
 
 
 def _every_registered(options: WorkloadOptions, progress: Progress) -> list[Entry]:
-    """Returns the models of a run that names none, those without weights, too."""
+    """Returns the models of a run that names none, including those without weights."""
     entries = []
     for spec in _default_models():
         try:

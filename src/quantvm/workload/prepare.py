@@ -1,6 +1,6 @@
-"""A word and options become the quantized program that a job compiles: `prepare`.
+"""`prepare` makes the quantized program that a job compiles, from a word (`model_words.py`) and options.
 
-Jobs of many models plan them first (`plan.py`), and take them one by one with `quantized`.
+Jobs with many models make a plan first (`plan.py`), and get their programs one by one with `quantized`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CALIBRATION_BATCH_SIZE = 16
-"""Observers merge their histograms batch by batch, so the batches decide the quantized ranges. They are the same
-whatever --batch-size is, or that option would change the network that is measured."""
+"""Observers merge their histograms batch by batch, so the batch size influences the quantized ranges. It does not
+follow --batch-size, or that option would change the network that is measured."""
 
 _NOISE_IMAGES = 2
 
@@ -38,15 +38,15 @@ _NOISE_IMAGES = 2
 def prepare(
     word: str, options: OneModelOptions, *, refuse_float: str | None = None, progress: Progress = SILENT
 ) -> Program:
-    """Returns the quantized program that a word means.
+    """Returns the quantized program that a word names.
 
-    A program of the user's own is loaded. A float model, registered or made by a factory, is quantized as the options
-    say, with as many threads and under the engine that they name.
+    A quantized program of the user's own is loaded. A float model, registered or made by a factory, is quantized
+    according to the options, which include the engine and the number of threads.
 
     Args:
         word: a name of the registry, a file, or a factory as ``pkg.mod:name``.
         options: how it is quantized, and on which images it is calibrated.
-        refuse_float: why no float model is taken; None if one is.
+        refuse_float: why float models are refused; None if they are not.
         progress: where long work reports to.
 
     Raises:
@@ -110,7 +110,7 @@ def float_module_of(entry: Entry, plan: Plan) -> nn.Module | None:
 
 
 def without_weights(word: str) -> nn.Module:
-    """Returns the float module that a word means, whose weights are yet to be loaded."""
+    """Returns the float module that a word names, before its weights are loaded."""
     if kind_of(word) == "registered":
         return get_model(word).build()
     found = load_model(word)
@@ -119,7 +119,7 @@ def without_weights(word: str) -> nn.Module:
 
 
 def prepare_shapes(word: str, *, input_shapes: tuple[Shape, ...] | None = None) -> Program:
-    """Returns a quantized program with the operators and shapes of the one that a word means.
+    """Returns a quantized program with the operators and shapes of the one that a word names.
 
     Weights and images do not matter: a float model gets random ones, and is calibrated on noise.
 
@@ -149,7 +149,7 @@ def _noise(shape: tuple[int, ...]) -> list[np.ndarray]:
 def _own(
     word: str, input_shapes: tuple[Shape, ...] | None, options: OneModelOptions | None = None
 ) -> Program | FloatModel | None:
-    """Returns what a file or a factory holds; None for a name of the registry."""
+    """Returns the model of a file or a factory; None for a registered name."""
     return None if kind_of(word) == "registered" else load_model(word, input_shapes=input_shapes, quantization=options)
 
 

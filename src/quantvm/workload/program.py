@@ -1,4 +1,4 @@
-"""A quantized model as all jobs have it: what is compiled, who computes what is right, and how it runs on images."""
+"""A quantized model as all jobs use it: what is compiled, what its reference is, and how it runs on images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ITS_OWN = "its-own"
 """The scheme of a model that was quantized by its user."""
 
 _ABOUT_SHAPES = re.compile(r"shape|size|dimension|channel|input|argument|positional|stride|view", re.IGNORECASE)
-"""What PyTorch's messages of a wrong number, rank or size of inputs have in common."""
+"""Matches PyTorch's messages about a wrong number, rank or size of inputs."""
 
 Shape = tuple[int, ...]
 Kind = Literal["torchscript", "exported", "onnx", "tflite", "module"]
@@ -44,16 +44,17 @@ class Program:
 
     Attributes:
         word: what the user wrote, or the model's name.
-        kind: what that holds, or returns.
-        value: what `quantvm.compile` takes: a module, an exported program or a path.
-        shapes: of the inputs; None where a dimension may be any.
-        shapes_are_given: whether they are the user's word or a guess, and not the program's own.
+        kind: the kind of model that the word names or returns.
+        value: the argument for `quantvm.compile`: a module, an exported program or a path.
+        shapes: of the inputs; None where a dimension may have any size.
+        shapes_are_given: whether they are the user's, or a guess, and not from the program.
         engine: PyTorch engine that a TorchScript program or module is for.
-        n_outputs: size of the output's last dimension, where the file says it.
+        n_outputs: size of the output's last dimension, if the file says it.
         sizes_are_given: whether `shapes` has sizes that the user gave for dimensions which a file leaves open.
-        float_module: what quantvm quantized it from; None where the user did that, or where integers were published.
-        title, preprocessing: of a model that quantvm quantized: its name in reports, and how images become its input.
-        quantvm_scheme, quantvm_n_calibration: how it was quantized, as modules that quantvm quantized have it.
+        float_module: what quantvm quantized it from; None if the user quantized it, or if integers were published.
+        title, preprocessing: for a model that quantvm quantized, its name in reports, and how images become its input.
+        quantvm_scheme, quantvm_n_calibration: how it was quantized; modules that quantvm quantized have the same
+            attributes.
     """
 
     word: str
@@ -72,7 +73,7 @@ class Program:
 
     @classmethod
     def quantized_here(cls, name: str, quantized: Any, shape: Shape, float_module: nn.Module | None) -> Program:
-        """Returns what `quantvm.quantize` made of a model with such an input, or what a published checkpoint holds."""
+        """Returns a program from the result of `quantvm.quantize`, or from a published quantized checkpoint."""
         known = {
             "float_module": float_module,
             "quantvm_scheme": quantized.quantvm_scheme,
@@ -102,21 +103,21 @@ class Program:
 
     @property
     def quantvm_engine(self) -> str:
-        """The engine, as modules that quantvm quantized have it."""
+        """The engine; modules that quantvm quantized have the same attribute."""
         return {"exported": "pt2e", "onnx": "onnx", "tflite": "tflite"}.get(self.kind, self.engine or "fbgemm")
 
     @property
     def example_inputs(self) -> list[np.ndarray] | None:
-        """Zeros of the inputs' shapes, or None for a program that says them itself."""
+        """Zeros in the inputs' shapes, or None for a program that says its shapes itself."""
         return self._zeros(1) if self.shapes_are_given or self.sizes_are_given else None
 
     @property
     def fixed_batch(self) -> int | None:
-        """How many images a call takes; None for any number."""
+        """How many images one call takes; None for any number."""
         return None if self.shapes_are_given else self.shapes[0][0]
 
     def _static_inputs(self) -> list[np.ndarray]:
-        """Returns inputs of which every size is known: those that a program was exported with, or zeros."""
+        """Returns inputs whose sizes are all known: those that a program was exported with, or zeros."""
         if self.kind != "exported" or not any(None in shape for shape in self.shapes):
             return self._zeros(1)
         from torch.utils._pytree import tree_leaves
@@ -128,7 +129,7 @@ class Program:
 
     @property
     def reference(self) -> str | None:
-        """Who computes what is right: PyTorch, ONNX Runtime, or None where nobody here can."""
+        """What computes the reference: PyTorch, ONNX Runtime, or None if there is none here."""
         if self.kind == "onnx":
             from quantvm.frontend.onnx import layers as onnx_layers
 
@@ -137,7 +138,7 @@ class Program:
 
     @property
     def missing_reference(self) -> str | None:
-        """Why there is nobody who computes what is right, or None if there is."""
+        """Why there is no reference, or None if there is one."""
         if self.reference is not None:
             return None
         if self.kind == "onnx":
@@ -145,7 +146,7 @@ class Program:
         return "quantvm has no reference for TFLite files, so only TVM's accuracy is measured"
 
     def runner(self, machine: Machine) -> Runner | None:
-        """Returns the model itself in its own runtime; None where there is none."""
+        """Returns the model in its own runtime; None if there is none."""
         if self.reference is None:
             return None
         if self.kind == "onnx":
@@ -153,7 +154,7 @@ class Program:
         return self.on_images(TorchRunner(self.callable_module(), threads=machine.threads))
 
     def on_images(self, runner: Runner) -> Runner:
-        """Returns what runs the program on any number of images (N, 3, H, W), from what runs it on its own inputs."""
+        """Wraps a runner of the program's own inputs so that it takes any number of images (N, 3, H, W)."""
         runner = ChannelsLastRunner(runner) if self.is_channels_last else runner
         return runner if self.fixed_batch is None else FixedBatchRunner(runner, self.fixed_batch)
 
@@ -167,14 +168,14 @@ class Program:
         cache: bool = True,
         progress: Progress = SILENT,
     ) -> Artifact:
-        """Returns the program compiled by TVM, maybe in an earlier run, for the batch sizes that it takes itself.
+        """Returns the program compiled by TVM, or found in the cache, for the batch sizes that the program takes.
 
         Args:
             machine: what it is compiled for.
-            numerics: torch: the bits of its engine; of a program that is for none, as its own runtime computes.
-            batch: static: for the number of images in its shapes only, or for one.
-            verify: whether its outputs are compared with its own runtime's; who compares them anyway need not.
-            cache: whether code of earlier runs is found, and kept for later ones.
+            numerics: torch: the bits of its engine, or the results of its own runtime if it is for no engine.
+            batch: static: only for the number of images in its shapes, or for one.
+            verify: whether its outputs are compared with those of its own runtime; not needed if the caller does so.
+            cache: whether to use code of earlier runs, and to keep code for later ones.
             progress: where a long compilation reports to.
         """
         is_fixed = self.fixed_batch is not None and not any(None in shape for shape in self.shapes)
@@ -186,7 +187,7 @@ class Program:
         )  # fmt: skip
 
     def tvm_runner(self, artifact: Artifact, machine: Machine) -> Runner:
-        """Returns its compiled form as what maps any number of images to raw outputs."""
+        """Returns a runner of the compiled program that maps any number of images to raw outputs."""
         return self.on_images(TvmRunner(artifact, threads=machine.threads))
 
     def callable_module(self) -> Any:
@@ -202,10 +203,10 @@ class Program:
         return self.value
 
     def check(self, *, as_classifier: bool) -> int | None:
-        """Runs the program once, in PyTorch where it is a program of PyTorch; returns the number of classes if known.
+        """Runs the program once, if it is one of PyTorch; returns the number of classes if known.
 
         Args:
-            as_classifier: whether one batch of images in, and one score for each class out, is what must be.
+            as_classifier: whether it must take one batch of images and return one score for each class.
 
         Raises:
             ConfigError: it cannot take inputs of these shapes, or is no classifier.
@@ -224,7 +225,7 @@ class Program:
                 y = module(*map(torch.from_numpy, self._static_inputs() if has_open_sizes else self._zeros(1)))
         except MemoryError:
             raise
-        except Exception as error:  # PyTorch's, of whatever kind of mismatch, and what the model's own code raises
+        except Exception as error:  # PyTorch raises many types for mismatches, and the model's own code may raise any
             reason = gist(error)
             if not _ABOUT_SHAPES.search(reason):
                 raise ConfigError(f"{self.word} cannot be run: {reason}") from error
@@ -247,7 +248,7 @@ class Program:
 
     @property
     def shapes_text(self) -> str:
-        """The inputs' shapes, as messages say them."""
+        """The inputs' shapes as text for messages."""
         shapes = (", ".join("N" if size is None else str(size) for size in shape) for shape in self.shapes)
         return " and ".join(f"({shape})" for shape in shapes)
 
@@ -258,7 +259,7 @@ class Program:
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int | None] | None:
-        """(3, H, W) of what it takes, if that is one batch of colour images in whatever order."""
+        """(3, H, W) of its input, if that is one batch of colour images in either memory order."""
         if [len(shape) for shape in self.shapes] != [4]:
             return None
         _, *sizes = self.shapes[0]
@@ -267,8 +268,8 @@ class Program:
 
     @property
     def image_size(self) -> int:
-        """Side of the squares that it takes."""
+        """Side of its square input images."""
         assert self.image_shape is not None
         size = self.image_shape[1]
-        assert size is not None  # _check_image_input saw it
+        assert size is not None  # _check_image_input made sure
         return size

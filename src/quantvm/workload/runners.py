@@ -84,7 +84,7 @@ class OnnxRuntimeRunner:
 
         try:
             self._session = unfused_session(str(path), threads=threads)
-        except Exception as error:  # its errors have no common base but that
+        except Exception as error:  # ONNX Runtime's errors have no other common base class
             raise ConfigError(f"ONNX Runtime cannot load {path}: {gist(error)}") from error
         self._input = self._session.get_inputs()[0].name
 
@@ -94,7 +94,7 @@ class OnnxRuntimeRunner:
 
 
 class FixedBatchRunner:
-    """Runs any number of images through an engine that takes a fixed number of them.
+    """Runs any number of images on an engine that takes a fixed number of them.
 
     Args:
         inner: the engine.
@@ -116,7 +116,7 @@ class FixedBatchRunner:
 
 
 class ChannelsLastRunner:
-    """Runs images through an engine that takes them as (N, H, W, 3).
+    """Runs images on an engine that takes them as (N, H, W, 3).
 
     Args:
         inner: the engine.

@@ -1,7 +1,6 @@
-"""A model of the user's own, from a word to what is compiled, what is right, and how images become its input.
+"""Loads a model of the user's own, named by a word (`model_words.py`).
 
-`load_model` is for whoever has a word; `load_user_spec` makes of it what the main job takes in a registered
-model's place.
+`load_model` returns the model; `load_user_spec` returns it in the form of a registered model, for jobs on images.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ class FloatModel:
 
 @dataclass(frozen=True)
 class UserSpec(ModelSpec):
-    """A model of the user's own in the place of a registered one.
+    """A model of the user's own in the form of a registered one.
 
     Attributes:
-        program: the quantized program; None for a float module that is yet to be quantized.
-        float_module: that module; None for a quantized program.
-        n_classes: how many scores it gives, if that is known before it runs.
+        program: the quantized program; None for a float module, which is quantized later.
+        float_module: the float module; None for a quantized program.
+        n_classes: how many scores it returns, if that is known before it runs.
     """
 
     program: Program | None = None
@@ -66,10 +65,10 @@ def load_model(
     Args:
         word: a file, or a factory as ``pkg.mod:name``.
         input_shapes: of the inputs, for programs that do not say them. None: 1,3,224,224.
-        quantization: has the PyTorch engine that the program is for, where it does not say that itself.
+        quantization: gives the PyTorch engine of a program that does not say its engine itself.
 
     Raises:
-        ConfigError: the word names nothing of the kind, or what the factory returns is no model.
+        ConfigError: the word names neither a file nor a factory, or the factory returns something else than a model.
         ModelCodeError: the factory raised.
         ModelImportError: the file is damaged.
     """
@@ -144,7 +143,7 @@ def _shape_of(word: str, example: Any) -> Shape:
 
 
 def is_float_and_quantizable(module: Any) -> bool:
-    """Says whether a module is the float model that `quantvm.quantize` takes."""
+    """Says whether a module is a float model that `quantvm.quantize` takes."""
     from torch.ao.nn.quantized import Quantize
     from torch.ao.quantization import QuantStub
 
@@ -153,7 +152,7 @@ def is_float_and_quantizable(module: Any) -> bool:
 
 
 def _computes_in_float(module: Any, shapes: tuple[Shape, ...]) -> bool:
-    """Says whether a module takes such inputs and calls no operator of a quantized model on the way."""
+    """Says whether a module accepts such inputs and calls no operator of a quantized model."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -176,7 +175,7 @@ def _computes_in_float(module: Any, shapes: tuple[Shape, ...]) -> bool:
 
 
 def _signature_in_file(path: Path) -> Signature:
-    """Returns what an ONNX or TFLite file takes and returns, as its importer understands it."""
+    """Returns the inputs and outputs of an ONNX or TFLite file, as its importer understands them."""
     from quantvm.frontend import import_model
     from quantvm.runtime.signature import signature_of
 
@@ -186,7 +185,7 @@ def _signature_in_file(path: Path) -> Signature:
 def _with_sizes(
     shapes: tuple[tuple[int | None, ...], ...], given: tuple[Shape, ...] | None
 ) -> tuple[tuple[int | None, ...], ...]:
-    """Returns shapes with given sizes where they are open, but for the batch; as they are where these do not fit."""
+    """Returns shapes with open sizes, except the batch, replaced by given ones; unchanged if those do not fit."""
     if given is None or [len(shape) for shape in shapes] != [len(shape) for shape in given]:
         return shapes
     sizes = [
@@ -198,10 +197,10 @@ def _with_sizes(
 
 
 def load_user_spec(word: str, options: WorkloadOptions) -> tuple[UserSpec, ResolvedWeights]:
-    """Returns a classifier of the user's own as a model that can be evaluated on images, and what its weights are.
+    """Returns a classifier of the user's own as a model that can be evaluated on images, and a note on its weights.
 
     Raises:
-        QuantvmError: see `load_model`; or it does not map images to scores, or not of the size that was asked for.
+        QuantvmError: see `load_model`; or it does not map images to scores, or takes another size than asked for.
     """
     input_shapes = None if options.input_shape is None else (options.input_shape,)
     if input_shapes is None and options.crop is not None:
@@ -210,7 +209,7 @@ def load_user_spec(word: str, options: WorkloadOptions) -> tuple[UserSpec, Resol
     if isinstance(found, Program):
         program, float_module, flows = found, None, FLOWS
     else:
-        # it is probed as a program would be
+        # it is tried in the same way as a program
         program, float_module = Program(word, "module", found.module, found.shapes, True, None), found.module
         flows = found.flows
     n_classes = program.check(as_classifier=True)

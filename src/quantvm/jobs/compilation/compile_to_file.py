@@ -1,4 +1,4 @@
-"""One model compiled into a file: a quantized one of the user's own, or a float one that is quantized first."""
+"""Compiles one model into a file: a quantized one of the user's own, or a float one that is quantized first."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 def compile_to_file(config: CompileConfig, *, progress: Progress = SILENT) -> CompileResult:
     """Returns what the model was compiled to, after writing the file if one is asked for.
 
-    The file is written even where the share of multiply-adds in int8 is below what was asked for.
+    The file is written even if the share of multiply-adds in int8 is below what was asked for.
 
     Raises:
-        QuantvmError: an option, the model or its weights are wrong, it cannot be compiled, or the file not be written.
+        QuantvmError: an option, the model or its weights are wrong, or the model cannot be compiled, or the file cannot
+            be written.
     """
     raise_problems(config.problems())
     raise_problems(unsupported_options(config))
@@ -51,7 +52,7 @@ def compiled(config: CompileConfig, progress: Progress) -> Artifact:
             machine_of(config),
             numerics=config.numerics,
             batch=config.batch,
-            cache=not config.audit,  # assembly is only at hand where code is generated
+            cache=not config.audit,  # assembly exists only if code is generated now
             verify=config.verify,
             progress=progress if program.title is None else TitledProgress(progress, program.title),
         )

@@ -53,17 +53,17 @@ class CompileConfig(OneModelOptions, NumericsOptions, CheckOptions):
     )
 
     def __post_init__(self) -> None:
-        """Takes a path as text."""
+        """Accepts a path in place of text."""
         super().__post_init__()
         paths_for_texts(self, "out")
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...] | None:
-        """Of the model's inputs, where it does not say them; None for 1,3,224,224."""
+        """The shapes of the inputs, for a model that does not say them; None for 1,3,224,224."""
         return self.input_shapes
 
     def wrong_combinations(self) -> Iterator[str]:
-        """Yields what is wrong with the batch, of the model that it is for."""
+        """Yields what is wrong with `batch` for this model."""
         yield from super().wrong_combinations()
         if self.batch not in ("dynamic", "static"):
             yield f"batch: got {self.batch!r}, expected dynamic or static"

@@ -38,7 +38,7 @@ class VerificationRow(TypedDict):
 
 
 class CompileRow(TypedDict):
-    """What one compilation gave."""
+    """The result of one compilation."""
 
     schema_version: int
     model: str
@@ -47,7 +47,7 @@ class CompileRow(TypedDict):
     sha256: str | None
     target: str
     architecture: str
-    cpu_features: list[str]  # that the code needs, by their Linux names
+    cpu_features: list[str]  # those that the code needs, by their Linux names
     engine: str
     numerics: str
     threads: int
@@ -62,23 +62,23 @@ class CompileRow(TypedDict):
     load_s: float | None
     verification: VerificationRow
     audit: list[KernelAuditRow] | None  # None: not asked for
-    problem: str | None  # why the check that was asked for is not met
+    problem: str | None  # why the check that was asked for failed
 
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What one compilation gave: ``row`` is what --json prints."""
+    """The result of one compilation: ``row`` is what --json prints."""
 
     row: CompileRow
 
     @property
     def exit_code(self) -> int:
-        """The process exit code: 1 if the check that was asked for is not met, else 0."""
+        """The process exit code: 1 if the check that was asked for failed, else 0."""
         return EXIT_CHECK_FAILED if self.row["problem"] else EXIT_OK
 
 
 class CacheEntryRow(TypedDict):
-    """One compiled model of the cache; what a damaged one holds is None."""
+    """One compiled model of the cache; the contents of a damaged one are None."""
 
     key: str
     path: str

@@ -1,4 +1,4 @@
-"""What a compilation gave, and the cache of compiled models, as text."""
+"""The result of a compilation, and the cache of compiled models, as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAIN_INSTRUCTION = "vpdpbusd"
 
 
 def compile_lines(row: CompileRow) -> list[str]:
-    """Returns what is printed of one compilation."""
+    """Returns what is printed for one compilation."""
     lines = list(_facts(row))
     if row["audit"] is not None:
         lines += ["", *audit_table(row["audit"])]

@@ -24,7 +24,7 @@ from quantvm.workload.options import WorkloadOptions
 
 
 def _tolerance(text: str) -> str | None:
-    """Checks what `check_parity` says."""
+    """Checks the value of `check_parity`."""
     try:
         Tolerance.parse(text)
     except ConfigError as error:
@@ -37,7 +37,7 @@ def _tolerance(text: str) -> str | None:
 class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
     """The options of one evaluation; ``quantvm run`` has one of the same name for each field.
 
-    With numerics torch a model has to meet `check_parity`; the other numerics are not meant to give PyTorch's bits.
+    Only models under numerics torch have to meet `check_parity`; other numerics are not meant to give PyTorch's bits.
     """
 
     panel = CheckOptions.panel
@@ -67,12 +67,12 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
     )
 
     def __post_init__(self) -> None:
-        """Takes what a caller in Python would naturally give: one name, a list of names, a path as text."""
+        """Accepts one name or a list of names, and a path in place of text, for callers in Python."""
         super().__post_init__()
         tuples(self, "flows", "numerics", once=True)
 
     def wrong_combinations(self) -> Iterator[str]:
-        """Yields what is wrong where several options are looked at together."""
+        """Yields one sentence for every combination of options that is not allowed."""
         yield from super().wrong_combinations()
         if self.min_top1 is not None and self.weights == "random":
             yield "min_top1: with random weights accuracy means nothing; leave one of the two out"

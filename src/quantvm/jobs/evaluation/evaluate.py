@@ -1,7 +1,7 @@
-"""``quantvm run``: the chain of an evaluation.
+"""``quantvm run``: the steps of an evaluation.
 
-For each model: weights, float model, quantized model, TVM artifact; then every batch of images goes through the float
-model, the quantized model and the artifact, as the very same array, and what they answer is compared.
+Each model is loaded, quantized and compiled. Then the float model, the quantized model and the compiled one run every
+batch of images, as the very same array, and their outputs are compared.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _LATENCY_S = 0.5
 
 
 class Observer(Protocol):
-    """Told what an evaluation finds, as it finds it."""
+    """Is called with what an evaluation finds, as soon as it finds it."""
 
     def on_start(self, run: RunRow) -> None:
-        """Called once, before the first model: `run` is complete but for its models."""
+        """Called once, before the first model: `run` is complete except for its models."""
 
     def on_model(self, model: ModelRow) -> None:
         """Called for each model when its row is final."""
@@ -84,7 +84,7 @@ def evaluate_models(
 
 
 def _planned(config: RunConfig, progress: Progress) -> Plan:
-    """Returns the plan; the stack of a factory that raised goes to the log, if there is to be one."""
+    """Returns the plan; if a factory raised, its stack goes to the log, if there is to be one."""
     try:
         plan = plan_of(config, progress)
     except ModelCodeError as error:
@@ -115,7 +115,7 @@ def _unknown_labels(plan: Plan, config: RunConfig) -> list[str]:
 
 
 def _missing_references(plan: Plan, config: RunConfig) -> list[str]:
-    """Returns a sentence for every model whose parity is to be checked, and that nothing can be compared with."""
+    """Returns a sentence for every model whose parity is to be checked but that has no reference."""
     if config.check_parity is None:
         return []
     missing = [(entry.spec.name, entry.missing_reference) for entry in plan.entries]
@@ -149,7 +149,7 @@ class _Evaluation:
         return self._save()
 
     def _turns(self) -> list[tuple[Entry, str]]:
-        """Returns every model with every flow that is its turn; a model that its user quantized has one turn."""
+        """Returns every pair of a model and a flow to evaluate; a model that its user quantized is in one pair."""
         turns = []
         for entry in self.plan.entries:
             flows = self.config.flows or entry.spec.flows[:1]
@@ -157,7 +157,7 @@ class _Evaluation:
         return turns
 
     def _evaluate(self, entry: Entry, flow: str) -> None:
-        """Adds the rows of one model by one flow, whatever happens; only an interruption goes on from here."""
+        """Adds the rows of one model by one flow, whatever happens; only an interruption leaves this method."""
         if entry.weights is None:
             self._skip(entry, flow, entry.reason, entry.remedy)
             return
@@ -218,7 +218,7 @@ class _Evaluation:
             remedy = f"the stack is in {self.folder.path / 'log.txt'}"
         if isinstance(error, UnsupportedOpError):
             return {"status": "unsupported", "reason": str(error), "remedy": remedy}
-        # A bug's message means little without its kind ("KeyError: 'fc'"); ours are sentences.
+        # The message of a foreign exception means little without its type ("KeyError: 'fc'"); ours are sentences.
         reason = str(error) if isinstance(error, QuantvmError) else f"{type(error).__name__}: {error}"
         return {"status": "error", "reason": reason, "remedy": remedy}
 
@@ -243,12 +243,12 @@ def save(folder: RunFolder, result: RunResult) -> None:
 
 
 def measure(entry: Entry, flow: str, plan: Plan, progress: Progress, found: Sequence[Measurement]) -> None:
-    """Takes one model through all stages and counts its outputs on every image into `found`, one for each numerics.
+    """Takes one model through all stages and adds its outputs on every image to `found`, one for each numerics.
 
-    The engines get the very same array of each batch, one after the other, with equal threads.
+    The engines run the very same array of each batch, one after the other, with equal threads.
 
     Raises:
-        OutputShapeError: if an engine's output is missing or of another shape than the other's.
+        OutputShapeError: an engine's output is missing or has another shape than the other's.
     """
     spec, weights = entry.spec, entry.weights
     assert weights is not None
@@ -291,7 +291,7 @@ def latencies_ms(runners: Sequence[Runner], x_f32: np.ndarray) -> list[float]:
 
 
 def _row(config: RunConfig, spec: ModelSpec, flow: str, numerics: str, known: dict[str, Any]) -> ModelRow:
-    """Returns a model's row with `known` in place of what is otherwise unknown; its status is then `skipped`."""
+    """Returns a model's row with the fields `known`; other fields are unknown, and the status is `skipped`."""
     row: ModelRow = {
         "name": spec.name,
         "title": spec.title,

@@ -1,4 +1,4 @@
-"""What is found about one model, batch by batch, and how that becomes a row of run.json."""
+"""Collects what is found about one model, batch by batch, and makes a row of run.json from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Measurement:
-    """What is found about one model by one flow under one numerics, image by image: an interruption loses nothing."""
+    """What was found about one model with one flow and one numerics; it is kept even if a run is interrupted."""
 
     numerics: str = "torch"
     flow: str = "eager"
@@ -32,7 +32,7 @@ class Measurement:
     def add(
         self, name: str, batch: Batch, fp32_f32: ArrayF32 | None, torch_f32: ArrayF32 | None, tvm_f32: ArrayF32
     ) -> None:
-        """Counts one batch's outputs of the engines, each (N, classes) float32; None of those that there are not."""
+        """Counts the engines' outputs for one batch, each (N, classes) float32; None for engines that did not run."""
         found = None if torch_f32 is None else self.parity.add(tvm_f32, torch_f32, batch.ids)
         if found is None:
             tvm_top5 = top_k(self.parity.add_alone(tvm_f32, batch.ids))
@@ -61,7 +61,7 @@ class Measurement:
             )
 
     def take_quantized(self, quantized: Program, calibration: CalibrationSet) -> None:
-        """Notes how the quantized model was made, as it says itself: a checkpoint brings its own scheme and ranges."""
+        """Notes how the model was quantized, as the model itself says: a checkpoint has its own scheme and ranges."""
         n = quantized.quantvm_n_calibration
         source = calibration.source if n else "none, the weights bring their own ranges"
         self.facts |= {
@@ -72,7 +72,7 @@ class Measurement:
         }
 
     def take_report(self, report: CompileReport) -> None:
-        """Notes what the compiler says about the artifact; a user's own program decides what numerics it has."""
+        """Notes what the compiler reports about the artifact; a user's own program decides its numerics."""
         self.numerics = report.numerics
         self.output_scale = report.output_scale
         self.facts |= {
@@ -87,7 +87,7 @@ class Measurement:
         }
 
     def results(self) -> dict[str, Any]:
-        """Returns the fields of ModelRow that the images counted so far give; none before the first batch."""
+        """Returns the fields of ModelRow that follow from the images counted so far; none before the first batch."""
         if self.tvm.n == 0:
             return {}
         return {

@@ -32,7 +32,7 @@ def samples_schema() -> pa.Schema:
 
 
 def samples_bytes(samples: list[SampleRow]) -> bytes:
-    """Returns the rows as a Parquet file; of no rows, a file with the columns alone."""
+    """Returns the rows as a Parquet file; without rows, a file with the columns alone."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

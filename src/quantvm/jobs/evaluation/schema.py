@@ -1,4 +1,4 @@
-"""What run.json holds; its head is that of all results, and units are those of `report/schema.py`."""
+"""What run.json holds. It begins like all results; units are those of `report/schema.py`."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class ModelRow(TypedDict):
     import_s: float | None
     compile_s: float | None  # None where `cached` says that it was compiled earlier
     cached: bool | None
-    load_s: float | None  # of compiled code from the cache; None: it was compiled in this run
-    latency_ms: float | None  # p50 of one image in TVM, beside the other numerics; None: there are no others
+    load_s: float | None  # loading compiled code from the cache; None: it was compiled in this run
+    latency_ms: float | None  # p50 of one image in TVM, if several numerics are compared; else None
     duration_s: float
 
 
@@ -64,7 +64,7 @@ class RunRow(HeadRow):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one evaluation found: ``run`` is run.json, ``samples`` the rows of samples.parquet."""
+    """The result of one evaluation: ``run`` is run.json, ``samples`` the rows of samples.parquet."""
 
     run: RunRow
     samples: list[SampleRow] = field(default_factory=list, repr=False)

@@ -99,7 +99,7 @@ def _status_lines(model: ModelRow) -> Iterator[str]:
 
 
 def notices(run: RunRow) -> list[str]:
-    """Returns what a reader must know before any number, loudest first."""
+    """Returns what a reader must know before any number, the most important first."""
     found = []
     if run["config"]["weights"] == "random":
         found.append("RANDOM WEIGHTS: the accuracies below mean nothing; parity and latency do.")
@@ -180,7 +180,7 @@ def agreement_tables(run: RunRow) -> list[str]:
 
 
 def remarks(run: RunRow) -> list[str]:
-    """Returns a Markdown list of why models have no row of numbers, are not to be trusted, or compute in float."""
+    """Returns a Markdown list of why models have no numbers, are not to be trusted, or run partly in float."""
     lines = []
     for model in run["models"]:
         if model["reason"]:
@@ -196,7 +196,7 @@ def remarks(run: RunRow) -> list[str]:
 
 
 def _grouped(float_ops: Sequence[str]) -> str:
-    """Returns the operators, `name (variable)`, of which those that occur again are counted; run.json has them all."""
+    """Returns operators given as `name (variable)`; if a name occurs again, how often each does, and the first one."""
     count = Counter(op.split(" ")[0] for op in float_ops)
     if len(count) == len(float_ops):
         return ", ".join(float_ops)
@@ -224,7 +224,7 @@ def conditions(run: RunRow) -> list[str]:
 
 
 def _by_title(what: str, found: dict[str, list[str]]) -> Iterator[str]:
-    """Yields a line for each text, with the models that it holds for where it does not hold for all."""
+    """Yields a line for each text; it names the models that the text is true of, unless it is true of all."""
     for text, titles in found.items():
         of = "" if len(found) == 1 else f" of {', '.join(dict.fromkeys(titles))}"
         yield f"- {what}{of}: {text}"
@@ -239,7 +239,7 @@ def _calibrations(run: RunRow) -> dict[str, list[str]]:
 
 
 def _quantizations(run: RunRow) -> dict[str, list[str]]:
-    """Returns how models were quantized and what TVM followed, each with the models that this is true of."""
+    """Returns how models were quantized and what TVM followed; for each such text, the models that it is true of."""
     numerics_of: dict[tuple[str, str], list[str]] = {}
     measured = [model for model in run["models"] if model["target"] is not None]
     for model in measured or run["models"]:

@@ -1,1 +1,1 @@
-"""`quantvm bench`: how long a call takes, beside other engines."""
+"""`quantvm bench`: how long a call takes, compared with other engines."""

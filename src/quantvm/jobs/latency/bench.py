@@ -164,7 +164,7 @@ def write_model(entry: Entry, plan: Plan, job: Job) -> None:
     import torch
 
     model = float_module_of(entry, plan)
-    assert model is not None  # quantized checkpoints are refused with the options
+    assert model is not None  # quantized checkpoints are refused when the options are checked
     torch.save(model.state_dict(), job.float_model_path)
     np.save(job.calibration_path, np.concatenate(list(CalibrationInputs(plan.calibration, entry.spec))))
     x_f32 = _input(entry, plan)
@@ -174,7 +174,7 @@ def write_model(entry: Entry, plan: Plan, job: Job) -> None:
 
 
 def _input(entry: Entry, plan: Plan) -> np.ndarray:
-    """Returns the largest batch of the data set's images, from its start again where it has too few."""
+    """Returns the largest batch of the data set's images; if it has too few, they are repeated from the start."""
     paths, max_batch = [sample.path for sample in plan.dataset.samples], plan.options.batch_size
     chosen = [paths[i % len(paths)] for i in range(max_batch)]
     return next(iterate_inputs(chosen, entry.spec.preprocessing, max_batch))

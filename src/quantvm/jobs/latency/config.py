@@ -1,4 +1,4 @@
-"""What one benchmark of latency is asked to do: ``BenchConfig`` and its checks."""
+"""The options of one benchmark of latency: ``BenchConfig`` and its checks."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class BenchConfig(WeightOptions, DataOptions, FlowOptions, OutputOptions):
     )
 
     def __post_init__(self) -> None:
-        """Takes what a caller in Python would naturally give: one value for a tuple, a path as text."""
+        """Accepts one value in place of a tuple, and a path in place of text, for callers in Python."""
         super().__post_init__()
         tuples(self, "models", "engines", "batch_sizes", "threads", once=True)
 
@@ -114,11 +114,11 @@ class BenchConfig(WeightOptions, DataOptions, FlowOptions, OutputOptions):
         return self.engines or tuple(name for name, kind in ENGINES.items() if flow in kind.flows)
 
     def workload(self) -> WorkloadOptions:
-        """Returns the options that choosing models, weights and images takes."""
+        """Returns the options for choosing models, weights and images."""
         max_batch = max(self.batch_sizes, default=1)
         return self.shared(
             WorkloadOptions,
-            # The images are input, and calibrate where nothing else does. All of a large set need not be read for it.
+            # The images are the input, and calibrate if no calibration data is given. A part of a large set is enough.
             num_samples=None if self.data is None else max(max_batch, self.calibration_samples),
             engine=self.tvm_engine,
             batch_size=max_batch,
@@ -126,7 +126,7 @@ class BenchConfig(WeightOptions, DataOptions, FlowOptions, OutputOptions):
         )
 
     def wrong_combinations(self) -> Iterator[str]:
-        """Yields what is wrong with the engines, and with what is asked for of them."""
+        """Yields what is wrong with the engines, or with the options for them."""
         yield from super().wrong_combinations()
         unknown = [name for name in self.engines if name not in ENGINES]
         if unknown:

@@ -31,7 +31,7 @@ from quantvm.runtime.interchange import aligned_empty
 
 
 class Worker:
-    """One engine under way; every method is a request."""
+    """One running engine; every method is a request."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._engine = job, make_engine(job)
@@ -39,7 +39,7 @@ class Worker:
         self._peak_bytes = 0
 
     def build(self) -> Facts:
-        """Writes the file that is loaded."""
+        """Writes the file that `load` reads."""
         return self._engine.build()
 
     def load(self, batch: int) -> Facts:
@@ -54,7 +54,7 @@ class Worker:
         return facts
 
     def warm_up(self, batch: int, calls: int, seconds: float) -> Facts:
-        """Calls until the engine has found its pace; the peak of memory counts from here."""
+        """Calls the engine until its times are steady; the peak of memory counts from here."""
         self._note_peak()
         reset_peak_rss()
         time_calls(self._call(batch), min_calls=calls, min_seconds=seconds)
@@ -63,7 +63,7 @@ class Worker:
     def measure(self, batch: int, calls: int, seconds: float) -> dict[str, list[float]]:
         """Returns the duration of each call of one round."""
         call = self._call(batch)
-        for _ in range(3):  # the caches are another engine's, and the threads asleep
+        for _ in range(3):  # another engine has filled the caches, and the threads are asleep
             call()
         gc.disable()
         try:
@@ -96,7 +96,7 @@ def aligned(x_f32: np.ndarray) -> np.ndarray:
 
 
 def reset_peak_rss() -> None:
-    """Makes the peak of memory count from now, where the system can."""
+    """Restarts the system's measurement of peak memory, if it can."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -107,7 +107,7 @@ def reset_peak_rss() -> None:
 def peak_rss_of_process() -> int:
     """Returns the system's own peak of memory, in bytes.
 
-    Linux counts the process that started this one, too, up to its exec; there `peak_rss_since_reset` is to be taken.
+    Linux also counts the memory of the parent process before exec; use `peak_rss_since_reset` there.
     """
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
@@ -144,20 +144,20 @@ def answer(worker: Callable[[], Any], request: dict[str, Any]) -> dict[str, Any]
 
 
 def leave_out_compilers() -> None:
-    """Makes this process one that can only run saved models: TVM would import PyTorch wherever it is installed."""
+    """Restricts this process to running saved models; otherwise TVM imports PyTorch if it is installed."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails from now on
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"
 
 
 def end_with_parent() -> None:
-    """Ends this process as soon as the one that started it does, however it ends, and what an engine started, too.
+    """Ends this process, and those that its engine started, as soon as the parent process ends in any way.
 
-    stdin is the pipe from it, of which nobody else holds the other end.
+    stdin is a pipe from the parent, and no other process holds its other end.
     """
 
     def wait() -> None:
         pipe = select.poll()
-        pipe.register(0, 0)  # that the other end is closed is told in any case
+        pipe.register(0, 0)  # poll always reports that the other end is closed
         pipe.poll()
         if os.getpgid(0) == os.getpid():
             os.killpg(0, signal.SIGKILL)
@@ -184,7 +184,7 @@ def main() -> None:
 
     for line in sys.stdin:
         print(json.dumps(answer(worker, json.loads(line))), file=answers, flush=True)
-    # An engine's threads may not end well at exit, and nothing is left to be saved.
+    # An engine's threads may fail at a normal exit, and nothing is left to be saved.
     os._exit(0)
 
 

@@ -1,8 +1,8 @@
-"""The engines that are measured, each as it runs inside of its own worker process.
+"""The engines that are measured, each as it runs inside its own worker process.
 
-An engine builds a file from the float model and the calibration images, and loads it for a batch size. Both happen in
-processes of their own, so that what quantizing leaves behind is neither in the memory nor in the time of what is
-measured. To add an engine: write a class with ``build`` and ``load``, and list it in :data:`ENGINES`.
+An engine builds a file from the float model and the calibration images, and loads it for a batch size. The two happen
+in separate processes, so that quantizing adds neither memory nor time to what is measured. To add an engine, write a
+class with ``build`` and ``load``, and list it in :data:`ENGINES`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Job:
         engine: a name of :data:`ENGINES`.
         model: a name of the registry.
         folder: holds the model's files, see the properties.
-        threads: the engine computes with.
-        scheme: `per-channel` or `per-tensor`, of PyTorch and TVM.
+        threads: how many threads the engine computes with.
+        scheme: `per-channel` or `per-tensor`, for PyTorch and TVM.
         flow: how PyTorch quantizes: `eager`, `fx` or `pt2e`.
         tvm_engine: the PyTorch engine whose bits TVM must give.
         target: what TVM compiles for.
-        thread_counts: all that a build is for; TVM's code depends on them. Empty: `threads` only.
-        batch_sizes: that the engine will be asked for, where it builds a file for each.
-        deployed: whether the process has neither PyTorch nor TVM's compiler, as where a saved model runs.
+        thread_counts: all that a build has to serve, because TVM's code depends on them. Empty: `threads` only.
+        batch_sizes: all that a build has to serve, for engines that build a file for each.
+        deployed: whether the process has neither PyTorch nor TVM's compiler, as a process that runs a deployed model.
     """
 
     engine: str
@@ -83,7 +83,7 @@ class Job:
 
     @property
     def float_output_path(self) -> Path:
-        """(N, classes) float32, what the float model answers to the input."""
+        """(N, classes) float32, the float model's output."""
         return Path(self.folder, "float_output.npy")
 
     @property
@@ -92,7 +92,7 @@ class Job:
         return Path(self.folder, "exported.pt2") if self.flow == "pt2e" else torch_file(self.folder, self.tvm_engine)
 
     def output_path(self, batch: int) -> Path:
-        """(batch, classes) float32, what the engine answered at its first call."""
+        """(batch, classes) float32, the engine's output of its first call."""
         return Path(self.folder, f"{self.engine}-{self.threads}-{batch}.npy")
 
     def float_model(self) -> nn.Module:
@@ -118,11 +118,11 @@ class Engine(Protocol):
     def __init__(self, job: Job) -> None: ...
 
     def build(self) -> Facts:
-        """Writes the file that is loaded, and returns what is to be said of it."""
+        """Writes the file that `load` reads; returns facts about it."""
         ...
 
     def load(self, batch: int) -> tuple[Run, Facts]:
-        """Returns what runs a batch of that size, and what is to be said of loading it."""
+        """Returns a function that runs a batch of that size, and facts about loading it."""
         ...
 
 
@@ -144,7 +144,7 @@ class TorchEngine:
         import torch
 
         self._job, self._name = job, job.engine.removeprefix("torch_")
-        # Some operators choose their kernel by it, and a file is unpacked for it.
+        # Some operators choose their kernel by the engine, and a file's weights are unpacked for it.
         torch.backends.quantized.engine = self._name
         torch.set_num_threads(job.threads)
         self._frozen: Any = None
@@ -202,7 +202,7 @@ class TvmEngine:
         self._job = job
 
     def build(self) -> Facts:
-        """Writes a model file for each thread count and batch size; without a linker none, and `load` compiles."""
+        """Writes a model file for each thread count and batch size; without a linker, `load` compiles instead."""
         facts: Facts = {}
         for threads in self._job.thread_counts or (self._job.threads,):
             for batch in self._job.batch_sizes:
@@ -261,8 +261,8 @@ class EngineKind:
 
     Attributes:
         home: where its class is.
-        flows: of PyTorch's quantization, for which it runs the model.
-        modules: that it needs beside quantvm's own dependencies.
+        flows: the flows of PyTorch's quantization whose models it runs.
+        modules: the modules that it needs besides quantvm's own dependencies.
     """
 
     home: str
@@ -306,7 +306,7 @@ def why_missing(engine: str) -> str | None:
 def make_engine(job: Job) -> Engine:
     """Returns the engine of a job, in the process that is to run it.
 
-    Of the reference that TVM must equal, a job may name any PyTorch engine, as `torch_qnnpack`.
+    A job may also name a PyTorch engine that is not in `ENGINES`, such as `torch_qnnpack`, as the reference of TVM.
     """
     kind = ENGINES.get(job.engine) or EngineKind(f"{__name__}:TorchEngine")
     module, _, name = kind.home.partition(":")

@@ -1,4 +1,4 @@
-"""PyTorch's runtimes for a program that PT2E quantized: operator by operator as it stands, and TorchInductor's code.
+"""PyTorch's runtimes for a program that PT2E quantized: the program itself, operator by operator, and TorchInductor.
 
 Both load the same `.pt2` file, which TVM compiles, too.
 """
@@ -13,7 +13,7 @@ from quantvm.jobs.latency.engines import Facts, Job, Run, seconds
 
 
 class ExportedEngine:
-    """The program as it stands: dequantize, float32 operators, quantize. What it computes is what TVM must compute."""
+    """The program itself: dequantize, float32 operators, quantize. It is the reference for TVM's outputs."""
 
     def __init__(self, job: Job) -> None:
         import torch
@@ -23,7 +23,7 @@ class ExportedEngine:
         torch.set_num_threads(job.threads)
 
     def build(self) -> Facts:
-        """Writes the program, unless another engine has."""
+        """Writes the program, unless another engine has done so."""
         import torch
 
         from quantvm.models.quantize import quantize
@@ -37,7 +37,7 @@ class ExportedEngine:
         return {**facts, "artifact_bytes": job.program_path.stat().st_size}
 
     def load(self, batch: int) -> tuple[Run, Facts]:
-        """Returns what runs batches of that size."""
+        """Returns a function that runs batches of that size."""
         import torch
 
         from quantvm.frontend.exported.importer import load_program

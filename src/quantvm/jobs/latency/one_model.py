@@ -1,4 +1,4 @@
-"""One model through all engines: files built, workers started, bits checked, and only then anything timed."""
+"""Measures one model with all engines: builds files, starts workers, checks outputs, and only then times calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from quantvm.report.schema import WeightsRow
 
 GREATEST_COMPILING_LOSS = 1.0
-"""How far TVM may be from a PyTorch that sums floats (PT2E, networks float in part), in its own distance from fp32."""
+"""The most that TVM may differ from PyTorch where PyTorch sums floats (PT2E, networks that are partly float).
+
+The unit is the distance of PyTorch's outputs from those of the float model.
+"""
 _MIN_CALLS = 5
 _WARM_UP_SECONDS = 0.3
 
@@ -35,12 +38,12 @@ class ModelBench:
     Attributes:
         spec: the model.
         weights: where they came from.
-        engines: the names to measure.
-        missing: those among them that cannot run here, and why.
-        job: what the workers are for; engine and threads are put in here.
-        config: the options; its thread counts are known.
+        engines: names of the engines to measure.
+        missing: those of them that cannot run here, and why.
+        job: what all workers share; engine and threads are filled in for each.
+        config: the options, with the thread counts filled in.
         note: shows a line to the user.
-        log: keeps details of a failure.
+        log: writes details of a failure to the log.
     """
 
     spec: ModelSpec
@@ -106,14 +109,14 @@ class ModelBench:
         return row
 
     def _told(self, name: str, what: str, error: WorkerError) -> str:
-        """Returns why the engine of that name failed, having logged the details."""
+        """Logs the details of an engine's failure; returns the reason as one line."""
         self.log(f"{self.spec.name}, {name}, {what}: {error}\n{error.details}")
         self.note(f"{self.spec.title}: {name} failed at {what}: {error}")
         return " ".join(f"{what}: {error}".split())
 
 
 class _Session:
-    """The workers of one model and thread count, all alive, of which one at a time does anything."""
+    """The workers of one model and thread count: all are alive, and one at a time works."""
 
     def __init__(self, bench: ModelBench, job: Job) -> None:
         self._bench, self._shared_job = bench, job
@@ -142,7 +145,7 @@ class _Session:
             self._fail(name, "error", bench._told(name, f"load of batch {batch}", error))
 
     def check(self, batch: int) -> None:
-        """Compares all outputs with the float model's, and TVM's with the reference's; wrong ones get no time."""
+        """Compares all outputs with the float model's, and TVM's with the reference's; wrong engines are not timed."""
         float_f32 = np.load(self._bench.job.float_output_path)[:batch]
         outputs = {}
         for (name, of_batch), row in self._rows.items():
@@ -188,7 +191,7 @@ class _Session:
             self._fail("tvm", "failed", reason, batch)
 
     def time(self, batch: int) -> None:
-        """Times the engines that are in order, in rounds."""
+        """Times the engines without a failure, in rounds."""
         bench, config = self._bench, self._bench.config
         ready = [name for name in bench.engines if self._is_ready(name, batch)]
         ready = [name for name in ready if self._ask(name, batch, "warm_up", seconds=_WARM_UP_SECONDS) is not None]
@@ -207,7 +210,7 @@ class _Session:
                 self._rows[name, batch].update({**summarize(rounds_ms, batch), **memory})  # type: ignore[typeddict-item]
 
     def profile(self, batch: int) -> None:
-        """Asks TVM, in a process that can compile, where its time goes."""
+        """Profiles TVM in a process that can compile."""
         if not self._is_ready("tvm", batch):
             return
         bench = self._bench
@@ -242,7 +245,7 @@ class _Session:
             row["status"], row["reason"] = status, reason
 
     def _job(self, name: str) -> Job:
-        # TVM runs in a process like that of a deployed model, unless it still has to be compiled there.
+        # TVM's process has no compiler, as for a deployed model, unless the model still has to be compiled there.
         deployed = name == "tvm" and "artifact_bytes" in self._bench.built.get(name, {})
         return replace(self._shared_job, engine=name, deployed=deployed)
 
@@ -269,7 +272,7 @@ class _Session:
 
 
 def engine_row(known: dict[str, Any]) -> EngineRow:
-    """Returns a row that says `measured` until something goes wrong, with `known` in place of what is unknown."""
+    """Returns a row with status `measured`, which a failure changes later; fields not in `known` are unknown."""
     row: EngineRow = {
         "status": "measured",
         "reason": None,
@@ -302,26 +305,26 @@ def engine_row(known: dict[str, Any]) -> EngineRow:
 
 
 def tvm_vs_best(engines: dict[str, EngineRow]) -> float | None:
-    """Returns the p50 of the best other engine over TVM's: above 1, TVM is faster; None without either."""
+    """Returns the p50 of the best other engine over TVM's: above 1, TVM is faster; None if either is missing."""
     p50_ms = {name: row["p50_ms"] for name, row in engines.items() if row["p50_ms"] is not None}
     tvm_ms = p50_ms.pop("tvm", None)
     return min(p50_ms.values()) / tvm_ms if tvm_ms and p50_ms else None
 
 
 def _cosine(actual_f32: np.ndarray, expected_f32: np.ndarray) -> float | None:
-    """Returns how alike the outputs are in direction, their means taken off; None if either is constant."""
+    """Returns the cosine of the two outputs, each minus its mean; None if either is constant."""
     actual, expected = (np.asarray(y - y.mean(), dtype=np.float64).ravel() for y in (actual_f32, expected_f32))
     norm = float(np.linalg.norm(actual) * np.linalg.norm(expected))
     return float(actual @ expected) / norm if norm > 0 and np.isfinite(norm) else None
 
 
 def _compiling_loss(actual_f32: np.ndarray, expected_f32: np.ndarray, float_f32: np.ndarray) -> float | None:
-    """Returns |actual - expected| over |expected - float|, Euclidean: what compiling changed, in what quantizing did.
+    """Returns |actual - expected| / |expected - float| (Euclidean): the change by compiling over that by quantizing.
 
-    0 if nothing differs, None if there is no such number: where quantizing changed nothing, or an output is not finite.
+    0 if nothing differs; None if quantizing changed nothing, or an output is not finite.
 
-    A difference at a rounding tie grows on its way through a network as the rounding errors of quantization itself
-    grow, so the quotient stays small whatever the weights are, where a cosine does not.
+    A difference at a rounding tie grows through the network just as the rounding errors of quantization do. So the
+    quotient stays small for any weights; a cosine does not.
     """
     actual, expected, reference = (
         np.asarray(y, dtype=np.float64).ravel() for y in (actual_f32, expected_f32, float_f32)
@@ -344,7 +347,7 @@ def _flow(spec: ModelSpec, config: BenchConfig) -> str:
     """Returns how PyTorch quantizes the model.
 
     Raises:
-        ConfigError: it cannot, by the flow that was asked for.
+        ConfigError: PyTorch cannot quantize the model by the flow that was asked for.
     """
     possible = [flow for flow in BENCH_FLOWS if flow in spec.flows]
     flow = config.flow or next((flow for flow in possible if flow != "pt2e"), "eager")

@@ -1,7 +1,7 @@
 """ONNX Runtime and OpenVINO (NNCF): other int8 runtimes, from the same float model and calibration images.
 
-Both get the float model as ONNX and quantize it by their own tool with its defaults for CPUs, and both know the batch
-size when they load, which OpenVINO is much faster for. They need the extra `peers`.
+Both get the float model as ONNX and quantize it with their own tool and its defaults for CPUs. Both know the batch size
+when they load, which makes OpenVINO much faster. They need the extra `peers`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _OPSET = 17
 
 
 def _export_onnx(job: Job, path: Path) -> None:
-    """Writes the float model as ONNX with a batch dimension of any size."""
+    """Writes the float model as ONNX with a dynamic batch dimension."""
     import torch
 
     example_f32 = torch.from_numpy(np.load(job.input_path)[:1])
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter's own future
+        warnings.simplefilter("ignore")  # deprecation warnings of the exporter
         torch.onnx.export(
             job.float_model(),
             (example_f32,),
@@ -127,7 +127,7 @@ class OpenVinoEngine:
         return {**facts, "artifact_bytes": size_bytes}
 
     def load(self, batch: int) -> tuple[Run, Facts]:
-        """Returns a request of the model compiled for the batch size."""
+        """Returns an inference request of the model compiled for the batch size."""
         import openvino
 
         facts: Facts = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from quantvm.jobs.latency.schema import ProfileCallRow, ProfileRow
 
 WIDTH = 100
-"""Columns of a line; the layers' names give way."""
+"""Columns of a line; layers' names are cut to fit."""
 
 _GAP = "  "
 _CALL_HEAD = ("layer", "op", "shape", "kernel", "ms", "share", "TOPS")
@@ -39,7 +39,7 @@ def _short(kernel: str) -> str:
 
 
 def _variant(call: ProfileCallRow) -> str:
-    """Returns what a kernel's name says beyond the operator."""
+    """Returns the part of a kernel's name that the operator does not say."""
     return _short(call["kernel"]).replace(call["op"] + "_", "", 1) or "float"
 
 
@@ -49,7 +49,7 @@ def _figures(ms: float, total_ms: float, macs: int) -> tuple[str, str, str]:
 
 
 def _sums(profile: ProfileRow) -> list[tuple[str, ...]]:
-    """Returns a row for each kernel, the greatest first, then what is not kernels, then all."""
+    """Returns a row for each kernel, the slowest first, then the time outside of kernels, then the total."""
     total_ms = profile["total_ms"]
     groups: dict[str, list[ProfileCallRow]] = {}
     for call in profile["calls"]:
@@ -88,7 +88,7 @@ def _item(shape: Sequence[int]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], *, texts: int) -> list[str]:
-    """Returns aligned lines; the first `texts` columns are aligned to the left, and the first is cut if it must be."""
+    """Returns aligned lines; the first `texts` columns are flush left, and the first is cut if needed."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
     widths[0] = min(widths[0], max(WIDTH - others, len("layer")))
@@ -105,5 +105,5 @@ def _table(rows: Sequence[Sequence[str]], *, texts: int) -> list[str]:
 
 
 def _cut(text: str, width: int) -> str:
-    """Returns the end of a text that is too long: what tells layers apart stands there."""
+    """Returns the end of a text that is too long: layers' names differ there."""
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]

@@ -18,16 +18,16 @@ def profile_job(job: Job, batch: int, *, min_calls: int, min_seconds: float) -> 
     """Returns where TVM's time goes for a batch size.
 
     Args:
-        job: of the engine `tvm`; its folder holds the reference engine's file and the input.
+        job: the job of engine `tvm`; its folder holds the reference engine's file and the input.
         batch: images in one call.
-        min_calls: at least so many calls.
-        min_seconds: at least so many seconds of calls.
+        min_calls: the least number of calls.
+        min_seconds: the least duration of all calls together.
     """
     import torch
 
     from quantvm.compiler.profile import profile
 
-    # an engine's file is unpacked for it
+    # a file's weights are unpacked for the engine that is set
     torch.backends.quantized.engine = job.tvm_engine
     gc.disable()
     try:

@@ -1,6 +1,6 @@
-"""Latency: which engine is called when, for how long, and what the samples say.
+"""Latency: which engine is called when and for how long, and the statistics of the samples.
 
-Nothing here knows an engine or a process, and the clock is an argument: the logic is tested without waiting.
+Nothing here knows an engine or a process, and the clock is an argument, so tests need not wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from quantvm.jobs.latency.schema import LatencyRow
 
 SPREAD_WARNING = 0.10
-"""A quarter of the samples to each side lie this far apart, relative to the median: too noisy to tell 10 % apart."""
+"""An interquartile range above this share of the median is too noisy to tell times apart that differ by 10 %."""
 
 
 def time_calls(
@@ -24,7 +24,7 @@ def time_calls(
     min_seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Returns the duration of each call in milliseconds; ends after the minimum of both calls and seconds.
+    """Returns the duration of each call in milliseconds; ends when both minimums, calls and seconds, are reached.
 
     Args:
         call: what is timed.
@@ -52,8 +52,8 @@ def alternate(
 ) -> dict[str, list[list[float]]]:
     """Returns each engine's samples in milliseconds, round by round; a round holds a slice of every engine.
 
-    Whatever slows the machine down for a while then meets all of them. Every other round runs backwards, so that none
-    always follows the same one. It ends when every engine has the minimum of both rounds and seconds.
+    So whatever slows the machine down for a while affects all of them. Every other round takes the engines in reverse
+    order, so that none always follows the same one. It ends when every engine has reached both minimums.
 
     Args:
         engines: names.
@@ -78,7 +78,7 @@ def alternate(
 
 
 def _seconds(rounds_ms: Iterable[Iterable[float]]) -> float:
-    # Slices that add up to the asked seconds but for rounding are enough.
+    # Slices whose sum equals the asked seconds up to rounding are enough.
     return sum(map(sum, rounds_ms)) / 1e3 * (1 + 1e-9)
 
 

@@ -21,7 +21,7 @@ class LatencyRow(TypedDict):
     n_rounds: int
     round_p50_ms: list[float]  # the median of each round, in order: shows a drift
     images_per_s: float  # from p50
-    spread: float  # interquartile range over median
+    spread: float  # interquartile range / median
     spread_warning: bool
 
 
@@ -41,7 +41,7 @@ class EngineRow(TypedDict):
     spread: float | None
     spread_warning: bool
     first_call_ms: float | None
-    build_s: float | None  # quantizing and writing the file that is loaded
+    build_s: float | None  # quantizing, and writing the file that is then loaded
     import_s: float | None  # TVM: from the torch program to Relax
     compile_s: float | None  # TVM: from Relax to machine code; None if that was done earlier
     load_s: float | None
@@ -50,22 +50,22 @@ class EngineRow(TypedDict):
     inference_peak_rss_bytes: int | None  # from the warm-up on
     outputs_identical: int | None  # TVM: raw outputs with the same bits as the reference
     outputs_total: int | None
-    cosine_to_float: float | None  # of all outputs with the float model's: a wildly wrong engine shows
-    cosine_to_reference: float | None  # TVM: with the reference's
-    compiling_loss: float | None  # TVM: its distance from the reference over the reference's from the float model
+    cosine_to_float: float | None  # of all outputs with the float model's: shows a wildly wrong engine
+    cosine_to_reference: float | None  # TVM: of its outputs with the reference's
+    compiling_loss: float | None  # TVM: its distance from the reference / the reference's from the float model
     int8_mac_share: float | None
 
 
 class ProfileCallRow(TypedDict):
-    """One kernel call; shapes are with the batch, in TVM's memory order (NHWC)."""
+    """One kernel call; shapes include the batch, in TVM's memory order (NHWC)."""
 
     layer: str  # module path in PyTorch with underscores, as far as known
     op: str
     kernel: str  # empty for an operator left in float
     in_shapes: list[list[int]]
     out_shape: list[int]
-    macs: int  # in 8-bit integers, of all images; 0 for what is no contraction
-    p50_ms: float  # with the instrumentation's cost
+    macs: int  # in 8-bit integers, of all images; 0 if it is no contraction
+    p50_ms: float  # includes the cost of instrumentation
 
 
 class ProfileRow(TypedDict):
@@ -73,7 +73,7 @@ class ProfileRow(TypedDict):
 
     total_ms: float  # of the whole model, without instrumentation
     kernels_ms: float  # sum over the calls
-    hook_ms: float  # how much of that is instrumentation, by the time of a call that does nothing
+    hook_ms: float  # the part of that which is instrumentation, estimated from a call that does nothing
     instrumented_ms: float  # of the whole model, with instrumentation
     n: int  # how often each call was timed
     calls: list[ProfileCallRow]  # in order of execution
@@ -84,13 +84,13 @@ class BenchModelRow(TypedDict):
 
     name: str
     title: str
-    flow: str  # how PyTorch quantized: eager or fx
+    flow: str  # how PyTorch quantized: eager, fx or pt2e
     batch: int
     threads: int
     weights: WeightsRow
     engines: dict[str, EngineRow]
     tvm_vs_best: float | None  # p50 of the best other engine over TVM's: above 1, TVM is faster
-    profile: ProfileRow | None  # if it was asked for and TVM ran
+    profile: ProfileRow | None  # None: not asked for, or TVM did not run
 
 
 class SkippedRow(TypedDict):
@@ -124,17 +124,17 @@ class BenchRow(HeadRow):
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What one benchmark of latency found: ``bench`` is bench.json."""
+    """The result of one benchmark of latency: ``bench`` is bench.json."""
 
     bench: BenchRow
     named_engines: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """The process exit code that says how it ended.
+        """The process exit code.
 
         130 interrupted, 1 TVM gave wrong bits, 3 an engine or a model errored, or an engine that was named is missing,
-        else 0. A missing engine that nobody named is no error.
+        else 0. An engine that is missing but was not named is no error.
         """
         rows = [(name, row) for model in self.bench["models"] for name, row in model["engines"].items()]
         if self.bench["interrupted"]:

@@ -1,4 +1,4 @@
-"""Latency as text: a Markdown table for each setting, what is missing in it, and the conditions.
+"""Latency as text: a Markdown table for each setting, why cells are empty, and the conditions.
 
 Everything is made from bench.json alone.
 """
@@ -12,7 +12,7 @@ from quantvm.jobs.latency.schema import BenchModelRow, BenchRow, EngineRow, Mean
 
 _MIB = 2**20
 _UNLIKE_FLOAT = 0.9
-"""A cosine with the float model's outputs below this: whatever was timed, it is hardly the same network."""
+"""If the cosine with the float model's outputs is below this, the engine hardly computes the same network."""
 
 
 def bench_lines(bench: BenchRow) -> list[str]:
@@ -129,7 +129,7 @@ def _engine_remarks(row: EngineRow, random_weights: bool) -> Iterator[str]:
     if row["reason"]:
         yield f"{row['status']}: {row['reason']}"
     cosine = row["cosine_to_float"]
-    # Random weights lose much to quantization: there it says nothing about the engine.
+    # Random weights lose much by quantization: their cosine says nothing about the engine.
     if row["p50_ms"] is not None and not random_weights and (cosine is None or cosine < _UNLIKE_FLOAT):
         yield "its outputs are far from the float model's (cosine below 0.9), so its time may mean nothing"
 

@@ -1,4 +1,4 @@
-"""The processes in which engines are measured: started, asked, and ended. The other end is ``engine_worker.py``."""
+"""Starts, asks and ends the processes in which engines are measured. The other end is ``engine_worker.py``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from quantvm.jobs.latency.engines import Job
 
 REQUEST_LIMIT_S = 1800.0
-"""What takes longer hangs."""
+"""A request that takes longer is taken to hang."""
 
 
 class WorkerError(Exception):
@@ -31,7 +31,7 @@ class Worker(Protocol):
     """One engine in a process of its own, which does nothing between two requests."""
 
     def request(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Returns what the operation gave; the caller sleeps until then.
+        """Returns the result of an operation; the caller sleeps until then.
 
         Raises:
             WorkerError: the engine failed, or the process ended.
@@ -85,7 +85,7 @@ class ProcessWorker:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            with suppress(OSError):  # what was not sent yet is of no use any more
+            with suppress(OSError):  # data that was not sent yet is not needed any more
                 stream.close()  # type: ignore[union-attr]
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -107,9 +107,9 @@ class ProcessWorker:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Returns the environment of a worker: that of this process, with the thread count for every library."""
+    """Returns the environment of a worker: this process's own, with the thread count set for every library."""
     count = str(job.threads)
-    # -P or a working directory must not decide which quantvm a worker imports.
+    # A worker must import the same quantvm, whatever -P or the working directory say.
     source = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)
     return {

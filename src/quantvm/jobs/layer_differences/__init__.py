@@ -1,1 +1,1 @@
-"""`quantvm diff`: in which layer two computations differ, and why."""
+"""`quantvm diff`: which layers of two computations differ, and why."""

@@ -1,4 +1,4 @@
-"""Why layers differ that are computed from equal inputs: the rules that give every integer of both sides."""
+"""Finds why layers differ although their inputs are equal: the rules that give every integer of both sides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quantvm.lowering.layer_operators import LayerOperator
 
 IN_FLOAT = "QDQ in float"
-"""The rule of what is computed by float operators between dequantize and quantize, summed in an order of its own."""
+"""The rule of float operators between dequantize and quantize, which sum in an unspecified order."""
 
 Runs = Callable[[np.ndarray], tuple[list[Any], list[Any]]]
 """An image -> the reference's layers, and the other side's, each computed from the reference's."""
@@ -31,7 +31,7 @@ class _Candidate:
     operator: LayerOperator | None
     search: Search | None
     in_float: list[bool]
-    """Whether TVM's float operators give all of the reference's integers, and of the other side's."""
+    """Whether TVM's float operators give all integers of the reference, and all of the other side."""
 
 
 class Explainer:
@@ -41,9 +41,9 @@ class Explainer:
         counts: every layer's differences.
         operators: what every layer computes; None where that is unknown.
         sides: names of the reference and of the other side.
-        rules: presets that they are said to follow.
+        rules: the presets that the sides should follow.
         environment: what PyTorch's formulas depend on.
-        in_float: numbers of layers -> an object whose `isolated` computes them by TVM's float operators.
+        in_float: returns an object whose `isolated` computes layers, given by number, by TVM's float operators.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Explainer:
                 task.advance()
 
     def _strays(self, candidate: _Candidate) -> bool:
-        """Whether a side does not follow what it is said to: code may have been left in float."""
+        """Whether a side does not follow the rule that it should: operators may have been left in float."""
         search = candidate.search
         return search is None or not search.follows_said(0) or not search.follows_said(1)
 
@@ -135,14 +135,14 @@ class Explainer:
         return IN_FLOAT if self._sides[side] == "qdq" else self._rules[side]
 
     def _of_floats(self) -> RuleCause:
-        """Returns the cause where both sides compute with float operators that round, or sum, in ways of their own."""
+        """Returns the cause if both sides compute with float operators that round or sum in different ways."""
         return RuleCause(
             (self._sides[0], "its own float operators", "its own float operators"),
             (self._sides[1], IN_FLOAT, IN_FLOAT), (),
         )  # fmt: skip
 
     def _name(self, search: Search, side: int, rule: Rule | None) -> str | None:
-        """Returns the name of the rule that a side follows: what it is said to, if it does."""
+        """Returns the name of the rule that a side follows: if possible, the one that it should."""
         if search.follows_said(side):
             return self._said(side)
         rule = rule or next(iter(search.rules[side]), None)

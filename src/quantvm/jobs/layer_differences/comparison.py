@@ -1,4 +1,4 @@
-"""Both runs of one program, side by side: what differs, from which inputs, and by which rules."""
+"""Compares two runs of one program: which layers differ, from which inputs, and by which rules."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Comparison:
     """Two sides of one program.
 
     Args:
-        config: which sides.
+        config: names the sides.
         program: the program and its layers.
-        float_model: what it was quantized from; None where that is not at hand.
-        machine: what TVM's sides are compiled for; both sides have its number of threads.
+        float_model: what it was quantized from; None if that is not known.
+        machine: what TVM's sides are compiled for; both sides use its number of threads.
         example_f32: an image.
 
     Attributes:
         reference, actual: the sides.
-        machine: as it was given.
+        machine: the argument.
         formats: of each layer, whether PyTorch holds it in channels-last order.
         counts: of each layer, how it differs.
     """
@@ -74,7 +74,7 @@ class Comparison:
 
     @property
     def _state(self) -> TorchState:
-        """How PyTorch computes as a side."""
+        """The engine and threads of PyTorch as a side."""
         return TorchState(self._program.engine, self.machine.threads)
 
     @property
@@ -83,7 +83,7 @@ class Comparison:
         return self._program.engine
 
     def compile(self, progress: Progress) -> None:
-        """Compiles the sides of TVM, whose time is then told apart from that of the comparison.
+        """Compiles TVM's sides now, so that its time is reported apart from that of the comparison.
 
         Raises:
             QuantvmError: a side cannot compute this program.
@@ -110,7 +110,7 @@ class Comparison:
                 for count, real, layer in zip(self.counts, self.run(side).real(x_f32), integers, strict=True):
                     count.add_real(layer, real)
         if hasattr(actual_run, "isolated"):
-            # equal all the way down, each layer was computed from the reference's integers already
+            # if all layers are equal, each was already computed from the reference's integers
             are_equal = all(np.array_equal(a, e) for a, e in zip(actual, expected, strict=True))
             own = actual if are_equal else actual_run.isolated(x_f32, expected)
             for count, a, e in zip(self.counts, own, expected, strict=True):
@@ -122,11 +122,11 @@ class Comparison:
             fused.add(*outputs)
 
     def fusion_rows(self) -> list[FusionRow]:
-        """Returns of each side of TVM whether fused code gives the same outputs."""
+        """Returns for each side of TVM whether fused code gives the same outputs."""
         return [fused.row() for fused in self._fused.values()]
 
     def explain(self, images: Sequence[np.ndarray], progress: Progress) -> None:
-        """Finds the rules by which layers differ that are computed from equal inputs."""
+        """Finds the rules that explain differences of layers computed from equal inputs."""
         rules = (self.rule_of(self.reference), self.rule_of(self.actual))
         if "fp32" in rules:
             return
@@ -144,7 +144,7 @@ class Comparison:
                 count.unchecked = "fixed point against float: no rule gives every integer of both"
 
     def _in_float(self, numbers: Sequence[int]) -> Any:
-        """Returns what computes layers by float operators: TVM's, where the program is of one of PyTorch's engines."""
+        """Returns a run by float operators: TVM's if the program is for one of PyTorch's engines, else side qdq."""
         return self._tvm(None) if self._program.engine in ENGINES else self.run("qdq")
 
     def _explain_ties(self, images: Sequence[np.ndarray], progress: Progress) -> None:
@@ -169,7 +169,7 @@ class Comparison:
 
     @property
     def source_side(self) -> str | None:
-        """The framework that the program came from; None where that is not at hand."""
+        """The framework that the program came from; None if it is not installed."""
         return None if self._program.source is None else self._program.source.side
 
     def alone(self, index: int, x_f32: np.ndarray) -> LayerAlone:
@@ -194,7 +194,7 @@ class Comparison:
         return Environment(self.machine.threads, 16 if has_avx512() else 8, has_vnni(), onednn_uses_amx(), images)
 
     def rule_of(self, side: str) -> str:
-        """Returns the preset that a side is said to follow."""
+        """Returns the preset that a side should follow."""
         kind, _, rest = side.partition(":")
         if kind in ("qdq", "fp32"):
             return kind
@@ -233,7 +233,7 @@ class Comparison:
         return FloatLayerRun(self._program, self._float_model, self._state)
 
     def _check_source(self, kind: str) -> None:
-        """Raises ConfigError where the side is not what the program came from."""
+        """Raises ConfigError if the side is not the framework that the program came from."""
         source = self._program.source
         if source is None or source.side != kind:
             others = [*([] if source is None else [source.side]), "qdq", "tvm"]
@@ -242,7 +242,7 @@ class Comparison:
             raise ConfigError(f"{kind}: {why}; compare {', '.join(others)}")
 
     def _steps(self, x_f32: np.ndarray, layers: Sequence[Any], wanted: Sequence[int]) -> list[np.ndarray]:
-        """Returns the values of layers in steps, before they are rounded, in double precision from given integers."""
+        """Returns the layers' values before rounding, in steps, computed in double precision from given integers."""
         from quantvm.verification.qdq_in_float import QdqInFloat
 
         compute = QdqInFloat(self._program.unrounded(self.formats, wanted), double=True)
@@ -264,7 +264,7 @@ def check_shapes(
     """Checks that two runs can be compared element by element.
 
     Raises:
-        RunError: they have other numbers of tensors, or a tensor of other shapes; names the first of these.
+        RunError: they return different numbers of tensors, or tensors of different shapes; names the first of these.
     """
     if len(actual) != len(expected):
         raise RunError(
@@ -280,7 +280,7 @@ def check_shapes(
 
 
 class _FusionCount:
-    """Raw outputs of fused code against those of code that returns every layer."""
+    """Compares the raw outputs of fused code with those of code that returns every layer."""
 
     def __init__(self, side: str) -> None:
         self._side, self._n, self._equal, self._max = side, 0, 0, 0.0

@@ -1,4 +1,4 @@
-"""The options of one comparison of layers, and what its sides are."""
+"""The options of one comparison of layers, and the sides that can be compared."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ class DiffConfig(OneModelOptions):
     )
 
     def __post_init__(self) -> None:
-        """Takes paths as text."""
+        """Accepts paths in place of text."""
         super().__post_init__()
         paths_for_texts(self, "out", "save_repro")
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the model's input, where it does not say it: one image."""
+        """The shape of the input, one image, for a model that does not say it."""
         return ((1, *self.input_shape[1:]),)
 
     def workload(self, **others: Any) -> WorkloadOptions:
-        """Returns the options that quantizing it takes: calibration may leave out the images that are compared."""
+        """Returns the options for quantizing the model: calibration may leave out the images that are compared."""
         return super().workload(**({"num_samples": self.num_samples, "batch_size": 1} | others))
 
     def wrong_combinations(self) -> Iterator[str]:
-        """Yields what is wrong with the two sides together, and with what is asked for of them."""
+        """Yields what is wrong with the combination of the two sides, or with the options for them."""
         yield from super().wrong_combinations()
         if _same_side(self.reference, self.actual):
             yield f"actual: got '{self.actual}', which is the reference, too; name another side"
@@ -95,12 +95,12 @@ class DiffConfig(OneModelOptions):
 
     @property
     def needs_float_model(self) -> bool:
-        """Whether the model that was quantized is compared, too."""
+        """Whether the float model is compared, too."""
         return self.waterfall or "fp32" in (self.reference, self.actual)
 
     @property
     def missing_float_model(self) -> str:
-        """What is wrong where it is needed and not at hand."""
+        """The problem if the float model is needed but not known."""
         wanted = "waterfall" if self.waterfall else "fp32"
         return (
             f"{wanted}: {self.model} does not hold the float model that it was quantized from; name a model of quantvm "
@@ -109,8 +109,8 @@ class DiffConfig(OneModelOptions):
 
 
 def _same_side(reference: str | None, actual: str) -> bool:
-    """Whether two words mean one side, whatever the model is."""
-    if reference is None:  # the framework that the model is of
+    """Whether two words name the same side for every model."""
+    if reference is None:  # the model's own framework
         return actual in ("torch", "onnxruntime")
     usual = "tvm:integer:upward"
     return reference == actual or {reference, actual} == {"tvm:integer", usual}

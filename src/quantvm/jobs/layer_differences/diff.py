@@ -1,4 +1,4 @@
-"""``quantvm diff``: which layers two runs of one quantized model differ in, and why."""
+"""``quantvm diff``: in which layers two runs of one quantized model differ, and why."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is compared, on which images."""
+    """The model that is compared, and the images."""
 
     program: LayeredProgram
     images: list[_Image]
@@ -99,7 +99,7 @@ class _Subject:
 
 
 def _subject(config: DiffConfig, progress: Progress) -> _Subject:
-    """Returns the model in layers, with the images that it is compared on."""
+    """Returns the model split into layers, with the images for the comparison."""
     program = prepare(config.model, config, progress=progress)
     if config.needs_float_model and program.is_own:
         raise ConfigError(config.missing_float_model)
@@ -120,7 +120,7 @@ def _subject(config: DiffConfig, progress: Progress) -> _Subject:
 
 
 def _layered(program: Program, x_f32: np.ndarray, config: DiffConfig) -> LayeredProgram:
-    """Returns the program with every quantized tensor in sight."""
+    """Returns the program with every quantized tensor as an output."""
     import torch
 
     from quantvm.frontend import import_layers
@@ -135,7 +135,7 @@ def _layered(program: Program, x_f32: np.ndarray, config: DiffConfig) -> Layered
 
 
 def _images(config: DiffConfig, program: Program, progress: Progress) -> list[_Image]:
-    """Returns images as the program sees them, or noise where it takes no square colour images."""
+    """Returns images as the program takes them, or noise if it does not take square colour images."""
     shape = _one_image(config, program)
     if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
         rng = np.random.default_rng(config.seed)
@@ -153,7 +153,7 @@ def _images(config: DiffConfig, program: Program, progress: Progress) -> list[_I
 
 
 def _one_image(config: DiffConfig, program: Program) -> tuple[int, ...]:
-    """Returns the shape of one image that the program takes, channels first if they are colours."""
+    """Returns the shape of one image that the program takes, channels first for colour images."""
     if not program.shapes_are_given and (len(program.shapes) != 1 or program.fixed_batch not in (None, 1)):
         raise ConfigError(
             f"{config.model} takes {program.shapes_text}, and diff runs one input of one image; export it so, or, with "
@@ -214,7 +214,7 @@ def _layer_row(index: int, count: LayerCount) -> LayerRow:
 
 
 def _make(folder: Path) -> None:
-    """Makes the folder before hours of work are lost for want of one.
+    """Makes the folder before the work begins, so that no work is lost if that fails.
 
     Raises:
         ConfigError: it cannot be made.

@@ -1,4 +1,4 @@
-"""How two runs of one program differ, layer by layer, and what a difference comes from."""
+"""How two runs of one program differ, layer by layer, and the causes of the differences."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DifferenceCount:
         self.add_noise(centred, steps)
 
     def add_noise(self, signal: ArrayInt, noise: ArrayInt) -> None:
-        """Counts one image's energies, of which the SQNR is made."""
+        """Counts one image's energies, from which the SQNR is computed."""
         self.signal += float(np.square(signal, dtype=np.float64).sum())
         self.noise += float(np.square(noise, dtype=np.float64).sum())
 
@@ -59,7 +59,7 @@ class DifferenceCount:
 
     @property
     def sqnr_db(self) -> float | None:
-        """Signal to quantization noise; None where nothing differs, or all is zero."""
+        """Signal to quantization noise; None if nothing differs, or all is zero."""
         return None if self.noise == 0 or self.signal == 0 else 10 * float(np.log10(self.signal / self.noise))
 
     def row(self) -> DifferenceRow:
@@ -78,9 +78,9 @@ class RuleCause:
     """The rules that give all integers of both sides.
 
     Attributes:
-        reference, actual: (name of the side, the rule that it follows here, the rule that it is said to follow).
-        facts: (fact, the reference's value, the other side's value) where the rules differ; empty if one of them is not
-            made of facts.
+        reference, actual: (name of the side, the rule that it follows here, the rule that it should follow).
+        facts: (fact, the reference's value, the other side's value) where the rules differ; empty if one of the rules
+            is not made of facts.
     """
 
     reference: tuple[str, str, str]
@@ -109,7 +109,7 @@ class RuleCause:
 
 
 def _followed(side: str, rule: str, said: str) -> str:
-    """Returns a side with the rule that it follows, where that is not in its name."""
+    """Returns the name of a side, and the rule that it follows if the name does not say it."""
     if rule != said:
         return f"{side} ({rule}, not {said})"
     return side if side.split(":", 1)[-1] == rule else f"{side} ({rule})"
@@ -123,13 +123,13 @@ class LayerCount:
     """One layer's differences: in the run as a whole, and computed from the reference's own inputs.
 
     Attributes:
-        layer: which.
-        whole: of the run as a whole.
-        own: from the reference's inputs; None where that was not computed.
+        layer: the layer.
+        whole: differences in the run as a whole.
+        own: differences from the reference's inputs; None if these were not computed.
         rule: the rules that explain the own differences; None if none does.
-        ties: set where all of them lie at rounding ties, and the reference's order of sums decides.
-        unchecked: why nobody could look for a cause, if so.
-        to_float: signal and noise of real values, where one side is the float model.
+        ties: set if all own differences lie at rounding ties, where the reference's order of sums decides.
+        unchecked: why no cause could be looked for, if so.
+        to_float: signal and noise of real values, if one side is the float model.
     """
 
     layer: Layer
@@ -157,7 +157,7 @@ class LayerCount:
 
     @property
     def differs(self) -> bool:
-        """Whether any element does, in the whole run or alone."""
+        """Whether any element differs, in the whole run or alone."""
         return not self.whole.is_exact or (self.own is not None and not self.own.is_exact)
 
     @property
@@ -167,7 +167,7 @@ class LayerCount:
 
     @property
     def cause(self) -> str | None:
-        """What the difference comes from; None where there is none."""
+        """The cause of the difference; None if there is no difference."""
         if not self.differs:
             return None
         if self.to_float is not None:

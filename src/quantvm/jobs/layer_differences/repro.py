@@ -1,4 +1,4 @@
-"""A pytest file that shows one layer's difference alone: an operator on the smallest part of its inputs, or a layer."""
+"""Writes a pytest file that reproduces one layer's difference: one operator on a part of its inputs, or the layer."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def save_repro(path: Path, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray]) -> str | None:
     """Writes the file for the first layer with differences of its own; returns why none was written, or None.
 
-    Of an operator of PyTorch's quantized modules, smaller and smaller parts are tried with the very code that is
-    written, and the smallest one that still differs is kept. Of exported programs and ONNX files it is the layer: all
-    that lies between its tensor and the quantized ones that it reads.
+    For an operator of PyTorch's quantized modules, parts of its inputs are tried, the smallest first, with the very
+    code that is written; the first that still differs is kept. For exported programs and ONNX files the file computes
+    the layer: all operators between its tensor and the quantized tensors that it reads.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -51,7 +51,7 @@ def save_repro(path: Path, config: DiffConfig, comparison: Comparison, images: S
     for text in texts:
         try:
             is_shown = _differs(text)
-        except (QuantvmError, RuntimeError, ValueError) as error:  # the next part may do
+        except (QuantvmError, RuntimeError, ValueError) as error:  # the next part may work
             problem = f"layer {layer.name} cannot be computed as the only one of a model: {gist(error)}"
             continue
         if is_shown:
@@ -62,7 +62,7 @@ def save_repro(path: Path, config: DiffConfig, comparison: Comparison, images: S
 
 
 def _not_written(comparison: Comparison) -> str | None:
-    """Returns why no file can show layers of such a comparison alone."""
+    """Returns why no file can reproduce layers of such a comparison; None if one can."""
     source = comparison.source_side
     if source is None:
         return "no framework is at hand that computes layers of this file alone"
@@ -75,7 +75,7 @@ def _not_written(comparison: Comparison) -> str | None:
 def _operator_texts(
     index: int, operator: LayerOperator, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray]
 ) -> Iterator[str]:  # fmt: skip
-    """Yields files of parts of a layer of PyTorch's quantized modules, of each image the smaller ones first."""
+    """Yields files for parts of a layer of PyTorch's quantized modules; for each image, the smaller parts first."""
     layer = comparison.counts[index].layer
     for x_f32, expected, own in _differing(index, comparison, images):
         at = tuple(int(i) for i in np.argwhere(expected[index] != own[index])[0])
@@ -91,7 +91,7 @@ def _operator_texts(
 def _program_texts(
     index: int, config: DiffConfig, comparison: Comparison, images: Sequence[np.ndarray]
 ) -> Iterator[str]:
-    """Yields files of a layer of an exported program or an ONNX file, one of each image."""
+    """Yields files for a layer of an exported program or an ONNX file, one for each image."""
     layer = comparison.counts[index].layer
     for x_f32, expected, _ in _differing(index, comparison, images):
         alone = comparison.alone(index, x_f32)
@@ -155,7 +155,7 @@ def parts(
 
 
 def _here(x: NDArray, at: Sequence[int], whole: int | None = None) -> tuple[slice, ...]:
-    """Returns the slices that leave one element, or all along one axis; a dimension of one is broadcast."""
+    """Returns the slices that select one element, or all along one axis; dimensions of size one stay."""
     axis = None if whole is None else whole % x.ndim
     return tuple(slice(None) if i == axis or size == 1 else slice(at[i], at[i] + 1) for i, size in enumerate(x.shape))
 
@@ -205,11 +205,11 @@ def _convolutions(operator: Operator, x: NDArray, at: tuple[int, ...]) -> Iterat
 
 
 def _around(x: NDArray, window: Window, out: tuple[int, int], span: Sequence[int]) -> NDArray:
-    """Returns the part of an image that one output pixel reads, to be padded as the image is."""
+    """Returns the part of an image that one output pixel reads; it is padded later, as the image would be."""
     slices = []
     for axis in (0, 1):
         stride, pad, size = window.stride[axis], window.padding[axis], x.shape[2 + axis]
-        before = min(out[axis], -(-pad // stride))  # windows that the padding of the part begins
+        before = min(out[axis], -(-pad // stride))  # windows that begin in the padding of the part
         stop = out[axis] * stride - pad + span[axis]
         slices.append(slice((out[axis] - before) * stride, min(max(stop, 1), size)))
     return x[:, :, slices[0], slices[1]]
@@ -218,7 +218,7 @@ def _around(x: NDArray, window: Window, out: tuple[int, int], span: Sequence[int
 def _channels(
     operator: Operator, inputs: Sequence[NDArray], n: int, channel: int
 ) -> Iterator[tuple[Operator, list[NDArray]]]:
-    """Yields a pool of one channel, and of the 16 in whose vector it is."""
+    """Yields a pool of one channel, and one of the 16 channels whose vector holds it."""
     (x,) = inputs
     start = channel // 16 * 16
     for channels in (slice(channel, channel + 1), slice(start, min(start + 16, x.shape[1]))):

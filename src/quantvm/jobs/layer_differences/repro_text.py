@@ -20,13 +20,13 @@ from quantvm.runtime.target import Machine
 
 @dataclass(frozen=True)
 class ReproCase:
-    """An operator, its inputs' integers in PyTorch's logical order, and what computes it.
+    """An operator, its inputs' integers in PyTorch's logical order, and the sides that compute it.
 
     Attributes:
         operator, inputs: what is computed.
         layer, model: where it comes from.
-        reference, actual: sides, torch, torch:ENGINE, tvm or tvm:NUMERICS.
-        engine: that the model was quantized for.
+        reference, actual: sides: torch, torch:ENGINE, tvm or tvm:NUMERICS.
+        engine: the engine that the model was quantized for.
         machine: what TVM's side is compiled for.
     """
 
@@ -179,7 +179,7 @@ def repro_text(case: ReproCase) -> str:
 
 
 def params(q: QuantParams) -> tuple[float, int, str]:
-    """Returns what a file holds of quantization parameters."""
+    """Returns quantization parameters as the file holds them."""
     return q.scale, q.zero_point, q.dtype
 
 
@@ -189,14 +189,14 @@ def _call(side: str, engine: str) -> str:
 
 
 def encoded(arrays: dict[str, NDArray]) -> str:
-    """Returns the lines of text that a file holds arrays in: those of `numpy.savez`, in base64."""
+    """Returns arrays as lines of text: the bytes of `numpy.savez_compressed`, in base64."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return "\n".join(textwrap.wrap(base64.b64encode(buffer.getvalue()).decode("ascii"), 100))
 
 
 def indented(lines: Sequence[str], by: int = 8) -> str:
-    """Returns lines of code behind some spaces."""
+    """Returns indented lines of code."""
     return textwrap.indent("\n".join(lines), " " * by)
 
 
@@ -215,7 +215,7 @@ _DTYPES = {"uint8": "torch.quint8", "int8": "torch.qint8"}
 
 
 def _quantized_inputs(case: ReproCase) -> tuple[list[str], list[str]]:
-    """Returns the statements that quantize the inputs, and that bring them to PyTorch's channels-last order."""
+    """Returns the statements that quantize the inputs and bring them into PyTorch's channels-last order."""
     operator = case.operator
     init, forward = [], []
     needs_order = operator.channels_last and operator.kind not in ("conv2d", "linear", "relu", "clip", "max_pool2d")

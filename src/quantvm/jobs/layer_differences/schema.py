@@ -27,7 +27,7 @@ class FactRow(TypedDict):
 
 
 class RuleRow(TypedDict):
-    """The rules that give every integer of a layer's two sides, and the ones that the sides are said to follow."""
+    """The rules that give every integer of a layer's two sides, and the rules that the sides should follow."""
 
     reference: str
     reference_said: str
@@ -37,7 +37,7 @@ class RuleRow(TypedDict):
 
 
 class LayerRow(TypedDict):
-    """One layer; `own` is computed from the reference's inputs, None where that cannot be done."""
+    """One layer; `own` is computed from the reference's inputs, and None if that is impossible."""
 
     index: int
     name: str
@@ -49,11 +49,11 @@ class LayerRow(TypedDict):
     own: DifferenceRow | None
     cause: str | None
     rule: RuleRow | None
-    float_sqnr_db: float | None  # against the float model's values, where it is a side
+    float_sqnr_db: float | None  # against the float model's values, if that is a side
 
 
 class FusionRow(TypedDict):
-    """A TVM side's outputs from fused code against those from the code that gave the layers."""
+    """A TVM side's outputs from fused code against those from the code that returns all layers."""
 
     side: str
     n: int
@@ -62,7 +62,7 @@ class FusionRow(TypedDict):
 
 
 class StageRow(TypedDict):
-    """One stage of the waterfall; errors are those of its outputs against fp32's."""
+    """One stage of the waterfall; errors are of its outputs against those of fp32."""
 
     stage: str
     top1: float
@@ -107,13 +107,13 @@ class DiffRow(TypedDict):
     fusion: list[FusionRow]
     waterfall: WaterfallRow | None
     repro: str | None  # the file that was written
-    repro_problem: str | None  # why none was
+    repro_problem: str | None  # why none was written
     duration_s: float
 
 
 @dataclass(frozen=True)
 class DiffResult:
-    """What one comparison gave: ``row`` is diff.json."""
+    """The result of one comparison: ``row`` is diff.json."""
 
     row: DiffRow
 

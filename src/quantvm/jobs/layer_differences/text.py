@@ -64,7 +64,7 @@ def _decibels(value: float | None) -> str:
 def _percent(count: int, of: DifferenceRow) -> str:
     if count in (0, of["n"]):
         return "0 %" if count == 0 else "100 %"
-    # all but one of a million must not read as 100 %, nor the one as none
+    # all but one of a million must not be printed as 100 %, nor one of a million as 0 %
     percent = 100 * count / of["n"]
     if percent > 99.99:
         return ">99.99 %"
@@ -102,7 +102,7 @@ def _waterfall_lines(row: WaterfallRow) -> list[str]:
 
 
 def layers_csv(row: DiffRow) -> str:
-    """Returns every layer as a line of CSV, under a line of names."""
+    """Returns every layer as a line of CSV, below a header line."""
     text = io.StringIO()
     writer = csv.writer(text)
     counts = ("n", "equal", "off_by_one", "max_steps", "sqnr_db")

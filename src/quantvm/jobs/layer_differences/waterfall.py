@@ -1,4 +1,4 @@
-"""What quantization costs and what compilation costs: four forms of one network on the same images."""
+"""The cost of quantization and of compilation: four forms of one network on the same images."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def waterfall(
     """Returns accuracy and output error of every stage, and what each step changes.
 
     Args:
-        forwards: stage -> what computes it; fp32, QDQ in float, PyTorch int8 and TVM int8, in this order.
+        forwards: the function of each stage: fp32, QDQ in float, PyTorch int8 and TVM int8, in this order.
         images: input and label of each.
-        progress: told of every image.
+        progress: advanced for every image.
     """
     stages = {name: _Stage(name) for name in forwards}
     changed = {step: 0 for step, _, _ in _STEPS}

@@ -44,7 +44,7 @@ class TuneConfig(Options):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Takes what a caller in Python would naturally give: one value for a tuple, a path as text."""
+        """Accepts one value in place of a tuple, and a path in place of text, for callers in Python."""
         super().__post_init__()
         tuples(self, "models", "threads")
         paths_for_texts(self, "out")

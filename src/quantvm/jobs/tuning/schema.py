@@ -16,11 +16,11 @@ class TunedRow(TypedDict):
     threads: int
     schedule: dict[str, int]
     time_us: float  # of one call for one image
-    model_time_us: float  # likewise, as the cost model would have it
+    model_time_us: float  # the same for the schedule that the cost model chooses
 
 
 class TuneRow(TypedDict):
-    """What one search gave."""
+    """The result of one search."""
 
     schema_version: int
     target: str
@@ -29,14 +29,14 @@ class TuneRow(TypedDict):
     file: str
     asked: int  # convolutions times numbers of threads
     searched: int  # of those; fewer when it was interrupted
-    gained: int  # of those, how many are faster than the cost model's choice
+    gained: int  # how many of those are faster than the cost model's choice
     kept: int  # records that the file holds now
     found: list[TunedRow]
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What one search gave: ``row`` is what --json prints."""
+    """The result of one search: ``row`` is what --json prints."""
 
     row: TuneRow
     interrupted: bool

@@ -1,4 +1,4 @@
-"""What a search for schedules gave, as text."""
+"""The result of a search for schedules as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HEAD = ("convolution", "dot", "threads", "model µs", "tile", "µs", "gain")
 
 
 def tune_lines(row: TuneRow) -> list[str]:
-    """Returns what is printed of one search: the convolutions that gained, the most first, and the sums."""
+    """Returns what is printed for one search: the convolutions that became faster, the most first, and the sums."""
     lines = []
     faster = sorted(row["found"], key=_gain, reverse=True)[: row["gained"]]
     if faster:

@@ -1,4 +1,4 @@
-"""``quantvm tune``: the convolutions of models, the fastest schedule of each on this CPU, and the file of them."""
+"""``quantvm tune``: finds the fastest schedule of each convolution on this CPU, and writes these to a file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @missing_package_named()
 def tune_schedules(config: TuneConfig, *, progress: Progress = SILENT) -> TuneResult:
-    """Returns what the search found, after writing it into the file, over what was there.
+    """Returns what the search found, after writing it into the file, where it replaces older records.
 
-    A schedule is kept where it is faster than the cost model's choice by more than the noise; for the others the model
-    goes on choosing. When the search is interrupted, what was found until then is written.
+    A schedule is kept if it is faster than the cost model's choice by more than the noise; for the other convolutions
+    the model goes on choosing. When the search is interrupted, what was found until then is written.
 
     Raises:
         ConfigError: an option is wrong, or the file is damaged.
@@ -56,7 +56,7 @@ def tune_schedules(config: TuneConfig, *, progress: Progress = SILENT) -> TuneRe
     interrupted = False
     try:
         for record in tune(work, target, progress=progress):
-            found.append(record)  # noqa: PERF402 - what came before an interruption has to be in it
+            found.append(record)  # noqa: PERF402 - after an interruption it must hold what came before
     except KeyboardInterrupt:
         interrupted = True
     kept = _write(file, known, found)
