@@ -173,7 +173,7 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def quiet_torchao() -> Iterator[None]:
     """Hides log records about torchao's internals when torchao is imported in the block; every other record passes."""
-    filters = [(logging.getLogger(name), _unless(pattern)) for name, pattern in _QUIET_RECORDS]
+    filters = [(logging.getLogger(name), _does_not_match(pattern)) for name, pattern in _QUIET_RECORDS]
     for logger, keep in filters:
         logger.addFilter(keep)
     try:
@@ -183,7 +183,7 @@ def quiet_torchao() -> Iterator[None]:
             logger.removeFilter(keep)
 
 
-def _unless(pattern: str) -> Callable[[logging.LogRecord], bool]:
+def _does_not_match(pattern: str) -> Callable[[logging.LogRecord], bool]:
     return lambda record: re.match(pattern, record.getMessage()) is None
 
 

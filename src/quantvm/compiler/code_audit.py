@@ -58,7 +58,7 @@ def audit(artifact: Artifact) -> tuple[KernelAudit, ...]:
     counts = dot_instructions(assembly(library.executable))
     return tuple(
         KernelAudit(name, library.kernel_of[name], calls[name], dict(sorted(counts[name].items())))
-        for name in sorted(counts, key=_natural)
+        for name in sorted(counts, key=_natural_order)
         if name in library.kernel_of  # the others compute shapes
     )
 
@@ -71,7 +71,7 @@ def dot_instructions(assembly: str) -> dict[str, Counter[str]]:
     """
     counts, uses = _bodies(assembly.splitlines())
     return {
-        name.removeprefix(_SYMBOL_PREFIX): sum((counts[part] for part in _reached(name, uses)), Counter())
+        name.removeprefix(_SYMBOL_PREFIX): sum((counts[part] for part in _local_functions_of(name, uses)), Counter())
         for name in counts
         if name.startswith(_SYMBOL_PREFIX)
     }
@@ -97,7 +97,7 @@ def _bodies(lines: Iterable[str]) -> tuple[dict[str, Counter[str]], dict[str, se
     return counts, uses
 
 
-def _reached(name: str, uses: dict[str, set[str]]) -> set[str]:
+def _local_functions_of(name: str, uses: dict[str, set[str]]) -> set[str]:
     """Returns the function and the local functions that it reaches; other functions of TVM have their own rows."""
     reached, left = {name}, [name]
     while left:
@@ -107,6 +107,6 @@ def _reached(name: str, uses: dict[str, set[str]]) -> set[str]:
     return reached
 
 
-def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+def _natural_order(name: str) -> tuple[tuple[int, int | str], ...]:
     """Returns a key that sorts conv2d2 before conv2d10."""
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part)

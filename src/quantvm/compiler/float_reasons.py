@@ -85,10 +85,10 @@ class _Graph:
         tensors = [a for a in _arguments(call) if str(getattr(a.ty, "dtype", "")) == "float32"]
         if any(is_call(self._values.get(a), "relax.astype") for a in tensors):
             return "the program itself computes it in float"
-        if not all(is_constant(a) or self._is(self._values.get(a), "dequantize") for a in tensors):
+        if not all(is_constant(a) or self._is_result_of(self._values.get(a), "dequantize") for a in tensors):
             return "its input is not just dequantized"
         readers = self._readers.get(binding.var, [])
-        if len(readers) != 1 or not self._is(readers[0], "quantize"):
+        if len(readers) != 1 or not self._is_result_of(readers[0], "quantize"):
             return "its result is not just quantized"
         return "its shapes, options or quantization parameters fit no kernel"
 
@@ -106,11 +106,11 @@ class _Graph:
         if is_constant(weight):
             return "its weight is not quantized"
         source: Any = self._values.get(weight)
-        if self._is(source, "dequantize") and is_constant(source.args[0]):
+        if self._is_result_of(source, "dequantize") and is_constant(source.args[0]):
             return None
         return "its weight is no constant"
 
-    def _is(self, value: Any, operator: str) -> bool:
+    def _is_result_of(self, value: Any, operator: str) -> bool:
         """Whether a value is the result of an operator, or of the composite of that operator alone."""
         if is_call(value, f"relax.{operator}"):
             return True

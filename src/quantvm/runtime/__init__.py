@@ -18,7 +18,7 @@ _ELSEWHERE = {
     "audit": "quantvm.compiler",
     "compile": "quantvm.compiler",
 }
-"""What was here before the compiler had a room of its own; a deployed model needs none of it."""
+"""Names that have moved to `quantvm.compiler`; a deployed model needs none of them."""
 
 
 def __getattr__(name: str) -> Any:

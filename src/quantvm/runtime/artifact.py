@@ -1,4 +1,4 @@
-"""A compiled model: maps a batch to its outputs, and says what was made of it."""
+"""A compiled model: maps a batch to its outputs, and reports how it was compiled."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class CompileReport:
     """How a model was compiled.
 
     Attributes:
-        import_s: seconds from the torch program to Relax QDQ; None of a model from a file.
-        compile_s: seconds of lowering and code generation; None if that was done by another process.
+        import_s: seconds from the torch program to Relax QDQ; None for a model from a file.
+        compile_s: seconds of lowering and code generation; None if another process did that.
         int8_mac_share: share of the multiply-adds that run in int8 kernels, 0..1.
         float_ops: operators left in float.
         target: TVM target.
         kernels: how often each kernel is called.
         engine: PyTorch engine whose arithmetic is reproduced.
-        numerics: torch, integer, integer:to_even or integer:away.
+        numerics: torch, qdq, integer, integer:to_even or integer:away.
         threads: PyTorch's thread count that is reproduced.
         output_scale: step of the output's quantization; None if the output is not just dequantized.
         float_reasons: why each of `float_ops` stays float, in their order.
-        cached: whether the code is of an earlier compilation.
+        cached: whether the code comes from an earlier compilation.
         load_s: seconds of loading the code from a file; None if it was compiled in this process.
         verification: how the code's outputs compare with the reference's.
     """
@@ -70,7 +70,7 @@ class Library(Protocol):
 
 
 class Artifact:
-    """A compiled model. Calling it maps float32 inputs to outputs, tensors of one library to tensors of the same.
+    """A compiled model. Calling it maps float32 inputs to outputs, which are tensors of the same library.
 
     Several threads may call it; they take turns, each call using all of TVM's threads.
 
@@ -85,8 +85,8 @@ class Artifact:
         self, library: Library, signature: Signature, report: CompileReport, requirements: Requirements
     ) -> None:
         self.library, self.signature, self.report, self.requirements = library, signature, report, requirements
-        self.key: str | None = None  # under which the cache has the code, or would have it
-        # A Relax VM keeps its registers from call to call: it must not be entered twice at once. Forks wait, too.
+        self.key: str | None = None  # the code's key in the cache, whether it is there or not
+        # A Relax VM keeps its registers from call to call, so only one thread may run it at a time. Forks wait, too.
         self.lock = threading.Lock()
         self._main: Any = None
         follow(self)
@@ -121,7 +121,7 @@ class Artifact:
         return tuple(spec.shape for spec in self.signature.inputs)
 
     def prepare(self) -> None:
-        """Gets the code ready to run, which the first call does otherwise.
+        """Gets the code ready to run; otherwise the first call does so.
 
         Raises:
             MachineError: this machine cannot run the code.
@@ -133,8 +133,8 @@ class Artifact:
         if self._main is not None:
             return
         self.requirements.check(f"the code for {self.report.target}")
-        # TVM's pool reads both when it starts. It would count hyperthreads wrongly on CPUs that have none, and pin this
-        # process's threads to single cores, PyTorch's among them.
+        # TVM's pool reads both when it starts. Without them it would miscount cores on CPUs without hyperthreads,
+        # and pin this process's threads, including PyTorch's, to single cores.
         os.environ.setdefault("TVM_NUM_THREADS", str(physical_cores()))
         os.environ.setdefault("TVM_BIND_THREADS", "0")
         self._main = self.library.start()
@@ -146,7 +146,7 @@ class Artifact:
 
         Raises:
             CompileError: there is no C++ linker, or it fails.
-            OutputError: the file cannot be written. Only regular files are replaced; of a symlink its target is.
+            OutputError: the file cannot be written. Only regular files are replaced; for a symlink, its target is.
         """
         from .model_file import write_model_file
 
@@ -157,15 +157,15 @@ class Artifact:
 
         Inputs are given in order, by name, or in dicts and lists as the model takes them; `signature` has their names.
 
-        NumPy, PyTorch, TVM, and whatever else has `__dlpack__` (for which arrays of NumPy are returned) are taken by
-        DLPack. An input is copied only where its memory is not 64-byte aligned, not in C order, or read-only; an output
-        never is, and belongs to the caller.
+        Tensors of NumPy, PyTorch, TVM and any other library with `__dlpack__` are taken by DLPack; for other libraries,
+        NumPy arrays are returned. An input is copied only if its memory is not 64-byte aligned, not in C order, or
+        read-only. An output is never copied, and belongs to the caller.
 
         Raises:
             ConfigError: the number, dtype, shape or device of the inputs is not the compiled one.
             MachineError: this machine cannot run the code.
-            RunError: the code stopped on these inputs: sizes that its reshapes or products do not take, places that
-                do not exist, or not enough memory.
+            RunError: the code stopped on these inputs: sizes do not fit its reshapes or products, indices are out of
+                range, or there is not enough memory.
         """
         import tvm
 
@@ -189,7 +189,7 @@ class Artifact:
     def _run(self, tensors: list[Any]) -> Any:
         try:
             return self._main(*tensors)
-        except Exception as error:  # TVM's, of a type for each kind of Python's
+        except Exception as error:  # TVM raises several types
             told = str(error)
             if INPUTS_MISFIT in told:
                 raise RunError(told[told.index(INPUTS_MISFIT) :].strip()) from error

@@ -1,6 +1,6 @@
-"""What a fork of the process means to compiled models: the child runs them as the parent does.
+"""Makes compiled models work in a forked child as in the parent.
 
-TVM's threads do not exist in the child, where waiting for them would never end. So the pool of the forking thread is
+TVM's threads do not exist in the child, and waiting for them would never end. So the pool of the forking thread is
 renewed right before the fork, and again in the child. A fork waits for the calls of other threads to end. Imports
 neither torch nor tvm.
 """
@@ -34,7 +34,7 @@ def check_thread() -> None:
     """Notes that the calling thread is about to use TVM's pool.
 
     Raises:
-        RunError: this process was forked by a thread that had a pool, which this TVM cannot renew.
+        RunError: the thread that forked this process had a pool, and this TVM cannot renew it.
     """
     if threading.get_ident() in _broken_threads:
         raise RunError(

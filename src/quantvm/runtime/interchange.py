@@ -1,7 +1,7 @@
 """Tensors of NumPy, PyTorch and any other library that speaks DLPack, into TVM and out again.
 
-Memory is shared where it can be: TVM's kernels take tensors at 64-byte boundaries for granted, in C order. PyTorch's
-tensors lie so; NumPy's mostly do not, unless `aligned_empty` made them, and are then copied.
+Memory is shared where possible. TVM's kernels require tensors in C order that begin at a 64-byte boundary. PyTorch's
+tensors do; NumPy's mostly do not, unless `aligned_empty` made them, and are then copied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 Kind = Literal["numpy", "torch", "tvm"]
 
 ALIGNMENT_BYTES = 64
-"""Where TVM's kernels expect tensors to begin: at multiples of this."""
+"""TVM's kernels expect tensors to begin at multiples of this."""
 _CPU = 1  # kDLCPU of DLPack
 
 
@@ -24,9 +24,9 @@ class Given:
     """A tensor as its owner gave it.
 
     Attributes:
-        value: a torch tensor, or an array that has the memory of what was given.
+        value: a torch tensor, or an array that shares the memory of the given object.
         kind: the library whose tensors are returned for it.
-        problem: why it cannot be taken, as the end of "input 0 is ..."; None if it can.
+        problem: why it is refused, as the end of "input 0 is ..."; None if it is not.
     """
 
     value: Any
@@ -45,8 +45,8 @@ class Given:
 
 
 def given(x: Any) -> Given:
-    """Returns a tensor of any library, or what NumPy makes of another object, without a copy of a tensor."""
-    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    """Wraps a tensor of any library without a copy, or the array that NumPy makes from another object."""
+    torch = sys.modules.get("torch")  # whoever has a torch tensor has imported torch
     if torch is not None and isinstance(x, torch.Tensor):
         return Given(x, "torch", _torch_problem(x, torch))
     if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack__"):
@@ -76,8 +76,8 @@ def _torch_problem(x: Any, torch: Any) -> str | None:
 def shared(tensor: Given, tvm: Any) -> Any:
     """Returns what was given as a TVM tensor in C order: its own memory, or a copy of it.
 
-    It is a copy only where the strides are others (PyTorch's channels_last among them), where the memory does not begin
-    at a 64-byte boundary, or where it must not be written to, which DLPack cannot tell TVM.
+    It is copied only if it is not in C order (as PyTorch's channels_last), if the memory does not begin at a 64-byte
+    boundary, or if it is read-only, which DLPack cannot tell TVM.
     """
     x = tensor.value
     if tensor.kind == "torch":
@@ -89,7 +89,7 @@ def shared(tensor: Given, tvm: Any) -> Any:
 
 
 def returned(tensor: Any, kind: Kind) -> Any:
-    """Returns a TVM tensor's own memory as a tensor of a library."""
+    """Returns a TVM tensor as a tensor of a library, which shares its memory."""
     if kind == "torch":
         import torch
 

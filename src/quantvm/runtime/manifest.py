@@ -1,4 +1,4 @@
-"""What a model file says of itself: a JSON object, checked field by field when it is read."""
+"""The manifest of a model file: a JSON object, checked field by field when it is read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a model file says of itself.
+    """Everything that a model file says about its model.
 
     Attributes:
         versions: of quantvm and tvm when it was written.
@@ -83,7 +83,7 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
         where: names the file in messages.
 
     Raises:
-        ModelFileError: it is no manifest, of another schema version, or a field is missing or makes no sense.
+        ModelFileError: it is no manifest, has another schema version, or a field is missing or invalid.
     """
     try:
         content = json.loads(raw)
@@ -124,7 +124,7 @@ def _is_digest(text: str) -> bool:
 
 
 class _Fields:
-    """The fields of one JSON object; a ValueError names a field that is not what it should be."""
+    """The fields of one JSON object; a ValueError names a field that is wrong."""
 
     def __init__(self, content: dict[str, Any], path: str) -> None:
         self._content, self._path = content, path
@@ -135,7 +135,7 @@ class _Fields:
         return ValueError(f"{self._path}{name} is {got}, expected {expected}")
 
     def value(self, name: str, kind: type[T], accept: Callable[[Any], bool] = lambda _: True) -> T:
-        """Returns the field, which must be of the kind (an int is a float, a bool is neither)."""
+        """Returns the field, which must be of the kind (an int counts as float, a bool as neither)."""
         value = self._content.get(name)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
@@ -175,7 +175,7 @@ class _Fields:
         return [_Fields(value, f"{self._path}{name}[{i}].") for i, value in enumerate(values)]
 
     def symbols(self, name: str, rank: int) -> tuple[str | None, ...]:
-        """Returns the names of dimensions, null of a known one; an empty list, or no field, if they need none."""
+        """Returns the names of dimensions, null for known sizes; the field is empty or missing if none is needed."""
         values = self.value(name, list) if name in self._content else []
         if len(values) not in (0, rank) or not all(v is None or isinstance(v, str) for v in values):
             raise self._fail(name, "names of dimensions")

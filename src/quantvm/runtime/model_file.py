@@ -60,7 +60,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
 
 
 def open_model_file(path: Path) -> Artifact:
-    """Returns a saved model of which only the manifest is read yet.
+    """Returns a saved model; only its manifest has been read.
 
     Raises:
         ModelFileError: see `load`.
@@ -71,7 +71,7 @@ def open_model_file(path: Path) -> Artifact:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Returns what a model file says of itself, on whatever machine it may run.
+    """Returns the manifest of a model file, for whatever machine the model was compiled.
 
     Raises:
         ModelFileError: the file is missing, no model, or damaged.
@@ -96,7 +96,7 @@ def write_model_file(artifact: Artifact, path: Path) -> Path:
 
     Raises:
         CompileError: there is no C++ linker, or it fails.
-        OutputError: the file cannot be written; what is no regular file is not replaced.
+        OutputError: the file cannot be written; only regular files are replaced.
     """
     problem = file_problem(path)
     if problem is not None:
@@ -128,11 +128,11 @@ def _info(name: str) -> zipfile.ZipInfo:
 
 
 class SavedLibrary:
-    """The code in a model file, which is held open: another may take its name, or it may be removed.
+    """The code in a model file. The file is kept open, so that it may be replaced or removed.
 
     Args:
         path: of the model file.
-        member: what the library must be.
+        member: size and digest that the library must have.
     """
 
     def __init__(self, path: Path, member: Member) -> None:
@@ -141,7 +141,7 @@ class SavedLibrary:
         self._vm: Any = None
 
     def start(self) -> Any:
-        """Returns the model's main function; nothing of the library is loaded unless all of it is as it should be."""
+        """Returns the model's main function; the library is loaded only if all of its bytes are right."""
         from quantvm.tvm_compat import load_library, start_vm
 
         with scratch_folder("load") as folder:
@@ -183,7 +183,7 @@ class SavedLibrary:
 
 
 def _copied(source: IO[bytes], target: IO[bytes] | None) -> str:
-    """Copies a stream, if there is where to; returns the SHA-256 of what it held."""
+    """Copies a stream to a file, if there is one; returns the SHA-256 of its bytes."""
     digest = hashlib.sha256()
     while chunk := source.read(_CHUNK_BYTES):
         digest.update(chunk)
@@ -208,7 +208,7 @@ def _as_zip(file: IO[bytes], path: Path) -> zipfile.ZipFile:
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Returns the members by name. There are these two and no other, so that no name is ever used as a path."""
+    """Returns the two members by name. Others are refused, so no name is ever used as a path."""
     infos = archive.infolist()
     names = [info.filename for info in infos]
     if sorted(names) != [_MANIFEST, _LIBRARY]:
@@ -231,7 +231,7 @@ def _versions() -> dict[str, str]:
 
 
 def _check_version(manifest: Manifest, path: Path) -> None:
-    """TVM promises nothing about code of another minor version."""
+    """Raises an error for code of another minor version of TVM, which may be incompatible."""
     from quantvm.tvm_compat import tvm_version
 
     written, here = manifest.versions.get("tvm", "unknown"), tvm_version()

@@ -1,4 +1,4 @@
-"""What compiled code needs of the machine that runs it. Imports tvm only to ask LLVM about a target."""
+"""What compiled code requires of the machine that runs it. Imports tvm only to ask LLVM about a target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quantvm.errors import MachineError
 
 from .target import cpu_flags, cpu_model, host_target, target_text
 
-# LLVM's names of the extensions that it generates code for -> Linux's names. Others are not needed by what we compile.
+# LLVM's names of the extensions that it generates code for -> Linux's names. Our code needs no others.
 _LINUX_NAMES = {
     "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt", "lzcnt": "abm",
     "movbe": "movbe", "bmi": "bmi1", "bmi2": "bmi2", "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c",
@@ -29,7 +29,7 @@ class Requirements:
     """What a machine must have.
 
     Attributes:
-        architecture: of the processor, as x86_64.
+        architecture: of the processor, such as x86_64.
         cpu_features: extensions by their Linux names.
     """
 
@@ -37,7 +37,7 @@ class Requirements:
     cpu_features: tuple[str, ...]
 
     def unmet(self) -> str | None:
-        """Returns what this machine lacks, as a clause; None if it has all, as far as the system tells."""
+        """Returns what this machine lacks, as a clause; None if it lacks nothing, as far as the system reports."""
         if self.architecture != this_architecture():
             return f"needs a processor of kind {self.architecture}, and this one is {this_architecture()}"
         flags = cpu_flags()
@@ -54,7 +54,7 @@ class Requirements:
 
 
 def this_architecture() -> str:
-    """Returns the kind of this machine's processor, as x86_64."""
+    """Returns the architecture of this machine's processor, such as x86_64."""
     machine = platform.machine().lower()
     return _ARCHITECTURES.get(machine, machine)
 
@@ -62,7 +62,7 @@ def this_architecture() -> str:
 def requirements_of(target: Any) -> Requirements:
     """Returns what code for a TVM target needs.
 
-    Of this machine's own target, features that its system does not report are left out: the code runs here.
+    For this machine's own target, features that the system does not report are left out, since the code runs here.
     """
     from quantvm.kernels.builder import target_features
 

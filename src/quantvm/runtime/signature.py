@@ -16,13 +16,13 @@ class TensorSpec:
     """One input or output.
 
     Attributes:
-        name: as the model calls it; `output` or `output_0`, `output_1`, ... for what it returns.
+        name: as the model calls it; outputs are `output`, or `output_0`, `output_1`, ...
         shape: logical shape; None where a dimension is dynamic.
         dtype: of the elements.
-        quantization: of an output that is just dequantized: each of its values is one of these steps. Of an input
-            that is only ever quantized, and in one way: the steps that it is rounded to. None otherwise.
-        symbols: what the dynamic dimensions are called, None for known ones; empty where the only one is n. Inputs that
-            share a symbol have equal sizes there.
+        quantization: of an output that is a dequantized tensor: all its values are such steps. Of an input that is only
+            quantized, and always in the same way: the steps that it is rounded to. None otherwise.
+        symbols: names of the dynamic dimensions, None for known ones; empty if the only one is n. Inputs that share a
+            symbol have equal sizes there.
     """
 
     name: str
@@ -113,5 +113,5 @@ def _symbols(tensor_type: Any) -> tuple[str | None, ...]:
 
 
 def _printed(size: Any) -> str:
-    """Returns a symbolic size as it is written: n*16."""
+    """Returns a symbolic size as text, such as n*16."""
     return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(size)).replace(" ", "")

@@ -1,4 +1,4 @@
-"""What this machine's processor is, and which TVM target stands for it. Imports tvm only to make a target."""
+"""This machine's processor, and the TVM target for it. Imports tvm only to make a target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Machine:
 
     Attributes:
         target: native, or a TVM target like `llvm -mcpu=cascadelake`.
-        threads: of TVM's pool; PyTorch's results with so many are reproduced.
+        threads: of TVM's pool; also the PyTorch thread count whose results are reproduced.
     """
 
     target: str
@@ -88,7 +88,7 @@ def host_target() -> str:
 
 
 def target_text(target: Any) -> str:
-    """Returns a TVM target as `parse_target` takes it."""
+    """Returns a TVM target as text that `parse_target` takes."""
     parts = [str(target.kind.name)]
     for name in ("mtriple", "mcpu", "mattr"):
         value = target.attrs.get(name) if hasattr(target.attrs, "get") else None

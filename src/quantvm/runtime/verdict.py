@@ -1,4 +1,4 @@
-"""What comparing a compiled model with its reference showed: a verdict of a closed set, and its figures."""
+"""The result of comparing a compiled model with its reference: one of a fixed set of verdicts, and its figures."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Verification:
     Attributes:
         verdict: a key of `MEANING`.
         reason: what the verdict rests on, or why there is none.
-        reference: who computed what is right, with its version; None where nothing was compared.
+        reference: the framework that computed the reference, with its version; None if nothing was compared.
         batch_sizes: of the runs that were compared.
         n_compared: output values of all runs.
-        n_different: of those, how many have other bits than the reference's.
-        max_difference: the greatest difference of two of them.
+        n_different: how many of those have other bits than the reference's.
+        max_difference: the greatest difference from the reference's.
     """
 
     verdict: Verdict
@@ -57,4 +57,4 @@ class Verification:
 
 
 NOT_ASKED = Verification("not run", "it was not asked for")
-"""Of code that was built and not compared."""
+"""The verdict on code that was built and not compared."""

@@ -1,1 +1,1 @@
-"""Files: what strangers wrote, what is written for the user, archives, downloads, temporary folders."""
+"""Files: opening untrusted ones, writing those for the user, archives, downloads, temporary folders."""

@@ -1,4 +1,4 @@
-"""Archives become folders: no member may leave the folder, and the folder appears whole or not at all."""
+"""Extracts archives into folders: no member may leave the folder, and the folder appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_NAMED = 10
 
 
 class DamagedArchiveError(DownloadError):
-    """An archive that no other attempt at extracting it would make better."""
+    """A damaged archive: extracting it again would fail again."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class _Member:
 def extract_archive(archive: Path, folder: Path, progress: Progress = SILENT) -> Path:
     """Returns `folder` once it holds all files of a zip or tar archive; after a failure it does not exist.
 
-    The format is found from the content, not from the name. Files get default permissions. A link inside the archive
-    to another of its files becomes a copy of that file, so that no link is ever made.
+    The content decides the format, not the name. Files get default permissions. A link to another file of the archive
+    becomes a copy of that file, so no link is ever made.
 
     Args:
         archive: A zip file, or a tar file, plain or compressed by gzip, bzip2 or xz.
-        folder: Is made; must not exist, or be empty.
+        folder: Is created; must not exist, or must be empty.
         progress: Where the work is shown.
 
     Raises:
@@ -197,7 +197,7 @@ def _write_all(members: list[_Member], folder: Path, progress: Progress, descrip
             path = folder / member.name
             path.parent.mkdir(parents=True, exist_ok=True)
             with member.open() as source, path.open("wb") as target:
-                # One byte more than announced would be a lie of the header: stop before it fills the disk.
+                # If there is one byte more than the header says, stop before it fills the disk.
                 size = _copy(source, target, member.size_bytes + 1)
             if size != member.size_bytes:
                 raise EOFError(f"{member.name} has {size:,} bytes or more, expected {member.size_bytes:,}")

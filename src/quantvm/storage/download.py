@@ -1,7 +1,6 @@
-"""Files over HTTP: resumed, checked, written atomically; the cache folder that they go to.
+"""Downloads files over HTTP into the cache folder: resumed, checked, written atomically.
 
-How an archive becomes a folder is in ``quantvm.storage.archive``; what is downloaded, and why, is known to ``data`` and
-``models``.
+``quantvm.storage.archive`` extracts archives; ``data`` and ``models`` decide what is downloaded.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _TransientError(DownloadError):
-    """A failure that another attempt may not meet."""
+    """A failure that may not occur again at the next attempt."""
 
 
 class UnreachableError(_TransientError):
-    """No connection to the server comes about; tried again once only, so that being offline shows quickly."""
+    """No connection to the server; tried again only once, so that being offline is noticed quickly."""
 
 
 def cache_dir() -> Path:
@@ -69,8 +68,8 @@ def record_of(destination: Path) -> Path:
 def exclusive(path: Path, progress: Progress = SILENT) -> Iterator[None]:
     """Makes the folder of `path` and holds a lock between processes, so that two runs never write the same content.
 
-    The lock is a file of its own, ``<path>.lock``, which stays: removing it would let a third process lock a new one.
-    Where the system or the file system knows no locks, the block runs without one.
+    The lock is a separate file, ``<path>.lock``, which stays: if it were removed, a third process could lock a new one.
+    If the system or the file system has no locks, the block runs without one.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,10 +109,10 @@ def download(
 ) -> Path:
     """Returns `destination` once it holds the whole, checked content of `url`.
 
-    A file that is there already and has the expected checksum is not fetched again. Data arrive in
+    A file that already exists and has the expected checksum is not fetched again. Data are written to
     ``<destination>.partial`` and continue where an earlier attempt or run stopped, as long as the server says that the
-    file is still the same. Where no `sha256` is given, the one seen first is recorded in ``<destination>.sha256.json``
-    and expected from then on.
+    file is still the same. If no `sha256` is given, that of the first download is recorded in
+    ``<destination>.sha256.json`` and expected from then on.
 
     Args:
         url: An http or https address.
@@ -121,7 +120,7 @@ def download(
         sha256: The expected digest, or its first digits (as in torchvision's file names), in hexadecimal.
         size_bytes: The exact size, where known.
         progress: Where the transfer is shown.
-        timeout_s: The longest silence of the server.
+        timeout_s: The longest time without data from the server.
         attempts: How often to try before giving up.
         sleep: Waits for so many seconds between two attempts.
 
@@ -147,7 +146,7 @@ def download(
 
 
 def _retrying(attempts: int, progress: Progress, sleep: Callable[[float], None]) -> Retrying:
-    """Returns what calls a function again after a _TransientError, each time after a longer wait."""
+    """Returns an object that calls a function again after a _TransientError, each time after a longer wait."""
     import tenacity
 
     def error_of(state: RetryCallState) -> BaseException | None:
@@ -179,7 +178,7 @@ class _Expected:
     record: Path
 
     def recorded(self) -> str | None:
-        """Returns the digest that was seen at first use, if one was."""
+        """Returns the digest recorded at the first download, if there is one."""
         try:
             value = json.loads(self.record.read_text(encoding="utf-8"))["sha256"]
         except FileNotFoundError:
@@ -203,7 +202,7 @@ class _Expected:
         return f"got sha256 {got}, expected {expected}{known}"
 
     def record_first_use(self, path: Path, url: str) -> None:
-        """Writes down the digest where nothing was expected."""
+        """Records the digest if none was expected."""
         if self.sha256 is None and not self.record.exists():
             content = {"url": url, "sha256": sha256_of(path), "size_bytes": path.stat().st_size}
             write_json(self.record, content)
@@ -215,7 +214,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _is_present(url: str, destination: Path, expected: _Expected, progress: Progress) -> bool:
-    """Says whether the file lies there already, by an earlier download or by hand, and is what it should be."""
+    """Says whether the file already exists, from an earlier download or by hand, and is right."""
     if not destination.is_file():
         return False
     if wrong := expected.mismatch(destination):
@@ -227,7 +226,7 @@ def _is_present(url: str, destination: Path, expected: _Expected, progress: Prog
 
 @dataclass
 class _Transfer:
-    """One file on its way; `attempt` may be called again after a _TransientError."""
+    """One file being downloaded; `attempt` may be called again after a _TransientError."""
 
     url: str
     destination: Path
@@ -237,7 +236,7 @@ class _Transfer:
 
     @property
     def partial(self) -> Path:
-        """The file that data arrive in."""
+        """The file that data are written to until it is whole."""
         return Path(f"{self.destination}.partial")
 
     @property
@@ -358,7 +357,7 @@ class _Transfer:
             self.progress.task(f"download {self.destination.name}", total=total, unit="bytes") as task,
         ):
             task.advance(offset)
-            for chunk in response.iter_bytes():  # as it arrives: what a given chunk size holds back would be lost
+            for chunk in response.iter_bytes():  # without a chunk size: data held back for a chunk could be lost
                 file.write(chunk)
                 size += len(chunk)
                 task.advance(len(chunk))

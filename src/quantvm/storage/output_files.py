@@ -1,7 +1,7 @@
-"""Files that are written for the user: what cannot be written to is known before any work, and appears whole.
+"""Writes files for the user: problems are found before any work, and a file appears whole or not at all.
 
-Only regular files are replaced. Of a symlink the target is written. Devices, pipes, sockets and folders are refused,
-and so is a file that this process prints to.
+Only regular files are replaced; for a symlink, its target is. Devices, pipes, sockets and folders are refused, and so
+is a file that this process prints to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_NAME_BYTES = 255
 
 
 def file_problem(path: str | os.PathLike[str]) -> str | None:
-    """Returns why a file of that name cannot be written, as a clause; None if nothing is known to be in the way."""
+    """Returns why a file of that name cannot be written, as a clause; None if no reason is known."""
     try:
         return _file_problem(Path(path))
     except ValueError as error:  # a NUL in the name
@@ -29,7 +29,7 @@ def file_problem(path: str | os.PathLike[str]) -> str | None:
 
 
 def folder_problem(path: str | os.PathLike[str]) -> str | None:
-    """Returns why a folder of that name cannot be made or written into, as a clause; None if nothing is in the way."""
+    """Returns why a folder of that name cannot be made or written into, as a clause; None if no reason is known."""
     try:
         return _folder_problem(Path(path))
     except ValueError as error:
@@ -40,14 +40,14 @@ def folder_problem(path: str | os.PathLike[str]) -> str | None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields the name of a new file, which takes the place of `path` when the block ends without an error.
+    """Yields the name of a new file, which replaces `path` when the block ends without an error.
 
-    What `path` names is replaced as a whole, with its permissions, if it is a regular file; of a symlink its target.
-    After an error everything is as it was.
+    A regular file is replaced as a whole and its permissions stay; for a symlink, its target is replaced. After an
+    error everything is as it was.
 
     Raises:
-        OutputError: something else than a regular file lies there, or it cannot be written; also where the block
-            raises an OSError.
+        OutputError: `path` is something else than a regular file, or cannot be written; also if the block raises an
+            OSError.
     """
     problem = file_problem(path)
     if problem is not None:
@@ -79,10 +79,10 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Makes a folder that results are to be written into, with those above it.
+    """Makes a folder for results, and its parents.
 
     Raises:
-        OutputError: it cannot be made, or something else lies there.
+        OutputError: it cannot be made, or something else has that name.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _folder_problem(path: Path) -> str | None:
 
 
 def _target(path: Path) -> Path:
-    """Returns the file that a name stands for, behind all symlinks, whether it exists or not."""
+    """Returns the file that a name refers to after following all symlinks, whether it exists or not."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 

@@ -1,6 +1,6 @@
-"""Files that somebody else may have made are opened here, and only if they are regular files.
+"""Opens files that somebody else may have made, and only if they are regular files.
 
-A pipe would be waited for, and a device be read for ever; neither is ever a model, an image or a table.
+Opening a pipe could block, and reading a device never end; neither is ever a model, an image or a table.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from quantvm.errors import QuantvmError
 
 
 def checked_path(path: Any, kind: type[QuantvmError], what: str = "the path of a file") -> Path:
-    """Returns a path that the system can be asked for.
+    """Returns a path that can be passed to the system.
 
     Raises:
-        QuantvmError: of the kind given: it is no path, is empty, or holds a NUL.
+        QuantvmError: of the kind given: it is no path, is empty, or contains a NUL.
     """
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise kind(f"expected {what}, got {type(path).__name__}")
@@ -30,7 +30,7 @@ def checked_path(path: Any, kind: type[QuantvmError], what: str = "the path of a
 
 
 def check_regular(path: Any, kind: type[QuantvmError]) -> Path:
-    """Returns the path of a regular file that can be read, which is not opened for longer than that takes to see.
+    """Returns the path of a regular file that can be read; the file is opened only to check that.
 
     Raises:
         QuantvmError: of the kind given, see `open_regular`.
@@ -48,7 +48,7 @@ def open_regular(path: Any, kind: type[QuantvmError]) -> IO[bytes]:
     """
     path = checked_path(path, kind)
     try:
-        # without O_NONBLOCK a pipe would wait for somebody who writes
+        # without O_NONBLOCK, opening a pipe would wait for a writer
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except FileNotFoundError as error:
         raise kind(f"no such file: {path}") from error

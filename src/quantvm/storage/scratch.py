@@ -1,7 +1,7 @@
-"""Temporary files: folders that the next run removes if this one cannot, and files that lie in memory.
+"""Temporary files: folders that the next run removes if this one cannot, and files in memory.
 
-A folder in TMPDIR is locked for as long as its owner lives, however the owner ends: what nobody holds any more is
-removed by the next process that makes a folder.
+A folder in TMPDIR is locked until its owner ends in any way; the next process that makes a folder removes those
+without a lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
     """Yields an empty folder in TMPDIR, which is removed at the end of the block or, after a kill, by the next run.
 
     Args:
-        purpose: a word of its name, as "bench".
+        purpose: a word of its name, such as "bench".
 
     Raises:
         OutputError: no folder can be made there.
@@ -48,12 +48,12 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
 
 def room_advice(folder: Path) -> str:
-    """Returns which folder ran out of room, if one did, and the way out, as the end of a sentence."""
+    """Returns the folder that may be full, and what to do, as the end of a sentence."""
     return f"the folder for temporary files is {folder.parent}; name another by the environment variable TMPDIR"
 
 
 def forbids_programs(folder: Path) -> bool:
-    """Whether the system runs no code from the folder's file system."""
+    """Whether the folder's file system forbids running code."""
     try:
         return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
     except (OSError, AttributeError):
@@ -83,14 +83,14 @@ def _new_folder(prefix: str, parent: str, stack: ExitStack) -> Path:
         try:
             if _lock(folder, stack):
                 return folder
-        except OSError:  # no locks here: nobody else will find the folder abandoned either
+        except OSError:  # no locks here: no other process can take the folder for abandoned either
             if folder.is_dir():
                 return folder
-        # another process looked for abandoned folders right between the two calls, and removes this one
+        # another process looked for abandoned folders between the two calls, and removes this one
 
 
 def _lock(folder: Path, stack: ExitStack) -> bool:
-    """Locks a folder until the stack is left or the process ends; returns whether it is there and nobody else's.
+    """Locks a folder until the stack is left or the process ends; returns whether it exists and was free.
 
     Raises:
         OSError: the folder is gone, or its file system has no locks.
@@ -110,9 +110,9 @@ def _lock(folder: Path, stack: ExitStack) -> bool:
 
 @contextmanager
 def memory_file(name: str) -> Iterator[Path | None]:
-    """Yields the name of an empty file in memory, which other processes can open; None where the system has none.
+    """Yields the name of an empty file in memory, which other processes can open; None if the system has none.
 
-    Nothing that is written to it can meet a full disk. None also where the process may only write files of some size.
+    Writing to it cannot fill a disk. None also if the size of this process's files is limited.
 
     Args:
         name: what the system shows for it.
@@ -132,7 +132,7 @@ def memory_file(name: str) -> Iterator[Path | None]:
 
 
 def room_bytes(folder: Path) -> int | None:
-    """Returns how many bytes a new file in a folder may have; None where the system does not say."""
+    """Returns how many bytes a new file in a folder may have; None if the system does not say."""
     limit = file_size_limit()
     found = [] if limit is None else [limit]
     with suppress(OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Whether a compiled model computes what its reference does, by the definition of its numerics (docs/numerics.md)."""
+"""Checks that a compiled model computes what its reference does, as its numerics promise (docs/numerics.md)."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from .ties import NEAR
 from .torch_state import TorchState
 
 FLOAT_ROUNDING = 1e-5
-"""Share of an output's greatest value within which two orders of the same float sums lie."""
+"""Two orders of the same float sums differ by at most this share of an output's greatest value."""
 
 _NEAR_IN_FLOAT = 0.05
-"""Steps from the middle within which float functions (exp, erf, norms) of two frameworks may decide either way."""
+"""So many steps from a tie, float functions (exp, erf, norms) of two frameworks may round either way."""
 
 GREATEST_LOSS = {"torch": 1.0, "qdq": 1.0, "tflite": 4.0, "integer": 16.0}
-"""How far outputs may be from the reference's, in the distance by which rounding to steps moved those (verdict bound).
+"""The greatest distance of outputs from the reference's, as a multiple of what rounding to steps moved the latter
+(verdict bound).
 
 Numerics integer rounds twice where PyTorch rounds once: in additions, concatenations and products. Some of TFLite's
 operators round otherwise than LiteRT's in many places (docs/numerics.md).
@@ -51,7 +52,7 @@ class Subject:
         artifact: the compiled model.
         model: what it was compiled from.
         example_inputs: as the user gave them.
-        target: likewise.
+        target: as the user gave it.
     """
 
     artifact: Artifact
@@ -61,7 +62,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The model in messages."""
+        """The model's name in messages."""
         return str(self.model) if isinstance(self.model, (str, Path)) else f"the {type(self.model).__name__}"
 
     @cached_property
@@ -76,7 +77,7 @@ class Subject:
         return renesting(self.example_inputs, [spec.name for spec in self.artifact.signature.inputs])
 
     def nested(self, inputs: Sequence[Any]) -> Any:
-        """Returns arrays in the nesting of the example; without one as they are."""
+        """Returns arrays nested like the example; without an example, unchanged."""
         return list(inputs) if self._renesting is None else self._renesting[1](inputs)
 
     def compiled(self, inputs: Run) -> Arrays:
@@ -96,11 +97,11 @@ def verify(subject: Subject, *, store: CompileCache | None, progress: Progress) 
 
     Args:
         subject: what is compared.
-        store: where verdicts are kept; None to find and keep none.
+        store: where verdicts are kept; None to use and keep none.
         progress: where it reports to.
 
     Raises:
-        VerificationError: it does not compute what its numerics promise.
+        VerificationError: the code does not compute what its numerics promise.
     """
     artifact = subject.artifact
     try:
@@ -156,11 +157,11 @@ class _Check:
 
     Args:
         subject: what is compared.
-        reference: with what; None for the imported program.
+        reference: what it is compared with; None for the imported program.
         runs: the inputs of each run.
-        expected: the reference's outputs of each.
-        sizes: batch sizes.
-        note: what else there is to say.
+        expected: the reference's outputs of each run.
+        sizes: the batch size of each run.
+        note: a remark for the verdict.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class _Check:
         return self._bound()
 
     def lowering_only(self) -> Verification:
-        """Returns the verdict on code that nobody but the imported program says the right outputs of."""
+        """Returns the verdict on code whose only reference is the imported program."""
         module = self._subject.imported(self._runs[0])
         unknown = unknown_ops(module)
         if unknown:
@@ -235,16 +236,16 @@ class _Check:
             if not inexact and not self._has_float:
                 raise self._mismatch(None)
             self._bound()
-        return self._told("lowering only", reason)
+        return self._verdict("lowering only", reason)
 
     def _equal(self) -> Verification:
         degenerate = self._difference.degenerate
         if degenerate is not None:
-            return self._told("degenerate", degenerate)
-        return self._told("exact", "equal bits")
+            return self._verdict("degenerate", degenerate)
+        return self._verdict("exact", "equal bits")
 
     def _by_definition(self) -> Verification | None:
-        """Returns the verdict where the definition of numerics=qdq can be computed exactly; None where it cannot."""
+        """Returns the verdict if the definition of numerics=qdq can be computed exactly, else None."""
         for i in self._differing:
             module = self._subject.imported(self._runs[i])
             if unknown_ops(module):
@@ -264,11 +265,15 @@ class _Check:
             return None
         are_quantized = all(spec.quantization is not None for spec in self._subject.artifact.signature.outputs)
         if are_quantized:
-            return self._told("ties", "every integer of every layer is right or lies at a rounding tie")
-        return self._told("bound", "every integer of every layer is right or lies at a tie; outputs are float sums")
+            return self._verdict("ties", "every integer of every layer is right or lies at a rounding tie")
+        return self._verdict("bound", "every integer of every layer is right or lies at a tie; outputs are float sums")
 
     def _layers(self, numbers: Sequence[int], near: float = NEAR) -> bool | None:
-        """Says that the definition explains every layer of these runs; None where there are no layers to look at."""
+        """Returns True if the definition explains every layer of these runs; None if layers are not available.
+
+        Raises:
+            VerificationError: a layer is not explained.
+        """
         for i in numbers:
             layers = self._reference_layers(i)
             if layers is None:
@@ -295,11 +300,11 @@ class _Check:
             return None
 
     def _bound(self) -> Verification:
-        """Returns the verdict of float parts; raises where the outputs moved further than quantizing moved them."""
+        """Returns the verdict on float parts; raises if compiling moved the outputs further than the limit."""
         if self._numerics != "integer" and all(
             are_close(a, e, FLOAT_ROUNDING) for a, e in zip(self._actual, self._expected, strict=True)
         ):
-            return self._told("bound", "the last bits of float sums")
+            return self._verdict("bound", "the last bits of float sums")
         if self._expected_of_framework:
             self._layers(self._differing, near=_NEAR_IN_FLOAT)
         module = self._subject.imported(self._runs[0])
@@ -311,7 +316,7 @@ class _Check:
             if unknown:
                 by = 0.1 * float(np.sqrt(sum(np.square(e.astype(np.float64)).sum() for e in expected)))
             else:
-                # not from `expected`: of a wrong import that is far from both
+                # `expected` is not used: after a wrong import it is far from both, and would give a great distance
                 module = self._subject.imported(inputs)
                 by = moved(Unrounded(module)(*inputs), QdqInFloat(module)(*inputs))
             by = max(by, self._one_step(expected))
@@ -321,10 +326,10 @@ class _Check:
                 None, f"they moved {loss:.3g} times as far as quantizing moved them, at most {limit:g} is right"
             )
         what = "a tenth of the outputs" if unknown else "what rounding to steps moved them by"
-        return self._told("bound", f"moved by {loss:.2g} of {what}")
+        return self._verdict("bound", f"moved by {loss:.2g} of {what}")
 
     def _one_step(self, expected: Arrays) -> float:
-        """Returns how far outputs are that differ by one step in one place of a hundred, or in one."""
+        """Returns the distance of outputs that differ by one step in 1 % of the places, but in at least one."""
         total = 0.0
         for spec, e in zip(self._subject.artifact.signature.outputs, expected, strict=True):
             step = 0.0 if spec.quantization is None else spec.quantization.scale
@@ -344,10 +349,10 @@ class _Check:
 
     @property
     def _is_tflite(self) -> bool:
-        """Whether LiteRT is the reference, or would be: its multipliers are of fixed point, and not floats."""
+        """Whether the model is one of TFLite, whose multipliers are fixed point, not float."""
         return self._subject.artifact.report.engine == "tflite"
 
-    def _told(self, verdict: Verdict, reason: str) -> Verification:
+    def _verdict(self, verdict: Verdict, reason: str) -> Verification:
         assert self._reference is not None
         note = f"; {self._note}" if self._note and verdict != "lowering only" else ""
         found = self._difference

@@ -28,20 +28,20 @@ def compile_model(
 ) -> Artifact:
     """Returns the quantized model compiled to int8 code, whose outputs were compared with those of its own framework.
 
-    The reference is PyTorch, ONNX Runtime (unfused) or LiteRT; it runs the example inputs, or seeded ones, at two batch
-    sizes where the batch is free. `artifact.verification` says what that showed: one of the verdicts of
+    The reference is PyTorch, ONNX Runtime (unfused) or LiteRT. It runs the example inputs, or seeded ones, at two batch
+    sizes if the batch is dynamic. `artifact.verification` has the result, with one of the verdicts of
     `quantvm.runtime.verdict.MEANING`.
 
     Args:
         model_or_path: as for `quantvm.compiler.compile`, which compiles without comparing.
-        example_inputs: likewise.
+        example_inputs: as there.
         verify: whether the outputs are compared; without it the verdict is `not run`.
         numerics: as for `quantvm.compiler.compile`.
-        engine: likewise.
-        target: likewise.
-        batch: likewise.
-        threads: likewise.
-        cache: whether code and verdicts of earlier compilations are found, and kept for later ones.
+        engine: as there.
+        target: as there.
+        batch: as there.
+        threads: as there.
+        cache: whether to use code and verdicts of earlier compilations, and to keep these for later ones.
         progress: where a long compilation reports to.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a compiled model and its reference both run: the user's example, and seeded inputs that fill the range."""
+"""The inputs that a compiled model and its reference run: the user's example, and seeded ones that fill the range."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from quantvm.numerics.torch_engines import QuantParams
 from quantvm.runtime.signature import Signature, TensorSpec
 
 MAX_BATCH = 4
-"""Of an example of which any number of images can be run, so many are taken."""
+"""The most images that are taken from an example if the batch is dynamic."""
 
 _SEED = 20
 _FEWEST_VALUES = 16
 _BEYOND = 1.1
-"""Seeded inputs reach that far, in half ranges of their quantization: some are to be saturated."""
+"""Seeded inputs reach this far, in half ranges of their quantization, so that some saturate."""
 
 Run = list[np.ndarray]
 """The inputs of one call, in the order of the signature."""
 
 
 def runs_for(signature: Signature, examples: Sequence[np.ndarray] | None) -> tuple[list[Run], tuple[int, ...]]:
-    """Returns what to run, and the batch size of each run; of a free batch there are two sizes.
+    """Returns the inputs and the batch size of each run; with a dynamic batch there are two sizes.
 
-    The first run is the example, unless it is missing or constant, as zeros are, which prove nothing.
+    The first run is the example, unless it is missing or constant: constant inputs, such as zeros, prove nothing.
     """
     is_free = any(size is None for spec in signature.inputs for size in spec.shape)
-    told = examples is not None and all(_tells(x) for x in examples)
+    told = examples is not None and all(_is_informative(x) for x in examples)
     first = min(_batch(signature, examples), MAX_BATCH) if is_free else _batch(signature, examples)
     second = (2 if first == 1 else 1) if is_free else first
     if examples is not None and told:
@@ -51,7 +51,7 @@ def _seeded(spec: TensorSpec, batch: int, rng: np.random.Generator) -> np.ndarra
         return rng.integers(0, 2, shape).astype(bool)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        low, high = (limits.min, limits.max) if dtype.itemsize == 1 else (0, 1)  # others are mostly numbers of a table
+        low, high = (limits.min, limits.max) if dtype.itemsize == 1 else (0, 1)  # wider integers mostly index a table
         return rng.integers(low, high, shape, endpoint=True).astype(dtype)
     if spec.quantization is None:
         return (2 * _waves(shape, rng) + rng.standard_normal(shape)).astype(dtype)
@@ -59,7 +59,7 @@ def _seeded(spec: TensorSpec, batch: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _over_range(q: QuantParams, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Returns values of which half lie on half steps: whole ones and ties, which show how they are rounded."""
+    """Returns values half of which are multiples of half a step: integers and ties, which show how they are rounded."""
     unit = np.clip(0.6 * _waves(shape, rng) + 0.7 * rng.uniform(-1, 1, shape), -1, 1)
     middle = (q.quant_min + q.quant_max) / 2 - q.zero_point
     steps = middle + unit * _BEYOND * (q.quant_max - q.quant_min) / 2
@@ -68,7 +68,7 @@ def _over_range(q: QuantParams, shape: tuple[int, ...], rng: np.random.Generator
 
 
 def _waves(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Returns waves of other lengths for each image and channel: neighbours are alike, as in photographs."""
+    """Returns waves whose length differs by image and channel; neighbours are similar, as in photographs."""
     field = np.ones(shape)
     for axis in range(max(len(shape) - 2, 0), len(shape)):
         lead = (*shape[: min(axis, max(len(shape) - 2, 0))], *(1 for _ in shape[min(axis, max(len(shape) - 2, 0)) :]))
@@ -77,15 +77,15 @@ def _waves(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return field
 
 
-def _tells(x: np.ndarray) -> bool:
-    """Whether an example is finite and has values of its own, as no tensor of zeros has."""
+def _is_informative(x: np.ndarray) -> bool:
+    """Whether an example is finite and not constant, as a tensor of zeros is."""
     sample = x.reshape(-1)[:100_000]
     is_finite = bool(np.isfinite(sample).all()) if sample.dtype.kind == "f" else True
     return is_finite and np.unique(sample).size >= min(_FEWEST_VALUES, max(2, sample.size // 2))
 
 
 def _batch(signature: Signature, examples: Sequence[np.ndarray] | None) -> int:
-    """Returns the example's number of images; 1 without one, and of inputs of fixed size what they say."""
+    """Returns the example's number of images, or 1 without an example; for inputs of fixed size, that size."""
     for i, spec in enumerate(signature.inputs):
         for axis, size in enumerate(spec.shape):
             if size is None:

@@ -1,7 +1,7 @@
-"""Verdicts of earlier compilations: a second compilation of the same model compares nothing.
+"""Keeps verdicts, so that a second compilation of the same model compares nothing.
 
-A verdict is found again only if all that decided it is the same: the compiled code, the model itself (not only what was
-imported of it, for the import may be what is wrong), the reference and its version, the inputs, and the CPU.
+A verdict is used again only if everything that it depends on is the same: the compiled code, the model itself (not only
+the imported program, because the import may be wrong), the reference and its version, the inputs, and the CPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from quantvm.runtime.verdict import VERDICTS, Verification
 from quantvm.storage.output_files import make_folder, write_file
 
 _MANGLED = re.compile(r"___torch_mangle_\d+\.?")
-"""What TorchScript adds to the name of a class that it sees another time."""
+"""What TorchScript adds to the name of a class that it sees again."""
 
 _ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
@@ -38,15 +38,15 @@ _ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 def verdict_key(
     code: str | None, model: Any, reference: str, runs: Sequence[Sequence[np.ndarray]], nested: Any, engine: str
 ) -> str | None:
-    """Returns 64 hexadecimal digits, equal for comparisons that must end alike; None where a part has no digest.
+    """Returns 64 hexadecimal digits, equal for comparisons with the same result; None if a part has no digest.
 
     Args:
-        code: key of the compiled code, which holds engine, threads, numerics and target.
+        code: key of the compiled code, which covers engine, threads, numerics and target.
         model: what was compiled.
         reference: name and version.
         runs: inputs of every run.
-        nested: an example in the nesting that the model takes; None for a model that says its inputs.
-        engine: of PyTorch, where the model is for one.
+        nested: an example, nested as the model takes it; None for a model that says its inputs.
+        engine: PyTorch's, if the model is for one.
     """
     source = digest_of_model(model, nested, engine)
     if code is None or source is None:
@@ -78,7 +78,7 @@ def find(store: CompileCache, key: str) -> Verification | None:
 
 
 def keep(store: CompileCache, key: str, found: Verification) -> None:
-    """Keeps a verdict; where the folder cannot be written, it is found anew the next time."""
+    """Keeps a verdict; if the folder cannot be written, the next compilation compares again."""
     path = store.folder / f"{key}{VERDICT_SUFFIX}"
     with suppress(OutputError):
         make_folder(store.folder)
@@ -86,10 +86,10 @@ def keep(store: CompileCache, key: str, found: Verification) -> None:
 
 
 def digest_of_model(model: Any, example_inputs: Any = None, engine: str = "") -> str | None:
-    """Returns the SHA-256 of what was compiled, with every bit of its weights; None where it holds unknown things.
+    """Returns the SHA-256 of what was compiled, with every bit of its weights; None if it holds unknown objects.
 
-    A live module is traced: what decides its program may lie in any attribute or closure. Those that
-    are exported when they are compiled have no digest.
+    A live module is traced, because any attribute or closure may influence its program. Modules that are exported when
+    they are compiled have no digest.
     """
     digest = hashlib.sha256(type(model).__qualname__.encode())
     try:
@@ -159,7 +159,7 @@ def _add_array(digest: Any, array: np.ndarray) -> None:
 
 @lru_cache(maxsize=1)
 def _digest_of_sources() -> str:
-    """Returns the SHA-256 of what compares and of what imports for it."""
+    """Returns the SHA-256 of the sources that compare, and of those that import for the comparison."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for folder in ("verification", "frontend"):

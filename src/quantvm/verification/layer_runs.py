@@ -1,4 +1,4 @@
-"""Every quantized tensor of a program, as PyTorch or compiled code computes it, for the comparison of layers."""
+"""Computes every quantized tensor of a program, by PyTorch or by compiled code, for the comparison of layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ArrayInt = Any
 
 
 class LayerRun(Protocol):
-    """What computes the integers of every layer."""
+    """Computes the integers of every layer."""
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""
@@ -32,7 +32,7 @@ class TorchLayerRun:
 
     Args:
         program: a `frontend.LayeredProgram`.
-        state: how it computes, maybe under another engine than that of the program.
+        state: PyTorch's engine and threads; the engine may differ from that of the program.
     """
 
     def __init__(self, program: Any, state: TorchState) -> None:
@@ -78,7 +78,7 @@ class TorchLayerRun:
         return [tensor.contiguous().numpy() for tensor in self.tensors(x_f32, given)]
 
     def channels_last(self, x_f32: np.ndarray) -> tuple[bool, ...]:
-        """Returns of each layer whether PyTorch holds it in channels-last order."""
+        """Returns for each layer whether PyTorch holds it in channels-last order."""
         from quantvm.frontend.layers import is_channels_last
 
         if self._formats is None:
@@ -125,7 +125,7 @@ class FloatLayerRun:
 
 
 class QdqLayerRun:
-    """The program's Relax form as it stands, in float32 between dequantize and quantize.
+    """The program's Relax form, computed literally: in float32 between dequantize and quantize.
 
     Args:
         program: a `frontend.LayeredProgram`.
@@ -133,7 +133,7 @@ class QdqLayerRun:
         state: how PyTorch computes; only its threads count.
 
     Raises:
-        UnsupportedOpError: it has operators of which no float form is known.
+        UnsupportedOpError: it has operators without a known float form.
     """
 
     def __init__(self, program: Any, *, channels_last: Sequence[bool], state: TorchState) -> None:
@@ -178,7 +178,7 @@ class TvmLayerRun:
     Args:
         program: a `frontend.LayeredProgram`.
         numerics: as `quantvm.compile` takes it; None to leave all operators in float.
-        state: of PyTorch, whose arithmetic is followed; TVM's pool has as many threads.
+        state: of PyTorch, whose arithmetic is reproduced; TVM's pool has as many threads.
         channels_last: of each layer, whether PyTorch holds it in channels-last order.
         target: what is compiled for.
     """
@@ -200,7 +200,7 @@ class TvmLayerRun:
         self._isolated: dict[tuple[int, ...] | None, Any] = {}
 
     def compile(self) -> None:
-        """Compiles what gives the layers, and the fused code: the longest part of a comparison of few images."""
+        """Compiles the code that returns all layers, and the fused code: with few images this takes longest."""
         self._compile_chained()
         self._compile_fused()
 
@@ -226,11 +226,11 @@ class TvmLayerRun:
         return self._last[1]
 
     def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
-        """Returns the outputs of one image, from the very code that gives the layers."""
+        """Returns the outputs of one image, from the code that also returns the layers."""
         return self._both(x_f32)[: self._program.n_outputs]
 
     def fused_outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:
-        """Returns the outputs of one image, from code that gives nothing else, in which layers are fused."""
+        """Returns the outputs of one image, from code that returns nothing else, so that layers are fused."""
         self._compile_fused()
         return _arrays(self._fused(_tensor(x_f32)))
 
@@ -251,7 +251,7 @@ class TvmLayerRun:
         from quantvm.tvm_compat import build_executable, start_vm, use_threads
 
         use_threads(self._state.threads)
-        # where a given tensor takes its place, nobody reads what was computed
+        # a computed layer that a given tensor replaces has no readers
         module = relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(module))
         options = LoweringOptions(
             self._target, numerics=self._numerics or "torch", threads=self._state.threads,

@@ -1,4 +1,4 @@
-"""A model's quantized tensors in its own framework: which of them the definition explains, and which differs first."""
+"""Finds the first quantized tensor of a model that the definition of its numerics does not explain, or that differs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Arrays = list[np.ndarray]
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """The first layer that is not what it should be.
+    """The first layer that is wrong.
 
     Attributes:
         name, op: of the layer.
@@ -51,16 +51,16 @@ class LayerDifference:
 def layered_program(
     model_or_path: Any, nested: Callable[[Sequence[Any]], Any], inputs: Sequence[np.ndarray], state: TorchState
 ) -> Any:
-    """Returns the model with all quantized tensors in sight, for inputs of these sizes.
+    """Returns the model with all quantized tensors as outputs, for inputs of these sizes.
 
     Args:
         model_or_path: as for `quantvm.compile`.
         nested: nests inputs as `quantvm.compile` was given them.
         inputs: flat.
-        state: of PyTorch, whose engine counts where the model is for one.
+        state: of PyTorch; its engine matters only if the model is for one.
 
     Raises:
-        QuantvmError: it cannot be imported so.
+        QuantvmError: it cannot be imported in this form.
     """
     from quantvm.frontend import import_layers
     from quantvm.frontend.entry import export_module, format_of, needs_export
@@ -107,8 +107,8 @@ class ReferenceLayers:
     def unexplained(self, near: float = NEAR) -> LayerDifference | None:
         """Returns the first layer that the definition does not give from the layers before it.
 
-        The definition is computed in double precision; where the framework's integer is the other one, the value has to
-        lie within `near` steps of the middle. None: all layers are explained.
+        The definition is computed in double precision; if the framework's integer differs from it by one, the value
+        must be within `near` steps of the tie between the two. None: all layers are explained.
         """
         program = self.program
         if unknown_ops(program.chained):
@@ -117,7 +117,7 @@ class ReferenceLayers:
             found = self.integers[index].astype(np.float64) - layer.q.zero_point
             apart = np.abs(found - steps)
             strays = apart > 0.5 + near
-            if strays.any():  # saturated ones, maybe
+            if strays.any():  # perhaps saturated ones
                 own = self._own(index)
                 strays &= own != self.integers[index]
             if strays.any():
@@ -128,7 +128,7 @@ class ReferenceLayers:
         return None
 
     def are_ties(self, index: int, actual: np.ndarray) -> bool:
-        """Whether all integers of a layer that differ from the reference's do so by one, at ties."""
+        """Whether all integers of a layer that differ from the reference's differ by one, and at ties."""
         different = actual != self.integers[index]
         if int(np.abs(actual.astype(np.int32) - self.integers[index].astype(np.int32)).max(initial=0)) > 1:
             return False
@@ -140,7 +140,7 @@ class ReferenceLayers:
         return QdqInFloat(outputs_of_layers(self.program), double=True)(*self._inputs, *self.integers)
 
     def _steps(self, wanted: Sequence[int] | None = None) -> list[np.ndarray]:
-        """Returns the layers' values in steps from the zero point before they are rounded, in double precision."""
+        """Returns the layers' values before rounding, in steps from the zero point, in double precision."""
         wanted = range(len(self.program.layers)) if wanted is None else wanted
         formats = (False,) * len(self.program.layers)
         compute = QdqInFloat(self.program.unrounded(formats, wanted), double=True)
@@ -156,9 +156,9 @@ class ReferenceLayers:
 def first_difference(
     reference: ReferenceLayers, *, numerics: str, machine: Machine, inputs: Sequence[np.ndarray]
 ) -> LayerDifference | None:
-    """Returns the first layer in which compiled code differs from the framework, ties apart; None if none does.
+    """Returns the first layer in which compiled code differs from the framework other than at ties, or None.
 
-    It compiles the program anew, with all layers as outputs.
+    It compiles the program again, with all layers as outputs.
     """
     from quantvm.verification.layer_runs import TvmLayerRun
 

@@ -1,4 +1,4 @@
-"""LiteRT as a reference of TFLite files: which of its kernels compute what an operator is defined as."""
+"""LiteRT as the reference for TFLite files: which of its kernels follow the definition of an operator."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ UNDEFINED_QUOTIENT = (
 
 
 def needs_optimized_kernels(path: str | Path) -> bool:
-    """Returns whether a file has an operator of which LiteRT's reference kernel computes something else.
+    """Returns whether a file has an operator whose reference kernel in LiteRT does not follow the definition.
 
-    That of SUM reads int8 as uint8, and that of LOCAL_RESPONSE_NORMALIZATION leaves the last channel of its window out.
-    The optimized kernels do neither.
+    The reference kernel of SUM reads int8 as uint8, and that of LOCAL_RESPONSE_NORMALIZATION leaves out the last
+    channel of its window. The optimized kernels do neither.
     """
     import tflite
 
@@ -35,7 +35,7 @@ def needs_optimized_kernels(path: str | Path) -> bool:
 
 
 def is_defined(path: str | Path) -> bool:
-    """Returns whether all that LiteRT's kernels compute of a file is defined (see `numerics.tflite.quotients`)."""
+    """Returns whether LiteRT's kernels compute defined results for the whole file (see `numerics.tflite.quotients`)."""
     import tflite
 
     for code, tensors, values in _operators(path):
@@ -52,7 +52,7 @@ def is_defined(path: str | Path) -> bool:
 
 
 def _operators(path: str | Path) -> Iterator[tuple[int, list[Any], list[np.ndarray | None]]]:
-    """Yields of each operator its code, its inputs and outputs, and the bytes of those that are constant."""
+    """Yields for each operator its code, its inputs and outputs, and the bytes of constant ones."""
     import tflite
 
     with open_regular(path, ModelImportError) as file:

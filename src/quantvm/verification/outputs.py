@@ -1,4 +1,4 @@
-"""Outputs of a compiled model beside its reference's: how many differ, by how much, and whether they prove anything."""
+"""Compares a compiled model's outputs with its reference's: how many differ, by how much, and what equality proves."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _FEWEST_DISTINCT = 3
 
 @dataclass
 class Difference:
-    """What all runs together show.
+    """The comparison of all runs together.
 
     Attributes:
-        n, different: values, and how many have other bits.
+        n, different: the number of values, and of those with other bits.
         greatest: greatest difference of two finite values; inf where one is not finite, or shapes differ.
         first: where the first difference is, as a clause; None without one.
     """
@@ -65,7 +65,7 @@ class Difference:
 
     @property
     def degenerate(self) -> str | None:
-        """Why equality proves little; None if it does not."""
+        """Why equality proves little; None if it proves something."""
         for index, known in self._distinct.items():
             if len(known) < min(_FEWEST_DISTINCT, self._sizes[index]):
                 values = "value" if len(known) == 1 else "values"
@@ -93,7 +93,7 @@ def moved(actual: Arrays, expected: Arrays) -> float:
 
 
 def are_close(actual: Arrays, expected: Arrays, within: float) -> bool:
-    """Whether no value is further off than that share of its output's greatest."""
+    """Whether every difference is at most this share of the output's greatest value."""
     return all(
         a.shape == e.shape
         and np.allclose(a.astype(np.float64), e, rtol=0, atol=within * float(np.abs(e).max(initial=0)))

@@ -1,8 +1,8 @@
 """A program in QDQ form computed by its definition: with exact integer sums, or without any rounding to steps.
 
-`ExactQdq` is what docs/numerics.md promises of numerics=qdq, by PyTorch's operators in place of our kernels: a second
-computation that shares no code with the lowering. `Unrounded` is the same network with activations that are limited to
-their range and not rounded: how far it is from the quantized one is what quantizing moved.
+`ExactQdq` computes what docs/numerics.md promises for numerics=qdq, with PyTorch's operators in place of our kernels: a
+second implementation that shares no code with the lowering. `Unrounded` is the same network with activations clamped to
+their range but not rounded: its distance from the quantized network is what quantizing moved.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ ROUNDED_ALONE = frozenset(name for name, operator in RELAX_OPERATORS.items() if 
         "nn.max_pool2d", "astype", "quantize", "dequantize",
     )
 )  # fmt: skip
-"""Operators of one IEEE operation an element, or that move elements: equal in every implementation."""
+"""Operators that compute one IEEE operation per element, or move elements: equal in every implementation."""
 
 _MOVES = frozenset(
     f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "strided_slice", "permute_dims", "nn.max_pool2d")
 )
-"""What can as well be done with the integers. An average of anything else is a sum of floats, in any order."""
+"""Operators that can also work on the integers. An average of anything else is a sum of floats, in any order."""
 
 
 class _Freeing(QdqInFloat):
-    """Lets go of every tensor behind its last use."""
+    """Frees every tensor after its last use."""
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """Returns the results of `main`."""
@@ -84,7 +84,7 @@ class _Freeing(QdqInFloat):
 
 
 class _Dequantized:
-    """Real values with the integers that they stand for: values = fl(scale * centred)."""
+    """Real values with the integers that stand for them: values = fl(scale * centred)."""
 
     def __init__(self, real: Tensor, centred_f64: Tensor, scale: Tensor) -> None:
         self.real, self.centred_f64, self.scale = real, centred_f64, scale
@@ -95,10 +95,10 @@ class ExactQdq(_Freeing):
 
     Args:
         module: of one function, `main`, with no operator of `unknown_ops`.
-        divides: whether quantize divides by the scale, as ONNX says, or multiplies by its reciprocal, as PT2E does.
+        divides: whether quantize divides by the scale, as in ONNX, or multiplies by its reciprocal, as in PT2E.
 
     Attributes:
-        inexact: operators that ran and are no IEEE operation, so that other implementations differ in last bits.
+        inexact: executed operators that are no IEEE operation, so that other implementations differ in last bits.
     """
 
     def __init__(self, module: tvm.IRModule, *, divides: bool) -> None:
@@ -200,7 +200,7 @@ _PERMUTE = "relax.permute_dims"
 
 
 class Unrounded(_Freeing):
-    """The network with activations that are limited to their quantization's range, and not rounded."""
+    """The network with activations clamped to their quantization's range, but not rounded."""
 
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)

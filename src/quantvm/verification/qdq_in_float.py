@@ -1,6 +1,6 @@
-"""A Relax program in QDQ form as it stands, in float32: each operator by PyTorch's float kernel of the same meaning.
+"""Runs a Relax program in QDQ form literally, in float32: each operator by the equivalent float kernel of PyTorch.
 
-Code that TVM generates for the same program is a hundred times slower, for nothing schedules its float convolutions.
+Code that TVM generates for the same program is a hundred times slower, because its float convolutions are unscheduled.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ class QdqInFloat:
 
     Args:
         module: of one function, `main`, with no operator of `unknown_ops`.
-        double: whether all between dequantize and quantize is in float64; dequantized values are float32 ones even so.
+        double: whether all operators between dequantize and quantize are in float64; dequantized values are always
+            rounded to float32.
 
     Computes: dequantize: fl(scale * (q - zero_point)); quantize: clip(rne(fl(x / scale)) + zero_point), as Relax
-        defines them; everything between in float32, convolutions and sums in the order of PyTorch's kernels. Of a
-        TFLite model halves are rounded away from zero, and average pools, means, sums and changes of parameters are
-        those of `tflite_numerics`.
+        defines them; everything between in float32, convolutions and sums in the order of PyTorch's kernels. For a
+        TFLite model, halves are rounded away from zero, and average pools, means, sums and requantizations follow
+        `numerics.tflite`.
     """
 
     def __init__(self, module: tvm.IRModule, *, double: bool = False) -> None:
@@ -102,7 +103,7 @@ def _round_away(x_f64: Tensor) -> Tensor:
 
 
 def _rounded_by_tflite(main: Any) -> dict[Any, _Tflite]:
-    """Returns of the quantizes that TFLite rounds in its own way how they are computed from integers."""
+    """Returns, for each quantize that TFLite rounds in its own way, how it is computed from integers."""
     bound = definitions(main)
     found: dict[Any, _Tflite] = {}
     for var, value in bound.items():
@@ -123,7 +124,7 @@ def _rounded_by_tflite(main: Any) -> dict[Any, _Tflite]:
 
 @dataclass(frozen=True)
 class _Tflite:
-    """An average pool (of equal parameters), a mean, a sum, or with no operator integers that are requantized."""
+    """An average pool (with equal parameters), a mean or a sum; without an operator, a requantization of integers."""
 
     source: Any
     operator: Any
@@ -249,7 +250,7 @@ def _avg_pool2d(call: Any, x: Tensor) -> Tensor:
 
 
 def _reached(x: Tensor, axes: Sequence[PoolAxis], value: float) -> Tensor:
-    """Returns x with a border as far as windows of a pool reach, which is beyond the padding in ceil mode."""
+    """Returns x with a border as wide as a pool's windows reach; in ceil mode that is more than the padding."""
     widths = [0, 0, 0, 0]
     for axis in axes:
         end = (axis.out_size - 1) * axis.stride + axis.span
@@ -283,7 +284,7 @@ def _layer_norm(call: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 def _attention(call: Any, q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
-    """(N, positions, heads, size) each, PyTorch's has heads first."""
+    """Each input is (N, positions, heads, size); PyTorch's function has heads first."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scale = None if call.attrs.scale is None else float(call.attrs.scale)
     y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[0] if bias else None, scale=scale)

@@ -1,4 +1,4 @@
-"""What computes the right outputs of a model: the framework that it came from, in that framework's own way."""
+"""The reference of a model: the framework that it came from computes the expected outputs."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Reference:
 
 
 class NoReferenceError(Exception):
-    """There is nobody here who computes what is right; the message says why."""
+    """There is no reference on this machine; the message says why."""
 
 
 def reference_name(model_or_path: Any, state: TorchState) -> tuple[str, str]:
-    """Returns name and version of who computes what is right of a model, without loading it there."""
+    """Returns name and version of a model's reference, without loading the model there."""
     held = type(model_or_path).__name__
     if isinstance(model_or_path, (str, Path)):
         from quantvm.frontend.entry import format_of
@@ -77,11 +77,11 @@ def reference_of(model_or_path: Any, nested: Callable[[Sequence[Any]], Any] | No
 
     Args:
         model_or_path: as for `quantvm.compile`.
-        nested: nests the inputs of a call as the example was; None without an example.
+        nested: nests the inputs of a call like the example; None without an example.
         state: how PyTorch computes; other runtimes have as many threads.
 
     Raises:
-        NoReferenceError: its runtime is not installed, or cannot take the model.
+        NoReferenceError: the framework is not installed, or cannot load the model.
     """
     return Reference(*reference_name(model_or_path, state), _run_of(model_or_path, nested, state))
 
@@ -144,7 +144,7 @@ def _onnxruntime(model: str | bytes, state: TorchState) -> Running:
         raise NoReferenceError("ONNX Runtime is not installed (pip install onnxruntime)")
     try:
         session = unfused_session(model, threads=state.threads)
-    except Exception as error:  # its errors have no common base but that
+    except Exception as error:  # ONNX Runtime's errors have no other common base class
         raise NoReferenceError(f"ONNX Runtime cannot load the model: {_gist(error)}") from error
     names = [given.name for given in session.get_inputs()]
 
@@ -161,12 +161,12 @@ def _litert(path: str, state: TorchState) -> Running:
 
     if not is_defined(path):
         raise NoReferenceError(UNDEFINED_QUOTIENT)
-    kinds = OpResolverType  # the optimized kernels round otherwise than TFLite's definition of its operators
+    kinds = OpResolverType  # the optimized kernels do not round as TFLite defines its operators
     kernels = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if needs_optimized_kernels(path) else kinds.BUILTIN_REF
     try:
         interpreter = Interpreter(path, num_threads=state.threads, experimental_op_resolver_type=kernels)
         interpreter.allocate_tensors()
-    except Exception as error:  # Python's own kinds, of whatever is wrong
+    except Exception as error:  # LiteRT raises several of Python's own types
         raise NoReferenceError(f"LiteRT cannot load the model: {_gist(error)}") from error
 
     def run(inputs: Sequence[np.ndarray]) -> Arrays:

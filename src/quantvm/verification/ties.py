@@ -1,7 +1,7 @@
-"""Differences at rounding ties: of programs whose reference sums floats in an order that nothing prescribes.
+"""Differences at rounding ties, for programs whose reference sums floats in an unspecified order.
 
-A sum of floats has an error, which another order has not. Where that error carries a value over the middle between two
-steps, two right computations differ by one step, and nowhere else. What lies at a tie is found in double precision.
+The rounding error of a float sum depends on its order. If it carries a value over the middle between two steps, two
+right computations differ by one step; they differ nowhere else. Ties are found in double precision.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quantvm.progress import Progress
 from quantvm.verification.qdq_definition import ROUNDED_ALONE
 
 NEAR = 1e-3
-"""Steps from the middle between two integers within which a float32 sum may decide either way."""
+"""So many steps from the middle between two integers, float32 sums may be rounded either way."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TieCause:
         n: elements that differ.
         farthest: greatest distance of one of them from a tie, in steps.
         max_steps: greatest difference.
-        decides: what may carry a value over the tie.
+        decides: what may carry a value over the tie, as text.
     """
 
     n: int
@@ -48,7 +48,7 @@ class TieCause:
 
 
 class Counted(Protocol):
-    """A layer's differences, as `evaluate.layer_parity.LayerCount` has them."""
+    """A layer's differences, as in `jobs.layer_differences.layer_parity.LayerCount`."""
 
     ties: TieCause | None
 
@@ -66,15 +66,15 @@ def explain_ties(
     decides: Callable[[int], str | None],
     progress: Progress,
 ) -> None:
-    """Sets `ties` of every layer with differences of its own that are all at ties, if something can decide these.
+    """Sets `ties` of every layer whose own differences are all at ties, if something can carry values over a tie.
 
     Args:
         counts: every layer's differences.
         steps_of: (image, every layer's integers, numbers of layers) -> float64 values in steps, before rounding.
-        images: that were compared.
+        images: the images that were compared.
         runs: an image -> the reference's layers, and the other side's, each computed from the reference's.
-        decides: number of a layer -> what can carry its values over a tie; None where nothing can.
-        progress: told of every image.
+        decides: number of a layer -> what can carry its values over a tie; None if nothing can.
+        progress: advanced for every image.
     """
     wanted = [i for i, count in enumerate(counts) if count.has_own]
     if not wanted:
@@ -108,11 +108,11 @@ _SUMS = frozenset(
 
 
 def what_decides(operators: Collection[str], engine: str) -> str | None:
-    """Returns what can carry a layer's values over a tie, as a report says it; None where two sides must be equal.
+    """Returns what can carry a layer's values over a tie, as text for a report; None if both sides must be equal.
 
     Args:
-        operators: Relax names of all that the layer computes from other layers.
-        engine: of the program; the quantize of pt2e multiplies by a reciprocal or divides, a last bit apart.
+        operators: Relax names of all operators of the layer.
+        engine: of the program; a quantize of pt2e multiplies by a reciprocal or divides, which differ in the last bit.
     """
     if not _SUMS.isdisjoint(operators):
         return "the order of a float sum"

@@ -1,4 +1,4 @@
-"""How PyTorch computes what code is compared with."""
+"""The engine and threads with which PyTorch computes a reference."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TorchState:
     """An engine and a thread count.
 
     Attributes:
-        engine: fbgemm, x86, onednn or qnnpack; or what a program is for that is for none of them.
-        threads: inside of one operator.
+        engine: fbgemm, x86, onednn or qnnpack; for a program that is for none of them, its kind, such as pt2e.
+        threads: inside one operator.
     """
 
     engine: str
@@ -24,7 +24,7 @@ class TorchState:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """PyTorch computes so inside of the block, and afterwards as before."""
+        """Sets the engine and threads inside the block, and restores the previous ones afterwards."""
         import torch
 
         before = torch.get_num_threads()

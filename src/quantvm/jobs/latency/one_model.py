@@ -88,7 +88,7 @@ class ModelBench:
                 finally:
                     worker.close()
             except WorkerError as error:
-                self.broken[name] = self._told(name, "build", error)
+                self.broken[name] = self._failure_reason(name, "build", error)
 
     def _measure(self, job: Job) -> Iterator[BenchModelRow]:
         with ExitStack() as stack:
@@ -108,7 +108,7 @@ class ModelBench:
         self.note(_outcome(row))
         return row
 
-    def _told(self, name: str, what: str, error: WorkerError) -> str:
+    def _failure_reason(self, name: str, what: str, error: WorkerError) -> str:
         """Logs the details of an engine's failure; returns the reason as one line."""
         self.log(f"{self.spec.name}, {name}, {what}: {error}\n{error.details}")
         self.note(f"{self.spec.title}: {name} failed at {what}: {error}")
@@ -142,7 +142,7 @@ class _Session:
             for batch in bench.config.batch_sizes:
                 self._rows[name, batch].update(worker.request("load", batch=batch))  # type: ignore[typeddict-item]
         except WorkerError as error:
-            self._fail(name, "error", bench._told(name, f"load of batch {batch}", error))
+            self._fail(name, "error", bench._failure_reason(name, f"load of batch {batch}", error))
 
     def check(self, batch: int) -> None:
         """Compares all outputs with the float model's, and TVM's with the reference's; wrong engines are not timed."""
@@ -205,7 +205,7 @@ class _Session:
             try:
                 memory = self._workers[name].request("memory")
             except WorkerError as error:
-                self._fail(name, "error", bench._told(name, "memory", error), batch)
+                self._fail(name, "error", bench._failure_reason(name, "memory", error), batch)
             else:
                 self._rows[name, batch].update({**summarize(rounds_ms, batch), **memory})  # type: ignore[typeddict-item]
 
@@ -221,7 +221,7 @@ class _Session:
             finally:
                 worker.close()
         except WorkerError as error:
-            self._fail("tvm", "error", bench._told("tvm", f"profile of batch {batch}", error), batch)
+            self._fail("tvm", "error", bench._failure_reason("tvm", f"profile of batch {batch}", error), batch)
         else:
             self._profiles[batch] = found  # type: ignore[assignment]
 
@@ -234,7 +234,7 @@ class _Session:
         try:
             return self._workers[name].request(operation, batch=batch, calls=_MIN_CALLS, seconds=seconds)
         except WorkerError as error:
-            reason = self._bench._told(name, f"{operation.replace('_', ' ')} of batch {batch}", error)
+            reason = self._bench._failure_reason(name, f"{operation.replace('_', ' ')} of batch {batch}", error)
             self._fail(name, "error", reason, batch)
             return None
 

@@ -29,7 +29,7 @@ def profile_lines(profile: ProfileRow) -> list[str]:
         "",
         *_table([_SUM_HEAD, *_sums(profile)], texts=1),
         "",
-        *_how(profile),
+        *_method_lines(profile),
     ]
 
 
@@ -70,7 +70,7 @@ def _sums(profile: ProfileRow) -> list[tuple[str, ...]]:
     ]
 
 
-def _how(profile: ProfileRow) -> Iterable[str]:
+def _method_lines(profile: ProfileRow) -> Iterable[str]:
     each_us = 1e3 * profile["hook_ms"] / max(len(profile["calls"]), 1)
     yield f"- Medians of {profile['n']} runs; as many without instrumentation alternate with them, for the total"
     yield f"- A call's time holds about {each_us:.1f} µs of instrumentation: what a call that does nothing takes"

@@ -129,9 +129,11 @@ class Explainer:
         if found is not None:
             e, a = (rule.facts for rule in found)
             facts = tuple((fact, e.get(fact), a.get(fact)) for fact in differing_facts(e, a))
-        return RuleCause((self._sides[0], reference, self._said(0)), (self._sides[1], actual, self._said(1)), facts)
+        return RuleCause(
+            (self._sides[0], reference, self._expected_rule(0)), (self._sides[1], actual, self._expected_rule(1)), facts
+        )
 
-    def _said(self, side: int) -> str:
+    def _expected_rule(self, side: int) -> str:
         return IN_FLOAT if self._sides[side] == "qdq" else self._rules[side]
 
     def _of_floats(self) -> RuleCause:
@@ -144,6 +146,6 @@ class Explainer:
     def _name(self, search: Search, side: int, rule: Rule | None) -> str | None:
         """Returns the name of the rule that a side follows: if possible, the one that it should."""
         if search.follows_said(side):
-            return self._said(side)
+            return self._expected_rule(side)
         rule = rule or next(iter(search.rules[side]), None)
         return None if rule is None else rule.name

@@ -145,16 +145,16 @@ def parts(
         yield from _channels(operator, inputs, at[0], at[1])
     elif kind == "concat":
         if operator.axis % inputs[0].ndim == 1:
-            yield operator, [x[_here(x, at, 1)] for x in inputs]
+            yield operator, [x[_slices_at(x, at, 1)] for x in inputs]
     else:
-        yield operator, [x[_here(x, at)] for x in inputs]
+        yield operator, [x[_slices_at(x, at)] for x in inputs]
         if inputs[0].ndim == 4:
-            yield operator, [x[_here(x, at, 1)] for x in inputs]
+            yield operator, [x[_slices_at(x, at, 1)] for x in inputs]
     image = slice(at[0], at[0] + 1)
     yield operator, [x[image] for x in inputs]
 
 
-def _here(x: NDArray, at: Sequence[int], whole: int | None = None) -> tuple[slice, ...]:
+def _slices_at(x: NDArray, at: Sequence[int], whole: int | None = None) -> tuple[slice, ...]:
     """Returns the slices that select one element, or all along one axis; dimensions of size one stay."""
     axis = None if whole is None else whole % x.ndim
     return tuple(slice(None) if i == axis or size == 1 else slice(at[i], at[i] + 1) for i, size in enumerate(x.shape))
@@ -201,10 +201,10 @@ def _convolutions(operator: Operator, x: NDArray, at: tuple[int, ...]) -> Iterat
         [patch[:, group * group_in : (group + 1) * group_in]],
     )
     yield dataclasses.replace(operator, window=dataclasses.replace(bare, groups=window.groups)), [patch]
-    yield operator, [_around(x[n : n + 1], window, (row, column), span)]
+    yield operator, [_receptive_field(x[n : n + 1], window, (row, column), span)]
 
 
-def _around(x: NDArray, window: Window, out: tuple[int, int], span: Sequence[int]) -> NDArray:
+def _receptive_field(x: NDArray, window: Window, out: tuple[int, int], span: Sequence[int]) -> NDArray:
     """Returns the part of an image that one output pixel reads; it is padded later, as the image would be."""
     slices = []
     for axis in (0, 1):
