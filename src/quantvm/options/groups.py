@@ -91,8 +91,8 @@ class CompilationOptions(Options):
     target: str = option("native", "See: quantvm list targets.", metavar="TARGET")
     threads: int | None = option(
         None,
-        "Of both engines; the code reproduces PyTorch's results with so many. Without it: TVM_NUM_THREADS, or else the "
-        "physical cores.",
+        "Threads of both engines; the code reproduces PyTorch's results with so many. Without it: TVM_NUM_THREADS, or "
+        "else the physical cores.",
         metavar="T",
         check=checks.at_least(1),
     )
@@ -113,8 +113,8 @@ class NumericsOptions(Options):
 
     numerics: str = option(
         "torch",
-        "What TVM follows. torch: the same bits as the engine, and of a .pt2, .onnx or .tflite the results of its own "
-        "runtime. integer: no float between quantize and dequantize; integer:to_even and integer:away round its ties "
+        "Arithmetic of TVM. torch: the same bits as the engine, and for .pt2, .onnx and .tflite the results of their "
+        "own runtime. integer: no float between quantize and dequantize; integer:to_even and integer:away round ties "
         "otherwise than upward.",
         metavar="torch|integer",
         check=lambda numerics: checks.some_of(NUMERICS)((numerics,)),
@@ -199,11 +199,11 @@ class OwnImageOptions(Options):
         check=checks.shape,
     )
     resize: int | None = option(
-        None, "Of the shorter side, before the crop. Without it: 256/224 of the crop.", metavar="PIXELS",
+        None, "Length of the shorter side before the crop. Without it: 256/224 of the crop.", metavar="PIXELS",
         check=checks.at_least(1),
     )  # fmt: skip
     crop: int | None = option(
-        None, "Of the square. Without it: what your model takes.", metavar="PIXELS", check=checks.at_least(1)
+        None, "Side of the square. Without it: your model's input size.", metavar="PIXELS", check=checks.at_least(1)
     )
     interpolation: Interpolation = option(
         "bilinear", "How images are scaled.", metavar="bilinear|bicubic", check=checks.one_of(get_args(Interpolation))

@@ -35,7 +35,7 @@ class CompileConfig(OneModelOptions, NumericsOptions, CheckOptions):
     input_shapes: tuple[tuple[int, ...], ...] | None = varied(
         OwnImageOptions, "input_shape",
         called="input_shape", flags=("--input-shape",), reading=reading.SHAPES, check=checks.shapes,
-        help="Of a model that does not say it, as a TorchScript file; repeat it for each input. Without it: "
+        help="Input of a model that does not say it, as a TorchScript file; repeat it for each input. Without it: "
         "1,3,224,224. The code takes any number of images.",
     )  # fmt: skip
     batch: str = option(

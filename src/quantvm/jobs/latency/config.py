@@ -68,7 +68,7 @@ class BenchConfig(WeightOptions, DataOptions, FlowOptions, OutputOptions):
     )  # fmt: skip
     threads: tuple[int, ...] = varied(
         CompilationOptions, "threads", default=(), reading=reading.NUMBERS, check=checks.each_at_least_1,
-        help="Of every engine, as 2 or 1,2. Without it: TVM_NUM_THREADS, or else the physical cores.",
+        help="Threads of every engine, as 2 or 1,2. Without it: TVM_NUM_THREADS, or else the physical cores.",
     )  # fmt: skip
     rounds: int = option(5, "At least N rounds through all engines.", metavar="N", check=checks.at_least(1))
     seconds: float = option(

@@ -41,7 +41,7 @@ class DiffConfig(OneModelOptions):
     num_samples: int = option(4, "Images that are compared.", metavar="N", check=checks.at_least(1))
     input_shape: tuple[int, ...] = varied(
         OwnImageOptions, "input_shape", default=(1, 3, 224, 224),
-        help="Of a TorchScript file, which does not say it. Without it: 1,3,224,224.",
+        help="Input of a TorchScript file, which does not say it. Without it: 1,3,224,224.",
     )  # fmt: skip
     waterfall: bool = option(
         False,

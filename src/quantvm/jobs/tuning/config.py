@@ -29,15 +29,17 @@ class TuneConfig(Options):
     )  # fmt: skip
     threads: tuple[int, ...] = varied(
         CompilationOptions, "threads", default=(), reading=reading.NUMBERS, check=checks.each_at_least_1,
-        help="That the work is cut for, as 2 or 1,2. Without it: TVM_NUM_THREADS, or else the physical cores.",
+        help="Thread counts to search for, as 2 or 1,2. Without it: TVM_NUM_THREADS, or else the physical cores.",
     )  # fmt: skip
     input_shapes: tuple[tuple[int, ...], ...] = varied(
         OwnImageOptions, "input_shape", default=((1, 3, 224, 224),),
         called="input_shape", flags=("--input-shape",), reading=reading.SHAPES,
         check=checks.shapes,
-        help="Of a .pt or a factory that does not say it; repeat it for each input. Without it: 1,3,224,224.",
+        help="Input of a .pt or a factory that does not say it; repeat it for each input. Without it: 1,3,224,224.",
     )  # fmt: skip
-    target: str = varied(CompilationOptions, "target", help="That this machine can run, see: quantvm list targets.")
+    target: str = varied(
+        CompilationOptions, "target", help="A target that this machine can run, see: quantvm list targets."
+    )
     out: Path | None = varied(
         OutputOptions, "out", metavar="FILE", flags=("--output", "-o"), check=checks.file_to_write,
         help="Where records are kept, over those in it. Without it: the user's own, which every compilation reads.",
