@@ -11,7 +11,7 @@ here. The per-channel vectors that kernels consume are computed here too; tables
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -43,14 +43,11 @@ class QuantParams:
         scale: a float32 number, as kernels see it.
         zero_point: an integer of the dtype.
         dtype: dtype of the integers.
-        scale_f64: the scale as PyTorch stores it with the tensor, if that is not a float32 number; an operator between
-            the tensor and a number derives the scale of its result from it.
     """
 
     scale: float
     zero_point: int
     dtype: Literal["uint8", "int8"] = "uint8"
-    scale_f64: float | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (0 < self.scale <= np.finfo(f32).max and f32(self.scale) > 0):
@@ -73,13 +70,18 @@ class QuantParams:
     @classmethod
     def of_torch(cls, scale_f64: float, zero_point: int, dtype: Literal["uint8", "int8"] = "uint8") -> QuantParams:
         """Returns the parameters of a tensor for which PyTorch stores this scale."""
-        scale = float(f32(scale_f64))
-        return cls(scale, zero_point, dtype, None if scale == scale_f64 else scale_f64)
+        params = cls(float(f32(scale_f64)), zero_point, dtype)
+        # Not a field: files, reports and comparisons are about the scale that kernels see.
+        object.__setattr__(params, "_scale_f64", scale_f64)
+        return params
 
     @property
     def torch_scale(self) -> float:
-        """The scale as PyTorch stores it, in double precision."""
-        return self.scale if self.scale_f64 is None else self.scale_f64
+        """The scale as PyTorch stores it with the tensor, in double precision.
+
+        An operator between the tensor and a number derives the scale of its result from it.
+        """
+        return float(getattr(self, "_scale_f64", self.scale))
 
     @property
     def scale_f32(self) -> np.float32:
