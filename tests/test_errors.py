@@ -220,6 +220,6 @@ def test_a_bug_in_the_import_of_onnx_names_the_layer(monkeypatch):
     constants = [helper.make_tensor("s", 1, [], [0.1]), helper.make_tensor("z", 2, [], [128])]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
     file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    monkeypatch.setattr(qdq_form._Former, "_plain", bug)
+    monkeypatch.setattr(qdq_form._QdqRewriter, "_plain", bug)
     with pytest.raises(ModelImportError, match="importing the ModelProto failed at relu: KeyError: 'foo'"):
         quantvm.compile(file, cache=False)
