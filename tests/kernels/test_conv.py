@@ -154,7 +154,7 @@ def depthwise_cases():
             yield pytest.param(name, asymmetric, target, marks=marks, id=f"{name}-{asymmetric}-{target}")
 
 
-@pytest.mark.parametrize(("name", "asymmetric", "target"), depthwise_cases(), indirect=["target"])
+@pytest.mark.parametrize(("name", "asymmetric", "target"), list(depthwise_cases()), indirect=["target"])
 def test_depthwise_equals_torch(name, asymmetric, target):
     geometry = (*DEPTHWISE[name], DEPTHWISE[name][2])
     case = Case(geometry, asymmetric=asymmetric, full_range=True)
