@@ -101,6 +101,29 @@ def flat_function(
         yield FlatFunction(builder, n, n * item, views, cs, flat(y, n * item))
 
 
+@dataclass(frozen=True)
+class ImageFunction:
+    """An open PrimFunc from n images to n images, or vectors, of as many channels."""
+
+    builder: IRBuilder
+    n: Expr
+    x: Buffer
+    y: Buffer
+
+
+@contextmanager
+def image_function(
+    in_size: tuple[int, int], out_size: tuple[int, ...], channels: int, in_dtype: str, out_dtype: str
+) -> Iterator[ImageFunction]:
+    """Opens a PrimFunc with an input of shape (n, *in_size, C) and an output of shape (n, *out_size, C)."""
+    with prim_func() as builder:
+        T.func_name("main")
+        n = symbolic_batch()
+        x = argument("x", (n, *in_size, channels), in_dtype)
+        y = argument("y", (n, *out_size, channels), out_dtype)
+        yield ImageFunction(builder, n, x, y)
+
+
 def local(count: int, dtype: str) -> Buffer:
     """Allocates `count` elements, less than 1 KiB, which LLVM keeps in registers if every index is constant.
 

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from quantvm.kernels.elementwise.elementwise import over_elements, over_products
 from quantvm.kernels.elementwise.quantize import nchw_to_nhwc
-from quantvm.kernels.pool.pool import PoolShape, averaged, window_sums
+from quantvm.kernels.pool.pool import PoolShape, averaged, output_pixels, window_sums, windows_function
 from quantvm.numerics.fixed_point import Rounding, fixed_point
 from quantvm.numerics.integer import product_factor, scale_factor
 from quantvm.numerics.pool_geometry import Taps, adaptive_taps
@@ -24,16 +24,14 @@ from .builder import (
     Buffer,
     Expr,
     Kernel,
-    argument,
     cast,
     clamp,
     flat_function,
     for_vectors,
+    image_function,
     intrinsic,
-    prim_func,
     ramp,
     splat,
-    symbolic_batch,
     typed,
 )
 from .fixed_point import fixed_multiply_by
@@ -121,24 +119,16 @@ def integer_avg_pool2d(shape: PoolShape, q: QuantParams, *, count_include_pad: b
     Computes: size = window elements (with padding if count_include_pad, cut at its end in ceil mode); padding holds the
         zero point; `numerics.integer.average` of the sum and the size.
     """
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), q.dtype)
-        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
-        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
-            image, out_row = task // shape.out_height, task % shape.out_height
-            rows, columns, inside, size = averaged(shape, out_row, out_column, count_include_pad=count_include_pad)
-            padding = (size - inside) * q.zero_point
+    with windows_function(shape, q.dtype) as f, output_pixels(shape, f.n) as (image, out_row, out_column):
+        rows, columns, inside, size = averaged(shape, out_row, out_column, count_include_pad=count_include_pad)
+        padding = (size - inside) * q.zero_point
 
-            def emit(channel: Expr, lanes: int) -> None:
-                sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)] + splat(padding, lanes)
-                _store_average(
-                    y, sums, splat(size, lanes), [image, out_row, out_column, ramp(channel, lanes)], q, lanes
-                )
+        def emit(channel: Expr, lanes: int) -> None:
+            sums = window_sums(f.x, image, rows, columns, channel, lanes)[ramp(0, lanes)] + splat(padding, lanes)
+            _store_average(f.y, sums, splat(size, lanes), [image, out_row, out_column, ramp(channel, lanes)], q, lanes)
 
-            for_vectors(shape.channels, emit)
-    return Kernel("avg_pool2d_integer_u8", builder.get())
+        for_vectors(shape.channels, emit)
+    return Kernel("avg_pool2d_integer_u8", f.builder.get())
 
 
 def integer_adaptive_avg_pool2d(
@@ -149,17 +139,12 @@ def integer_adaptive_avg_pool2d(
     Computes: window floor(i*H/OH)..ceil((i+1)*H/OH); `numerics.integer.average` of its sum and size.
     """
     (height, width), (out_height, out_width) = in_size, out_size
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, height, width, channels), q.dtype)
-        y = argument("y", (n, out_height, out_width, channels), q.dtype)
-        with T.parallel(0, n) as image:
-            for i in range(out_height):
-                for j in range(out_width):
-                    rows, columns = adaptive_taps(i, height, out_height), adaptive_taps(j, width, out_width)
-                    _average_window(x, y, image, (i, j), rows, columns, channels, q)
-    return Kernel("adaptive_avg_pool2d_integer_u8", builder.get())
+    with image_function(in_size, out_size, channels, q.dtype, q.dtype) as f, T.parallel(0, f.n) as image:
+        for i in range(out_height):
+            for j in range(out_width):
+                rows, columns = adaptive_taps(i, height, out_height), adaptive_taps(j, width, out_width)
+                _average_window(f.x, f.y, image, (i, j), rows, columns, channels, q)
+    return Kernel("adaptive_avg_pool2d_integer_u8", f.builder.get())
 
 
 def _average_window(
@@ -182,18 +167,13 @@ def integer_spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams
     """Returns the mean over pixels: (n, H, W, C) -> (n, C), fixed_point.multiply(sum - size*z, 1/size) + z."""
     size = in_size[0] * in_size[1]
     factor = fixed_point(1.0 / size, rounding)
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *in_size, channels), q.dtype)
-        y = argument("y", (n, channels), q.dtype)
-        with T.parallel(0, n) as image:
+    with image_function(in_size, (), channels, q.dtype, q.dtype) as f, T.parallel(0, f.n) as image:
 
-            def emit(channel: Expr, lanes: int) -> None:
-                sums = window_sums(x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)[ramp(0, lanes)]
-                mean = fixed_multiply_by(sums - splat(size * q.zero_point, lanes, "int32"), factor, lanes)
-                value = _saturated(mean + splat(q.zero_point, lanes, "int32"), q, False, lanes)
-                T.buffer_store(y, value, [image, ramp(channel, lanes)])
+        def emit(channel: Expr, lanes: int) -> None:
+            sums = window_sums(f.x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)[ramp(0, lanes)]
+            mean = fixed_multiply_by(sums - splat(size * q.zero_point, lanes, "int32"), factor, lanes)
+            value = _saturated(mean + splat(q.zero_point, lanes, "int32"), q, False, lanes)
+            T.buffer_store(f.y, value, [image, ramp(channel, lanes)])
 
-            for_vectors(channels, emit)
-    return Kernel("spatial_mean_integer_u8", builder.get())
+        for_vectors(channels, emit)
+    return Kernel("spatial_mean_integer_u8", f.builder.get())

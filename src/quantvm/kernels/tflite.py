@@ -10,7 +10,7 @@ from tvm import tirx
 
 from quantvm.kernels.elementwise.elementwise import table
 from quantvm.kernels.float.program_emitter import behind_ties
-from quantvm.kernels.pool.pool import PoolShape, averaged, window_sums
+from quantvm.kernels.pool.pool import PoolShape, averaged, output_pixels, window_sums, windows_function
 from quantvm.numerics.pool_geometry import Taps
 from quantvm.numerics.qdq import Quantization
 from quantvm.numerics.tflite import TfliteFactor, mean_factor, requantize, scale_factor, sum_factor
@@ -19,15 +19,13 @@ from quantvm.numerics.torch_engines import QuantParams
 from .builder import (
     Expr,
     Kernel,
-    argument,
     cast,
     for_vectors,
-    prim_func,
+    image_function,
     ramp,
     round_even,
     rounded,
     splat,
-    symbolic_batch,
 )
 
 
@@ -41,25 +39,19 @@ def tflite_avg_pool2d(shape: PoolShape, output: Quantization, offset: int) -> Ke
         output: range of the result, as stored.
         offset: number that was added to TFLite's integers to store them: 128 if they are int8.
     """
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), "uint8")
-        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), "uint8")
-        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as column:
-            image, row = task // shape.out_height, task % shape.out_height
-            rows, columns, inside, size = averaged(shape, row, column, count_include_pad=False)
+    with windows_function(shape, "uint8") as f, output_pixels(shape, f.n) as (image, row, column):
+        rows, columns, inside, size = averaged(shape, row, column, count_include_pad=False)
 
-            def emit(channel: Expr, lanes: int) -> None:
-                sums = window_sums(x, image, rows, columns, channel, lanes)[ramp(0, lanes)]
-                total = sums - splat(inside * offset, lanes)
-                sign = total >> splat(31, lanes, "int32")  # 0, or -1 for negative sums
-                nudged = total + ((splat(size // 2, lanes) ^ sign) - sign)
-                mean = tirx.truncdiv(nudged, splat(size, lanes)) + splat(offset, lanes, "int32")
-                T.buffer_store(y, _stored(mean, output, lanes), [image, row, column, ramp(channel, lanes)])
+        def emit(channel: Expr, lanes: int) -> None:
+            sums = window_sums(f.x, image, rows, columns, channel, lanes)[ramp(0, lanes)]
+            total = sums - splat(inside * offset, lanes)
+            sign = total >> splat(31, lanes, "int32")  # 0, or -1 for negative sums
+            nudged = total + ((splat(size // 2, lanes) ^ sign) - sign)
+            mean = tirx.truncdiv(nudged, splat(size, lanes)) + splat(offset, lanes, "int32")
+            T.buffer_store(f.y, _stored(mean, output, lanes), [image, row, column, ramp(channel, lanes)])
 
-            for_vectors(shape.channels, emit)
-    return Kernel("avg_pool2d_tflite_u8", builder.get())
+        for_vectors(shape.channels, emit)
+    return Kernel("avg_pool2d_tflite_u8", f.builder.get())
 
 
 def tflite_reduction(
@@ -79,27 +71,22 @@ def tflite_reduction(
     factor = mean_factor(q, output.q, count) if kind == "mean" else scale_factor(q, output.q)
     in_float = kind == "sum" and offset > 0
     ratio, bias = sum_factor(QuantParams(q.scale, q.zero_point - offset, "int8"), output.q, count)
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *in_size, channels), "uint8")
-        y = argument("y", (n, 1, 1, channels), "uint8")
-        with T.parallel(0, n) as image:
+    with image_function(in_size, (1, 1), channels, "uint8", "uint8") as f, T.parallel(0, f.n) as image:
 
-            def emit(channel: Expr, lanes: int) -> None:
-                sums = window_sums(x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)
-                total = sums[ramp(0, lanes)] - splat(count * (offset if in_float else q.zero_point), lanes, "int32")
-                if in_float:
-                    scaled = rounded(cast(total, "float32", lanes) * splat(ratio, lanes, "float32"), lanes)
-                    steps = behind_ties(scaled + splat(bias, lanes, "float32"), lanes)
-                    value = cast(round_even(steps), "int32", lanes)
-                else:
-                    value = _multiplied(total, factor, lanes)
-                value += splat(output.q.zero_point, lanes, "int32")
-                T.buffer_store(y, _stored(value, output, lanes), [image, 0, 0, ramp(channel, lanes)])
+        def emit(channel: Expr, lanes: int) -> None:
+            sums = window_sums(f.x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)
+            total = sums[ramp(0, lanes)] - splat(count * (offset if in_float else q.zero_point), lanes, "int32")
+            if in_float:
+                scaled = rounded(cast(total, "float32", lanes) * splat(ratio, lanes, "float32"), lanes)
+                steps = behind_ties(scaled + splat(bias, lanes, "float32"), lanes)
+                value = cast(round_even(steps), "int32", lanes)
+            else:
+                value = _multiplied(total, factor, lanes)
+            value += splat(output.q.zero_point, lanes, "int32")
+            T.buffer_store(f.y, _stored(value, output, lanes), [image, 0, 0, ramp(channel, lanes)])
 
-            for_vectors(channels, emit)
-    return Kernel(f"spatial_{kind}_tflite_u8", builder.get())
+        for_vectors(channels, emit)
+    return Kernel(f"spatial_{kind}_tflite_u8", f.builder.get())
 
 
 def tflite_requantize(item_shape: Sequence[int], q: QuantParams, output: Quantization, threads: int) -> Kernel:

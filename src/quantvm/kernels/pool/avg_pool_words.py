@@ -15,7 +15,16 @@ import tvm.tirx.script.builder as T
 from tvm import tirx
 
 from quantvm.kernels import x86
-from quantvm.kernels.builder import Buffer, Expr, Kernel, argument, flat, local, prim_func, ramp, splat, symbolic_batch
+from quantvm.kernels.builder import (
+    Buffer,
+    Expr,
+    Kernel,
+    flat,
+    image_function,
+    local,
+    ramp,
+    splat,
+)
 from quantvm.numerics.torch_engines import QuantParams
 
 if TYPE_CHECKING:
@@ -66,14 +75,11 @@ def avg_pool2d_words(shape: PoolShape, zero_point: int, factor: int) -> Kernel:
     """
     pixel, row = shape.channels, shape.in_width * shape.channels
     out_row_size = shape.out_width * shape.channels
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), "uint8")
-        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), "uint8")
-        x_flat = flat(x, n * (shape.in_height * row))
-        y_flat = flat(y, n * (shape.out_height * out_row_size))
-        with T.parallel(0, n * shape.out_height) as task:
+    in_size, out_size = (shape.in_height, shape.in_width), (shape.out_height, shape.out_width)
+    with image_function(in_size, out_size, shape.channels, "uint8", "uint8") as f:
+        x_flat = flat(f.x, f.n * (shape.in_height * row))
+        y_flat = flat(f.y, f.n * (shape.out_height * out_row_size))
+        with T.parallel(0, f.n * shape.out_height) as task:
             image, out_row = task // shape.out_height, task % shape.out_height
             top = shape.axis(0).start(out_row)
             padded_width = shape.in_width + shape.padding[1] + shape.padding[3]
@@ -93,7 +99,7 @@ def avg_pool2d_words(shape: PoolShape, zero_point: int, factor: int) -> Kernel:
                     with T.serial(0, count) as step:
                         block(done + step * width, width)
                 done += count * width
-    return Kernel("avg_pool2d_u8", builder.get())
+    return Kernel("avg_pool2d_u8", f.builder.get())
 
 
 def _sum_rows(

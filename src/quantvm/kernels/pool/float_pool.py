@@ -11,21 +11,19 @@ from quantvm.kernels.builder import (
     Buffer,
     Expr,
     Kernel,
-    argument,
     cast,
     for_vectors,
+    image_function,
     local,
-    prim_func,
     ramp,
     splat,
-    symbolic_batch,
 )
 from quantvm.kernels.float.program_emitter import quantize
 from quantvm.numerics.pool_geometry import Taps, adaptive_taps
 from quantvm.numerics.qdq import Quantization
 from quantvm.numerics.torch_engines import QuantParams
 
-from .pool import PoolShape, averaged, window_sums
+from .pool import PoolShape, averaged, output_pixels, window_sums
 
 Window = tuple[Taps, Taps]
 """Rows and columns."""
@@ -47,8 +45,7 @@ def float_avg_pool2d(
     """
 
     def emit(x: Buffer, y: Buffer, n: Expr) -> None:
-        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as column:
-            image, row = task // shape.out_height, task % shape.out_height
+        with output_pixels(shape, n) as (image, row, column):
             rows, columns, inside, size = averaged(shape, row, column, count_include_pad=count_include_pad)
             _average(x, y, image, (row, column), (rows, columns), (inside, size), q, output, shape.channels)
 
@@ -80,13 +77,10 @@ def _kernel(
     name: str, in_size: tuple[int, int], out_size: tuple[int, int], channels: int, q: QuantParams | None,
     output: Quantization | None, emit: Callable[[Buffer, Buffer, Expr], None],
 ) -> Kernel:  # fmt: skip
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *in_size, channels), "float32" if q is None else q.dtype)
-        y = argument("y", (n, *out_size, channels), "float32" if output is None else output.q.dtype)
-        emit(x, y, n)
-    return Kernel(f"float_{name}_{'f32' if output is None else 'u8'}", builder.get())
+    in_dtype, out_dtype = "float32" if q is None else q.dtype, "float32" if output is None else output.q.dtype
+    with image_function(in_size, out_size, channels, in_dtype, out_dtype) as f:
+        emit(f.x, f.y, f.n)
+    return Kernel(f"float_{name}_{'f32' if output is None else 'u8'}", f.builder.get())
 
 
 def _average(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +14,18 @@ from quantvm.kernels.arithmetic import dequantize_val, quantize_arr
 from quantvm.kernels.builder import (
     Buffer,
     Expr,
+    ImageFunction,
     Kernel,
-    argument,
     cast,
     clamp,
     flat,
     for_vectors,
+    image_function,
     local,
-    prim_func,
     ramp,
     round_even,
     rounded,
     splat,
-    symbolic_batch,
 )
 from quantvm.kernels.isa import PLAIN, Isa
 from quantvm.numerics.averages import adaptive_scale, qnnpack_factor, sides_factor
@@ -65,6 +66,19 @@ class PoolShape:
         return self.axis(1).out_size
 
 
+def windows_function(shape: PoolShape, dtype: str) -> AbstractContextManager[ImageFunction]:
+    """Opens the PrimFunc of a pool: (n, H, W, C) -> (n, OH, OW, C), of one dtype."""
+    in_size, out_size = (shape.in_height, shape.in_width), (shape.out_height, shape.out_width)
+    return image_function(in_size, out_size, shape.channels, dtype, dtype)
+
+
+@contextmanager
+def output_pixels(shape: PoolShape, n: Expr) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """Opens the loops over the output's pixels, the rows of all images in parallel: image, row and column."""
+    with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as column:
+        yield task // shape.out_height, task % shape.out_height, column
+
+
 def max_pool2d(shape: PoolShape, dtype: str = "uint8", *, repeats_border: bool = False) -> Kernel:
     """Returns the integer maximum over each window, padding ignored: (n, H, W, C) -> (n, OH, OW, C).
 
@@ -75,30 +89,24 @@ def max_pool2d(shape: PoolShape, dtype: str = "uint8", *, repeats_border: bool =
             that pixel belongs to the window anyway, so the result is the same.
     """
     lowest = 0 if dtype == "uint8" else -128
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), dtype)
-        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), dtype)
-        with T.parallel(0, n * shape.out_height) as row, T.serial(0, shape.out_width) as column:
-            image, out_row = row // shape.out_height, row % shape.out_height
-            top, left = shape.axis(0).start(out_row), shape.axis(1).start(column)
+    with windows_function(shape, dtype) as f, output_pixels(shape, f.n) as (image, out_row, column):
+        top, left = shape.axis(0).start(out_row), shape.axis(1).start(column)
 
-            def emit(channel: Expr, lanes: int) -> None:
-                best = local(lanes, dtype)
-                T.buffer_store(best, splat(lowest, lanes, dtype), [ramp(0, lanes)])
-                with T.serial(0, shape.kernel[0]) as kh, T.serial(0, shape.kernel[1]) as kw:
-                    in_row, in_column = top + kh * shape.dilation[0], left + kw * shape.dilation[1]
-                    if repeats_border:
-                        in_row = T.max(T.min(in_row, shape.in_height - 1), 0)
-                        in_column = T.max(T.min(in_column, shape.in_width - 1), 0)
-                    with T.If(_inside(shape, in_row, in_column)), T.Then():
-                        value = x[image, in_row, in_column, ramp(channel, lanes)]
-                        T.buffer_store(best, T.max(best[ramp(0, lanes)], value), [ramp(0, lanes)])
-                T.buffer_store(y, best[ramp(0, lanes)], [image, out_row, column, ramp(channel, lanes)])
+        def emit(channel: Expr, lanes: int) -> None:
+            best = local(lanes, dtype)
+            T.buffer_store(best, splat(lowest, lanes, dtype), [ramp(0, lanes)])
+            with T.serial(0, shape.kernel[0]) as kh, T.serial(0, shape.kernel[1]) as kw:
+                in_row, in_column = top + kh * shape.dilation[0], left + kw * shape.dilation[1]
+                if repeats_border:
+                    in_row = T.max(T.min(in_row, shape.in_height - 1), 0)
+                    in_column = T.max(T.min(in_column, shape.in_width - 1), 0)
+                with T.If(_inside(shape, in_row, in_column)), T.Then():
+                    value = f.x[image, in_row, in_column, ramp(channel, lanes)]
+                    T.buffer_store(best, T.max(best[ramp(0, lanes)], value), [ramp(0, lanes)])
+            T.buffer_store(f.y, best[ramp(0, lanes)], [image, out_row, column, ramp(channel, lanes)])
 
-            _for_byte_vectors(shape.channels, emit)
-    return Kernel("max_pool2d_u8", builder.get())
+        _for_byte_vectors(shape.channels, emit)
+    return Kernel("max_pool2d_u8", f.builder.get())
 
 
 def _inside(shape: PoolShape, row: Expr, column: Expr) -> Expr:
@@ -153,28 +161,22 @@ def avg_pool2d(
     factor = word_factor(shape, q, count_include_pad=count_include_pad)
     if isa.packs and factor is not None and cut == shape.channels:
         return avg_pool2d_words(shape, q.zero_point, factor)
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), q.dtype)
-        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
-        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
-            image, out_row = task // shape.out_height, task % shape.out_height
-            rows, columns, inside, size = averaged(shape, out_row, out_column, count_include_pad=count_include_pad)
-            m = _divide(tirx.const(1.0, "float32"), cast(size, "float32", 1))
-            one = tirx.const(1.0, "float32")
-            tail_m = _divide(one, _divide(one, m)) if channels_last else m
+    with windows_function(shape, q.dtype) as f, output_pixels(shape, f.n) as (image, out_row, out_column):
+        rows, columns, inside, size = averaged(shape, out_row, out_column, count_include_pad=count_include_pad)
+        m = _divide(tirx.const(1.0, "float32"), cast(size, "float32", 1))
+        one = tirx.const(1.0, "float32")
+        tail_m = _divide(one, _divide(one, m)) if channels_last else m
 
-            def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
-                sums = window_sums(x, image, rows, columns, channel, lanes)
-                centred = sums[ramp(0, lanes)] - splat(inside * q.zero_point, lanes)
-                factor = splat(tail_m if is_tail else m, lanes)
-                value = _scaled(cast(centred, "float32", lanes), factor, q, lanes, is_tail)
-                T.buffer_store(y, value, [image, out_row, out_column, ramp(channel, lanes)])
+        def emit(channel: Expr, lanes: int, is_tail: bool) -> None:
+            sums = window_sums(f.x, image, rows, columns, channel, lanes)
+            centred = sums[ramp(0, lanes)] - splat(inside * q.zero_point, lanes)
+            factor = splat(tail_m if is_tail else m, lanes)
+            value = _scaled(cast(centred, "float32", lanes), factor, q, lanes, is_tail)
+            T.buffer_store(f.y, value, [image, out_row, out_column, ramp(channel, lanes)])
 
-            for_vectors(cut, lambda at, lanes: emit(at, lanes, False))
-            for_vectors(shape.channels - cut, lambda at, lanes: emit(at + cut, lanes, True))
-    return Kernel("avg_pool2d_u8", builder.get())
+        for_vectors(cut, lambda at, lanes: emit(at, lanes, False))
+        for_vectors(shape.channels - cut, lambda at, lanes: emit(at + cut, lanes, True))
+    return Kernel("avg_pool2d_u8", f.builder.get())
 
 
 def averaged(
@@ -198,23 +200,17 @@ def avg_pool2d_qnnpack(shape: PoolShape, q: QuantParams) -> Kernel:
     Exactness: torch 2.13 under the engine qnnpack, bit for bit (avg_pool2d, adaptive_avg_pool2d to 1x1, mean).
     """
     factor = qnnpack_factor(q.scale, shape.kernel[0] * shape.kernel[1])
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, shape.in_height, shape.in_width, shape.channels), q.dtype)
-        y = argument("y", (n, shape.out_height, shape.out_width, shape.channels), q.dtype)
-        with T.parallel(0, n * shape.out_height) as task, T.serial(0, shape.out_width) as out_column:
-            image, out_row = task // shape.out_height, task % shape.out_height
-            rows, columns, inside, _ = averaged(shape, out_row, out_column, count_include_pad=False)
+    with windows_function(shape, q.dtype) as f, output_pixels(shape, f.n) as (image, out_row, out_column):
+        rows, columns, inside, _ = averaged(shape, out_row, out_column, count_include_pad=False)
 
-            def emit(channel: Expr, lanes: int) -> None:
-                sums = window_sums(x, image, rows, columns, channel, lanes)
-                centred = cast(sums[ramp(0, lanes)] - splat(inside * q.zero_point, lanes), "float32", lanes)
-                value = _scaled(centred, splat(factor, lanes, "float32"), q, lanes, False)
-                T.buffer_store(y, value, [image, out_row, out_column, ramp(channel, lanes)])
+        def emit(channel: Expr, lanes: int) -> None:
+            sums = window_sums(f.x, image, rows, columns, channel, lanes)
+            centred = cast(sums[ramp(0, lanes)] - splat(inside * q.zero_point, lanes), "float32", lanes)
+            value = _scaled(centred, splat(factor, lanes, "float32"), q, lanes, False)
+            T.buffer_store(f.y, value, [image, out_row, out_column, ramp(channel, lanes)])
 
-            for_vectors(shape.channels, emit)
-    return Kernel("avg_pool2d_qnnpack_u8", builder.get())
+        for_vectors(shape.channels, emit)
+    return Kernel("avg_pool2d_qnnpack_u8", f.builder.get())
 
 
 def adaptive_avg_pool2d(
@@ -229,20 +225,15 @@ def adaptive_avg_pool2d(
     """
     (height, width), (out_height, out_width) = in_size, out_size
     cut = channels // 8 * 8
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, height, width, channels), q.dtype)
-        y = argument("y", (n, out_height, out_width, channels), q.dtype)
-        with T.parallel(0, n) as image:
-            for i in range(out_height):
-                for j in range(out_width):
-                    rows, columns = adaptive_taps(i, height, out_height), adaptive_taps(j, width, out_width)
-                    if channels_last:
-                        _pool_window(x, y, image, (i, j), rows, columns, cut, channels, q)
-                    else:
-                        _pool_window_contiguous(x, y, image, (i, j), rows, columns, channels, q)
-    return Kernel("adaptive_avg_pool2d_u8", builder.get())
+    with image_function(in_size, out_size, channels, q.dtype, q.dtype) as f, T.parallel(0, f.n) as image:
+        for i in range(out_height):
+            for j in range(out_width):
+                rows, columns = adaptive_taps(i, height, out_height), adaptive_taps(j, width, out_width)
+                if channels_last:
+                    _pool_window(f.x, f.y, image, (i, j), rows, columns, cut, channels, q)
+                else:
+                    _pool_window_contiguous(f.x, f.y, image, (i, j), rows, columns, channels, q)
+    return Kernel("adaptive_avg_pool2d_u8", f.builder.get())
 
 
 def _pool_window(
@@ -291,13 +282,9 @@ def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, *, cha
         return _mean_contiguous(in_size, channels, q)
     pixels = in_size[0] * in_size[1]
     cut = channels // 32 * 32 if channels >= 8 else channels // 4 * 4
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *in_size, channels), q.dtype)
-        y = argument("y", (n, channels), q.dtype)
-        x_flat = flat(x, n * (pixels * channels))
-        with T.parallel(0, n) as image:
+    with image_function(in_size, (), channels, q.dtype, q.dtype) as f:
+        x_flat = flat(f.x, f.n * (pixels * channels))
+        with T.parallel(0, f.n) as image:
 
             def real(pixel: Expr, channel: Expr, lanes: int) -> Expr:
                 at = (image * pixels + pixel) * channels + channel
@@ -305,7 +292,7 @@ def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, *, cha
 
             def finish(total: Expr, channel: Expr, lanes: int) -> None:
                 mean = _divide(total, splat(float(pixels), lanes, "float32"))
-                T.buffer_store(y, cast(quantize_arr(mean, q, lanes), q.dtype, lanes), [image, ramp(channel, lanes)])
+                T.buffer_store(f.y, cast(quantize_arr(mean, q, lanes), q.dtype, lanes), [image, ramp(channel, lanes)])
 
             def main(channel: Expr, lanes: int) -> None:
                 total = _cascade_sum(pixels, lambda i: real(i, channel, lanes), lanes)
@@ -323,25 +310,20 @@ def spatial_mean(in_size: tuple[int, int], channels: int, q: QuantParams, *, cha
 
             for_vectors(cut, main)
             for_vectors(channels - cut, tail)
-    return Kernel("spatial_mean_u8", builder.get())
+    return Kernel("spatial_mean_u8", f.builder.get())
 
 
 def _mean_contiguous(in_size: tuple[int, int], channels: int, q: QuantParams) -> Kernel:
-    with prim_func() as builder:
-        T.func_name("main")
-        n = symbolic_batch()
-        x = argument("x", (n, *in_size, channels), q.dtype)
-        y = argument("y", (n, channels), q.dtype)
-        with T.parallel(0, n) as image:
+    with image_function(in_size, (), channels, q.dtype, q.dtype) as f, T.parallel(0, f.n) as image:
 
-            def emit(channel: Expr, lanes: int) -> None:
-                sums = window_sums(x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)[ramp(0, lanes)]
-                mean = _divide(cast(sums, "float32", lanes), splat(float(in_size[0] * in_size[1]), lanes, "float32"))
-                value = cast(cast(round_even(mean), "int32", lanes), q.dtype, lanes)
-                T.buffer_store(y, value, [image, ramp(channel, lanes)])
+        def emit(channel: Expr, lanes: int) -> None:
+            sums = window_sums(f.x, image, Taps(0, in_size[0]), Taps(0, in_size[1]), channel, lanes)[ramp(0, lanes)]
+            mean = _divide(cast(sums, "float32", lanes), splat(float(in_size[0] * in_size[1]), lanes, "float32"))
+            value = cast(cast(round_even(mean), "int32", lanes), q.dtype, lanes)
+            T.buffer_store(f.y, value, [image, ramp(channel, lanes)])
 
-            for_vectors(channels, emit)
-    return Kernel("spatial_mean_u8", builder.get())
+        for_vectors(channels, emit)
+    return Kernel("spatial_mean_u8", f.builder.get())
 
 
 def _cascade_sum(count: int, value: object, lanes: int) -> Buffer:
