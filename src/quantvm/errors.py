@@ -195,6 +195,16 @@ def listed(problems: Sequence[str], most: int = 8) -> str:
     return "; ".join(problems[:most]) + (f"; {len(problems)} in all" if len(problems) > most else "")
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of a foreign exception's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def last_line(error: BaseException) -> str:
+    """Returns the last line of a foreign exception's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 def gist(error: BaseException) -> str:
     """Returns the most informative line of a foreign exception, with its type where that line alone says little."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -18,7 +18,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 
-from quantvm.errors import STATIC_MAY_HELP, CompileError, OutputError, stage
+from quantvm.errors import STATIC_MAY_HELP, CompileError, OutputError, last_line, stage
 from quantvm.storage.scratch import file_size_limit, memory_file, room_advice, room_bytes, scratch_folder
 
 
@@ -52,7 +52,7 @@ def make_target(options: Mapping[str, str]) -> Any:
     try:
         target = tvm.target.Target(fields)
     except (ValueError, TypeError, tvm.error.InternalError) as error:
-        raise CompileError(f"TVM does not take the target {dict(options)}: {_last_line(error)}") from error
+        raise CompileError(f"TVM does not take the target {dict(options)}: {last_line(error)}") from error
     cpu = options.get("mcpu")
     if cpu is not None:
         known = {str(name) for name in tvm.get_global_func("target.llvm_get_cpu_archlist")(target)}
@@ -170,7 +170,7 @@ def load_library(path: Path) -> Any:
     try:
         return tvm_ffi.load_module(str(path), keep_module_alive=False)
     except (RuntimeError, ValueError, tvm.error.InternalError) as error:
-        raise OSError(_last_line(error)) from error
+        raise OSError(last_line(error)) from error
 
 
 def write_library(executable: Any, path: Path) -> None:
@@ -200,7 +200,7 @@ def write_library(executable: Any, path: Path) -> None:
                 for index, module in enumerate(_host_modules(executable))
             ]
         except (RuntimeError, OSError, ValueError, tvm.error.InternalError) as error:
-            raise CompileError(f"cannot write objects for the linker: {_last_line(error)}") from error
+            raise CompileError(f"cannot write objects for the linker: {last_line(error)}") from error
         _link(linker, objects, path)
 
 
@@ -265,10 +265,6 @@ def called_functions(executable: Any) -> Counter[str]:
 def tvm_version() -> str:
     """Returns TVM's version."""
     return str(tvm.__version__)
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def use_threads(threads: int) -> int:

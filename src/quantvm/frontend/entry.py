@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tvm
 
-from quantvm.errors import ModelImportError, gist
+from quantvm.errors import ModelImportError, first_line, gist
 from quantvm.storage.regular_files import checked_path, open_regular
 
 from .program_inputs import bind_batch, importing
@@ -198,7 +198,7 @@ def export_module(model: Any, examples: Any, batch: str) -> Any:
         with torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
     except Exception as error:  # each version of torch raises other kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelImportError(
             f"torch.export cannot export the model with a {batch} batch: {reason}. Export it yourself and pass the "
             "ExportedProgram" + ("; or use batch='static'" if batch == "dynamic" else "")

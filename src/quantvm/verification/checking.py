@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from quantvm.compiler.cache import CompileCache
-from quantvm.errors import MachineError, QuantvmError, VerificationError
+from quantvm.errors import MachineError, QuantvmError, VerificationError, last_line
 from quantvm.progress import Progress
 from quantvm.runtime import Artifact, CompileReport
 from quantvm.runtime.target import Machine
@@ -131,7 +131,7 @@ def _compared(subject: Subject, runs: list[Run], sizes: tuple[int, ...], progres
                 try:
                     expected.append(reference.run(inputs))
                 except Exception as error:  # noqa: BLE001 - the framework's own, of whatever it cannot do
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                    reason = last_line(error)
                     note = f"{reference.name} cannot run a batch of {sizes[len(expected)]}: {reason}"
                     break
                 task.advance()
@@ -139,7 +139,7 @@ def _compared(subject: Subject, runs: list[Run], sizes: tuple[int, ...], progres
             return _Check(subject, None, runs, [], sizes, note or "").lowering_only()
         runs, sizes = runs[: len(expected)], sizes[: len(expected)]
         assert reference is not None
-        return _Check(subject, reference, runs, expected, sizes[: len(runs)], note).verdict()
+        return _Check(subject, reference, runs, expected, sizes, note).verdict()
 
 
 def _reference(subject: Subject) -> tuple[Reference | None, str | None]:
@@ -182,7 +182,7 @@ class _Check:
         try:
             return self._subject.compiled(inputs)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            reason = last_line(error)
             raise VerificationError(
                 f"{self._subject.name}: the compiled code cannot run a batch of {size}: {reason}; batch='static' "
                 "compiles it for the example's batch alone"

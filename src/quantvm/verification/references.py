@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from quantvm.errors import last_line
 from quantvm.frontend.exported.interface import exported_call
 from quantvm.frontend.interface import parameters_of_model, split_examples
 from quantvm.numerics.torch_engines import ENGINES
@@ -145,7 +146,7 @@ def _onnxruntime(model: str | bytes, state: TorchState) -> Running:
     try:
         session = unfused_session(model, threads=state.threads)
     except Exception as error:  # ONNX Runtime's errors have no other common base class
-        raise NoReferenceError(f"ONNX Runtime cannot load the model: {_gist(error)}") from error
+        raise NoReferenceError(f"ONNX Runtime cannot load the model: {last_line(error)}") from error
     names = [given.name for given in session.get_inputs()]
 
     def run(inputs: Sequence[np.ndarray]) -> Arrays:
@@ -167,7 +168,7 @@ def _litert(path: str, state: TorchState) -> Running:
         interpreter = Interpreter(path, num_threads=state.threads, experimental_op_resolver_type=kernels)
         interpreter.allocate_tensors()
     except Exception as error:  # LiteRT raises several of Python's own types
-        raise NoReferenceError(f"LiteRT cannot load the model: {_gist(error)}") from error
+        raise NoReferenceError(f"LiteRT cannot load the model: {last_line(error)}") from error
 
     def run(inputs: Sequence[np.ndarray]) -> Arrays:
         for place, x in zip(interpreter.get_input_details(), inputs, strict=True):
@@ -180,7 +181,3 @@ def _litert(path: str, state: TorchState) -> Running:
         return [interpreter.get_tensor(place["index"]) for place in interpreter.get_output_details()]
 
     return run
-
-
-def _gist(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

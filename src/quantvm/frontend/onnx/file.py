@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from quantvm.errors import ModelImportError
+from quantvm.errors import ModelImportError, first_line
 from quantvm.storage.regular_files import check_regular, open_regular
 
 _MOST_NODES = 1_000_000
@@ -26,7 +26,7 @@ def read_onnx(path: Path) -> Any:
     try:
         model.ParseFromString(data)
     except Exception as error:  # each version of protobuf raises another kind
-        raise ModelImportError(f"{path} is truncated or no ONNX file: {_line(error)}") from error
+        raise ModelImportError(f"{path} is truncated or no ONNX file: {first_line(error)}") from error
     if not model.graph.node or not model.opset_import:
         raise ModelImportError(f"{path} is truncated or no ONNX file: it holds no graph")
     _check_texts(model, str(path))
@@ -114,7 +114,9 @@ def with_external_data(model: Any, folder: Path, name: str = "the model") -> Any
         try:
             load_external_data_for_tensor(tensor, str(folder))
         except Exception as error:  # onnx's checks raise several kinds
-            raise ModelImportError(f"{name}: the tensor {tensor.name!r} in {location!r}: {_line(error)}") from error
+            raise ModelImportError(
+                f"{name}: the tensor {tensor.name!r} in {location!r}: {first_line(error)}"
+            ) from error
     return complete
 
 
@@ -152,7 +154,3 @@ def _tensors(model: Any) -> Iterator[Any]:
                 for sparse in (held.sparse_tensor, *held.sparse_tensors):
                     yield from (sparse.values, sparse.indices)
                 pending += [inner for inner in (held.g, *held.graphs) if inner.node or inner.initializer]
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

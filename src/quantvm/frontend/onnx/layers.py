@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from quantvm.errors import ConfigError, ModelImportError
+from quantvm.errors import ConfigError, ModelImportError, last_line
 from quantvm.frontend.layers import Layer, LayerAlone, LayeredProgram
 
 from .alone import onnx_layer_alone
@@ -91,7 +91,7 @@ class OnnxSource:
             try:
                 self._sessions[key] = unfused_session(model, threads=torch.get_num_threads())
             except Exception as error:  # its errors have no other common base class
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                reason = last_line(error)
                 raise ModelImportError(f"onnxruntime: it cannot load the model: {reason}; compare qdq") from error
         return self._sessions[key]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from quantvm.errors import ModelImportError, UnsupportedOpError, gist
+from quantvm.errors import ModelImportError, UnsupportedOpError, first_line, gist
 from quantvm.frontend.interface import Arguments, arguments_of, flattened, parameters_of_model
 from quantvm.frontend.registry import find_converter, supported_ops
 from quantvm.numerics.torch_engines import ENGINES
@@ -74,7 +74,7 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
         except Exception as error:  # mostly RuntimeError, but any kind on damaged archives
             raise ModelImportError(
                 f"{path} is not a TorchScript file that PyTorch {torch.__version__} can load, or damaged: "
-                f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+                f"{first_line(error)}"
             ) from error
 
 
