@@ -14,16 +14,13 @@ from typing import Any
 from quantvm.errors import ModelImportError, UnsupportedOpError, listed
 from quantvm.sizes import MOST_ELEMENTS
 
-from .graph import Constants, subgraphs
+from .graph import Constants, node_name, subgraphs
 from .node_checks import check_nodes
-from .operators import NAMED, SWEPT_OF_MICROSOFT
+from .operators import NAMED, may_be_of_microsoft
 from .shapes import Dims, shape_text, shapes_of, without_negative_sizes
 
 _STORED_BYTES = 1 << 16
 """Larger constants are removed before onnx's shape inference, which does not read them."""
-_CONTRIB = "com.microsoft"
-_BOTH = frozenset(("DequantizeLinear", "QuantizeLinear", "Range", "RotaryEmbedding", "Unique")) | SWEPT_OF_MICROSOFT
-"""Operators that both ONNX and `com.microsoft` define."""
 
 
 def check_onnx(model: Any) -> None:
@@ -108,7 +105,7 @@ def _check_values(graph: Any) -> None:
         unknown = [name for name in node.input if name not in known]
         if unknown:
             raise ModelImportError(
-                f"{node.op_type} at {_node_name(node)} reads {', '.join(unknown)}, which nothing before it makes; the "
+                f"{node.op_type} at {node_name(node)} reads {', '.join(unknown)}, which nothing before it makes; the "
                 "file is damaged, or its nodes are not in order"
             )
         known.update(node.output)
@@ -135,25 +132,18 @@ def _check_names(graph: Any) -> None:
 
 
 def _check_domains(model: Any) -> None:
-    import onnx
-
     functions = {(function.domain, function.name) for function in model.functions}
     problems = []
     for graph in subgraphs(model.graph):
         for node in graph.node:
             if node.domain in NAMED or (node.domain, node.op_type) in functions:
                 continue
-            is_known = node.domain == _CONTRIB and (node.op_type in _BOTH or not onnx.defs.has(node.op_type))
-            if not is_known:
-                problems.append(f"{node.op_type} of {node.domain} at {_node_name(node)}")
+            if not may_be_of_microsoft(node.domain, node.op_type):
+                problems.append(f"{node.op_type} of {node.domain} at {node_name(node)}")
     if problems:
         raise UnsupportedOpError(
             f"operators of other domains than ONNX's, which the file does not define as functions: {listed(problems)}"
         )
-
-
-def _node_name(node: Any) -> str:
-    return str(node.name or next((out for out in node.output if out), node.op_type))
 
 
 def _check_tensors(graph: Any) -> None:
@@ -165,7 +155,7 @@ def _check_tensors(graph: Any) -> None:
         if (problem := _tensor_problem(tensor)) is not None
     ]
     problems += [
-        f"{node.op_type} at {_node_name(node)}: {problem}"
+        f"{node.op_type} at {node_name(node)}: {problem}"
         for part in subgraphs(graph)
         for node in part.node
         for held in node.attribute
@@ -233,7 +223,7 @@ def _without_weights(model: Any) -> Any:
             stored[node.output[0]] = held[0]
         else:
             graph.node.append(node)
-            graph.node[-1].name = _node_name(node)
+            graph.node[-1].name = node_name(node)
     graph.input.extend(value for value in model.graph.input if value.name not in stored)
     without_negative_sizes(graph)
     for name, tensor in stored.items():

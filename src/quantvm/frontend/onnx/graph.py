@@ -32,6 +32,11 @@ def set_attribute(node: Any, name: str, value: Any) -> None:
         node.attribute.append(helper.make_attribute(name, value))
 
 
+def node_name(node: Any) -> str:
+    """Returns a node's name, or else that of its first output."""
+    return str(node.name or next((out for out in node.output if out), node.op_type))
+
+
 def subgraphs(graph: Any) -> Iterator[Any]:
     """Yields a graph and all graphs nested in its nodes."""
     yield graph
@@ -102,4 +107,4 @@ class Constants:
         return found
 
 
-__all__ = ["Constants", "attribute", "consumers", "set_attribute", "subgraphs"]
+__all__ = ["Constants", "attribute", "consumers", "node_name", "set_attribute", "subgraphs"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from quantvm.errors import ModelImportError, UnsupportedOpError, listed
+from quantvm.errors import ModelImportError, UnsupportedOpError, first_line, listed
 from quantvm.frontend.program_inputs import bind_batch, examples_in_order, importing, with_interface
 from quantvm.frontend.qdq_form import qdq_form_with_tensors
 from quantvm.qdq import attributes
@@ -24,9 +24,10 @@ from quantvm.storage.regular_files import checked_path
 from .check import check_onnx, check_sizes
 from .constant_folding import fold_constants, inline_functions
 from .file import read_onnx, with_external_data
-from .graph import Constants, attribute, set_attribute, subgraphs
+from .graph import Constants, attribute, node_name, set_attribute, subgraphs
 from .importer import import_graph
-from .shapes import Dims, fix_inputs, inferred, make_explicit
+from .operators import MICROSOFT
+from .shapes import Dims, fix_inputs, inferred_shapes, make_explicit
 
 ENGINE = "onnx"
 _OPERATOR_FORMAT = ("QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm", "QEmbed")
@@ -89,7 +90,7 @@ def _prepared(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> t
     prepared.CopyFrom(model)
     for graph in subgraphs(prepared.graph):
         for node in graph.node:
-            if node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            if node.domain == MICROSOFT and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 node.domain = ""  # ONNX Runtime's quantizer writes the same operators so for old opsets
     fix_inputs(prepared, example_inputs, batch)
     try:
@@ -106,10 +107,10 @@ def _prepared(model: Any, example_inputs: Sequence[Any] | None, batch: str) -> t
 
 def _explicit(model: Any) -> tuple[Any, dict[str, Dims]]:
     """Returns a model with computed sizes made explicit, and the shapes of its values."""
-    _, shapes = inferred(model)
+    shapes = inferred_shapes(model)
     while make_explicit(model.graph, shapes):
         model = fold_constants(model)
-        _, shapes = inferred(model)
+        shapes = inferred_shapes(model)
     return model, shapes
 
 
@@ -132,7 +133,7 @@ def _innermost(error: BaseException) -> str:
     lines = []
     cause: BaseException | None = error
     while cause is not None:
-        lines.append((str(cause).strip().splitlines() or [type(cause).__name__])[0])
+        lines.append(first_line(cause))
         cause = cause.__cause__
     return ": ".join(dict.fromkeys(lines))
 
@@ -141,7 +142,7 @@ def _name_nodes(graph: Any) -> None:
     """Gives each node a unique name."""
     taken: set[str] = set()
     for node in graph.node:
-        name = node.name or next((out for out in node.output if out), node.op_type)
+        name = node_name(node)
         count = 1
         unique = name
         while unique in taken:
@@ -197,7 +198,7 @@ def _check_parameters(graph: Any) -> None:
     for node in graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        name = node.name or (node.output[0] if node.output else node.op_type)
+        name = node.name
         if not 2 <= len(node.input) <= 3 or len(node.output) != 1:
             problems.append(f"{name}: {len(node.input)} inputs and {len(node.output)} outputs, expected 2 or 3, and 1")
             continue

@@ -57,10 +57,16 @@ SWEPT: dict[str, tuple[int, ...]] = {
 SWEPT_OF_MICROSOFT = frozenset((
     "Attention", "BiasGelu", "FastGelu", "Gelu", "GridSample", "Pad", "SkipLayerNormalization", "Trilu",
 ))  # fmt: skip
-"""Operators of the domain com.microsoft."""
+"""Operators of the domain `MICROSOFT`."""
+
+_OF_BOTH = frozenset(("DequantizeLinear", "QuantizeLinear", "Range", "RotaryEmbedding", "Unique")) | SWEPT_OF_MICROSOFT
+"""Operators that `MICROSOFT` defines even if ONNX has one of that name."""
 
 NAMED = ("", "ai.onnx")
 """Names of ONNX's own domain."""
+
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 
 
 def opset_of(model: Any) -> int:
@@ -85,7 +91,7 @@ def refused_operators(nodes: Iterable[Any], opset: int) -> list[str]:
 def _reason(domain: str, op: str, opset: int) -> str | None:
     """Returns why an operator is refused ("" without further explanation), or None if it is imported."""
     if domain not in NAMED:
-        return None if domain == "com.microsoft" and op in SWEPT_OF_MICROSOFT else ""
+        return None if domain == MICROSOFT and op in SWEPT_OF_MICROSOFT else ""
     if op == "If":
         return None
     if op not in SWEPT:
@@ -95,6 +101,13 @@ def _reason(domain: str, op: str, opset: int) -> str | None:
         return None
     return (f": its definition of operator set {version} is not supported; convert the model to operator set "
             f"{_nearest(op, version)} by onnx.version_converter")  # fmt: skip
+
+
+def may_be_of_microsoft(domain: str, op: str) -> bool:
+    """Returns whether ONNX Runtime may define an operator in its own domain; imported or not (`refused_operators`)."""
+    from onnx import defs
+
+    return domain == MICROSOFT and (op in _OF_BOTH or not defs.has(op))
 
 
 def version_of(op: str, opset: int) -> int | None:
@@ -113,4 +126,13 @@ def _nearest(op: str, version: int) -> int:
     return version - 1 if version > newest else max(7, min(SWEPT[op]))
 
 
-__all__ = ["NAMED", "SWEPT", "SWEPT_OF_MICROSOFT", "opset_of", "refused_operators", "version_of"]
+__all__ = [
+    "MICROSOFT",
+    "NAMED",
+    "SWEPT",
+    "SWEPT_OF_MICROSOFT",
+    "may_be_of_microsoft",
+    "opset_of",
+    "refused_operators",
+    "version_of",
+]

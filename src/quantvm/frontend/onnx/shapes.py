@@ -72,8 +72,8 @@ def _dims(kind: Any) -> Dims:
     return [int(d.dim_value) if d.HasField("dim_value") else (d.dim_param or None) for d in kind.tensor_type.shape.dim]
 
 
-def inferred(model: Any) -> tuple[Any, dict[str, Dims]]:
-    """Returns the model with inferred shapes, and the shape of each value whose rank is known.
+def inferred_shapes(model: Any) -> dict[str, Dims]:
+    """Returns the shape that onnx infers for each value of a model whose rank is known.
 
     The shapes given in the file for inner values and outputs are ignored, as in ONNX Runtime: they may be wrong.
     """
@@ -89,7 +89,7 @@ def inferred(model: Any) -> tuple[Any, dict[str, Dims]]:
         found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except Exception:  # noqa: BLE001 (onnx's own error for an invalid model; the importer will name the node)
         found = bare
-    return found, shapes_of(found.graph)
+    return shapes_of(found.graph)
 
 
 def shapes_of(graph: Any) -> dict[str, Dims]:
@@ -309,4 +309,12 @@ def _constant_sizes(node: Any, shapes: dict[str, Dims], constants: Constants) ->
     return True
 
 
-__all__ = ["Dims", "fix_inputs", "inferred", "make_explicit", "shape_text", "shapes_of", "without_negative_sizes"]
+__all__ = [
+    "Dims",
+    "fix_inputs",
+    "inferred_shapes",
+    "make_explicit",
+    "shape_text",
+    "shapes_of",
+    "without_negative_sizes",
+]
