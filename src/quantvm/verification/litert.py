@@ -55,18 +55,18 @@ def _operators(path: str | Path) -> Iterator[tuple[int, list[Any], list[np.ndarr
     """Yields for each operator its code, its inputs and outputs, and the bytes of constant ones."""
     import tflite
 
+    from quantvm.frontend.tflite.model import operators_of
+
     with open_regular(path, ModelImportError) as file:
         model = tflite.Model.GetRootAsModel(file.read(), 0)
     graph = model.Subgraphs(0)
-    for index in range(graph.OperatorsLength()):
-        operator = graph.Operators(index)
-        code = model.OperatorCodes(operator.OpcodeIndex())
+    for code, operator in operators_of(model):
         places = [operator.Inputs(i) for i in range(operator.InputsLength())]
         places += [operator.Outputs(i) for i in range(operator.OutputsLength())]
         tensors = [graph.Tensors(place) for place in places if place >= 0]
         held = [model.Buffers(tensor.Buffer()) for tensor in tensors]
         values = [buffer.DataAsNumpy() if buffer.DataLength() else None for buffer in held]
-        yield max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), tensors, values
+        yield code, tensors, values
 
 
 def _parameters(tensor: Any) -> QuantParams | None:

@@ -53,9 +53,9 @@ class _Rewriter(Rewriter):
         return self._last_of(expr)
 
     def _last_of(self, expr: Expr) -> Expr:
-        value = self.values.get(expr, expr)
+        value = self.read(expr)
         if isinstance(value, relax.Tuple):
-            return relax.Tuple([self._last(self.values.get(field, field)) for field in value.fields])
+            return relax.Tuple([self._last(self.read(field)) for field in value.fields])
         return self._last(value)
 
     def bind(self, var: relax.Var, value: Expr) -> Expr:
@@ -67,9 +67,9 @@ class _Rewriter(Rewriter):
                 self._quantizes[var] = self._quantizes[value.args[0]]
             return made
         if isinstance(value, (relax.Tuple, tvm.ir.Var, GenericConst)):
-            return self.values.get(value, value)
+            return self.read(value)
         if isinstance(value, relax.TupleGetItem):
-            source = self.values.get(value.tuple_value, value.tuple_value)
+            source = self.read(value.tuple_value)
             return self.builder.emit(relax.TupleGetItem(source, value.index))
         raise ModelImportError("the program has control flow or sizes that are known at run time only")
 
@@ -102,7 +102,7 @@ class _Rewriter(Rewriter):
 
     def _call(self, call: Any) -> Expr:
         name = call.op.name
-        arguments = [self.values.get(a, a) if isinstance(a, tvm.ir.Var) else a for a in call.args]
+        arguments = [self.read(a) for a in call.args]
         special: dict[str, Callable[[Any, list[Expr]], Expr | None]] = {
             "relax.nn.conv2d": self._conv2d,
             "relax.nn.conv2d_transpose": self._conv2d_transpose,
@@ -232,7 +232,7 @@ class _Rewriter(Rewriter):
         return self._emit_first(y) if keeps else self.builder.emit(y)
 
     def _concat(self, call: Any, arguments: list[Expr]) -> Expr | None:
-        fields = [self.values.get(field, field) for field in arguments[0].fields]
+        fields = [self.read(field) for field in arguments[0].fields]
         if any(_rank(field) != 4 for field in fields):
             return None
         axis = _AXIS[int(call.attrs.axis) % 4]

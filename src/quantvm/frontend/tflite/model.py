@@ -7,13 +7,13 @@ its interpreter's (docs/numerics.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import tvm
 
-from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError
+from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, last_line
 from quantvm.frontend.program_inputs import bind_batch, importing
 from quantvm.frontend.qdq_form import in_qdq_form
 from quantvm.qdq import attributes
@@ -98,8 +98,17 @@ def _with_tvm(data: bytes, name: str) -> tuple[tvm.IRModule, list[str]]:
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise UnsupportedOpError(f"TVM's TFLite importer cannot import {name}: {text}") from error
     except Exception as error:  # a damaged flatbuffer can raise any kind of error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = last_line(error)
         raise ModelImportError(f"{name} is damaged, or TVM's TFLite importer cannot read it: {reason}") from error
+
+
+def operators_of(model: Any) -> Iterator[tuple[int, Any]]:
+    """Yields each operator of a `tflite.Model`'s main graph with its code, a `tflite.BuiltinOperator`."""
+    graph = model.Subgraphs(0)
+    for index in range(graph.OperatorsLength()):
+        operator = graph.Operators(index)
+        code = model.OperatorCodes(operator.OpcodeIndex())
+        yield max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), operator
 
 
 def _contraction_names(model: Any) -> list[str]:
@@ -110,10 +119,8 @@ def _contraction_names(model: Any) -> list[str]:
     kinds = (operators.CONV_2D, operators.DEPTHWISE_CONV_2D, operators.TRANSPOSE_CONV, operators.FULLY_CONNECTED,
              operators.BATCH_MATMUL)  # fmt: skip
     graph = model.Subgraphs(0)
-    names = []
-    for index in range(graph.OperatorsLength()):
-        operator = graph.Operators(index)
-        code = model.OperatorCodes(operator.OpcodeIndex())
-        if max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) in kinds:
-            names.append(graph.Tensors(operator.Outputs(0)).Name().decode("utf-8", "replace"))
-    return names
+    return [
+        graph.Tensors(operator.Outputs(0)).Name().decode("utf-8", "replace")
+        for code, operator in operators_of(model)
+        if code in kinds
+    ]
