@@ -100,14 +100,10 @@ class _Rewriter(Rewriter):
     def parameters(self) -> list[relax.Var]:
         return [*super().parameters(), *self._extra]
 
-    def of_parameter(self, old: relax.Var, new: relax.Var) -> relax.Var:
-        self._made[old] = new
-        return new
-
     def bind(self, var: relax.Var, value: Expr) -> Expr:
         self._made[var] = self.copied(var, value)
         return self._replaced.get(var, self._made[var])
 
     def result(self, expr: Expr) -> Expr:
-        results = [self._made.get(result, result) for result in self._chosen(results_of(self.main))]
+        results = [self._made.get(result, self.read(result)) for result in self._chosen(results_of(self.main))]
         return results[0] if len(results) == 1 else relax.Tuple(results)

@@ -133,16 +133,13 @@ class _QdqRewriter(Rewriter):
     # ------------------------------------------------------------------ values
 
     def _value(self, expr: Expr) -> Any:
-        return self.values.get(expr, expr) if isinstance(expr, tvm.ir.Var) else expr
+        return super().read(expr)
 
     def read(self, expr: Expr) -> Expr:
         """Returns the expression of a value; a dequantized value gets a new dequantize."""
         value = self._value(expr)
         if isinstance(value, _Dequantized):
-            hint = "weight" if is_constant(value.integers) else "dq"
-            dtype = str(value.integers.ty.dtype)
-            scale, zero_point = constant(value.scale, "float32"), constant(value.zero_point, dtype)
-            return self._b.emit(relax.op.dequantize(value.integers, scale, zero_point, axis=value.axis), hint)
+            return self._emitted(value)
         if isinstance(value, relax.Tuple):
             return relax.Tuple([self.read(field) for field in value.fields])
         if isinstance(value, relax.TupleGetItem):
@@ -153,6 +150,12 @@ class _QdqRewriter(Rewriter):
                 else relax.TupleGetItem(source, value.index)
             )
         return value
+
+    def _emitted(self, value: _Dequantized) -> Expr:
+        hint = "weight" if is_constant(value.integers) else "dq"
+        dtype = str(value.integers.ty.dtype)
+        scale, zero_point = constant(value.scale, "float32"), constant(value.zero_point, dtype)
+        return self._b.emit(relax.op.dequantize(value.integers, scale, zero_point, axis=value.axis), hint)
 
     def _layer(self, call: Any, name: str) -> str:
         """Returns the prefix of the names of a call's bindings."""
@@ -253,14 +256,9 @@ class _QdqRewriter(Rewriter):
             if array.ndim == 2 and (weight.scale.ndim == 0 or weight.axis == 1):
                 axis = 0 if weight.scale.ndim else -1
                 rows = _Dequantized(constant(array.T, str(array.dtype)), weight.scale, weight.zero_point, axis)
-                transposed = self._b.emit(relax.op.permute_dims(self._read_value(rows), [1, 0]), "weight_t")
+                transposed = self._b.emit(relax.op.permute_dims(self._emitted(rows), [1, 0]), "weight_t")
                 return self._b.emit(relax.op.matmul(x, transposed), "linear")
         return self._plain(call, [x, self.read(call.args[1])])
-
-    def _read_value(self, value: _Dequantized) -> Expr:
-        key = relax.Var("weight", relax.TensorType(ndim=2, dtype="float32"))
-        self.values[key] = value
-        return self.read(key)
 
     def _add(self, call: Any) -> Expr:
         first, second = (self.read(a) for a in call.args)

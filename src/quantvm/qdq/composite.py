@@ -10,7 +10,7 @@ from tvm import relax
 from quantvm.numerics.torch_engines import QuantParams
 
 from .attributes import composite_name
-from .bindings import definitions
+from .bindings import definitions, resolved
 from .expressions import Expr, is_call, is_constant, op_name, quant_params
 
 
@@ -37,9 +37,7 @@ class Composite:
 
     def resolve(self, expr: Expr) -> Expr:
         """Follows variables to the expression that they are bound to."""
-        while expr in self._values:
-            expr = self._values[expr]
-        return expr
+        return resolved(expr, self._values)
 
     def calls(self, op: str) -> list[Expr]:
         """Returns the calls of an operator, in order."""

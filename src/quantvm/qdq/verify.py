@@ -18,7 +18,7 @@ from tvm import relax, tirx
 from quantvm.errors import InternalError
 
 from . import attributes
-from .bindings import bindings_of, results_of
+from .bindings import bindings_of, definitions, results_of
 from .expressions import Expr, constant_value, is_call, is_constant, op_name, size_of, stored_dtype
 
 VERIFY_VARIABLE = "QUANTVM_VERIFY"
@@ -249,7 +249,7 @@ _OF_THE_VM = frozenset(
 @_in_phases("owned_outputs")
 def _outputs_are_the_callers(module: tvm.IRModule) -> Problems:
     main = module["main"]
-    bound = {binding.var: binding.value for binding in bindings_of(main)}
+    bound = definitions(main)
     for output in results_of(main):
         source = _viewed(output, bound)
         if is_constant(source) or source in set(main.params):
