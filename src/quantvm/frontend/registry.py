@@ -10,7 +10,7 @@ To add one:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Converter = Callable[..., Any]
@@ -24,15 +24,31 @@ def register_converter(*names: str) -> Callable[[Converter], Converter]:
     Raises:
         ValueError: a name is not of the form `namespace::op`, or has a converter already.
     """
+    return registering(_CONVERTERS, names, _QUALIFIED, "'namespace::op', e.g. 'quantized::conv2d'")
+
+
+def registering(
+    converters: dict[str, Converter], names: Sequence[str], pattern: re.Pattern[str], form: str
+) -> Callable[[Converter], Converter]:
+    """Returns a decorator that adds a converter to a table under each name.
+
+    Args:
+        converters: the table.
+        names: keys that the table does not have yet.
+        pattern: matches every valid name.
+        form: the form of a valid name, for the message.
+
+    Raises:
+        ValueError: a name is not of that form, or has a converter already.
+    """
     for name in names:
-        if not _QUALIFIED.match(name):
-            raise ValueError(f"converter name {name!r} is not of the form 'namespace::op', e.g. 'quantized::conv2d'")
-        if name in _CONVERTERS:
-            raise ValueError(f"{name} has a converter already: {_CONVERTERS[name].__qualname__}")
+        if not pattern.match(name):
+            raise ValueError(f"converter name {name!r} is not of the form {form}")
+        if name in converters:
+            raise ValueError(f"{name} has a converter already: {converters[name].__qualname__}")
 
     def register(function: Converter) -> Converter:
-        for name in names:
-            _CONVERTERS[name] = function
+        converters.update(dict.fromkeys(names, function))
         return function
 
     return register

@@ -15,8 +15,6 @@ from quantvm.numerics.torch_engines import QuantParams
 from .alone import exported_layer_alone
 from .importer import ENGINE, import_with_quantized, importable
 
-_QUANTIZES = "quantized_decomposed::quantize_per_tensor"
-
 
 def import_exported_layers(program: Any, example_inputs: Sequence[torch.Tensor]) -> LayeredProgram:
     """Returns a program that also returns every tensor it quantizes per tensor, for batches of the example's size.

@@ -15,7 +15,7 @@ from .registry import register_exported
 from .values import BOUNDS, Dequantized, ExportedBuilder, Params
 
 
-def _number(b: ExportedBuilder, value: Any, what: str) -> Any:
+def _number(value: Any, what: str) -> Any:
     """Returns the Python number of an immediate or a constant tensor."""
     if isinstance(value, torch.Tensor):
         return value.item()
@@ -57,8 +57,8 @@ def quantize_per_tensor(
     b: ExportedBuilder, x: Any, scale: Any, zero_point: Any, quant_min: Any, quant_max: Any, dtype: torch.dtype
 ) -> Expr:
     """Returns clamp(round(x * (1/scale)) + zero_point, quant_min, quant_max)."""
-    numbers = (_number(b, scale, "scale"), _number(b, zero_point, "zero point"))
-    limits = (_number(b, quant_min, "range"), _number(b, quant_max, "range"))
+    numbers = (_number(scale, "scale"), _number(zero_point, "zero point"))
+    limits = (_number(quant_min, "range"), _number(quant_max, "range"))
     return quantized(b, x, b.checked(*numbers, *limits, dtype))
 
 
@@ -76,7 +76,7 @@ def quantize_per_channel(
     return quantized(b, x, b.checked(scales, zero_points, quant_min, quant_max, dtype, axis))
 
 
-def _dequantized(b: ExportedBuilder, q: Any, params: Params, out_dtype: torch.dtype | None) -> Dequantized:
+def _dequantized(q: Any, params: Params, out_dtype: torch.dtype | None) -> Dequantized:
     if out_dtype not in (None, torch.float32):
         raise ModelImportError(f"dequantized to {out_dtype}, expected float32")
     dtype = str(q.dtype if isinstance(q, torch.Tensor) else q.ty.dtype).removeprefix("torch.")
@@ -99,11 +99,11 @@ def dequantize_per_tensor(
     out_dtype: torch.dtype | None = None,
 ) -> Dequantized | torch.Tensor:  # fmt: skip
     """Returns (q - zero_point) * scale; a constant with more than 8 bits is a bias and becomes a float constant."""
-    numbers = (_number(b, scale, "scale"), _number(b, zero_point, "zero point"))
+    numbers = (_number(scale, "scale"), _number(zero_point, "zero point"))
     if _bias(q, dtype):
         return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *numbers, quant_min, quant_max, dtype)
-    limits = (_number(b, quant_min, "range"), _number(b, quant_max, "range"))
-    return _dequantized(b, q, b.checked(*numbers, *limits, dtype), out_dtype)
+    limits = (_number(quant_min, "range"), _number(quant_max, "range"))
+    return _dequantized(q, b.checked(*numbers, *limits, dtype), out_dtype)
 
 
 @register_exported("quantized_decomposed::dequantize_per_channel.default")
@@ -120,4 +120,4 @@ def dequantize_per_channel(
         return torch.ops.quantized_decomposed.dequantize_per_channel.default(
             q, scales, zero_points, axis, quant_min, quant_max, dtype
         )
-    return _dequantized(b, q, b.checked(scales, zero_points, quant_min, quant_max, dtype, axis), out_dtype)
+    return _dequantized(q, b.checked(scales, zero_points, quant_min, quant_max, dtype, axis), out_dtype)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from quantvm.frontend.registry import Converter
+from quantvm.frontend.registry import Converter, registering
 
 _CONVERTERS: dict[str, Converter] = {}
 _QUALIFIED = re.compile(r"^[A-Za-z_0-9]+::[A-Za-z_0-9]+\.[A-Za-z_0-9]+$")
@@ -26,18 +26,7 @@ def register_exported(*names: str) -> Callable[[Converter], Converter]:
     Raises:
         ValueError: a name is not of the form `namespace::op.overload`, or has a converter already.
     """
-    for name in names:
-        if not _QUALIFIED.match(name):
-            raise ValueError(f"converter name {name!r} is not of the form 'namespace::op.overload'")
-        if name in _CONVERTERS:
-            raise ValueError(f"{name} has a converter already: {_CONVERTERS[name].__qualname__}")
-
-    def register(function: Converter) -> Converter:
-        for name in names:
-            _CONVERTERS[name] = function
-        return function
-
-    return register
+    return registering(_CONVERTERS, names, _QUALIFIED, "'namespace::op.overload'")
 
 
 def find_exported(name: str) -> Converter | None:
