@@ -16,7 +16,7 @@ from quantvm.runtime.requirements import requirements_of
 from quantvm.runtime.signature import signature_of
 from quantvm.runtime.target import parse_target, target_text
 
-from .cache import CompileCache, default_cache
+from .cache import CompileCache, chosen_cache
 
 
 class BuiltLibrary:
@@ -97,14 +97,14 @@ def compile_model(
         raise ConfigError(f"target: got {target!r}, expected native or a TVM target like 'llvm -mcpu=cascadelake'")
     tvm_target = parse_target(target)
     threads = threads or torch.get_num_threads()
-    store = default_cache() if cache else None
+    store = chosen_cache(cache)
     with progress.task("compiling", total=3) as task, stage("compiling the model", CompileError):
         start_s = time.perf_counter()
         module = import_model(model_or_path, example_inputs, engine=engine, batch=batch)
         import_s = time.perf_counter() - start_s
         task.advance()
         numerics = numerics or default_numerics(module)
-        if store is None or store.limit_bytes == 0:
+        if store is None:
             artifact = _generate(module, tvm_target, numerics, threads)
         else:
             artifact = _cached(store, module, tvm_target, numerics, threads, progress)

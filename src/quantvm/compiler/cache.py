@@ -61,6 +61,16 @@ def default_cache() -> CompileCache:
     return CompileCache(cache_dir() / "compiled", int(text) if text else _DEFAULT_BYTES)
 
 
+def chosen_cache(cache: bool) -> CompileCache | None:
+    """Returns the user's cache; None if a compilation is to use none, or if the cache keeps nothing.
+
+    Raises:
+        ConfigError: as `default_cache`.
+    """
+    store = default_cache() if cache else None
+    return None if store is None or store.limit_bytes == 0 else store
+
+
 class CompileCache:
     """Compiled models by key; the least recently used are removed first.
 

@@ -65,10 +65,9 @@ def compile_model(
 def _verified(
     artifact: Artifact, model_or_path: Any, example_inputs: Any, target: str, cache: bool, progress: Progress
 ) -> Verification:
-    from quantvm.compiler.cache import default_cache
+    from quantvm.compiler.cache import chosen_cache
 
     from .checking import Subject, verify
 
-    store = default_cache() if cache else None
-    store = None if store is None or store.limit_bytes == 0 else store
-    return verify(Subject(artifact, model_or_path, example_inputs, target), store=store, progress=progress)
+    subject = Subject(artifact, model_or_path, example_inputs, target)
+    return verify(subject, store=chosen_cache(cache), progress=progress)

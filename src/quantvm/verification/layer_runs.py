@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from quantvm.errors import UnsupportedOpError
-from quantvm.numerics.torch_engines import ENGINES, quantize_arr
+from quantvm.numerics.torch_engines import quantize_arr
 from quantvm.qdq.attributes import ENGINE
 from quantvm.runtime.target import parse_target
 
@@ -17,14 +16,6 @@ from .torch_state import TorchState
 
 ArrayInt = Any
 """Integers of one layer, in PyTorch's logical order."""
-
-
-class LayerRun(Protocol):
-    """Computes the integers of every layer."""
-
-    def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
-        """Returns all layers of one image, each computed from the layers before it."""
-        ...
 
 
 class TorchLayerRun:
@@ -44,23 +35,16 @@ class TorchLayerRun:
         """Returns the program's outputs of one image."""
         import torch
 
-        torch.set_num_threads(self._state.threads)
-        with self._engine_set():
+        with self._state.active():
             return [tensor.numpy() for tensor in self._program.source.outputs([torch.from_numpy(x_f32)])]
 
     def tensors(self, x_f32: np.ndarray, given: Sequence[Any] | None = None) -> list[Any]:
         """Returns all layers of one image as torch tensors of integers, in PyTorch's own memory order."""
         import torch
 
-        torch.set_num_threads(self._state.threads)
         program = self._program
-        with self._engine_set():
+        with self._state.active():
             return list(program.source.layers(program.layers, [torch.from_numpy(x_f32)], given=given))
-
-    def _engine_set(self) -> AbstractContextManager[None]:
-        from quantvm.torch_compat import quantization_engine
-
-        return quantization_engine(self._state.engine) if self._state.engine in ENGINES else nullcontext()
 
     def chained(self, x_f32: np.ndarray) -> list[ArrayInt]:
         """Returns all layers of one image, each computed from the layers before it."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 from tvm import relax
 
-from quantvm.lowering.torch.pools import pool_window
 from quantvm.numerics.float_operators import RELAX_OPERATORS
 from quantvm.qdq.bindings import bindings_of
 
@@ -28,9 +27,9 @@ from .qdq_in_float import (
     _around,
     _avg_pool2d,
     _axes,
-    _axes_of_pool,
     _ints,
     _name,
+    _pool_counts,
     _round_away,
 )
 
@@ -180,12 +179,7 @@ class ExactQdq(_Freeing):
     def _nn_avg_pool2d(self, call: Any, x: Any) -> Tensor | None:
         if not isinstance(x, _Dequantized) or x.scale.ndim:
             return None
-        include = pool_window(call).count_include_pad
-        rows, columns = (
-            torch.tensor([axis.counted(i) if include else axis.inside(i).count for i in range(axis.out_size)])
-            for axis in _axes_of_pool(call, x.real)
-        )
-        counts = torch.outer(rows, columns).clamp(min=1).double()
+        counts = _pool_counts(call, x.real).double()
         total = torch.round(_avg_pool2d(call, x.centred_f64) * counts)
         return total.float() * x.scale / counts.float()
 

@@ -240,13 +240,18 @@ def _avg_pool2d(call: Any, x: Tensor) -> Tensor:
     maps = _reached(x, [rows, columns], 0.0)
     ones = torch.ones(1, 1, *size, dtype=x.dtype)
     sums = functional.conv2d(maps.reshape(-1, 1, *maps.shape[2:]), ones, stride=stride, dilation=window.dilation)
-    include = window.count_include_pad
+    divisors = _pool_counts(call, x).to(x.dtype)
+    return sums.reshape(*x.shape[:2], *divisors.shape) / divisors
+
+
+def _pool_counts(call: Any, x: Tensor) -> Tensor:
+    """Returns (H, W) int64: by how many pixels an average pool divides the sum of each window, at least 1."""
+    include = pool_window(call).count_include_pad
     heights, widths = (
         torch.tensor([axis.counted(i) if include else axis.inside(i).count for i in range(axis.out_size)])
-        for axis in (rows, columns)
+        for axis in _axes_of_pool(call, x)
     )
-    divisors = torch.outer(heights, widths).clamp(min=1).to(x.dtype)
-    return sums.reshape(*x.shape[:2], *divisors.shape) / divisors
+    return torch.outer(heights, widths).clamp(min=1)
 
 
 def _reached(x: Tensor, axes: Sequence[PoolAxis], value: float) -> Tensor:
