@@ -8,8 +8,6 @@ tables of 256 entries, made at compile time.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,11 +15,7 @@ from quantvm.numerics import fixed_point
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.fixed_point import ROUNDINGS, FixedPoint, Rounding
 from quantvm.numerics.requantization import IntegerRequantization
-from quantvm.numerics.torch_engines import Numerics, QuantParams, dequantize_val, f32, f64
-
-Values = Any
-"""Numbers, or an array of any numeric dtype."""
-
+from quantvm.numerics.torch_engines import Numerics, QuantParams, Values, dequantize_val, f32, f64
 
 NUMERICS = ("torch", "qdq", "integer", *(f"integer:{rounding}" for rounding in ROUNDINGS))
 """The values of `--numerics`; plain `integer` rounds upward, as QNN does by default."""

@@ -10,16 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantvm.numerics.float_operators import numpy_arithmetic
-from quantvm.numerics.torch_engines import F32, QuantParams, dequantize_val, f32, f64, i64, reciprocal_f64
+from quantvm.numerics.torch_engines import (
+    F32,
+    QuantParams,
+    Values,
+    dequantize_val,
+    f32,
+    i64,
+    reciprocal_f64,
+    round_to_integers,
+)
 
-Values = Any
-"""Numbers, or an array of any numeric dtype."""
 _FLOAT32 = numpy_arithmetic(f32)
 """Every operator rounds its result. Inside of formulas exp is correctly rounded; in kernels its last bit may differ."""
 
@@ -63,8 +69,7 @@ def quantize(x_f32: Values, quantization: Quantization) -> NDArray[np.int64]:
         steps = np.divide(x_f32, q.scale_f32, dtype=f32)
     else:
         steps = np.multiply(x_f32, reciprocal_f64(q.scale), dtype=f32)
-    steps = steps.astype(f64)
-    rounded = np.trunc(steps + np.copysign(0.5, steps)) if quantization.ties_away else np.rint(steps)
+    rounded = round_to_integers(steps, "away" if quantization.ties_away else "even")
     return np.clip(rounded + q.zero_point, quantization.low, quantization.high).astype(i64)
 
 

@@ -7,16 +7,12 @@ module follows the reference kernels (`tensorflow/lite/kernels/internal/referenc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import fixed_point
-from .torch_engines import QuantParams
-
-Values = Any
-"""Numbers, or an array of any numeric dtype."""
+from quantvm.numerics import fixed_point
+from quantvm.numerics.torch_engines import QuantParams, Values
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,8 @@ def total(summed: Values, count: int, q: QuantParams, out_q: QuantParams) -> NDA
     if q.dtype == "int8":
         ratio, bias = sum_factor(q, out_q, count)
         stored = (np.asarray(summed, np.int64) + count * q.zero_point).astype(np.float32)
-        real = np.add(np.multiply(stored, ratio, dtype=np.float32), bias, dtype=np.float32).astype(np.float64)
-        y = np.trunc(real + np.copysign(0.5, real)).astype(np.int64)
+        real = np.add(np.multiply(stored, ratio, dtype=np.float32), bias, dtype=np.float32)
+        y = fixed_point.round_away(real).astype(np.int64)
     else:
         y = multiply(summed, scale_factor(q, out_q))
     return np.clip(y + out_q.zero_point, out_q.quant_min, out_q.quant_max)

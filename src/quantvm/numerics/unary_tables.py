@@ -8,17 +8,18 @@ from numpy.typing import NDArray
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.torch_engines import (
     QuantParams,
-    convert_to_int32,
     dequantize_val,
     dequantize_vec,
+    f32,
+    f64,
+    i64,
+    integers_of,
     quantize_arr,
     quantize_val,
     quantize_vec,
     reciprocal_f32,
     reciprocal_f64,
 )
-
-f32, f64, i64 = np.float32, np.float64, np.int64
 
 
 def unary_tables(
@@ -65,8 +66,8 @@ def prelu_tables(q_in: QuantParams, weight: NDArray, q_weight: QuantParams, q_ou
     acc = np.maximum(x, 0) * one + np.minimum(x, 0) * slopes
     product = np.multiply(q_in.scale_f32, q_weight.scale_f32, dtype=f32)
     factor = np.multiply(product, reciprocal_f32(q_out.scale), dtype=f32)
-    y = convert_to_int32(np.multiply(acc.astype(f32), factor, dtype=f32)) + q_out.zero_point
-    return np.clip(y, q_out.quant_min, q_out.quant_max).astype(q_out.dtype)
+    steps = np.multiply(acc.astype(f32), factor, dtype=f32)
+    return integers_of(steps, q_out).astype(q_out.dtype)
 
 
 def table_key(name: str, options: tuple[float, ...], q_in: QuantParams, q_out: QuantParams) -> str:
@@ -95,4 +96,4 @@ def add_scalar_table(q_in: QuantParams, steps: int, q_out: QuantParams) -> NDArr
     x = np.arange(256, dtype=i64) + q_in.quant_min
     factor = np.multiply(q_in.scale_f32, reciprocal_f32(q_out.scale), dtype=f32)
     scaled = np.multiply((x - q_in.zero_point + steps).astype(f32), factor, dtype=f32)
-    return np.clip(convert_to_int32(scaled) + q_out.zero_point, q_out.quant_min, q_out.quant_max).astype(q_out.dtype)
+    return integers_of(scaled, q_out).astype(q_out.dtype)
