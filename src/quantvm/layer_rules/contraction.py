@@ -242,38 +242,37 @@ def _requantized(operator: Operator, acc: NDArray, channel: NDArray, facts: Fact
         factor = fixed_point.fixed_point(vectors.factor[channel], fixed_point_rounding(facts))
         zero_point = 0 if facts["zero_point"] == "dropped" else q.zero_point
         y = np.clip(fixed_point.multiply(acc, factor) + zero_point, q.quant_min, q.quant_max)
-    elif multiplier in ("one", "reciprocal"):
-        y = _from_steps(vectors, acc.astype(f32), channel, facts, bias)
     else:
-        y = _from_real(vectors, acc.astype(f32), channel, facts, bias)
+        requantized = _from_steps if multiplier in ("one", "reciprocal") else _from_real
+        y = requantized(vectors, _with_bias_steps(vectors, acc.astype(f32), channel, bias), channel, facts)
     return np.maximum(y, q.zero_point) if operator.relu else y
 
 
-def _from_steps(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Facts, bias: str) -> NDArray:
-    """Requantizes accumulators by one factor to steps of the output, as FBGEMM and QNNPACK do."""
-    b = vectors.operator.bias_f32
+def _with_bias_steps(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, bias: str) -> NDArray:
+    """Adds a bias in steps of the accumulator, if that is the rule."""
     if bias == "division":
-        acc_f32 = with_bias_steps(acc_f32, vectors.bias_steps[channel])
-    elif bias == "fma":
-        assert b is not None
-        acc_f32 = with_bias_steps(acc_f32, b[channel], vectors.bias_scale[channel])
+        return with_bias_steps(acc_f32, vectors.bias_steps[channel])
+    if bias == "fma":
+        assert vectors.operator.bias_f32 is not None
+        return with_bias_steps(acc_f32, vectors.operator.bias_f32[channel], vectors.bias_scale[channel])
+    return acc_f32
+
+
+def _from_steps(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Facts) -> NDArray:
+    """Requantizes accumulators by one factor to steps of the output, as FBGEMM and QNNPACK do."""
     factor = vectors.fbgemm if facts["multiplier"] == "one" else vectors.qnnpack
     return scaled(acc_f32, factor[channel], vectors.operator.output, facts, saturates=False)
 
 
-def _from_real(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Facts, bias: str) -> NDArray:
+def _from_real(vectors: _Vectors, acc_f32: NDArray, channel: NDArray, facts: Facts) -> NDArray:
     """Requantizes accumulators through real values, as oneDNN and numerics=qdq do."""
     q, multiplier, onednn = vectors.operator.output, facts["multiplier"], vectors.onednn
-    if bias == "division":
-        acc_f32 = with_bias_steps(acc_f32, vectors.bias_steps[channel])
-    elif bias == "fma":
-        assert vectors.operator.bias_f32 is not None
-        acc_f32 = with_bias_steps(acc_f32, vectors.operator.bias_f32[channel], vectors.bias_scale[channel])
     if multiplier in ("three", "plain"):
         scales: tuple[Any, ...] = (onednn.source_scale_f32, onednn.weight_scales_f32[channel])
     else:
         scales = ((onednn.combined_f32 if multiplier == "two" else vectors.product)[channel],)
-    real_bias = vectors.operator.bias_f32[channel] if bias == "real" and vectors.operator.bias_f32 is not None else None
+    bias_f32 = vectors.operator.bias_f32
+    real_bias = bias_f32[channel] if facts["bias"] == "real" and bias_f32 is not None else None
     v = real_values(acc_f32, scales, real_bias)
     if multiplier in ("three", "two"):
         steps = np.multiply(v, onednn.inverse_destination_f32, dtype=f32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from quantvm.numerics.unary_tables import unary_tables
 from .facts import Facts
 from .family import Family, register_family
 from .operator import Environment, Operator
-from .rounding import dequantized, fixed_point_rounding, integers_under, quantized
+from .rounding import dequantized, fixed_point_rounding, integers_under, main_and_tail, quantized
 
 ROUNDINGS = ("even", "away", "upward", "down", "towards_zero")
 _FLOAT_OPTIONS = {
@@ -76,16 +76,6 @@ def _vectorised(operator: Operator, shapes: Sequence[tuple[int, ...]], environme
     return tensor_iterator.vectorised_elements(result, output, inputs, environment.threads)
 
 
-def _main_and_tail(
-    compute: Callable[[Facts], NDArray], facts: Facts, vectorised: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """Returns the main formula's integers, and in the elements that `tails` names the tail formula's."""
-    if facts["tails"] == "everywhere":
-        return compute(_TAIL)
-    y = compute(facts)
-    return y if facts["tails"] == "none" or vectorised.all() else np.where(vectorised, y, compute(_TAIL))
-
-
 # ------------------------------------------------------------------ quantize
 
 
@@ -129,7 +119,7 @@ def evaluate_add(
         first, second = (dequantized(x, q, form) for x, q in zip((a, b), operator.inputs, strict=True))
         return quantized(sum_of(first, second, relu=operator.relu), out_q, form)
 
-    return _main_and_tail(compute, facts, vectorised)
+    return main_and_tail(compute, facts, _TAIL, vectorised)
 
 
 def _add_is_valid(operator: Operator, facts: Facts) -> bool:
@@ -221,7 +211,7 @@ def _requantized(operator: Operator, x: NDArray, q: QuantParams, facts: Facts) -
         inverse = reciprocal_f64(out_q.scale) if form is facts else None
         return quantized(dequantized(x, q, form), out_q, form, inverse)
 
-    return _main_and_tail(compute, facts, vectorised)
+    return main_and_tail(compute, facts, _TAIL, vectorised)
 
 
 register_family(
@@ -260,7 +250,7 @@ def evaluate_unary(
     vectorised = _selected(_vectorised(in_order, [inputs[0].shape], environment), select)
     if kernel is not None and dict(facts) == UNARY_TORCH:  # the last bits of sigmoid depend on PyTorch's expf
         return np.where(vectorised, main.astype(np.int64)[x], tail.astype(np.int64)[x])
-    return _main_and_tail(lambda form: table(form)[x], facts, vectorised)
+    return main_and_tail(lambda form: table(form)[x], facts, _TAIL, vectorised)
 
 
 UNARY_TORCH = {

@@ -24,7 +24,7 @@ from quantvm.numerics.torch_engines import (
 from .facts import Facts
 from .family import Family, register_family
 from .operator import Environment, Operator
-from .rounding import fixed_point_rounding, integers_under, scaled
+from .rounding import fixed_point_rounding, integers_under, main_and_tail, scaled
 
 OPTIONS = {
     "rounding": ("even", "away", "upward", "down", "towards_zero"),
@@ -107,12 +107,7 @@ def _average(operator: Operator, x: NDArray, cell: Cell, facts: Facts, environme
     vec = pool_vector_channels(operator.kind, environment.cpu)
     channels = x.shape[1]
     is_main = np.arange(channels) < (channels // vec * vec if operator.channels_last else channels)
-    if facts["tails"] == "everywhere":
-        return _divided(operator, total, centred, cell, _TAIL)
-    y = _divided(operator, total, centred, cell, facts)
-    if facts["tails"] == "none" or is_main.all():
-        return y
-    return np.where(is_main, y, _divided(operator, total, centred, cell, _TAIL))
+    return main_and_tail(lambda form: _divided(operator, total, centred, cell, form), facts, _TAIL, is_main)
 
 
 def _divided(operator: Operator, total: NDArray, centred: NDArray, cell: Cell, facts: Facts) -> NDArray:

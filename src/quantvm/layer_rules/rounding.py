@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from quantvm.numerics import fixed_point
 from quantvm.numerics.torch_engines import (
     F32,
     QuantParams,
+    Values,
     dequantize_val,
     dequantize_vec,
     f32,
@@ -20,8 +21,6 @@ from quantvm.numerics.torch_engines import (
 )
 
 from .facts import Facts
-
-Values = Any
 
 
 def fixed_point_rounding(facts: Facts) -> fixed_point.Rounding:
@@ -59,3 +58,20 @@ def scaled(acc_f32: Values, factor: Values, q: QuantParams, facts: Facts, *, sat
 def dequantized(x_q: Values, q: QuantParams, facts: Facts) -> F32:
     """Returns the real values of integers, by the fact `dequantize`."""
     return dequantize_vec(x_q, q) if facts["dequantize"] == "fma" else dequantize_val(x_q, q)
+
+
+def main_and_tail(
+    compute: Callable[[Facts], NDArray], facts: Facts, tail: Facts, is_main: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Returns the integers under `facts`, and in the elements that the fact `tails` names those under `tail`.
+
+    Args:
+        compute: (facts) -> integers.
+        facts: the main formula, and where scalar tails lie.
+        tail: the formula of PyTorch's scalar tails.
+        is_main: which elements PyTorch vectorises.
+    """
+    if facts["tails"] == "everywhere":
+        return compute(tail)
+    y = compute(facts)
+    return y if facts["tails"] == "none" or is_main.all() else np.where(is_main, y, compute(tail))
