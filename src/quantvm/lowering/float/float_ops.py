@@ -25,7 +25,7 @@ def float_ops(module: tvm.IRModule) -> tuple[tuple[str, ...], int]:
     for binding in bindings_of(module["main"]):
         call = binding.value
         name = op_name(call)
-        if not name.startswith("relax.") or name in ("relax.call_tir",):
+        if not name.startswith("relax.") or name == "relax.call_tir":
             continue
         if str(getattr(call.ty, "dtype", "")) == "float32" and name not in _MOVEMENT:
             names.append(f"{name.removeprefix('relax.')} ({binding.var.name})")

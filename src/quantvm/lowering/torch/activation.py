@@ -10,6 +10,7 @@ from quantvm.numerics import dispatch
 from quantvm.numerics import unary_tables as tables
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.dispatch import PyTorch
+from quantvm.numerics.float_operators import FUSED
 from quantvm.numerics.torch_engines import quantize_val
 from quantvm.qdq.activations import find
 from quantvm.qdq.composite import Composite
@@ -47,6 +48,6 @@ def clamp_limits(composite: Composite) -> tuple[int, int]:
     q = composite.output
     if composite.name == "relu":
         return max(q.zero_point, q.quant_min), q.quant_max
-    low, high = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
-    low_q, high_q = (int(v) for v in quantize_val(np.array((low, high), np.float32), q))
+    limits = FUSED["relax.clip"].options(composite.call("relax.clip"))
+    low_q, high_q = (int(v) for v in quantize_val(np.array(limits, np.float32), q))
     return low_q, high_q

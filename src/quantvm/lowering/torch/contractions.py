@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from tvm import relax
 
 from quantvm.kernels import Kernel
 from quantvm.kernels.conv import conv2d, depthwise
@@ -196,8 +197,6 @@ def _pair(values: Any) -> tuple[int, int]:
 @legalizes("linear")
 def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """X @ w.T (+ bias) (+ relu), for any number of leading dimensions."""
-    from tvm import relax
-
     matmul = composite.call("relax.matmul")
     assert is_call(composite.resolve(matmul.args[1]), "relax.permute_dims")
     ((index, input_q),) = composite.inputs(matmul)

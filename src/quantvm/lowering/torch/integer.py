@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tvm import relax
+
 from quantvm.kernels import integer_only
 from quantvm.kernels.elementwise import concat, elementwise
 from quantvm.lowering.tensors import Tensor, broadcast, broadcast_shape, in_layout, is_gate
 from quantvm.numerics import integer as integer_numerics
 from quantvm.numerics.activations import ACTIVATIONS
+from quantvm.numerics.float_operators import FUSED
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import constant_value, quant_params
 
@@ -71,8 +74,6 @@ def lower_mul(state: Legalization, composite: Composite, inputs: list[Tensor], n
 @legalizes("concat", numerics="integer")
 def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """Concatenation, each input requantized by a table."""
-    from tvm import relax
-
     call = composite.call("relax.concat")
     operands = composite.inputs(call)
     tensors, params = [inputs[i] for i, _ in operands], [q for _, q in operands]
@@ -141,8 +142,6 @@ def lower_adaptive_avg_pool2d(state: Legalization, composite: Composite, inputs:
 @legalizes("mean", numerics="integer")
 def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """The mean over height and width."""
-    from tvm import relax
-
     x = state.nhwc(inputs[0])
     n, c, h, w = x.shape
     kernel = integer_only.integer_spatial_mean((h, w), c, composite.output, rounding=state.rounding)
@@ -157,7 +156,7 @@ def lower_mean(state: Legalization, composite: Composite, inputs: list[Tensor], 
 def lower_clip(state: Legalization, composite: Composite, inputs: list[Tensor], name: str) -> Tensor:
     """Clip and the like: limits on the integers, rounded half to even."""
     q = composite.output
-    low, high = (float(getattr(limit, "value", limit)) for limit in composite.call("relax.clip").args[1:3])
+    low, high = FUSED["relax.clip"].options(composite.call("relax.clip"))
     low_q, high_q = integer_numerics.clip_limits((low, high), q)
     x = in_layout(state.builder, inputs[0], inputs[0].layout)
     kernel = elementwise.clamp_integers(x.item_shape, low_q, high_q, q.dtype, composite.name)

@@ -29,6 +29,7 @@ from quantvm.lowering.tensors import (
     check_result,
     expect_batch_first,
     in_layout,
+    logical_tensor,
     of_one_image,
     rows_and_item,
 )
@@ -38,7 +39,7 @@ from quantvm.numerics.torch_engines import Engine, Numerics
 from quantvm.qdq.attributes import channels_last_inputs, composite_name
 from quantvm.qdq.bindings import count_uses
 from quantvm.qdq.composite import Composite
-from quantvm.qdq.expressions import is_call, shape_of
+from quantvm.qdq.expressions import is_call
 from quantvm.qdq.rewriting import Rewriter, with_arguments
 
 from .deferred import Deferred, fuse
@@ -182,7 +183,9 @@ class _Lowering(Rewriter):
     def parameters(self) -> list[relax.Var]:
         params = super().parameters()
         channels_last = channels_last_inputs(self.module)
-        self._inputs = {new: replace(_tensor(new), channels_last=i in channels_last) for i, new in enumerate(params)}
+        self._inputs = {
+            new: replace(logical_tensor(new), channels_last=i in channels_last) for i, new in enumerate(params)
+        }
         return params
 
     def of_parameter(self, old: relax.Var, new: relax.Var) -> Tensor:
@@ -213,12 +216,6 @@ def _check_made(value: Any, var: Any) -> None:
         check_result(value, var.ty, var.name)
 
 
-def _tensor(expr: Any) -> Tensor:
-    """Returns a value in PyTorch's default order."""
-    shape = tuple(shape_of(expr))
-    return Tensor(expr, shape, "NCHW" if len(shape) == 4 else "flat")
-
-
 def _binding(
     module: tvm.IRModule, state: Legalization, var: Any, value: Any, values: dict[Any, Any], uses: Counter[Any]
 ) -> Any:
@@ -234,7 +231,7 @@ def _binding(
             return fused
         inputs = [_emitted(state, values[argument]) for argument in arguments]
         if not inputs:  # it quantizes or dequantizes nothing but a parameter of the model, like a class token
-            inputs = [_tensor(composite.call(f"relax.{composite.name}").args[0])]
+            inputs = [logical_tensor(composite.call(f"relax.{composite.name}").args[0])]
         state.op = composite.name
         if composite.name in _OF_IMAGES:
             expect_batch_first(composite.name, name, *inputs)
@@ -311,7 +308,7 @@ def _emitted(state: Legalization, value: Any) -> Any:
 
 
 def _wrap(var: Any) -> Any:
-    return _tensor(var) if isinstance(var.ty, relax.TensorType) else var
+    return logical_tensor(var) if isinstance(var.ty, relax.TensorType) else var
 
 
 def _plain(state: Legalization, expr: Any, values: dict[Any, Any]) -> Any:
