@@ -109,7 +109,7 @@ def subject_of():
                 program = import_layers(EveryOperator(engine), x, engine=engine)
             run = TorchLayerRun(program, TorchState(engine, 1))
             formats = run.channels_last(x.numpy())
-            operators = layer_operators(program.isolated(formats), 1)
+            operators = layer_operators(program.isolated(formats))
             made[engine] = Subject(program, x.numpy(), formats, operators, run.chained(x.numpy()))
         return made[engine]
 

@@ -136,7 +136,7 @@ def read(layer: nn.Module, shape: tuple[int, ...], *, channels_last: bool) -> tu
     """Returns a layer as the lowering reads it, and as `diff` does."""
     program = import_layers(Quantized(layer), image(*shape), engine="fbgemm")
     isolated = program.isolated([channels_last] * len(program.layers))
-    found = layer_operators(isolated, 1)[-1]
+    found = layer_operators(isolated)[-1]
     assert found is not None
     module = fuse_qdq(relax.transform.CanonicalizeBindings()(isolated))
     composites = [Composite(f) for f in module.functions.values() if f.attrs and "Composite" in f.attrs]

@@ -43,12 +43,11 @@ class LayerOperator:
     inputs_of: Callable[[Arrays], list[NDArray]]
 
 
-def layer_operators(isolated: tvm.IRModule, n_inputs: int) -> list[LayerOperator | None]:
+def layer_operators(isolated: tvm.IRModule) -> list[LayerOperator | None]:
     """Returns the operator of every layer; None if it is not a known quantized operator.
 
     Args:
         isolated: (inputs, every layer's integers) -> every layer's integers, Relax in QDQ form.
-        n_inputs: number of the program's inputs, which precede the layers among the arguments.
     """
     module = fuse_qdq(merge_channel_affines(relax.transform.CanonicalizeBindings()(isolated)))
     reader = _Reader(module, channels_last_inputs(isolated))
@@ -78,12 +77,12 @@ class _Reader:
         if not all(self._is_moved_argument(argument) for argument in arguments):
             return None
         composite = Composite(function)
-        read = [self._read(composite, index, arguments) for index in _operands(composite)]
+        read = [self._read(arguments[index]) for index in _operands(composite)]
         found = _operator(composite, self._format([arguments[i] for i in _operands(composite) if arguments]))
         return None if found is None else LayerOperator(found, lambda given: [one(given) for one in read])
 
-    def _read(self, composite: Composite, index: int, arguments: list[Any]) -> Callable[[Arrays], NDArray]:
-        return lambda given: self._value(arguments[index], given)
+    def _read(self, argument: Any) -> Callable[[Arrays], NDArray]:
+        return lambda given: self._value(argument, given)
 
     def _format(self, operands: list[Any]) -> dict[str, Any]:
         """Returns the memory formats and shapes on which PyTorch's formulas depend, as fields of `Operator`."""

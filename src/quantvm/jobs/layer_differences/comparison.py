@@ -183,7 +183,7 @@ class Comparison:
         """What every layer computes."""
         from quantvm.lowering.layer_operators import layer_operators
 
-        return layer_operators(self._program.isolated(self.formats), len(self._program.example_inputs))
+        return layer_operators(self._program.isolated(self.formats))
 
     @cached_property
     def environment(self) -> Environment:
