@@ -285,7 +285,7 @@ class _Lowering(Rewriter):
         if region.host is not None:
             contraction = contraction_of(self.bound[region.host], self.bound)
             assert contraction is not None
-            return self._contracted(contraction, builder, name, region)
+            return self._contracted(contraction, builder, name)
         return self._elementwise(region, builder, root, name)
 
     def _elementwise(self, region: Region, builder: RegionReader, root: Any, name: str) -> Tensor:
@@ -306,9 +306,10 @@ class _Lowering(Rewriter):
         placed = [in_layout(self.builder, t, layout) for t in tensors]
         like = Tensor(None, tuple(shape), layout)
         item = rows_and_item(like.physical)[1]
-        kernel = region_kernel.region_kernel(item, program, self.state.isa)
         if self._is_tflite and program.output is not None and not program.steps and program.tensors[0].q is not None:
             kernel = tflite.tflite_requantize(item, program.tensors[0].q, program.output, self.state.threads)
+        else:
+            kernel = region_kernel.region_kernel(item, program, self.state.isa)
         return self.state.run(kernel, placed, like, program.out_dtype, name)
 
     def _quantized_image(self, x: Tensor, output: Quantization, name: str) -> Tensor:
@@ -327,7 +328,7 @@ class _Lowering(Rewriter):
             return "NHWC"
         return "NCHW"
 
-    def _contracted(self, contraction: Contraction, builder: RegionReader, name: str, region: Region) -> Tensor:
+    def _contracted(self, contraction: Contraction, builder: RegionReader, name: str) -> Tensor:
         value = self.values[contraction.x]
         assert isinstance(value, Dequantized)
         weight = _weight(contraction)

@@ -49,16 +49,18 @@ def averaged(
         shape = pool_shape(call, x)
         like = replace(x, expr=None, shape=(*x.shape[:2], shape.out_height, shape.out_width))
         include = bool(call.attrs.count_include_pad)
-        kernel = float_pool.float_avg_pool2d(shape, q, output, count_include_pad=include)
         if is_tflite and output is not None and q == output.q and not include:
             kernel = tflite.tflite_avg_pool2d(shape, output, 128 if dtype_in_file == "int8" else 0)
+        else:
+            kernel = float_pool.float_avg_pool2d(shape, q, output, count_include_pad=include)
         return state.run(kernel, [x], like, dtype, name)
     height, width = (1, 1) if op == "mean" else (int(d) for d in call.attrs.output_size)
     like = replace(x, expr=None, shape=(*x.shape[:2], height, width))
     plane, channels = (int(x.shape[2]), int(x.shape[3])), int(x.shape[1])
-    kernel = float_pool.float_adaptive_avg_pool2d(plane, channels, (height, width), q, output)
     if is_tflite and op == "mean" and output is not None and q is not None:
         kernel = tflite.tflite_reduction("mean", plane, channels, q, output, 0)
+    else:
+        kernel = float_pool.float_adaptive_avg_pool2d(plane, channels, (height, width), q, output)
     y = state.run(kernel, [x], like, dtype, name)
     if op != "mean" or call.attrs.keepdims:
         return y

@@ -146,9 +146,9 @@ def _fuse_table(
     state: Legalization, composite: Composite, host: Deferred, inputs: list[Any], name: str
 ) -> Deferred | None:
     q = quant_params(composite.call("relax.dequantize"))
-    main, tail = unary_tables(state.pytorch, composite, state.torch_tables)
     if not state.isa.byte_tables or q.dtype != "uint8" or composite.output.dtype != "uint8":
         return None
+    main, tail = unary_tables(state.pytorch, composite, state.torch_tables)
     if not (np.array_equal(main, tail) or _tail_free(host.like, state.threads)):
         return None
     post = replace(host.post, table=np.ascontiguousarray(main), table_output=composite.output)
