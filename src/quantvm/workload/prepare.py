@@ -37,8 +37,8 @@ _NOISE_IMAGES = 2
 
 def prepare(
     word: str, options: OneModelOptions, *, refuse_float: str | None = None, progress: Progress = SILENT
-) -> Program:
-    """Returns the quantized program that a word names.
+) -> tuple[Program, Plan | None]:
+    """Returns the quantized program that a word names, and the plan by which it was quantized, if it was not before.
 
     A quantized program of the user's own is loaded. A float model, registered or made by a factory, is quantized
     according to the options, which include the engine and the number of threads.
@@ -54,14 +54,14 @@ def prepare(
     """
     found = _own(word, options.shapes, options)
     if isinstance(found, Program):
-        return found
+        return found, None
     if refuse_float is not None and found is not None:
         raise ConfigError(refuse_float)
     plan = plan_of(options.workload(), progress)
     use_threads(plan.machine.threads)
     (entry,) = plan.entries
     with quantization_engine(plan.options.engine):
-        return quantized(entry, plan, options.flow, TitledProgress(progress, entry.spec.title))
+        return quantized(entry, plan, options.flow, TitledProgress(progress, entry.spec.title)), plan
 
 
 def quantized(entry: Entry, plan: Plan, flow: str | None, progress: Progress) -> Program:

@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 
 from quantvm import DiffConfig, diff
 from quantvm.cli import app
+from quantvm.data import load_dataset
 from quantvm.errors import ConfigError, RunError
 from quantvm.frontend import capture, import_layers
 from quantvm.jobs.layer_differences.layer_parity import DifferenceCount
 from quantvm.jobs.layer_differences.text import diff_lines
 from quantvm.torch_compat import has_vnni
 from quantvm.verification.layer_runs import TvmLayerRun
+from quantvm.workload import plan
 from tests.quantized_modules import SmallNetwork, image, save_traced
 from tests.workload.own_models import write_factories
 
@@ -245,7 +247,12 @@ def test_a_shape_that_does_not_fit_is_told_before_any_import(program):
 def test_a_float_factory_is_quantized_and_gives_the_waterfall(tmp_path, monkeypatch):
     write_factories(tmp_path, "factories_of_diff")
     monkeypatch.syspath_prepend(str(tmp_path))
+    read = []
+    monkeypatch.setattr(
+        plan, "load_dataset", lambda name, **options: read.append(name) or load_dataset(name, **options)
+    )
     row = diff(model="factories_of_diff:floating_with_input", num_samples=2, threads=1, waterfall=True).row
+    assert len(read) == 1, "calibration and comparison share the images"
     assert row["n_differing"] == 0
     assert next(stage["stage"] for stage in row["waterfall"]["stages"]) == "fp32"
     options = {"model": "factories_of_diff:floating_with_input", "num_samples": 1, "threads": 1, "flow": "pt2e"}

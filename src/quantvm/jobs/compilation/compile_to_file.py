@@ -42,7 +42,7 @@ def compile_to_file(config: CompileConfig, *, progress: Progress = SILENT) -> Co
 def compiled(config: CompileConfig, progress: Progress) -> Artifact:
     """Returns the model compiled; a float one is quantized first, as in an evaluation."""
     needs_any_number = f"batch: {config.model} is a float model, which is compiled for any number of images"
-    program = prepare(
+    program, _ = prepare(
         config.model, config, refuse_float=needs_any_number if config.batch == "static" else None, progress=progress
     )
     if program.is_own:

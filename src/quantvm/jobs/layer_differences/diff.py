@@ -25,7 +25,7 @@ from quantvm.runtime.target import Machine
 from quantvm.storage.output_files import make_folder, write_file
 from quantvm.torch_compat import quantization_engine
 from quantvm.workload.environment import use_threads
-from quantvm.workload.plan import images_of, machine_of, unsupported_options
+from quantvm.workload.plan import Plan, images_of, machine_of, unsupported_options
 from quantvm.workload.prepare import prepare
 from quantvm.workload.program import Program
 
@@ -57,7 +57,7 @@ def _compared(config: DiffConfig, started_s: float, progress: Progress) -> DiffR
             task.advance()
     comparison.explain([image.x_f32 for image in images], progress)
     counts = comparison.counts
-    repro, repro_problem = _repro(config, comparison, subject, progress)
+    repro, repro_problem = _repro(config, comparison, subject)
     row: DiffRow = {
         "schema_version": SCHEMA_VERSION,
         "model": config.model,
@@ -71,7 +71,7 @@ def _compared(config: DiffConfig, started_s: float, progress: Progress) -> DiffR
         "n_differing": sum(count.differs for count in counts),
         "first": first_difference(counts),
         "fusion": comparison.fusion_rows(),
-        "waterfall": _waterfall(config, comparison, subject, progress) if config.waterfall else None,
+        "waterfall": _waterfall(comparison, subject, progress) if config.waterfall else None,
         "repro": repro,
         "repro_problem": repro_problem,
         "duration_s": time.monotonic() - started_s,
@@ -100,7 +100,7 @@ class _Subject:
 
 def _subject(config: DiffConfig, progress: Progress) -> _Subject:
     """Returns the model split into layers, with the images for the comparison."""
-    program = prepare(config.model, config, progress=progress)
+    program, plan = prepare(config.model, config, progress=progress)
     if config.needs_float_model and program.is_own:
         raise ConfigError(config.missing_float_model)
     machine = machine_of(config)
@@ -109,7 +109,7 @@ def _subject(config: DiffConfig, progress: Progress) -> _Subject:
         if program.is_own and program.shapes_are_given:
             raise_problems(unsupported_options(config))
             program.check(as_classifier=False)
-        images = _images(config, program, progress)
+        images = _images(config, program, plan, progress)
         layered = _layered(program, images[0].x_f32, config)
     if config.needs_float_model and program.float_module is None:
         raise ConfigError(
@@ -134,14 +134,18 @@ def _layered(program: Program, x_f32: np.ndarray, config: DiffConfig) -> Layered
     return import_layers(program.value, x_f32, engine=config.engine)
 
 
-def _images(config: DiffConfig, program: Program, progress: Progress) -> list[_Image]:
-    """Returns images as the program takes them, or noise if it does not take square colour images."""
+def _images(config: DiffConfig, program: Program, plan: Plan | None, progress: Progress) -> list[_Image]:
+    """Returns images as the program takes them, or noise if it does not take square colour images.
+
+    The plan by which the program was quantized has read them already.
+    """
     shape = _one_image(config, program)
     if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
         rng = np.random.default_rng(config.seed)
         noise = rng.standard_normal((config.num_samples, *shape)).astype(np.float32)
         return [_Image(f"noise {i}", noise[i : i + 1]) for i in range(config.num_samples)]
-    samples = images_of(config.workload(), progress).samples[: config.num_samples]
+    dataset = images_of(config.workload(), progress) if plan is None else plan.dataset
+    samples = dataset.samples[: config.num_samples]
     preprocessing = program.preprocessing or imagenet_preprocessing(round(shape[1] * 256 / 224), shape[1])
     found = [
         _Image(batch.ids[0], np.ascontiguousarray(batch.x_f32), None if program.is_own else int(batch.labels[0]))
@@ -162,7 +166,7 @@ def _one_image(config: DiffConfig, program: Program) -> tuple[int, ...]:
     return tuple(d or 1 for d in program.image_shape or program.shapes[0][1:])
 
 
-def _waterfall(config: DiffConfig, comparison: Comparison, subject: _Subject, progress: Progress) -> WaterfallRow:
+def _waterfall(comparison: Comparison, subject: _Subject, progress: Progress) -> WaterfallRow:
     import torch
 
     from quantvm.jobs.layer_differences.waterfall import FP32, QDQ, TORCH, TVM, Forward, waterfall
@@ -184,9 +188,7 @@ def _waterfall(config: DiffConfig, comparison: Comparison, subject: _Subject, pr
     return waterfall(forwards, images, progress)
 
 
-def _repro(
-    config: DiffConfig, comparison: Comparison, subject: _Subject, progress: Progress
-) -> tuple[str | None, str | None]:
+def _repro(config: DiffConfig, comparison: Comparison, subject: _Subject) -> tuple[str | None, str | None]:
     """Returns the file that shows the first layer's own difference alone, or why there is none."""
     if config.save_repro is None:
         return None, None
