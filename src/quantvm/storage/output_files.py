@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from quantvm.errors import OutputError
+from quantvm.storage.regular_files import kind_of_file
 
 _MOST_NAME_BYTES = 255
 
@@ -98,7 +99,7 @@ def _file_problem(path: Path) -> str | None:
     if stat.S_ISDIR(status.st_mode):
         return f"{path} is a folder, expected the name of a file"
     if not stat.S_ISREG(status.st_mode):
-        return f"{path} is {_kind(status.st_mode)}, and only regular files are replaced; name another"
+        return f"{path} is {kind_of_file(status.st_mode)}, and only regular files are replaced; name another"
     if _is_printed_to(status):
         return f"{path} is what this process prints to; name another"
     return _new_file_problem(_target(path))
@@ -123,11 +124,11 @@ def _folder_problem(path: Path) -> str | None:
             return f"the folder {path} may not be written to"
         return None
     if os.path.lexists(path):
-        kind = "a symlink to nothing" if path.is_symlink() and not path.exists() else _kind(path.stat().st_mode)
+        kind = "a symlink to nothing" if path.is_symlink() and not path.exists() else kind_of_file(path.stat().st_mode)
         return f"{path} is {kind}, expected a folder; name another"
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
-        return f"{above} is {_kind(above.stat().st_mode)}, expected a folder; name another"
+        return f"{above} is {kind_of_file(above.stat().st_mode)}, expected a folder; name another"
     if not os.access(above, os.W_OK | os.X_OK):
         return f"the folder {above} may not be written to"
     return None
@@ -150,11 +151,3 @@ def _is_printed_to(status: os.stat_result) -> bool:
             if os.path.samestat(os.fstat(descriptor), status):
                 return True
     return False
-
-
-def _kind(mode: int) -> str:
-    kinds = (
-        (stat.S_ISREG, "a file"), (stat.S_ISDIR, "a folder"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
-        (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
-    )  # fmt: skip
-    return next((name for is_it, name in kinds if is_it(mode)), "no regular file")

@@ -60,10 +60,12 @@ def open_regular(path: Any, kind: type[QuantvmError]) -> IO[bytes]:
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")
     os.close(handle)
-    raise kind(f"{path} is {_kind_of(mode)}, expected a file")
+    raise kind(f"{path} is {kind_of_file(mode)}, expected a file")
 
 
-def _kind_of(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+def kind_of_file(mode: int) -> str:
+    """Returns what has such a mode, for messages."""
+    kinds = (
+        (stat.S_ISREG, "a file"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
+    )  # fmt: skip
+    return next((name for is_it, name in kinds if is_it(mode)), "a device")
