@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -87,10 +87,6 @@ class _Bench:
     folder: RunFolder | None
     row: BenchRow
     started_s: float
-    named: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.named = self.config.engines
 
     def go(self) -> BenchResult:
         use_threads(max(self.config.threads))
@@ -156,7 +152,7 @@ class _Bench:
         if self.folder is not None:
             self.folder.write("report.md", bench_report(self.row).encode())
             self.folder.write("bench.json", run_json(self.row).encode())
-        return BenchResult(self.row, self.named)
+        return BenchResult(self.row, self.config.engines)
 
 
 def write_model(entry: Entry, plan: Plan, job: Job) -> None:
