@@ -21,7 +21,6 @@ from quantvm.errors import (
     gist,
     is_output_failure,
 )
-from quantvm.options.reading import names
 from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_OUTPUT, EXIT_USAGE
 from quantvm.storage.download import cache_dir
 from quantvm.storage.output_files import make_folder, write_file
@@ -88,11 +87,6 @@ def _with_flags(message: str, flags: Mapping[str, str]) -> str:
     if not re.match(r"\d+ wrong options?:\n", message):
         return message
     return re.sub(r"(?m)^  (\w+): ", lambda match: f"  {flags.get(match[1], match[1])}: ", message)
-
-
-def names_of(given: list[str] | None) -> tuple[str, ...]:
-    """Returns the names of a repeated option, each of which may hold several separated by commas."""
-    return names(given or ())
 
 
 def print_result(value: object, lines: Iterable[str], as_json: bool) -> None:

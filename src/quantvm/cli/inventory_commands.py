@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from quantvm.cli.arguments import AsJson, errors_to_exit_codes, names_of, print_result
+from quantvm.cli.arguments import AsJson, errors_to_exit_codes, print_result
+from quantvm.options import reading
 from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_USAGE
 
 list_app = typer.Typer(help="What there is: models, data, ops, targets, kernels.", no_args_is_help=True)
@@ -84,7 +85,7 @@ def fetch_weights(
         from quantvm.inventory import fetch_all_weights, fetch_lines
         from quantvm.progress import progress_for_stderr
 
-        rows = fetch_all_weights(names_of(model), progress_for_stderr())
+        rows = fetch_all_weights(reading.names(model or ()), progress_for_stderr())
         print_result(rows, fetch_lines(rows), as_json)
         if any(row["problem"] for row in rows):
             raise typer.Exit(EXIT_USAGE)

@@ -42,6 +42,7 @@ class CompileConfig(OneModelOptions, NumericsOptions, CheckOptions):
         "dynamic",
         "Of a program of your own: code for any number of images, or for that of --input-shape only.",
         metavar="dynamic|static",
+        check=checks.one_of(("dynamic", "static")),
     )
     audit: bool = option(
         False, "Count the dot-product instructions in the machine code of every kernel.", flags=("--audit",)
@@ -65,7 +66,5 @@ class CompileConfig(OneModelOptions, NumericsOptions, CheckOptions):
     def wrong_combinations(self) -> Iterator[str]:
         """Yields what is wrong with `batch` for this model."""
         yield from super().wrong_combinations()
-        if self.batch not in ("dynamic", "static"):
-            yield f"batch: got {self.batch!r}, expected dynamic or static"
-        elif self.batch == "static" and self.is_registered:
+        if self.batch == "static" and self.is_registered:
             yield "batch: static is of a quantized program of your own; a registered model takes any number of images"

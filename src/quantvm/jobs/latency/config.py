@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from quantvm.jobs.latency.engines import ENGINES
-from quantvm.models.quantize import Engine, Scheme
+from quantvm.models.quantize import FLOWS, Engine, Scheme
 from quantvm.options import checks, reading
 from quantvm.options.groups import (
     QUANTIZATION,
@@ -24,9 +24,6 @@ from quantvm.options.groups import (
 )
 from quantvm.options.option import documented, help_of, option, varied
 from quantvm.workload.options import WorkloadOptions
-
-BENCH_FLOWS = ("eager", "fx", "pt2e")
-"""Ways in which PyTorch quantizes; the first that a model has is the default."""
 
 
 @documented
@@ -84,7 +81,7 @@ class BenchConfig(WeightOptions, DataOptions, FlowOptions, OutputOptions):
     )  # fmt: skip
     data: str | None = varied(DataOptions, "data", help=f"Images for the input: {help_of(DataOptions, 'data')}")
     calibration_samples: int = varied(DataOptions, "calibration_samples", default=64)
-    flow: str | None = varied(FlowOptions, "flow", check=checks.one_of(BENCH_FLOWS))
+    flow: str | None = varied(FlowOptions, "flow", check=checks.one_of(FLOWS))
     scheme: Scheme = varied(QuantizationOptions, "scheme", help="How PyTorch and TVM quantize weights.")
     tvm_engine: Engine = varied(
         QuantizationOptions, "engine",
@@ -135,7 +132,7 @@ class BenchConfig(WeightOptions, DataOptions, FlowOptions, OutputOptions):
             yield f"profile: got '{', '.join(self.engines)}' as engines, expected tvm among them, the one profiled"
         flow = self.flow or "eager"
         others = [name for name in self.engines if name in ENGINES and flow not in ENGINES[name].flows]
-        if flow in BENCH_FLOWS and others:
+        if flow in FLOWS and others:
             yield f"engines: got '{', '.join(others)}', which run no models that the flow {flow} quantizes"
         if flow == "pt2e" and self.scheme != "per-channel":
             yield f"scheme: got '{self.scheme}', expected per-channel, as the flow pt2e quantizes weights"

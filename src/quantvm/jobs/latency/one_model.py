@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantvm.errors import ConfigError
-from quantvm.jobs.latency.config import BENCH_FLOWS, BenchConfig
+from quantvm.jobs.latency.config import BenchConfig
 from quantvm.jobs.latency.engines import Job
 from quantvm.jobs.latency.rounds import alternate, summarize
 from quantvm.jobs.latency.schema import BenchModelRow, EngineRow, EngineStatus, ProfileRow
 from quantvm.jobs.latency.workers import ProcessWorker, Worker, WorkerError
+from quantvm.models.quantize import FLOWS
 from quantvm.score.parity import OutputShapeError, check_outputs
 
 if TYPE_CHECKING:
@@ -349,7 +350,7 @@ def _flow(spec: ModelSpec, config: BenchConfig) -> str:
     Raises:
         ConfigError: PyTorch cannot quantize the model by the flow that was asked for.
     """
-    possible = [flow for flow in BENCH_FLOWS if flow in spec.flows]
+    possible = [flow for flow in FLOWS if flow in spec.flows]
     flow = config.flow or next((flow for flow in possible if flow != "pt2e"), "eager")
     if flow not in possible:
         raise ConfigError(f"PyTorch cannot quantize it by the flow {flow}; use {' or '.join(possible)}")
