@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
+import torch
 import tvm
 
 from quantvm import tvm_compat
 from quantvm.qdq.verify import VERIFY_VARIABLE
+from quantvm.torch_compat import quantization_engine
 
 SHIPPED = (
     "compiler", "kernels", "models", "runtime",
@@ -25,25 +25,33 @@ _generate = tvm_compat._executable
 @pytest.fixture(autouse=True, scope="session")
 def _no_compiled_models_are_kept():
     """Tests neither find what an earlier run compiled nor fill the user's cache; those of the cache make one."""
-    before = os.environ.get("QUANTVM_CACHE_BYTES")
-    os.environ["QUANTVM_CACHE_BYTES"] = "0"
-    yield
-    if before is None:
-        del os.environ["QUANTVM_CACHE_BYTES"]
-    else:
-        os.environ["QUANTVM_CACHE_BYTES"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTVM_CACHE_BYTES", "0")
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _every_phase_is_verified():
     """Whatever a test lowers is in normal form after each phase (`quantvm.qdq.verify`); so it is in its commands."""
-    before = os.environ.get(VERIFY_VARIABLE)
-    os.environ[VERIFY_VARIABLE] = "1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VERIFY_VARIABLE, "1")
+        yield
+
+
+@pytest.fixture
+def one_torch_thread():
+    """Where PyTorch's scalar tails lie depends on its thread count; what a test sets is put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    if before is None:
-        del os.environ[VERIFY_VARIABLE]
-    else:
-        os.environ[VERIFY_VARIABLE] = before
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fbgemm():
+    """PyTorch's arithmetic depends on its engine; what a test sets is put back."""
+    with quantization_engine("fbgemm"):
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -34,6 +34,17 @@ class Quantized(nn.Module):
         return _dequantized(self.body(*(self.quantize(x) for x in inputs)))
 
 
+class Body(nn.Module):
+    """A function of the quantized input and of registered layers."""
+
+    def __init__(self, function: Any, *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x, *self.layers)
+
+
 def _dequantized(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_dequantized(v) for v in value)

@@ -118,7 +118,6 @@ def _options(draw: Any, op: str, shape: _Shape) -> dict[str, Any] | None:
 
 
 _OF_IMAGES = {"conv2d", "batch_norm", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate", "shuffle"}
-_OF_TWO = {"add", "sub", "mul", "matmul"}
 
 
 def _inputs(draw: Any, op: str, at: int, shapes: list[_Shape]) -> tuple[int, ...] | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import quantvm
+from quantvm.torch_compat import quantization_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -37,11 +38,8 @@ def test_every_example_is_run():
 @pytest.mark.parametrize("example", sorted(SAID.keys() - NIGHTLY))
 def test_example(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    engine = torch.backends.quantized.engine
-    try:
+    with quantization_engine(torch.backends.quantized.engine):
         runpy.run_path(str(EXAMPLES / example), run_name="__main__")
-    finally:
-        torch.backends.quantized.engine = engine
     said = capsys.readouterr().out
     for words in SAID[example]:
         assert words in said

@@ -25,13 +25,7 @@ QUICK = settings(
 )
 
 
-@pytest.fixture(autouse=True)
-def _torch_state():
-    """Where PyTorch's scalar tails lie depends on its thread count."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def assert_same_bits(plan: Plan, threads: int = 1, batches: tuple[int, ...] = (1, 3)) -> None:

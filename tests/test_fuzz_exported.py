@@ -27,10 +27,9 @@ from .random_programs import (
     unexplained,
     within_float_sums,
 )
-from .test_fuzz import _torch_state  # noqa: F401  (fixtures)
 
 pytest.importorskip("torchao")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
 TOGETHER = 5
 """Modules in one program of the quick test."""

@@ -27,9 +27,8 @@ from .random_module_plans import KINDS, module_plans
 from .random_modules import ModulePlan, RandomModule
 from .random_network import Step
 from .random_programs import RejectedError, Side, as_tuple
-from .test_fuzz import _torch_state  # noqa: F401  (fixtures)
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_torch_thread")]
 
 IN_FLOAT = {"matmul", "attention", "softmax", "sub"}
 """Operators that FX leaves in float, whose sums and exponentials are not PyTorch's to the last bit."""

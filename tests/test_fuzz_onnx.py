@@ -18,13 +18,14 @@ from quantvm.compiler import compile as compile_model
 from .drawn_plans import PARTS, check_together, drawn, searched
 from .random_onnx_plans import LEFT_OUT, OPSETS, onnx_plans
 from .random_programs import RejectedError, as_tuple, within_float_sums
-from .test_fuzz import _torch_state  # noqa: F401  (fixtures)
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from .onnx_reference import FromGiven, opened, quantized_tensors, runtime  # noqa: E402
 from .random_onnx import Graph, OnnxPlan, add_plan  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 STATIC = 2
 TOGETHER = 9

@@ -22,12 +22,7 @@ Q = torch.ops.quantized
 IMAGE = (2, 8, 6, 6)
 
 
-@pytest.fixture(autouse=True)
-def _fbgemm():
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
-    yield
-    torch.backends.quantized.engine = before
+pytestmark = pytest.mark.usefixtures("fbgemm")
 
 
 class Sequence(nn.Module):

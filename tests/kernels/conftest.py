@@ -23,14 +23,8 @@ def every_day(names: Iterable[str], chosen: Collection[str]) -> list[Any]:
 
 
 @pytest.fixture(autouse=True)
-def _one_torch_thread():
-    """Where PyTorch's scalar tails lie depends on its thread count."""
-    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
-    torch.set_num_threads(1)
-    torch.backends.quantized.engine = "fbgemm"
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.quantized.engine = engine
+def _torch_state(one_torch_thread, fbgemm):
+    """Holds for every kernel."""
 
 
 @pytest.fixture(params=["native", pytest.param("plain", marks=pytest.mark.nightly)])

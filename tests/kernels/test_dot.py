@@ -18,6 +18,7 @@ from quantvm.lowering import LoweringOptions, lower
 from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import build_executable, make_target, native_target
+from quantvm.verification.torch_state import TorchState
 
 from ..quantized_modules import SmallNetwork, convolutions_here, image
 from .conftest import run
@@ -132,13 +133,9 @@ def test_the_greatest_products_do_not_saturate(dot, weight):
 @pytest.fixture(scope="module")
 def network():
     """A small network, its Relax form, an input and PyTorch's answer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.backends.quantized.engine = "fbgemm"
-    network, x = SmallNetwork(), image(2, 3, 17, 19)
-    with torch.inference_mode():
+    with TorchState("fbgemm", 1).active(), torch.inference_mode():
+        network, x = SmallNetwork(), image(2, 3, 17, 19)
         expected = network(x).numpy()
-    torch.set_num_threads(threads)
     return from_torch(network, x, engine="fbgemm"), x.numpy(), expected
 
 

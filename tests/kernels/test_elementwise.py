@@ -68,7 +68,6 @@ def test_add_of_one_for_all_images_has_tails_in_each_row(shape, threads):
     a, b = codes(rng, shape), codes(rng, (1, *shape[1:]))
     q_a, q_b, q_o = as_q(2.0**-5, 128), as_q(2.0**-6, 1), as_q(2.0**-4, 101)
     kernel = elementwise.add(shape[1:], q_a, q_b, q_o, relu=False, threads=threads, one_for_all=True)
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     x, y = (torch.from_numpy(codes) for codes in (a, b))
     x, y = (
@@ -76,7 +75,6 @@ def test_add_of_one_for_all_images_has_tails_in_each_row(shape, threads):
         torch._make_per_tensor_quantized_tensor(y, q_b.scale, 1),
     )
     expected = Q.add(x, y, q_o.scale, 101).int_repr().numpy()
-    torch.set_num_threads(before)
     np.testing.assert_array_equal(run(kernel, native_target(), a, b, out_shape=shape), expected)
 
 

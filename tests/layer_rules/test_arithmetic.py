@@ -12,7 +12,7 @@ from quantvm.numerics import integer
 from quantvm.numerics.fixed_point import ROUNDINGS
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams, f32
-from quantvm.torch_compat import quantization_engine
+from quantvm.verification.torch_state import TorchState
 
 A, B, OUT = (QuantParams(float(f32(scale)), zero) for scale, zero in ((0.0625, 100), (0.03125, 31), (0.125, 77)))
 
@@ -51,14 +51,9 @@ def test_additions_have_the_tails_of_pytorchs_loops(shapes, formats, threads, en
     a, b = (rng.integers(0, 256, shape).astype(np.uint8) for shape in shapes)
     out_q = QuantParams(float(f32(0.0417)), 77)
     given = QuantParams(float(f32(0.0213)), 100), QuantParams(float(f32(0.0317)), 31)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with quantization_engine(engine):
-            tensors = [quantized(x, q, channels_last=last) for x, q, last in zip((a, b), given, formats, strict=True)]
-            expected = torch.ops.quantized.add(*tensors, out_q.scale, out_q.zero_point).int_repr().numpy()
-    finally:
-        torch.set_num_threads(before)
+    with TorchState(engine, threads).active():
+        tensors = [quantized(x, q, channels_last=last) for x, q, last in zip((a, b), given, formats, strict=True)]
+        expected = torch.ops.quantized.add(*tensors, out_q.scale, out_q.zero_point).int_repr().numpy()
     operator = Operator("add", given, out_q, all(formats), formats=formats, one_shape=shapes[0] == shapes[1])
     found = evaluated(operator, engine, a, b, environment=Environment(threads))
     np.testing.assert_array_equal(found, expected)

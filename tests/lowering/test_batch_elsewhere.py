@@ -11,7 +11,7 @@ from torch import nn
 
 from quantvm.compiler import compile as compile_model
 from quantvm.errors import CompileError
-from tests.quantized_modules import Quantized, Together, conv2d, functional, linear
+from tests.quantized_modules import Body, Quantized, Together, conv2d, functional, linear
 
 Q = torch.ops.quantized
 BATCHES = (1, 2, 3, 5)
@@ -19,22 +19,7 @@ SHAPE = (2, 9, 16)
 """Of (n, T, C): batches of 1, 2, 3, 5 have 144, 288, 432, 720 elements, with scalar tails of 16, 32, 48 and 16."""
 
 
-class Body(nn.Module):
-    def __init__(self, function: Any, *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x, *self.layers)
-
-
-@pytest.fixture(autouse=True)
-def _torch_state():
-    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.quantized.engine = engine
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "fbgemm")
 
 
 def given(n: int, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:

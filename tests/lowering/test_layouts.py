@@ -14,37 +14,18 @@ from quantvm.compiler import compile as compile_model
 from quantvm.frontend import from_torch
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.tvm_compat import native_target
-from tests.quantized_modules import Quantized, Together, conv2d, image, linear, outputs_of
+from tests.quantized_modules import Body, Quantized, Together, conv2d, image, linear, outputs_of
 
 Q = torch.ops.quantized
 IMAGE = (1, 8, 5, 7)  # 280 elements: a tail of 24 after whole blocks of 64
 BATCHES = (1, 3)
 
 
-class Body(nn.Module):
-    """A function of the quantized input and of registered layers."""
-
-    def __init__(self, function: Any, *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x, *self.layers)
-
-
 def pointwise(channels: int = 8, **options: Any) -> nn.Module:
     return conv2d(8, channels, 1, seed=3, **options)
 
 
-@pytest.fixture(autouse=True)
-def _torch_state():
-    """Where PyTorch's scalar tails lie depends on its thread count, and its arithmetic on the engine."""
-    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
-    torch.set_num_threads(1)
-    torch.backends.quantized.engine = "fbgemm"
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.quantized.engine = engine
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "fbgemm")
 
 
 # ------------------------------------------------------------------ what is moved

@@ -12,8 +12,7 @@ from quantvm.lowering.tensors import Tensor
 from quantvm.lowering.torch.deferred import _tail_free
 from quantvm.numerics.tensor_iterator import VEC_BLOCK, vectorised_cut
 from quantvm.torch_compat import quantization_engine
-from tests.lowering.test_layouts import Body
-from tests.quantized_modules import Quantized, Together, conv2d, image
+from tests.quantized_modules import Body, Quantized, Together, conv2d, image
 
 Q = torch.ops.quantized
 SCALE = 2.0**-4
@@ -42,10 +41,10 @@ def test_tail_free_is_what_the_vectorised_loops_leave(batch, threads):
     assert found == {True, False}
 
 
+@pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.parametrize(("size", "threads"), [((5, 7), 1), ((8, 8), 1), ((45, 47), 2)], ids=str)
 def test_additions_and_tables_behind_a_convolution_keep_their_tails(size, threads):
     """Sizes with tails, without any, and with one in the thread's piece."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     layer = conv2d(16, 16, 1, seed=3, scale=SCALE, zero_point=77)
     bodies = [Body(_add, layer), Body(lambda x, a: Q.hardswish(a(x), SCALE / 2, 5), layer)]
@@ -56,4 +55,3 @@ def test_additions_and_tables_behind_a_convolution_keep_their_tails(size, thread
             x = image(batch, 16, *size, seed=batch)
             for actual, module in zip(artifact(x), modules, strict=True):
                 assert torch.equal(actual, module(x))
-    torch.set_num_threads(before)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from quantvm.compiler import compile as compile_model
 from quantvm.lowering import strides as torch_strides
-from quantvm.torch_compat import quantization_engine
+from quantvm.verification.torch_state import TorchState
 from tests.quantized_modules import Quantized, Together, image
 
 Q = torch.ops.quantized
@@ -78,10 +78,8 @@ def slopes(channels: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def compared() -> Any:
     """Returns per case whether all bits of both batches are PyTorch's; all cases are compiled together."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     modules = [Quantized(body, zero_point=101) for body in CASES.values()]
-    with quantization_engine("fbgemm"):
+    with TorchState("fbgemm", 1).active():
         example = image(2, *IMAGE[1:])  # of one image, more views are dense in PyTorch's eyes
         artifact = compile_model(Together(modules), example, threads=1)
         found = dict.fromkeys(CASES, True)
@@ -89,7 +87,6 @@ def compared() -> Any:
             x = image(batch, *IMAGE[1:], seed=batch)
             for name, module, actual in zip(CASES, modules, artifact(x), strict=True):
                 found[name] &= torch.equal(actual, module(x))
-    torch.set_num_threads(threads)
     return found
 
 

@@ -22,7 +22,7 @@ from tests.random_network import LARGEST_WEIGHT
 SCALE = float(np.float32(0.0213))
 
 
-def near_ties(module: nn.Module, shape: tuple[int, ...], groups: int, seed: int) -> nn.Module:
+def near_ties(module: nn.Module, shape: tuple[int, ...], seed: int) -> nn.Module:
     """Returns the layer with scales under which every other sum lies half-way between two integers, almost."""
     rng = np.random.default_rng(seed)
     weight = torch.from_numpy(rng.integers(-LARGEST_WEIGHT, LARGEST_WEIGHT + 1, shape).astype(np.int8))
@@ -37,7 +37,7 @@ def near_ties(module: nn.Module, shape: tuple[int, ...], groups: int, seed: int)
 
 def conv2d(in_channels: int, out_channels: int, kernel: int, groups: int = 1, seed: int = 0) -> nn.Module:
     module = nnq.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
-    return near_ties(module, (out_channels, in_channels // groups, kernel, kernel), groups, seed)
+    return near_ties(module, (out_channels, in_channels // groups, kernel, kernel), seed)
 
 
 def image(batch: int) -> torch.Tensor:
@@ -66,7 +66,7 @@ def layers() -> dict[str, nn.Module]:
         "groups of four": conv2d(16, 48, 3, groups=4),
         "two outputs a channel, plain code": conv2d(16, 32, 3, groups=16),
         "odd groups, plain code": conv2d(16, 68, 3, groups=4),
-        "linear": near_ties(linear, (33, 10), 1, 3),
+        "linear": near_ties(linear, (33, 10), 3),
     }
 
 

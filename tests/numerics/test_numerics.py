@@ -40,15 +40,7 @@ HAS_VNNI = "avx512_vnni" in cpu_features()
 needs_vnni = pytest.mark.skipif(not HAS_VNNI, reason="the formulas are those of a CPU with AVX512-VNNI")
 
 
-@pytest.fixture(autouse=True)
-def _torch_state():
-    """Where PyTorch's scalar tails lie depends on its thread count, and its arithmetic on the engine."""
-    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
-    torch.set_num_threads(1)
-    torch.backends.quantized.engine = "fbgemm"
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.quantized.engine = engine
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "fbgemm")
 
 
 def as_torch(x_q: np.ndarray, q: QuantParams) -> torch.Tensor:

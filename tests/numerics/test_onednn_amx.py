@@ -17,8 +17,9 @@ from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams
-from quantvm.torch_compat import onednn_uses_amx, quantization_engine, quiet
+from quantvm.torch_compat import onednn_uses_amx, quiet
 from quantvm.tvm_compat import native_target
+from quantvm.verification.torch_state import TorchState
 from tests import quantized_modules as modules
 from tests.kernels.conftest import run
 
@@ -129,23 +130,18 @@ def test_the_importer_says_whether_this_pytorch_computes_with_amx(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_compiled_code_equals_pytorch_with_amx_for_any_batch(threads):
     """A stack of the shapes on both sides of every limit; ties are many, so that a wrong choice shows."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with quantization_engine("onednn"), quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            convs = [
-                modules.conv2d(64, 64, padding=1), modules.conv2d(64, 128, 1), modules.conv2d(64, 58, 1, stride=2),
-                modules.conv2d(64, 64, padding=1, groups=4), modules.conv2d(64, 64, padding=1, groups=64),
-                modules.conv2d(64, 32, 14), modules.conv2d(64, 32, 13), modules.conv2d(64, 16, 1, padding=1),
-            ]  # fmt: skip
-            for conv in convs:
-                conv.scale = float(np.float32(conv.scale / 8))
-            module = modules.Together([modules.Quantized(conv) for conv in convs])
-            artifact = compile_model(module, modules.image(1, 64, 14, 14), engine="onednn", threads=threads)
-            for n in (1, 2, 8):
-                x = modules.image(n, 64, 14, 14, seed=n)
-                for actual, expected in zip(artifact(x.numpy()), module(x), strict=True):
-                    np.testing.assert_array_equal(np.asarray(actual), expected.numpy())
-    finally:
-        torch.set_num_threads(before)
+    with TorchState("onednn", threads).active(), quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        convs = [
+            modules.conv2d(64, 64, padding=1), modules.conv2d(64, 128, 1), modules.conv2d(64, 58, 1, stride=2),
+            modules.conv2d(64, 64, padding=1, groups=4), modules.conv2d(64, 64, padding=1, groups=64),
+            modules.conv2d(64, 32, 14), modules.conv2d(64, 32, 13), modules.conv2d(64, 16, 1, padding=1),
+        ]  # fmt: skip
+        for conv in convs:
+            conv.scale = float(np.float32(conv.scale / 8))
+        module = modules.Together([modules.Quantized(conv) for conv in convs])
+        artifact = compile_model(module, modules.image(1, 64, 14, 14), engine="onednn", threads=threads)
+        for n in (1, 2, 8):
+            x = modules.image(n, 64, 14, 14, seed=n)
+            for actual, expected in zip(artifact(x.numpy()), module(x), strict=True):
+                np.testing.assert_array_equal(np.asarray(actual), expected.numpy())

@@ -27,15 +27,7 @@ Q = torch.ops.quantized
 SHAPE = (3, 19, 17)
 
 
-@pytest.fixture(autouse=True)
-def _torch_state():
-    """Where PyTorch's scalar tails lie depends on its thread count, and its arithmetic on the engine."""
-    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
-    torch.set_num_threads(1)
-    torch.backends.quantized.engine = "fbgemm"
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.quantized.engine = engine
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "fbgemm")
 
 
 @pytest.fixture(scope="module")
