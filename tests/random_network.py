@@ -12,7 +12,7 @@ import torch.ao.nn.quantized as nnq
 import torch.nn.functional as F
 from torch import nn
 
-from quantvm.numerics.torch_engines import Engine
+from quantvm.choices import Engine
 from quantvm.torch_compat import has_vnni, quantization_engine
 
 LARGEST_WEIGHT = 127

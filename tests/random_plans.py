@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import torch
 
-from quantvm.numerics.torch_engines import ENGINES, Engine
+from quantvm.choices import ENGINES, Engine
 
 from .random_network import BUILDERS, Plan, Step
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from quantvm.choices import ENGINES
 from quantvm.compiler import compile as compile_model
-from quantvm.numerics.torch_engines import ENGINES
 from quantvm.torch_compat import quantization_engine
 
 from .drawn_plans import PARTS, searched

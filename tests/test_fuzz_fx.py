@@ -16,10 +16,10 @@ from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import quantvm
+from quantvm.choices import ENGINES
 from quantvm.compiler import compile as compile_model
 from quantvm.errors import ModelImportError
 from quantvm.frontend import import_model
-from quantvm.numerics.torch_engines import ENGINES
 from quantvm.torch_compat import quantization_engine
 
 from .drawn_plans import PARTS, check_together, drawn, searched

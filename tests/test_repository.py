@@ -95,6 +95,13 @@ def test_telling_and_listing_import_nothing_heavy(arguments):
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+def test_help_does_not_wait_for_numpy():
+    program = "import sys\nfrom quantvm.cli import main\nsys.argv[1:] = ['--help']\n"
+    program += "try:\n    main()\nexcept SystemExit:\n    print('NUMPY', 'numpy' in sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "NUMPY False", done.stderr
+
+
 def test_every_command_and_option_has_help():
     import typer.main
 

@@ -27,14 +27,11 @@ from quantvm.progress import SILENT, Progress
 if TYPE_CHECKING:
     import os
 
-    from quantvm.data.check import OnBadImage
-    from quantvm.data.loading import ClassMap
-    from quantvm.data.preprocess import Interpolation
+    from quantvm.choices import ClassMap, Engine, Interpolation, OnBadImage, Scheme
     from quantvm.jobs.evaluation.schema import RunResult
     from quantvm.jobs.latency.schema import BenchResult
     from quantvm.jobs.layer_differences.schema import DiffResult
     from quantvm.jobs.tuning.schema import TuneResult
-    from quantvm.models.quantize import Engine, Scheme
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")

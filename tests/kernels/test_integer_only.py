@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from quantvm.choices import ROUNDINGS
 from quantvm.kernels import integer_only, reference
 from quantvm.kernels.conv import conv2d, depthwise
 from quantvm.kernels.conv.dot import missing_features, select_dot
@@ -15,7 +16,6 @@ from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.pool.pool import PoolShape
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.numerics import integer as integer_numerics
-from quantvm.numerics.fixed_point import ROUNDINGS
 from quantvm.numerics.requantization import requantize
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import native_target

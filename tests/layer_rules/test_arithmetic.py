@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from quantvm.choices import ROUNDINGS
 from quantvm.layer_rules import Environment, Operator, Window, preset_of
 from quantvm.layer_rules.family import family_of
 from quantvm.numerics import integer
-from quantvm.numerics.fixed_point import ROUNDINGS
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams, f32
 from quantvm.verification.torch_state import TorchState

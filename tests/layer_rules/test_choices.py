@@ -13,6 +13,7 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 from tvm import relax
 
+from quantvm.choices import ENGINES
 from quantvm.frontend import import_layers
 from quantvm.kernels.conv.dot import PORTABLE
 from quantvm.kernels.isa import PLAIN
@@ -23,7 +24,6 @@ from quantvm.lowering.tensors import Tensor
 from quantvm.lowering.torch.legalize import Legalization, lowerings
 from quantvm.numerics import dispatch
 from quantvm.numerics.dispatch import Cpu
-from quantvm.numerics.torch_engines import ENGINES
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import shape_of
 from tests.quantized_modules import Quantized, conv2d, functional, image, linear

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from quantvm.choices import ENGINES, SCHEMES
 from quantvm.errors import ConfigError, DataError, WeightsError
-from quantvm.models.quantize import ENGINES, SCHEMES, load_quantized_model, make_qconfig, quantize
+from quantvm.models.quantize import load_quantized_model, make_qconfig, quantize
 from quantvm.models.registry import QuantizedCheckpoint, WeightsFile
 from quantvm.models.weights import ResolvedWeights
 from quantvm.torch_compat import quantization_engine, quiet, torch_engines

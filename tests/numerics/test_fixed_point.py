@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantvm.numerics.fixed_point import ROUNDINGS, FixedPoint, fixed_point, multiply, round_away
+from quantvm.choices import ROUNDINGS
+from quantvm.numerics.fixed_point import FixedPoint, fixed_point, multiply, round_away
 
 FACTORS = st.floats(2.0**-30, 200.0)
 INTEGERS = st.integers(-(2**31), 2**31 - 1)

@@ -11,11 +11,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from quantvm.choices import ENGINES
 from quantvm.numerics import dispatch
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.tensor_iterator import vectorised_cut
 from quantvm.numerics.torch_engines import (
-    ENGINES,
     QuantParams,
     convert_to_int32,
     dequantize_val,

@@ -13,7 +13,7 @@ from quantvm.errors import InternalError
 from quantvm.qdq.expressions import constant_value, is_constant
 from quantvm.runtime.manifest import SCHEMA_VERSION
 
-_SOURCES = ("kernels", "lowering", "qdq", "numerics", "compiler", "runtime", "sizes.py", "tvm_compat.py")
+_SOURCES = ("kernels", "lowering", "qdq", "numerics", "compiler", "runtime", "choices.py", "sizes.py", "tvm_compat.py")
 """The sources that turn an imported module into an artifact. An edit of any of them makes all entries stale."""
 
 

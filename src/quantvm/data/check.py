@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 from quantvm.data.batches import default_workers
 from quantvm.data.dataset import BadImage
 from quantvm.data.preprocess import load_rgb
 from quantvm.errors import DataError
 from quantvm.progress import SILENT, Progress
-
-OnBadImage = Literal["stop", "skip"]
 
 
 def find_bad_images(

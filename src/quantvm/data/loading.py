@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from quantvm.data.check import OnBadImage, find_bad_images, raise_bad_images
+from quantvm.choices import ClassMap, OnBadImage
+from quantvm.data.check import find_bad_images, raise_bad_images
 from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, choose_subset, draw_order
 from quantvm.data.layouts import Layout, has_every_wnid, image_names, layout_of_folder, single_subfolder, stray_images
 from quantvm.data.sets import DATASETS, fetch_data, nearest_name, set_root
 from quantvm.errors import ConfigError, DataError
 from quantvm.progress import SILENT, Progress
-
-ClassMap = Literal["wnid", "sorted"]
 
 DEFAULT_SET = "sample"
 

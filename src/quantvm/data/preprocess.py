@@ -8,18 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from quantvm.choices import Interpolation
 from quantvm.data.image_modes import to_rgb
 from quantvm.errors import ConfigError, DataError
 from quantvm.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quantvm.numerics.fixed_point import FixedPoint, Rounding
+from quantvm.choices import Rounding
+from quantvm.numerics.fixed_point import FixedPoint
 
 from .builder import LANES, Expr, cast, splat
 

@@ -12,10 +12,11 @@ import numpy as np
 import tvm.tirx.script.builder as T
 from tvm import tirx
 
+from quantvm.choices import Rounding
 from quantvm.kernels.elementwise.elementwise import over_elements, over_products
 from quantvm.kernels.elementwise.quantize import nchw_to_nhwc
 from quantvm.kernels.pool.pool import PoolShape, averaged, output_pixels, window_sums, windows_function
-from quantvm.numerics.fixed_point import Rounding, fixed_point
+from quantvm.numerics.fixed_point import fixed_point
 from quantvm.numerics.integer import product_factor, scale_factor
 from quantvm.numerics.pool_geometry import Taps, adaptive_taps
 from quantvm.numerics.torch_engines import QuantParams

@@ -6,11 +6,10 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quantvm.choices import ENGINES, ROUNDINGS, Engine
 from quantvm.numerics import dispatch
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.dispatch import ContractionChoice
-from quantvm.numerics.fixed_point import ROUNDINGS
-from quantvm.numerics.torch_engines import ENGINES, Engine
 
 from .contraction import pairs_can_cross_taps
 from .elementwise import FLOATS_TORCH, UNARY_TORCH

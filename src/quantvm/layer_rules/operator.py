@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantvm.choices import Engine
 from quantvm.numerics import dispatch
 from quantvm.numerics.dispatch import AverageChoice, Contraction, Cpu, PyTorch
 from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry
 from quantvm.numerics.pool_geometry import PoolAxis
-from quantvm.numerics.torch_engines import Engine, QuantParams
+from quantvm.numerics.torch_engines import QuantParams
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm.numerics import fixed_point
+from quantvm.choices import Rounding
 from quantvm.numerics.torch_engines import (
     F32,
     QuantParams,
@@ -23,7 +23,7 @@ from quantvm.numerics.torch_engines import (
 from .facts import Facts
 
 
-def fixed_point_rounding(facts: Facts) -> fixed_point.Rounding:
+def fixed_point_rounding(facts: Facts) -> Rounding:
     """Returns how fixed-point products round halves, by the fact `rounding`."""
     # `is_valid` lets no other values pass
     return "to_even" if facts["rounding"] == "even" else facts["rounding"]  # type: ignore[return-value]

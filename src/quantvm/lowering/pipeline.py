@@ -8,6 +8,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from quantvm.choices import ENGINES
 from quantvm.errors import STATIC_MAY_HELP, CompileError, stage
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv.dot import PORTABLE, select_dot, select_pairs
@@ -20,7 +21,6 @@ from quantvm.lowering.float.float_ops import PYTORCHS, float_ops, legalize_float
 from quantvm.lowering.qdq.legalize import legalize_qdq
 from quantvm.lowering.torch.legalize import Legalization, legalize
 from quantvm.numerics.integer import parse_numerics
-from quantvm.numerics.torch_engines import ENGINES
 from quantvm.qdq.attributes import engine_of, has_avx512, has_vnni, torch_tables, uses_onednn_amx
 from quantvm.qdq.bindings import definitions, resolved
 from quantvm.qdq.expressions import is_call, is_per_tensor, quant_params

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Sized
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantvm.choices import ENGINES, FLOWS, SCHEMES
 from quantvm.errors import ConfigError, DataError, WeightsError, missing_package_named, stage
 from quantvm.models.registry import ModelSpec
 from quantvm.models.weights import ResolvedWeights, load_into, read_state_dict
@@ -23,14 +24,6 @@ from quantvm.torch_compat import quantization_engine, quiet
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-Scheme = Literal["per-channel", "per-tensor"]
-Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
-Flow = Literal["eager", "fx", "pt2e"]
-"""eager: modules are replaced. fx: a traced graph is rewritten. pt2e: an exported program is rewritten."""
-FLOWS: tuple[str, ...] = get_args(Flow)
-SCHEMES: tuple[str, ...] = get_args(Scheme)
-ENGINES: tuple[str, ...] = get_args(Engine)
 
 
 @missing_package_named()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from quantvm.data.preprocess import Interpolation, Preprocessing
+from quantvm.choices import Interpolation
+from quantvm.data.preprocess import Preprocessing
 from quantvm.models.registry import ModelSpec
 from quantvm.models.torchvision import PUBLISHED_BY, torchvision_file
 from quantvm.torch_compat import import_torchvision, quiet

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from quantvm.choices import POLICIES
 from quantvm.errors import ConfigError, DownloadError, WeightsError
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.progress import SILENT, Progress
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 Kind = Literal["float", "random", "quantized"]
-POLICIES = ("auto", "random", "torchvision-quantized")
 _SHOWN_KEYS = 5
 _OFFLINE_MEMORY_S = 30.0
 _unreachable_since_s: dict[str, float] = {}

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from quantvm.choices import Engine
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry, conv_separate_up_to, linear_separate_up_to
-from quantvm.numerics.torch_engines import Engine, Library
+from quantvm.numerics.torch_engines import Library
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ floating point would do. Imports neither torch nor tvm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Rounding = Literal["upward", "to_even", "away"]
-ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+from quantvm.choices import Rounding
+
 Values = Any
 """Numbers, or an array of any numeric dtype."""
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from quantvm.choices import NUMERICS, Numerics, Rounding
 from quantvm.numerics import fixed_point
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.fixed_point import ROUNDINGS, FixedPoint, Rounding
+from quantvm.numerics.fixed_point import FixedPoint
 from quantvm.numerics.requantization import IntegerRequantization
-from quantvm.numerics.torch_engines import Numerics, QuantParams, Values, dequantize_val, f32, f64
-
-NUMERICS = ("torch", "qdq", "integer", *(f"integer:{rounding}" for rounding in ROUNDINGS))
-"""The values of `--numerics`; plain `integer` rounds upward, as QNN does by default."""
+from quantvm.numerics.torch_engines import QuantParams, Values, dequantize_val, f32, f64
 
 
 def parse_numerics(text: str) -> tuple[Numerics, Rounding]:

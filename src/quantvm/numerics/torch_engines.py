@@ -24,13 +24,8 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Values = Any
 """Numbers, or an array of any numeric dtype."""
-Numerics = Literal["torch", "qdq", "integer"]
-"""torch: the bits of a PyTorch engine. qdq: float32 between dequantize and quantize (qdq.py). integer: no float between
-quantize and dequantize (integer.py)."""
-Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
 Library = Literal["fbgemm", "onednn", "qnnpack"]
 """Libraries by which PyTorch computes convolutions and matrix products; the engine x86 uses the first two."""
-ENGINES: tuple[Engine, ...] = ("fbgemm", "x86", "onednn", "qnnpack")
 
 _LARGEST_BELOW_2_31 = f32(2147483520.0)
 

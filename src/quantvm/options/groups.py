@@ -10,16 +10,25 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from quantvm.data.check import OnBadImage
-from quantvm.data.loading import ClassMap
-from quantvm.data.preprocess import ImageOptions, Interpolation
-from quantvm.models.quantize import ENGINES, FLOWS, SCHEMES, Engine, Scheme
-from quantvm.models.weights import POLICIES
-from quantvm.numerics.integer import NUMERICS
+from quantvm.choices import (
+    ENGINES,
+    FLOWS,
+    NUMERICS,
+    POLICIES,
+    SCHEMES,
+    ClassMap,
+    Engine,
+    Interpolation,
+    OnBadImage,
+    Scheme,
+)
 from quantvm.options import checks, reading
 from quantvm.options.option import Options, documented, option
+
+if TYPE_CHECKING:
+    from quantvm.data.preprocess import ImageOptions
 
 QUANTIZATION = "Quantization and compilation"
 
@@ -234,6 +243,8 @@ class OwnImageOptions(Options):
 
     def image_options(self) -> ImageOptions:
         """Returns how images become the input of files and factories."""
+        from quantvm.data.preprocess import ImageOptions
+
         return self.shared(ImageOptions)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from quantvm.choices import ENGINES
 from quantvm.errors import last_line
 from quantvm.frontend.exported.interface import exported_call
 from quantvm.frontend.interface import parameters_of_model, split_examples
-from quantvm.numerics.torch_engines import ENGINES
 from quantvm.structure import take_apart
 
 from .litert import UNDEFINED_QUOTIENT, is_defined, needs_optimized_kernels

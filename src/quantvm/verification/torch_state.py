@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from quantvm.numerics.torch_engines import ENGINES
+from quantvm.choices import ENGINES
 from quantvm.torch_compat import quantization_engine
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantvm.choices import FLOWS
 from quantvm.errors import ConfigError, ModelImportError
-from quantvm.models.quantize import FLOWS
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.models.weights import ResolvedWeights
 from quantvm.options.groups import QuantizationOptions

@@ -10,7 +10,7 @@ import pytest
 
 from quantvm.errors import ConfigError, UnknownNameError
 from quantvm.jobs.latency.config import BenchConfig
-from quantvm.jobs.latency.engines import ENGINES
+from quantvm.jobs.latency.engine_kinds import ENGINES
 from quantvm.jobs.latency.text import bench_lines
 
 from .bench_fakes import MS, FakeBench, failing, run_bench

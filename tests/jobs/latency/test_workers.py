@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from quantvm.jobs.latency import engine_worker, workers
-from quantvm.jobs.latency.engines import ENGINES, EngineKind, Job, make_engine
+from quantvm.jobs.latency.engine_kinds import ENGINES, EngineKind
+from quantvm.jobs.latency.engines import Job, make_engine
 from quantvm.jobs.latency.workers import ProcessWorker, WorkerError
 
 ENGINE = """
@@ -55,7 +56,8 @@ def toy(tmp_path, monkeypatch):
     (tmp_path / "toy_engine.py").write_text(ENGINE)
     # A worker finds its engine by name, as it would a registered one.
     (tmp_path / "sitecustomize.py").write_text(
-        "from quantvm.jobs.latency.engines import ENGINES, EngineKind\nENGINES['toy'] = EngineKind('toy_engine:Toy')\n"
+        "from quantvm.jobs.latency.engine_kinds import ENGINES, EngineKind\n"
+        "ENGINES['toy'] = EngineKind('toy_engine:Toy')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     np.save(tmp_path / "input.npy", np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2))

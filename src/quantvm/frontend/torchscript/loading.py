@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from quantvm.choices import ENGINES
 from quantvm.errors import ModelImportError, UnsupportedOpError, first_line, gist
 from quantvm.frontend.interface import Arguments, arguments_of, flattened, parameters_of_model
 from quantvm.frontend.registry import find_converter, supported_ops
-from quantvm.numerics.torch_engines import ENGINES
 from quantvm.storage.regular_files import checked_path, open_regular
 from quantvm.structure import Structure
 from quantvm.torch_compat import quiet, trigger_quantized_warnings

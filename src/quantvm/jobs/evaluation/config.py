@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from quantvm.choices import FLOWS, NUMERICS
 from quantvm.errors import ConfigError
-from quantvm.models.quantize import FLOWS
-from quantvm.numerics.integer import NUMERICS
 from quantvm.options import checks, reading
 from quantvm.options.groups import (
     QUANTIZATION,
@@ -19,12 +18,13 @@ from quantvm.options.groups import (
     tuples,
 )
 from quantvm.options.option import documented, help_of, option, varied
-from quantvm.score.parity import Tolerance
 from quantvm.workload.options import WorkloadOptions
 
 
 def _tolerance(text: str) -> str | None:
     """Checks the value of `check_parity`."""
+    from quantvm.score.parity import Tolerance
+
     try:
         Tolerance.parse(text)
     except ConfigError as error:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from quantvm.jobs.latency.engines import ENGINES
-from quantvm.models.quantize import FLOWS, Engine, Scheme
+from quantvm.choices import FLOWS, Engine, Scheme
+from quantvm.jobs.latency.engine_kinds import ENGINES
 from quantvm.options import checks, reading
 from quantvm.options.groups import (
     QUANTIZATION,

@@ -2,12 +2,11 @@
 
 An engine builds a file from the float model and the calibration images, and loads it for a batch size. The two happen
 in separate processes, so that quantizing adds neither memory nor time to what is measured. To add an engine, write a
-class with ``build`` and ``load``, and list it in :data:`ENGINES`.
+class with ``build`` and ``load``, and list it in `engine_kinds.ENGINES`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from quantvm.choices import ENGINES as TORCH_ENGINES
 from quantvm.errors import CompileError
-from quantvm.numerics.torch_engines import ENGINES as TORCH_ENGINES
+from quantvm.jobs.latency.engine_kinds import ENGINES, EngineKind
 from quantvm.torch_compat import torch_engines
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Job:
     """What a worker process is for.
 
     Attributes:
-        engine: a name of :data:`ENGINES`.
+        engine: a name of `engine_kinds.ENGINES`.
         model: a name of the registry.
         folder: holds the model's files, see the properties.
         threads: how many threads the engine computes with.
@@ -253,41 +253,6 @@ class TvmEngine:
 
     def _path(self, threads: int, batch: int) -> Path:
         return Path(self._job.folder, f"tvm-{threads}-{batch}.qvm")
-
-
-@dataclass(frozen=True)
-class EngineKind:
-    """One engine that can be measured.
-
-    Attributes:
-        home: where its class is.
-        flows: the flows of PyTorch's quantization whose models it runs.
-        modules: the modules that it needs besides quantvm's own dependencies.
-    """
-
-    home: str
-    flows: tuple[str, ...] = ("eager", "fx", "pt2e")
-    modules: tuple[str, ...] = ()
-
-    def missing(self) -> tuple[str, ...]:
-        """Returns the modules that are not installed."""
-        return tuple(name for name in self.modules if importlib.util.find_spec(name) is None)
-
-
-_PEERS = "quantvm.jobs.latency.peer_engines"
-_EXPORTED = "quantvm.jobs.latency.exported_engines"
-_PACKED = ("eager", "fx")
-ENGINES: dict[str, EngineKind] = {
-    "tvm": EngineKind(f"{__name__}:TvmEngine"),
-    "torch_fbgemm": EngineKind(f"{__name__}:TorchEngine", _PACKED),
-    "torch_x86": EngineKind(f"{__name__}:TorchEngine", _PACKED),
-    "torch_onednn": EngineKind(f"{__name__}:TorchEngine", _PACKED),
-    "torch_pt2e": EngineKind(f"{_EXPORTED}:ExportedEngine", ("pt2e",), ("torchao",)),
-    "torch_inductor": EngineKind(f"{_EXPORTED}:InductorEngine", ("pt2e",), ("torchao",)),
-    "onnxruntime": EngineKind(f"{_PEERS}:OnnxRuntimeEngine", modules=("onnx", "onnxruntime")),
-    "openvino": EngineKind(f"{_PEERS}:OpenVinoEngine", modules=("onnx", "openvino", "nncf")),
-}
-"""The engines by name, in the order of the reports."""
 
 
 def why_missing(engine: str) -> str | None:

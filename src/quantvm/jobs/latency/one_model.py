@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantvm.choices import FLOWS
 from quantvm.errors import ConfigError
 from quantvm.jobs.latency.config import BenchConfig
 from quantvm.jobs.latency.engines import Job
 from quantvm.jobs.latency.rounds import alternate, summarize
 from quantvm.jobs.latency.schema import BenchModelRow, EngineRow, EngineStatus, ProfileRow
 from quantvm.jobs.latency.workers import ProcessWorker, Worker, WorkerError
-from quantvm.models.quantize import FLOWS
 from quantvm.score.parity import OutputShapeError, check_outputs
 
 if TYPE_CHECKING:

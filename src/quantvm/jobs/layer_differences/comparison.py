@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantvm.choices import ENGINES
 from quantvm.errors import ConfigError, RunError
 from quantvm.jobs.layer_differences.causes import Explainer
 from quantvm.jobs.layer_differences.config import DiffConfig
 from quantvm.jobs.layer_differences.layer_parity import LayerCount
 from quantvm.jobs.layer_differences.schema import FusionRow
 from quantvm.layer_rules import Environment
-from quantvm.numerics.torch_engines import ENGINES
 from quantvm.progress import Progress
 from quantvm.qdq.bindings import definitions
 from quantvm.qdq.expressions import op_name

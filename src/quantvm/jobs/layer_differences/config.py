@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from quantvm.numerics.integer import NUMERICS
-from quantvm.numerics.torch_engines import ENGINES
+from quantvm.choices import ENGINES, NUMERICS
 from quantvm.options import checks
 from quantvm.options.groups import OutputOptions, OwnImageOptions, paths_for_texts
 from quantvm.options.option import documented, option, varied

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantvm.choices import ENGINES
 from quantvm.errors import QuantvmError, gist
 from quantvm.jobs.layer_differences.comparison import Comparison
 from quantvm.jobs.layer_differences.config import DiffConfig
 from quantvm.jobs.layer_differences.repro_programs import ProgramCase, program_text
 from quantvm.jobs.layer_differences.repro_text import ReproCase, repro_text
 from quantvm.layer_rules import Operator, Window
-from quantvm.numerics.torch_engines import ENGINES
 from quantvm.storage.output_files import write_file
 
 if TYPE_CHECKING:

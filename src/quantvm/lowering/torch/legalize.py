@@ -14,6 +14,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from quantvm.choices import Engine, Numerics, Rounding
 from quantvm.kernels import Kernel
 from quantvm.kernels.conv.dot import PORTABLE_PAIRS, DotProduct
 from quantvm.kernels.elementwise import quantize
@@ -34,8 +35,6 @@ from quantvm.lowering.tensors import (
     rows_and_item,
 )
 from quantvm.numerics.dispatch import Cpu, PyTorch
-from quantvm.numerics.fixed_point import Rounding
-from quantvm.numerics.torch_engines import Engine, Numerics
 from quantvm.qdq.attributes import channels_last_inputs, composite_name
 from quantvm.qdq.bindings import count_uses
 from quantvm.qdq.composite import Composite
