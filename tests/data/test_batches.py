@@ -27,7 +27,7 @@ def test_every_sample_once_in_order(samples, batch_size, workers):
     assert 0 < len(found[-1]) <= batch_size
     assert [name for batch in found for name in batch.ids] == [sample.id for sample in samples]
     assert np.concatenate([batch.labels for batch in found]).tolist() == list(range(7))
-    expected = np.stack([preprocess(sample.path, SMALL) for sample in samples])
+    expected = np.stack([preprocess(sample.source, SMALL) for sample in samples])
     np.testing.assert_array_equal(np.concatenate([batch.x_f32 for batch in found]), expected)
 
 
@@ -44,7 +44,7 @@ def test_no_samples_no_batches():
 
 
 def test_inputs_alone(samples):
-    found = list(iterate_inputs([sample.path for sample in samples], SMALL, 5))
+    found = list(iterate_inputs([sample.source for sample in samples], SMALL, 5))
     assert [len(x_f32) for x_f32 in found] == [5, 2]
 
 
@@ -54,7 +54,7 @@ def test_a_batch_of_nothing_is_refused(samples):
 
 
 def test_a_file_that_vanished_is_named(samples):
-    samples[3].path.unlink()
+    samples[3].source.unlink()
     found = iterate_batches(samples, SMALL, 2)
     next(found)
     with pytest.raises(DataError, match=r"3\.png: no such file"):

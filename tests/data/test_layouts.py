@@ -24,7 +24,7 @@ class TestWnidFolders:
         root = touch(tmp_path, f"{WNIDS[999]}/a.JPEG", f"{WNIDS[7]}/b.JPEG", f"{WNIDS[7]}/deep/er/c.png")
         samples = layouts.wnid_folders(root)
         assert labels(samples) == {f"{WNIDS[7]}/b.JPEG": 7, f"{WNIDS[7]}/deep/er/c.png": 7, f"{WNIDS[999]}/a.JPEG": 999}
-        assert all(sample.path == root / sample.id for sample in samples)
+        assert all(sample.source == root / sample.id for sample in samples)
 
     def test_hidden_files_and_clutter_are_no_samples_but_any_other_file_is(self, tmp_path):
         root = touch(
@@ -165,4 +165,4 @@ def test_names_that_are_no_unicode(tmp_path):
     folder = tmp_path / WNIDS[0]
     folder.mkdir()
     (folder / os.fsdecode(b"\xff.png")).touch()
-    assert layouts.wnid_folders(tmp_path)[0].path.exists()
+    assert layouts.wnid_folders(tmp_path)[0].source.exists()

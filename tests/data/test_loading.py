@@ -157,7 +157,7 @@ class TestBadImages:
         names = spoil(folder / "val")
         dataset = load_dataset(folder, on_bad_image="skip")
         assert dataset.samples == clean.samples
-        assert {image.path.name for image in dataset.bad} == names
+        assert {image.source.name for image in dataset.bad} == names
         assert all(image.reason for image in dataset.bad)
         assert dataset.notes == ("4 of the 16 chosen files cannot be read as images and are left out",)
 
@@ -166,7 +166,7 @@ class TestBadImages:
         sets = [load_dataset(folder, num_samples=6, seed=seed, on_bad_image="skip") for seed in range(8)]
         assert all(len(dataset) + len(dataset.bad) == 6 for dataset in sets)
         assert {len(dataset.bad) for dataset in sets} > {1}
-        assert {image.path.name for dataset in sets for image in dataset.bad} <= names
+        assert {image.source.name for dataset in sets for image in dataset.bad} <= names
 
     def test_none_left_is_an_error(self, tmp_path):
         root = tmp_path / "d"
@@ -221,7 +221,7 @@ class TestCalibration:
         dataset = load_dataset(folder / "val")
         found = load_calibration(folder / "val", None, num_samples=5, seed=0, evaluation=dataset)
         assert len(found) == 5
-        assert set(found.images) <= {sample.path for sample in dataset.samples}
+        assert set(found.images) <= {sample.source for sample in dataset.samples}
         assert found.source.startswith("5 of the 12 evaluation images themselves")
         assert "also evaluated" in found.notes[0]
 
@@ -246,7 +246,7 @@ class TestCalibration:
         names = spoil(folder / "train")
         found = load_calibration(folder, None, num_samples=10, seed=seed, evaluation=evaluation, on_bad_image="skip")
         assert len(set(found.images)) == 10
-        assert {image.path.name for image in found.bad} <= names
+        assert {image.source.name for image in found.bad} <= names
         assert bool(found.bad) == any("left out" in note for note in found.notes)
 
     def test_no_good_image(self, folder, evaluation, tmp_path):

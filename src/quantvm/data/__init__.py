@@ -11,6 +11,7 @@ from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, Sample
 from quantvm.data.loading import has_imagenet_labels, load_calibration, load_dataset
 from quantvm.data.preprocess import Preprocessing, preprocess
 from quantvm.data.sets import DATASETS, NamedSet, fetch_data
+from quantvm.data.sources import Source, open_source
 
 __all__ = [
     "DATASETS",
@@ -21,6 +22,7 @@ __all__ = [
     "NamedSet",
     "Preprocessing",
     "Sample",
+    "Source",
     "class_names",
     "fetch_data",
     "find_bad_images",
@@ -31,5 +33,6 @@ __all__ = [
     "iterate_inputs",
     "load_calibration",
     "load_dataset",
+    "open_source",
     "preprocess",
 ]

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from quantvm.data.dataset import Sample
 from quantvm.data.preprocess import Preprocessing, preprocess
+from quantvm.data.sources import Source
 from quantvm.errors import ConfigError
 
 _BATCHES_AHEAD = 2
@@ -51,7 +51,7 @@ def iterate_batches(
         DataError: A file cannot be read as an image (any more).
     """
     samples = tuple(samples)
-    inputs = iterate_inputs([sample.path for sample in samples], preprocessing, batch_size, workers=workers)
+    inputs = iterate_inputs([sample.source for sample in samples], preprocessing, batch_size, workers=workers)
     start = 0
     for x_f32 in inputs:
         chosen = samples[start : start + len(x_f32)]
@@ -61,7 +61,7 @@ def iterate_batches(
 
 
 def iterate_inputs(
-    paths: Sequence[Path], preprocessing: Preprocessing, batch_size: int, *, workers: int | None = None
+    sources: Sequence[Source], preprocessing: Preprocessing, batch_size: int, *, workers: int | None = None
 ) -> Iterator[np.ndarray]:
     """Yields (N, 3, H, W) float32 arrays of the images in order, `batch_size` at a time; the last may be smaller.
 
@@ -70,13 +70,13 @@ def iterate_inputs(
     """
     if batch_size < 1:
         raise ConfigError(f"batch size: got {batch_size}, expected at least 1")
-    chunks = iter([paths[start : start + batch_size] for start in range(0, len(paths), batch_size)])
+    chunks = iter([sources[start : start + batch_size] for start in range(0, len(sources), batch_size)])
     pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="decode")
     ahead: deque[list[Future[np.ndarray]]] = deque()
 
     def submit_next() -> None:
         if chunk := next(chunks, None):
-            ahead.append([pool.submit(preprocess, path, preprocessing) for path in chunk])
+            ahead.append([pool.submit(preprocess, source, preprocessing) for source in chunk])
 
     try:
         for _ in range(1 + _BATCHES_AHEAD):

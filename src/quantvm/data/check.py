@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from quantvm.data.batches import default_workers
 from quantvm.data.dataset import BadImage
 from quantvm.data.preprocess import load_rgb
+from quantvm.data.sources import Source
 from quantvm.errors import DataError
 from quantvm.progress import SILENT, Progress
 
 
 def find_bad_images(
-    paths: Sequence[Path], *, progress: Progress = SILENT, description: str = "check images"
+    sources: Sequence[Source], *, progress: Progress = SILENT, description: str = "check images"
 ) -> tuple[BadImage, ...]:
-    """Returns the files that cannot be decoded to the last pixel, in the given order."""
+    """Returns the images that cannot be decoded to the last pixel, in the given order."""
     bad = []
     pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="check")
     try:
-        with progress.task(description, total=len(paths)) as task:
-            for path, reason in zip(paths, pool.map(_reason_why_bad, paths), strict=True):
+        with progress.task(description, total=len(sources)) as task:
+            for source, reason in zip(sources, pool.map(_reason_why_bad, sources), strict=True):
                 task.advance()
                 if reason is not None:
-                    bad.append(BadImage(path, reason))
+                    bad.append(BadImage(source, reason))
     finally:
         pool.shutdown(cancel_futures=True)
     return tuple(bad)
 
 
-def _reason_why_bad(path: Path) -> str | None:
+def _reason_why_bad(source: Source) -> str | None:
     try:
-        load_rgb(path)
+        load_rgb(source)
     except DataError as error:
         return str(error)
     return None
@@ -45,7 +45,7 @@ def raise_bad_images(bad: Iterable[BadImage], what: str) -> None:
         bad: The files.
         what: What the images belong to, for the message.
     """
-    lines = [f"  {image.path}: {image.reason}" for image in bad]
+    lines = [f"  {image.source}: {image.reason}" for image in bad]
     if lines:
         count = "1 file" if len(lines) == 1 else f"{len(lines)} files"
         raise DataError(

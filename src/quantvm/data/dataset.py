@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantvm.data.sources import Source
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -14,20 +16,20 @@ class Sample:
 
     Attributes:
         id: Its path relative to the data set's root, with `/` between the parts.
-        path: The file.
+        source: Where its bytes are: a file, or a place in an archive or table.
         label: Its ImageNet class index, 0..999.
     """
 
     id: str
-    path: Path
+    source: Source
     label: int
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """A file that cannot be used, and why."""
+    """An image that cannot be used, and why."""
 
-    path: Path
+    source: Source
     reason: str
 
 
@@ -67,13 +69,13 @@ class CalibrationSet:
     """The images for calibrating quantized ranges; each has been decoded once as a check.
 
     Attributes:
-        images: The files, in order of use.
+        images: Where their bytes are, in order of use.
         source: A description of where they come from.
         bad: Files that were drawn but left out because they cannot be read.
         notes: What a reader of the results should know, one sentence each.
     """
 
-    images: tuple[Path, ...]
+    images: tuple[Source, ...]
     source: str
     bad: tuple[BadImage, ...] = ()
     notes: tuple[str, ...] = ()

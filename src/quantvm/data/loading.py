@@ -12,6 +12,7 @@ from quantvm.data.check import find_bad_images, raise_bad_images
 from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, choose_subset, draw_order
 from quantvm.data.layouts import Layout, has_every_wnid, image_names, layout_of_folder, single_subfolder, stray_images
 from quantvm.data.sets import DATASETS, fetch_data, nearest_name, set_root
+from quantvm.data.sources import Source, real_source
 from quantvm.errors import ConfigError, DataError
 from quantvm.progress import SILENT, Progress
 
@@ -61,15 +62,15 @@ def load_dataset(
     notes = [*place.notes, *_layout_notes(place, class_map)]
     if num_samples is not None and num_samples > len(samples):
         notes.append(f"{_images(num_samples)} were asked for, but {place.name} has {len(samples):,}: all are used")
-    bad = find_bad_images([sample.path for sample in chosen], progress=progress)
+    bad = find_bad_images([sample.source for sample in chosen], progress=progress)
     if on_bad_image == "stop":
         raise_bad_images(bad, f"data set {place.name}")
-    left_out = {image.path for image in bad}
-    kept = tuple(sample for sample in chosen if sample.path not in left_out)
+    left_out = {image.source for image in bad}
+    kept = tuple(sample for sample in chosen if sample.source not in left_out)
     if not kept:
         raise DataError(
             f"data set {place.name}: none of the chosen files can be read as an image, {len(chosen):,} in all; the "
-            f"first is {bad[0].path}: {bad[0].reason}"
+            f"first is {bad[0].source}: {bad[0].reason}"
         )
     if bad:
         notes.append(f"{len(bad):,} of the {len(chosen):,} chosen files cannot be read as images and are left out")
@@ -204,19 +205,19 @@ def _layout_notes(place: _Place, class_map: str) -> list[str]:
 
 def _part_of_evaluation(evaluation: Dataset, num_samples: int, seed: int) -> CalibrationSet:
     """Returns a seeded choice of the evaluation images, which are already checked."""
-    paths = {sample.id: sample.path for sample in evaluation.samples}
-    images = tuple(paths[name] for name in draw_order(paths, seed)[:num_samples])
-    share = f"all {len(paths):,}" if len(images) == len(paths) else f"{len(images):,} of the {len(paths):,}"
+    sources = {sample.id: sample.source for sample in evaluation.samples}
+    images = tuple(sources[name] for name in draw_order(sources, seed)[:num_samples])
+    share = f"all {len(sources):,}" if len(images) == len(sources) else f"{len(images):,} of the {len(sources):,}"
     why = f"{evaluation.name} has no train part; --calibration-data names other images"
     source = f"{share} evaluation images themselves ({why})"
     return CalibrationSet(images, source, notes=("the ranges are calibrated on images that are also evaluated",))
 
 
 def _draw_good(
-    order: Sequence[Path], num_samples: int, on_bad_image: OnBadImage, what: str, progress: Progress
-) -> tuple[tuple[Path, ...], tuple[BadImage, ...]]:
+    order: Sequence[Source], num_samples: int, on_bad_image: OnBadImage, what: str, progress: Progress
+) -> tuple[tuple[Source, ...], tuple[BadImage, ...]]:
     """Takes images in order until there are enough good ones."""
-    good: list[Path] = []
+    good: list[Source] = []
     bad: list[BadImage] = []
     start = 0
     while len(good) < num_samples and start < len(order):
@@ -226,15 +227,15 @@ def _draw_good(
         bad += new_bad
         if on_bad_image == "stop":
             raise_bad_images(new_bad, f"the calibration images in {what}")
-        left_out = {image.path for image in new_bad}
-        good += [path for path in drawn if path not in left_out]
+        left_out = {image.source for image in new_bad}
+        good += [source for source in drawn if source not in left_out]
     if not good:
         raise DataError(f"calibration: none of the files in {what} can be read as an image, {len(order):,} in all")
     return tuple(good), tuple(bad)
 
 
 def _calibration_notes(
-    images: Sequence[Path], bad: Sequence[BadImage], num_samples: int, where: str, evaluation: Dataset
+    images: Sequence[Source], bad: Sequence[BadImage], num_samples: int, where: str, evaluation: Dataset
 ) -> tuple[str, ...]:
     notes = []
     if len(images) < num_samples:
@@ -243,8 +244,8 @@ def _calibration_notes(
         )
     if bad:
         notes.append(f"{len(bad):,} files drawn for calibration cannot be read as images and are left out")
-    evaluated = {sample.path.resolve() for sample in evaluation.samples}
-    n_both = sum(path.resolve() in evaluated for path in images)
+    evaluated = {real_source(sample.source) for sample in evaluation.samples}
+    n_both = sum(real_source(source) in evaluated for source in images)
     if n_both:
         notes.append(f"{n_both:,} of the {len(images):,} calibration images are also evaluated")
     return tuple(notes)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from quantvm.choices import Interpolation
 from quantvm.data.image_modes import to_rgb
+from quantvm.data.sources import Source, open_source
 from quantvm.errors import ConfigError, DataError
-from quantvm.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -73,24 +72,22 @@ class ImageOptions:
         return Preprocessing(resize, size, self.interpolation, self.mean, self.std)  # type: ignore[arg-type]
 
 
-def load_rgb(path: Path) -> Image.Image:
+def load_rgb(source: Source) -> Image.Image:
     """Returns the fully decoded image in RGB, as torchvision's default loader does, except 16-bit gray: see `to_rgb`.
 
     Colour profiles and EXIF orientations are not applied; an animation gives its first frame.
 
     Raises:
-        DataError: The file is missing, empty, truncated, not an image that PIL can read, or gray with an unknown
+        DataError: The image is missing, empty, truncated, not an image that PIL can read, or gray with an unknown
             range; the message holds the reason only.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        if path.is_file() and path.stat().st_size == 0:
-            raise DataError("empty file, 0 bytes")
-        with open_regular(path, DataError) as file, Image.open(file, formats=_formats()) as image:
+        with open_source(source) as file, Image.open(file, formats=_formats()) as image:
             return to_rgb(image)
     except DataError as error:
-        raise DataError(str(error).removesuffix(f": {path}").removeprefix(f"{path} ")) from error
+        raise DataError(str(error).removesuffix(f": {source}").removeprefix(f"{source} ")) from error
     except UnidentifiedImageError:
         raise DataError("not an image of a known format") from None
     except MemoryError:
@@ -109,7 +106,7 @@ def _formats() -> list[str]:
     return sorted(set(Image.ID) - {"EPS"})
 
 
-def preprocess(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
     """Returns the network's input for one image, with the same bits as torchvision's transforms.
 
     Computes: ``Normalize(ToTensor(CenterCrop(Resize(image))))``, that is ``(x_u8 / 255 - mean) / std`` per channel,
@@ -119,7 +116,7 @@ def preprocess(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     `to_rgb`.
 
     Args:
-        path: An image file.
+        source: An image: a file, or a place in an archive or table.
         preprocessing: Sizes, interpolation, mean and std.
 
     Returns:
@@ -129,9 +126,9 @@ def preprocess(path: Path, preprocessing: Preprocessing) -> np.ndarray:
         DataError: The file cannot be read as an image.
     """
     try:
-        image = load_rgb(path)
+        image = load_rgb(source)
     except DataError as error:
-        raise DataError(f"{path}: {error}; remove or replace the file") from error
+        raise DataError(f"{source}: {error}; remove or replace the file") from error
     x_u8 = crop_center(np.asarray(_resize_shorter_side(image, preprocessing)), preprocessing.crop)
     tables = _normalized_values(preprocessing.mean, preprocessing.std)
     # (H, W, C) -> (C, H, W)

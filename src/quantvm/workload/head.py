@@ -19,7 +19,7 @@ def head(plan: Plan, config: DataOptions, command: str) -> HeadRow:
         command: what the user called.
     """
     dataset, calibration = plan.dataset, plan.calibration
-    bad = [{"path": str(bad.path), "reason": bad.reason} for bad in (*dataset.bad, *calibration.bad)]
+    bad = [{"path": str(bad.source), "reason": bad.reason} for bad in (*dataset.bad, *calibration.bad)]
     return {
         "schema_version": SCHEMA_VERSION,
         "command": command,

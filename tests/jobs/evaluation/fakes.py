@@ -102,7 +102,7 @@ class FakeWorkload:
         return Dataset("fake", Path("/nowhere"), samples, num_samples, is_default=data is None)
 
     def load_calibration(self, data, calibration_data, *, evaluation, **options):
-        return CalibrationSet(tuple(sample.path for sample in evaluation.samples[:5]), "5 of the images themselves")
+        return CalibrationSet(tuple(sample.source for sample in evaluation.samples[:5]), "5 of the images themselves")
 
     def resolve_weights(self, spec, policy, *, progress):
         if spec.name in self.unavailable:

@@ -171,8 +171,8 @@ def write_model(entry: Entry, plan: Plan, job: Job) -> None:
 
 def _input(entry: Entry, plan: Plan) -> np.ndarray:
     """Returns the largest batch of the data set's images; if it has too few, they are repeated from the start."""
-    paths, max_batch = [sample.path for sample in plan.dataset.samples], plan.options.batch_size
-    chosen = [paths[i % len(paths)] for i in range(max_batch)]
+    sources, max_batch = [sample.source for sample in plan.dataset.samples], plan.options.batch_size
+    chosen = [sources[i % len(sources)] for i in range(max_batch)]
     return next(iterate_inputs(chosen, entry.spec.preprocessing, max_batch))
 
 
