@@ -19,6 +19,7 @@ from quantvm.compiler.cache import CompileCache, default_cache
 from quantvm.compiler.cache_key import digest_of_module, key_parts
 from quantvm.errors import ConfigError
 from quantvm.frontend import from_torch
+from quantvm.lowering import LoweringOptions
 from quantvm.runtime.target import parse_target
 from tests.quantized_modules import Quantized, SmallNetwork, conv2d, image, save_traced
 
@@ -169,12 +170,13 @@ def test_two_processes_agree_on_the_key(tmp_path):
 import json, numpy as np
 from quantvm.frontend import from_torch
 from quantvm.compiler.cache_key import key_parts
+from quantvm.lowering import LoweringOptions
 from quantvm.runtime.target import parse_target
 module = from_torch({str(path)!r}, np.zeros({(1, *SHAPE)!r}, np.float32), engine="fbgemm")
-print(json.dumps(key_parts(module, parse_target("native"), numerics="torch", threads=2)))
+print(json.dumps(key_parts(module, LoweringOptions(parse_target("native"), "torch", threads=2))))
 """
     module = from_torch(str(path), x, engine="fbgemm")
-    here = key_parts(module, parse_target("native"), numerics="torch", threads=2)
+    here = key_parts(module, LoweringOptions(parse_target("native"), "torch", threads=2))
     another = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120,

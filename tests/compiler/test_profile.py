@@ -6,13 +6,21 @@ import numpy as np
 import torch
 
 from quantvm.compiler.profile import profile
+from quantvm.frontend import from_torch
+from quantvm.runtime.target import Machine
 
 from ..quantized_modules import Quantized, SmallNetwork, image
+
+ONE_THREAD = Machine("native", 1)
+
+
+def imported(module, x_f32):
+    return from_torch(module, torch.from_numpy(x_f32[:1]), engine="fbgemm")
 
 
 def test_every_call_has_a_time_its_shapes_and_the_multiply_adds_of_the_batch():
     x_f32 = image(2, 3, 17, 19).numpy()
-    found = profile(SmallNetwork(), x_f32, engine="fbgemm", threads=1, min_calls=5, min_seconds=0.0)
+    found = profile(imported(SmallNetwork(), x_f32), x_f32, ONE_THREAD, min_calls=5, min_seconds=0.0)
     assert found.n == 5
     assert min(found.total_ms, found.instrumented_ms, found.hook_ms) > 0
     assert all(call.p50_ms > 0 for call in found.calls)
@@ -25,7 +33,7 @@ def test_every_call_has_a_time_its_shapes_and_the_multiply_adds_of_the_batch():
 
 def test_it_ends_after_the_minimum_of_both_calls_and_seconds():
     x_f32 = np.zeros((1, 3, 9, 9), np.float32)
-    found = profile(SmallNetwork(), x_f32, engine="fbgemm", threads=1, min_calls=1, min_seconds=0.05)
+    found = profile(imported(SmallNetwork(), x_f32), x_f32, ONE_THREAD, min_calls=1, min_seconds=0.05)
     assert found.n > 1
 
 
@@ -36,7 +44,6 @@ def test_functions_that_take_sizes_beside_tensors():
         y = x.dequantize().reshape(-1, 4, 5, 6)
         return torch.softmax(torch.cat([y[:, 1:], y[:, :1]], 1).permute(0, 2, 1, 3), -1)
 
-    found = profile(
-        Quantized(windows), image(2, 8, 5, 6).numpy(), engine="fbgemm", threads=1, min_calls=1, min_seconds=0.0
-    )
+    x_f32 = image(2, 8, 5, 6).numpy()
+    found = profile(imported(Quantized(windows), x_f32), x_f32, ONE_THREAD, min_calls=1, min_seconds=0.0)
     assert (4, 5, 4, 6) in [call.out_shape for call in found.calls]

@@ -82,7 +82,7 @@ def test_new_records_make_compiled_code_stale():
     module = from_torch(SmallNetwork(), image(1, 3, 17, 19), engine="fbgemm")
 
     def key():
-        return cache_key(module, target, numerics="torch", threads=1)
+        return cache_key(module, LoweringOptions(target, "torch", schedules=schedules_for(target)))
 
     before = key()
     mcpu = target_cpu(target)

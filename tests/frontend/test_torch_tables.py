@@ -24,7 +24,8 @@ IN, UNIT, AROUND_ZERO = QuantParams(0.03125, 100), QuantParams(1 / 256, 0), Quan
     ("name", "out"), [("sigmoid", UNIT), ("sigmoid", QuantParams(0.0041, 7)), ("tanh", AROUND_ZERO)]
 )
 def test_pytorchs_table_is_our_formula_but_for_a_last_bit(name, out, engine):
-    found = torch_table(name, IN, out, engine=engine)
+    with quantization_engine(engine):
+        found = torch_table(name, IN, out)
     if engine == "qnnpack" and out.scale == 0.0041:
         assert found is None
         return
@@ -36,7 +37,7 @@ def test_pytorchs_table_is_our_formula_but_for_a_last_bit(name, out, engine):
 
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
 def test_tables_of_float_operators(name):
-    found = torch_table(name, IN, AROUND_ZERO, engine="fbgemm")
+    found = torch_table(name, IN, AROUND_ZERO)
     expected = np.stack(unary_tables(name, IN, AROUND_ZERO)).astype(int)
     assert abs(found - expected).max() <= 1
     assert (found != expected).mean() < 0.02
@@ -71,7 +72,8 @@ def test_a_float_operator_between_quantized_tensors_is_a_table(function, numeric
 
 
 def test_an_output_that_pytorch_does_not_have():
-    assert torch_table("tanh", IN, UNIT, engine="fbgemm") is None
+    with quantization_engine("fbgemm"):
+        assert torch_table("tanh", IN, UNIT) is None
 
 
 def test_compiled_code_holds_the_table_that_the_module_carries():
@@ -86,4 +88,4 @@ def test_compiled_code_holds_the_table_that_the_module_carries():
 def test_a_module_without_such_operators_carries_none():
     module = from_torch(Quantized(torch.relu), image(2, 3, 9, 7), engine="fbgemm")
     assert TORCH_TABLES not in module.attrs
-    assert with_torch_tables(module, "fbgemm").same_as(module)
+    assert with_torch_tables(module).same_as(module)

@@ -15,12 +15,12 @@ from quantvm.frontend import LayeredProgram, import_layers
 from quantvm.layer_rules import Environment, preset_of
 from quantvm.layer_rules.family import family_of
 from quantvm.lowering.layer_operators import LayerOperator, layer_operators
-from quantvm.torch_compat import has_vnni, quantization_engine
+from quantvm.torch_compat import quantization_engine
 from quantvm.verification.layer_runs import TorchLayerRun
 from quantvm.verification.torch_state import TorchState
 from tests.quantized_modules import conv2d, functional, image, linear
 
-ENVIRONMENT = Environment(1, 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8, has_vnni())
+ENVIRONMENT = Environment(TorchState("fbgemm", 1))
 
 
 class EveryOperator(nn.Module):

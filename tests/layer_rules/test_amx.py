@@ -9,10 +9,12 @@ from quantvm.kernels.reference import accumulators_ref
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.layer_rules import Environment, Operator, Window, preset_of
 from quantvm.layer_rules.family import family_of
+from quantvm.numerics.dispatch import Cpu, PyTorch
 from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams, f32
 
+WITH_AMX = Cpu(onednn_amx=True)
 INPUT, OUTPUT = QuantParams(float(f32(0.0417)), 100), QuantParams(float(f32(0.31)), 77)
 
 
@@ -61,9 +63,9 @@ def test_convolutions_follow_the_rule_of_the_lowering(threads):
         x = rng.integers(0, 256, (images, channels, size, size)).astype(np.uint8)
         w_ohwi = operator.weight.transpose(0, 2, 3, 1)
         acc = accumulators_ref(shape, x.transpose(0, 2, 3, 1), w_ohwi, INPUT.zero_point)
-        separate_up_to = conv_separate_up_to(geometry, threads)
+        separate_up_to = conv_separate_up_to(geometry, in_parallel=threads > 1)
         chosen.add(images > separate_up_to)
-        environment = Environment(threads, 16, True, onednn_amx=True, images=images)
+        environment = Environment(PyTorch("onednn", threads, WITH_AMX), images)
         expected = _expected("conv", operator, acc, separate_up_to).transpose(0, 3, 1, 2)
         assert np.array_equal(_found(operator, x, environment), expected)
     assert chosen == {True, False}
@@ -78,7 +80,7 @@ def test_linear_layers_follow_the_rule_of_the_lowering():
         acc = (x.astype(np.int64) - INPUT.zero_point) @ operator.weight.astype(np.int64).T
         separate_up_to = linear_separate_up_to(features, outputs)
         chosen.add(images * rows > separate_up_to)
-        environment = Environment(1, 16, True, onednn_amx=True, images=images)
+        environment = Environment(PyTorch("onednn", 1, WITH_AMX), images)
         expected = _expected("linear", operator, acc.reshape(-1, outputs), separate_up_to).reshape(acc.shape)
         assert np.array_equal(_found(operator, x, environment), expected)
     assert chosen == {True, False}
@@ -88,5 +90,5 @@ def test_the_two_ways_to_scale_differ():
     rng = np.random.default_rng(0)
     operator = Operator("conv2d", window=Window((1, 1)), in_size=(24, 24), **_layer(rng, 64, (64, 1, 1)))
     x = rng.integers(0, 256, (4, 64, 24, 24)).astype(np.uint8)
-    found = [_found(operator, x, Environment(1, 16, True, onednn_amx=amx, images=4)) for amx in (False, True)]
+    found = [_found(operator, x, Environment(PyTorch("onednn", 1, cpu), 4)) for cpu in (Cpu(), WITH_AMX)]
     assert 0 < np.count_nonzero(found[0] != found[1]) < 0.01 * found[0].size

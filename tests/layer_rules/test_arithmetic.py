@@ -10,6 +10,7 @@ from quantvm.choices import ROUNDINGS
 from quantvm.layer_rules import Environment, Operator, Window, preset_of
 from quantvm.layer_rules.family import family_of
 from quantvm.numerics import integer
+from quantvm.numerics.dispatch import Cpu, PyTorch
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams, f32
 from quantvm.verification.torch_state import TorchState
@@ -18,7 +19,7 @@ A, B, OUT = (QuantParams(float(f32(scale)), zero) for scale, zero in ((0.0625, 1
 
 
 def evaluated(operator: Operator, preset: str, *inputs: np.ndarray, environment: Environment | None = None):
-    environment = environment or Environment()
+    environment = environment or Environment(PyTorch("fbgemm"))
     facts = preset_of(operator, preset, environment).facts
     family = family_of(operator.kind)
     assert family.is_valid(operator, facts)
@@ -55,7 +56,7 @@ def test_additions_have_the_tails_of_pytorchs_loops(shapes, formats, threads, en
         tensors = [quantized(x, q, channels_last=last) for x, q, last in zip((a, b), given, formats, strict=True)]
         expected = torch.ops.quantized.add(*tensors, out_q.scale, out_q.zero_point).int_repr().numpy()
     operator = Operator("add", given, out_q, all(formats), formats=formats, one_shape=shapes[0] == shapes[1])
-    found = evaluated(operator, engine, a, b, environment=Environment(threads))
+    found = evaluated(operator, engine, a, b, environment=Environment(PyTorch(engine, threads)))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -97,7 +98,7 @@ def test_onednns_plain_code_divides_by_the_output_scale():
         weight=weight, weight_scales=scales, weight_zero_points=np.zeros(48, np.int64),
     )  # fmt: skip
     x = rng.integers(0, 256, (1, 12, 24, 24)).astype(np.uint8)
-    environment = Environment(vec_channels=8, vnni=False)
+    environment = Environment(PyTorch("onednn", cpu=Cpu(avx512=False, vnni=False)))
     centred = (x.astype(np.int64) - 100).reshape(1, 4, 3, 24, 24)
     acc = np.einsum("ngchw,goc->nhwgo", centred, weight.reshape(4, 12, 3).astype(np.int64)).reshape(1, 24, 24, 48)
     expected = {

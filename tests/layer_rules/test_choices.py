@@ -23,7 +23,7 @@ from quantvm.lowering.layer_operators import layer_operators
 from quantvm.lowering.tensors import Tensor
 from quantvm.lowering.torch.legalize import Legalization, lowerings
 from quantvm.numerics import dispatch
-from quantvm.numerics.dispatch import Cpu
+from quantvm.numerics.dispatch import Cpu, PyTorch
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import shape_of
 from tests.quantized_modules import Quantized, conv2d, functional, image, linear
@@ -166,11 +166,11 @@ def test_the_lowering_and_diff_ask_one_question(name, monkeypatch):
         tensors = tensors_of(composite, channels_last=channels_last and not _has_one_order(shape))
         lowering = lowerings()["torch", composite.name]
         for engine, cpu, threads in itertools.product(ENGINES, CPUS.values(), (1, 2)):
-            state = Legalization(engine, threads, PORTABLE, PLAIN, cpu.avx512, onednn_amx=cpu.onednn_amx, vnni=cpu.vnni)
+            pytorch = PyTorch(engine, threads, cpu)
+            state = Legalization(pytorch, PORTABLE, PLAIN)
             state.builder = relax.BlockBuilder()
-            environment = Environment(threads, 16 if cpu.avx512 else 8, cpu.vnni, cpu.onednn_amx)
             lowered = asked_by(lambda: lowering(state, composite, tensors, name), monkeypatch)  # noqa: B023
-            preset = asked_by(lambda: preset_of(operator, engine, environment), monkeypatch)  # noqa: B023
+            preset = asked_by(lambda: preset_of(operator, engine, Environment(pytorch)), monkeypatch)  # noqa: B023
             assert (preset.question, preset.arguments) == (lowered.question, lowered.arguments)
             assert preset.answer == lowered.answer
             if lowered.question == "contraction_choice":

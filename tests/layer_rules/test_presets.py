@@ -114,7 +114,7 @@ def test_what_differs_from_a_preset_says_so(subject_of):
     assert seen == {(fact, value) for fact, (_, values) in FACTS.items() for value in values}
     # what is within one rounding of each other shows only next to ties, of which a small module has few
     next_to_ties = {"multiplier", "divisor", "dequantize", "limits", "clip", "sum"}
-    of_pairs = {("padding", "skipped")} if ENVIRONMENT.vnni else set()  # no preset has sums of pairs there
+    of_pairs = {("padding", "skipped")} if ENVIRONMENT.pytorch.cpu.vnni else set()  # no preset has sums of pairs there
     same = seen - differing - of_pairs
     assert {fact for fact, _ in same} <= next_to_ties, same
 

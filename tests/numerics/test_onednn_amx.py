@@ -52,7 +52,7 @@ def _geometry(size, in_channels, out_channels, kernel=1, stride=1, padding=0, gr
 )
 def test_which_batches_of_a_convolution_have_separate_scales(geometry, one_thread, two_threads):
     """As measured on torch 2.13 on a Xeon with AMX."""
-    assert (conv_separate_up_to(geometry, 1), conv_separate_up_to(geometry, 2)) == (one_thread, two_threads)
+    assert [conv_separate_up_to(geometry, in_parallel=many) for many in (False, True)] == [one_thread, two_threads]
 
 
 def test_which_batches_of_a_linear_layer_have_separate_scales():

@@ -6,17 +6,20 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantvm.errors import CompileError, ConfigError, OutputError, missing_package_named, stage
 from quantvm.progress import SILENT, Progress
-from quantvm.qdq.attributes import kernel_name
+from quantvm.qdq.attributes import engine_of, kernel_name
 from quantvm.runtime.artifact import Artifact, CompileReport
 from quantvm.runtime.requirements import requirements_of
 from quantvm.runtime.signature import signature_of
 from quantvm.runtime.target import parse_target, target_text
 
 from .cache import CompileCache, chosen_cache
+
+if TYPE_CHECKING:
+    from quantvm.lowering import LoweringOptions
 
 
 class BuiltLibrary:
@@ -87,7 +90,9 @@ def compile_model(
     import torch
 
     from quantvm.frontend import import_model
-    from quantvm.lowering.pipeline import default_numerics
+    from quantvm.lowering.pipeline import LoweringOptions, default_numerics
+
+    from .schedule_files import schedules_for
 
     if batch not in ("dynamic", "static"):
         raise ConfigError(f"unknown batch {batch!r}, expected dynamic or static")
@@ -96,37 +101,34 @@ def compile_model(
     if not isinstance(target, str):
         raise ConfigError(f"target: got {target!r}, expected native or a TVM target like 'llvm -mcpu=cascadelake'")
     tvm_target = parse_target(target)
-    threads = threads or torch.get_num_threads()
     store = chosen_cache(cache)
     with progress.task("compiling", total=3) as task, stage("compiling the model", CompileError):
         start_s = time.perf_counter()
         module = import_model(model_or_path, example_inputs, engine=engine, batch=batch)
         import_s = time.perf_counter() - start_s
         task.advance()
-        numerics = numerics or default_numerics(module)
-        if store is None:
-            artifact = _generate(module, tvm_target, numerics, threads)
-        else:
-            artifact = _cached(store, module, tvm_target, numerics, threads, progress)
+        options = LoweringOptions(
+            tvm_target, numerics or default_numerics(module), threads or torch.get_num_threads(),
+            schedules=schedules_for(tvm_target),
+        )  # fmt: skip
+        artifact = _generate(module, options) if store is None else _cached(store, module, options, progress)
         task.advance(2)
     artifact.report = dataclasses.replace(artifact.report, import_s=import_s)
     return artifact
 
 
-def _cached(
-    store: CompileCache, module: Any, tvm_target: Any, numerics: str, threads: int, progress: Progress
-) -> Artifact:
+def _cached(store: CompileCache, module: Any, options: LoweringOptions, progress: Progress) -> Artifact:
     """Returns the code of a module from the cache, or generates it and keeps it there."""
     from .cache_key import cache_key
 
     start_s = time.perf_counter()
-    key = cache_key(module, tvm_target, numerics=numerics, threads=threads)
+    key = cache_key(module, options)
     found = store.find(key)
     if found is not None:
         found.key = key
         found.report = dataclasses.replace(found.report, cached=True, load_s=time.perf_counter() - start_s)
         return found
-    artifact = _generate(module, tvm_target, numerics, threads)
+    artifact = _generate(module, options)
     artifact.key = key
     try:
         store.store(key, artifact)
@@ -140,19 +142,18 @@ def _cached(
     return stored
 
 
-def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Artifact:
+def _generate(module: Any, options: LoweringOptions) -> Artifact:
     """Lowers an imported module and generates its code; the report's import_s is not known here."""
-    from quantvm.lowering import LoweringOptions, lower
+    from quantvm.lowering import lower
     from quantvm.tvm_compat import build_executable
 
     from .float_reasons import float_reasons
-    from .schedule_files import schedules_for
 
+    assert options.numerics is not None
     start_s = time.perf_counter()
-    options = LoweringOptions(tvm_target, numerics=numerics, threads=threads, schedules=schedules_for(tvm_target))
     lowered, report = lower(module, options)
     kernel_of = _kernel_names(lowered)
-    executable = build_executable(lowered, tvm_target)
+    executable = build_executable(lowered, options.target)
     return Artifact(
         BuiltLibrary(executable, kernel_of),
         signature_of(module),
@@ -161,15 +162,15 @@ def _generate(module: Any, tvm_target: Any, numerics: str, threads: int) -> Arti
             compile_s=time.perf_counter() - start_s,
             int8_mac_share=report.int8_mac_share,
             float_ops=report.float_ops,
-            target=target_text(tvm_target),
+            target=target_text(options.target),
             kernels=report.kernels,
-            engine=report.engine,
-            numerics=numerics,
-            threads=threads,
+            engine=engine_of(module),
+            numerics=options.numerics,
+            threads=options.threads,
             output_scale=report.output_scale,
-            float_reasons=float_reasons(module, report.float_ops, numerics),
+            float_reasons=float_reasons(module, report.float_ops, options.numerics),
         ),
-        requirements_of(tvm_target),
+        requirements_of(options.target),
     )
 
 

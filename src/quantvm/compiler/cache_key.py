@@ -7,37 +7,35 @@ import json
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantvm.errors import InternalError
 from quantvm.qdq.expressions import constant_value, is_constant
 from quantvm.runtime.manifest import SCHEMA_VERSION
 
+if TYPE_CHECKING:
+    from quantvm.lowering import LoweringOptions
+
 _SOURCES = ("kernels", "lowering", "qdq", "numerics", "compiler", "runtime", "choices.py", "sizes.py", "tvm_compat.py")
 """The sources that turn an imported module into an artifact. An edit of any of them makes all entries stale."""
 
 
-def cache_key(module: Any, target: Any, *, numerics: str, threads: int) -> str:
+def cache_key(module: Any, options: LoweringOptions) -> str:
     """Returns 64 hexadecimal digits, equal in every process for what compiles to the same code.
 
     Args:
         module: Relax in QDQ form; its structure and every bit of its constants count.
-        target: TVM target.
-        numerics: as in LoweringOptions.
-        threads: as in LoweringOptions.
+        options: how it is compiled: target, numerics, threads and schedules count.
     """
-    parts = key_parts(module, target, numerics=numerics, threads=threads)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(key_parts(module, options), sort_keys=True).encode()).hexdigest()
 
 
-def key_parts(module: Any, target: Any, *, numerics: str, threads: int) -> dict[str, Any]:
+def key_parts(module: Any, options: LoweringOptions) -> dict[str, Any]:
     """Returns the parts of a key by name."""
     from quantvm.kernels.builder import target_features
     from quantvm.runtime.requirements import this_architecture
     from quantvm.runtime.target import target_text
     from quantvm.tvm_compat import tvm_version
-
-    from .schedule_files import schedules_for
 
     return {
         "schema": SCHEMA_VERSION,
@@ -45,11 +43,11 @@ def key_parts(module: Any, target: Any, *, numerics: str, threads: int) -> dict[
         "sources": digest_of_sources(),
         "tvm": tvm_version(),
         "architecture": this_architecture(),
-        "target": target_text(target),
-        "features": sorted(target_features(target)),
-        "numerics": numerics,
-        "threads": threads,
-        "schedules": schedules_for(target).digest(),
+        "target": target_text(options.target),
+        "features": sorted(target_features(options.target)),
+        "numerics": options.numerics,
+        "threads": options.threads,
+        "schedules": options.schedules.digest(),
         "module": digest_of_module(module),
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quantvm.runtime.target import parse_target
+from quantvm.runtime.target import Machine, parse_target
 
 _NOTHING = "vm.builtin.null_value"
 """The builtin that the VM calls when it drops a tensor; it takes no argument and returns at once."""
@@ -97,42 +97,36 @@ class _Hook:
 
 
 def profile(
-    model_or_path: Any,
+    module: Any,
     x_f32: np.ndarray,
+    machine: Machine,
     *,
-    engine: str | None = None,
-    target: str = "native",
-    threads: int,
     min_calls: int = 20,
     min_seconds: float = 1.0,
 ) -> Profile:
-    """Returns the duration of every kernel call of a quantized model; compiles it again.
+    """Returns the duration of every kernel call of a quantized model; compiles it.
 
     Runs with and without instrumentation alternate, so that both run under the same conditions.
 
     Args:
-        model_or_path: as `quantvm.compile` takes it.
+        module: the imported model.
         x_f32: the batch to run, (N, 3, H, W).
-        engine: PyTorch engine whose arithmetic is reproduced.
-        target: what is compiled for; this machine must be able to run it.
-        threads: threads of TVM's pool, and PyTorch's thread count that is reproduced.
+        machine: what is compiled for; this machine must be able to run it.
         min_calls: the least number of runs of each kind.
         min_seconds: the least duration of the instrumented runs together.
 
     Raises:
-        ModelImportError, UnsupportedOpError, CompileError: as `quantvm.compile`.
+        CompileError: as `quantvm.compile`.
     """
     import tvm
 
-    from quantvm.frontend import import_model
     from quantvm.lowering import LoweringOptions, lower
     from quantvm.tvm_compat import build_executable, use_threads
 
-    tvm_target = parse_target(target)
-    module = import_model(model_or_path, x_f32[:1], engine=engine)
-    lowered, report = lower(module, LoweringOptions(tvm_target, threads=threads))
+    tvm_target = parse_target(machine.target)
+    lowered, report = lower(module, LoweringOptions(tvm_target, threads=machine.threads))
     executable = build_executable(lowered, tvm_target)
-    use_threads(threads)
+    use_threads(machine.threads)
     # instrumentation cannot be removed from a VM again
     plain, instrumented = (tvm.relax.VirtualMachine(executable, tvm.cpu()) for _ in range(2))
     expected = [call.function for call in report.calls]

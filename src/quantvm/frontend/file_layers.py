@@ -9,7 +9,6 @@ from typing import Any
 import tvm
 
 from quantvm.frontend.onnx.layers import OnnxSource
-from quantvm.qdq.attributes import engine_of
 from quantvm.qdq.bindings import definitions
 from quantvm.qdq.expressions import is_call, is_per_tensor, quant_params, shape_of
 
@@ -50,7 +49,7 @@ def _layers_of(path: Path, inputs: tuple[Any, ...]) -> LayeredProgram:
     chained = with_layers(module, found)
     source = OnnxSource(model) if tensors and OnnxSource.is_installed() else None
     n_outputs = len(chained["main"].ret_ty.fields) - len(layers)
-    return LayeredProgram(source, layers, chained, n_outputs, engine_of(module), inputs)
+    return LayeredProgram(source, layers, chained, n_outputs, inputs)
 
 
 def _layers(module: tvm.IRModule, tensors: dict[str, str]) -> tuple[list[Any], tuple[Layer, ...]]:

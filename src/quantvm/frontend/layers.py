@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 import tvm
 
+from quantvm.errors import ConfigError
 from quantvm.numerics.torch_engines import QuantParams
+from quantvm.qdq.attributes import engine_of
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,22 @@ class LayerSource(Protocol):
         ...
 
 
+class ForNoEngine:
+    """A source whose programs are for no engine of PyTorch.
+
+    Attributes:
+        side: its name in comparisons.
+        held: what a program is, with its article.
+    """
+
+    side: str
+    held: str
+
+    def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
+        """Raises ConfigError."""
+        raise ConfigError(f"torch:{engine}: {self.held} is for no engine of PyTorch; compare {self.side}")
+
+
 @dataclass(frozen=True)
 class LayeredProgram:
     """A quantized program and its layers, for batches of the example's size.
@@ -89,7 +107,6 @@ class LayeredProgram:
         layers: in order of execution.
         chained: Relax QDQ; inputs -> (outputs, every layer's integers).
         n_outputs: how many of the results of `chained` are the program's own.
-        engine: the engine that the program was quantized for.
         example_inputs: the model's.
     """
 
@@ -97,8 +114,12 @@ class LayeredProgram:
     layers: tuple[Layer, ...]
     chained: tvm.IRModule
     n_outputs: int
-    engine: str
     example_inputs: tuple[torch.Tensor, ...]
+
+    @property
+    def engine(self) -> str:
+        """The engine that the program was quantized for; of one that is for no engine of PyTorch, its kind."""
+        return engine_of(self.chained)
 
     @cached_property
     def plain(self) -> tvm.IRModule:

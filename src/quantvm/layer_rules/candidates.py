@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quantvm.choices import ENGINES, ROUNDINGS, Engine
+from quantvm.choices import ENGINES, ROUNDINGS
 from quantvm.numerics import dispatch
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.dispatch import ContractionChoice
@@ -72,7 +72,7 @@ def _repeats_border(operator: Operator, name: str, environment: Environment) -> 
     assert operator.window is not None
     if name not in ENGINES:
         return False
-    pytorch, dtype = environment.pytorch(name), operator.output.dtype
+    pytorch, dtype = environment.pytorch.under(name), operator.output.dtype
     return dispatch.max_pool2d_is_qnnpacks(pytorch, dtype, ceil_mode=operator.window.ceil_mode)
 
 
@@ -86,8 +86,7 @@ def _contraction(operator: Operator, name: str, environment: Environment) -> dic
         return {**facts, "multiplier": "fixed", "bias": bias, "zero_point": "after", "rounding": _ROUNDING[name]}
     if name in ("qdq", "pt2e"):
         return {**facts, "multiplier": "division" if name == "qdq" else "real", "bias": "real", "zero_point": "after"}
-    engine: Engine = name  # type: ignore[assignment]
-    choice = dispatch.contraction_choice(operator.contraction, environment.pytorch(engine))
+    choice = dispatch.contraction_choice(operator.contraction, environment.pytorch.under(name))
     facts |= {
         "saturation": _saturation(operator, choice),
         "padding": "skipped" if choice.skips_padding else "zero_point",
@@ -117,8 +116,7 @@ def _average(operator: Operator, name: str, environment: Environment) -> dict[st
         return {**facts, "zero_point": "inside", "divisor": "fixed", "rounding": "towards_zero"}
     if name in ("qdq", "pt2e"):
         return {**facts, "zero_point": "after", "divisor": "division"}
-    engine: Engine = name  # type: ignore[assignment]
-    formula = operator.average_choice(environment.pytorch(engine)).formula
+    formula = operator.average_choice(environment.pytorch.under(name)).formula
     if formula == "qnnpack":
         return {**facts, "zero_point": "after", "divisor": "qnnpack"}
     if formula == "floats":
@@ -171,7 +169,7 @@ def _elementwise(operator: Operator, name: str, environment: Environment) -> dic
 
 
 def _is_qnnpacks(operator: Operator, name: str, environment: Environment) -> bool:
-    pytorch = environment.pytorch(name)  # type: ignore[arg-type]
+    pytorch = environment.pytorch.under(name)
     if operator.kind == "add":
         return dispatch.add_is_qnnpacks(pytorch, operator.output.dtype, one_shape=operator.one_shape)
     return dispatch.unary_is_qnnpacks(pytorch, operator.kind, operator.inputs[0].dtype)

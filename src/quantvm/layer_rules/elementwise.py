@@ -73,7 +73,7 @@ def _vectorised(operator: Operator, shapes: Sequence[tuple[int, ...]], environme
     inputs = [tensor_iterator.expanded(s, steps, result) for s, steps in zip(shapes, strides, strict=True)]
     # PyTorch suggests the first input's memory format for a result of its shape
     output = strides[0] if shapes[0] == result else None
-    return tensor_iterator.vectorised_elements(result, output, inputs, environment.threads)
+    return tensor_iterator.vectorised_elements(result, output, inputs, environment.pytorch.threads)
 
 
 # ------------------------------------------------------------------ quantize

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantvm.choices import Engine
 from quantvm.numerics import dispatch
-from quantvm.numerics.dispatch import AverageChoice, Contraction, Cpu, PyTorch
+from quantvm.numerics.dispatch import AverageChoice, Contraction, PyTorch
 from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry
 from quantvm.numerics.pool_geometry import PoolAxis
 from quantvm.numerics.torch_engines import QuantParams
@@ -134,24 +133,9 @@ class Environment:
     """What PyTorch's formulas depend on besides the operator.
 
     Attributes:
-        threads: number of PyTorch's threads, on which the scalar tails of element-wise loops depend.
-        vec_channels: channels of an average pool's vector, 16 with AVX512 and 8 with AVX2.
-        vnni: whether the CPU has AVX512-VNNI; FBGEMM and oneDNN use other kernels without it.
-        onednn_amx: whether oneDNN uses AMX; how it scales then depends on the shape and the number of images.
-        images: number of images in a batch.
+        pytorch: its threads and CPU count; each preset has an engine of its own.
+        images: number of images in a batch; with AMX, oneDNN's scales depend on it.
     """
 
-    threads: int = 1
-    vec_channels: int = 16
-    vnni: bool = True
-    onednn_amx: bool = False
+    pytorch: PyTorch
     images: int = 1
-
-    @property
-    def cpu(self) -> Cpu:
-        """The CPU's instruction sets."""
-        return Cpu(self.vec_channels == 16, self.vnni, self.onednn_amx)
-
-    def pytorch(self, engine: Engine) -> PyTorch:
-        """Returns PyTorch under an engine in this environment."""
-        return PyTorch(engine, self.threads, self.cpu)

@@ -104,7 +104,7 @@ def _average(operator: Operator, x: NDArray, cell: Cell, facts: Facts, environme
     rows, columns, inside, _, _ = cell
     total = x[:, :, rows, columns].astype(i64).sum((2, 3))
     centred = total - inside * operator.output.zero_point
-    vec = pool_vector_channels(operator.kind, environment.cpu)
+    vec = pool_vector_channels(operator.kind, environment.pytorch.cpu)
     channels = x.shape[1]
     is_main = np.arange(channels) < (channels // vec * vec if operator.channels_last else channels)
     return main_and_tail(lambda form: _divided(operator, total, centred, cell, form), facts, _TAIL, is_main)

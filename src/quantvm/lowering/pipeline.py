@@ -21,7 +21,7 @@ from quantvm.lowering.float.float_ops import PYTORCHS, float_ops, legalize_float
 from quantvm.lowering.qdq.legalize import legalize_qdq
 from quantvm.lowering.torch.legalize import Legalization, legalize
 from quantvm.numerics.integer import parse_numerics
-from quantvm.qdq.attributes import engine_of, has_avx512, has_vnni, torch_tables, uses_onednn_amx
+from quantvm.qdq.attributes import engine_of, pytorch_of, torch_tables
 from quantvm.qdq.bindings import definitions, resolved
 from quantvm.qdq.expressions import is_call, is_per_tensor, quant_params
 from quantvm.qdq.verify import is_asked_for, verify
@@ -75,7 +75,6 @@ class LoweringReport:
         float_macs: multiply-adds per image left in float.
         float_ops: operators left in float, with the variable that holds the result.
         kernels: number of calls of each kernel.
-        engine: PyTorch engine whose arithmetic the kernels follow.
         output_scale: scale of the output's quantization; None if the output does not come from a dequantize.
         calls: every call of a kernel or another function, in order of execution.
         convolutions: geometry and dot product of every convolution that has a schedule, without duplicates.
@@ -85,7 +84,6 @@ class LoweringReport:
     float_macs: int
     float_ops: tuple[str, ...]
     kernels: dict[str, int]
-    engine: str
     output_scale: float | None
     calls: tuple[KernelCall, ...] = ()
     convolutions: tuple[tuple[Conv2dShape, str], ...] = ()
@@ -138,10 +136,9 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     except ValueError as error:
         raise CompileError(str(error)) from error
     isa = PLAIN if options.dot == PORTABLE.name else select_isa(options.target)
-    avx512 = has_avx512(module, default="avx512f" in target_features(options.target))
+    pytorch = pytorch_of(module, options.threads, avx512="avx512f" in target_features(options.target))
     state = Legalization(
-        engine, options.threads, dot, isa, avx512, options.schedules,  # type: ignore[arg-type]
-        followed, rounding, uses_onednn_amx(module), has_vnni(module), select_pairs(options.target, options.dot),
+        pytorch, dot, isa, options.schedules, followed, rounding, select_pairs(options.target, options.dot),
         torch_tables(module),
     )  # fmt: skip
     if followed == "qdq":
@@ -162,7 +159,7 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     module = copy_shared_outputs(module)
     phases.end(module, "owned_outputs")
     return module, LoweringReport(
-        state.int8_macs, float_macs, left_in_float, dict(state.kernels), engine, output_scale,
+        state.int8_macs, float_macs, left_in_float, dict(state.kernels), output_scale,
         kernel_calls(module, state.calls), tuple(state.convolutions),
     )  # fmt: skip
 

@@ -8,11 +8,10 @@ torch_engines.py and unary_tables.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
-from quantvm.choices import Engine
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry, conv_separate_up_to, linear_separate_up_to
 from quantvm.numerics.torch_engines import Library
@@ -35,11 +34,21 @@ class Cpu:
 
 @dataclass(frozen=True)
 class PyTorch:
-    """The PyTorch whose bits are reproduced."""
+    """The PyTorch whose bits are reproduced.
 
-    engine: Engine
+    Attributes:
+        engine: fbgemm, x86, onednn or qnnpack; for a program that is for none of them, its kind, such as pt2e.
+        threads: inside one operator; the scalar tails of element-wise loops depend on them.
+        cpu: its processor.
+    """
+
+    engine: str
     threads: int = 1
     cpu: Cpu = Cpu()
+
+    def under(self, name: str) -> PyTorch:
+        """Returns the same PyTorch under another engine."""
+        return replace(self, engine=name)
 
 
 # ------------------------------------------------------------------ convolution and linear
@@ -128,7 +137,9 @@ def _of_onednn(contraction: Contraction, pytorch: PyTorch) -> ContractionChoice:
         cut = onednn_avx2_linear_cut(geometry.in_features)
         return ContractionChoice("onednn", "taps", cut=cut, separate_up_to=0)
     if pytorch.cpu.onednn_amx:
-        return ContractionChoice("onednn", separate_up_to=conv_separate_up_to(geometry, pytorch.threads))
+        return ContractionChoice(
+            "onednn", separate_up_to=conv_separate_up_to(geometry, in_parallel=pytorch.threads > 1)
+        )
     if pytorch.cpu.vnni:
         return ContractionChoice("onednn")
     if onednn_avx2_refuses(geometry.in_channels, geometry.out_channels, geometry.groups):
@@ -145,19 +156,19 @@ def _is_fbgemms_depthwise(geometry: ConvGeometry) -> bool:
     )  # fmt: skip
 
 
-def conv_library(engine: Engine, groups: int, symmetric_weights: bool, *, vnni: bool = True) -> Library:
+def conv_library(engine: str, groups: int, symmetric_weights: bool, *, vnni: bool = True) -> Library:
     """Returns the library that PyTorch uses for conv2d under `engine`, on a CPU with or without AVX512-VNNI.
 
     Reference: ATen/native/quantized/cpu/OnednnUtils.h `should_use_onednn_quant`.
     """
     if engine == "x86":
         return "onednn" if vnni and groups <= 100 and symmetric_weights else "fbgemm"
-    return engine
+    return cast("Library", engine)
 
 
-def linear_library(engine: Engine) -> Library:
+def linear_library(engine: str) -> Library:
     """Returns the library that PyTorch uses for linear under `engine`."""
-    return "fbgemm" if engine == "x86" else engine
+    return "fbgemm" if engine == "x86" else cast("Library", engine)
 
 
 def onednn_avx2_refuses(in_channels: int, out_channels: int, groups: int) -> bool:

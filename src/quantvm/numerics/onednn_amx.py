@@ -94,8 +94,11 @@ class ConvGeometry:
         return bottom, right
 
 
-def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
-    """Returns up to which batch size accumulators are multiplied by one scale after the other; 0: never."""
+def conv_separate_up_to(conv: ConvGeometry, *, in_parallel: bool) -> int:
+    """Returns up to which batch size accumulators are multiplied by one scale after the other; 0: never.
+
+    It depends on whether oneDNN computes in several threads.
+    """
     group_in, group_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     if conv.is_depthwise:
         return _LARGE  # depthwise: no AMX at all
@@ -108,7 +111,7 @@ def conv_separate_up_to(conv: ConvGeometry, threads: int) -> int:
         # oneDNN leaves whatever fits into the cache to its VNNI kernels
         room = _L1_BYTES // 2 if pointwise else _L1_BYTES
         largest = room // (conv.groups * group_in * group_out)
-    if pointwise and threads > 1:
+    if pointwise and in_parallel:
         padded = _padded_channels(group_in)
         if padded * out_height <= 28 * 1024 and group_out * out_height <= 14 * 1024:
             largest = max(largest, 1)  # AMX, but not unrolled

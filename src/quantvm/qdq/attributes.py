@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from quantvm.numerics.dispatch import Cpu, PyTorch
+
 if TYPE_CHECKING:
     import tvm
 
@@ -38,19 +40,27 @@ def engine_of(module: tvm.IRModule, default: str = "fbgemm") -> str:
     return str(_read(module, ENGINE, default))
 
 
-def uses_onednn_amx(module: tvm.IRModule) -> bool:
-    """Returns whether the PyTorch that a module reproduces uses AMX in oneDNN; False if it does not say."""
-    return bool(_read(module, ONEDNN_AMX, 0))
+def pytorch_of(module: tvm.IRModule, threads: int, *, avx512: bool) -> PyTorch:
+    """Returns the PyTorch that a module reproduces.
+
+    Args:
+        module: an imported module.
+        threads: of PyTorch; a module is for any number of them.
+        avx512: whether PyTorch has its kernels for AVX512, if the module does not say.
+    """
+    cpu = Cpu(
+        avx512=bool(_read(module, AVX512, avx512)), vnni=bool(_read(module, VNNI, 1)),
+        onednn_amx=bool(_read(module, ONEDNN_AMX, 0)),
+    )  # fmt: skip
+    return PyTorch(engine_of(module), threads, cpu)
 
 
-def has_vnni(module: tvm.IRModule) -> bool:
-    """Returns whether the PyTorch that a module reproduces finds AVX512-VNNI; True if it does not say."""
-    return bool(_read(module, VNNI, 1))
-
-
-def has_avx512(module: tvm.IRModule, default: bool) -> bool:
-    """Returns whether the PyTorch that a module reproduces has kernels for AVX512; `default` if it does not say."""
-    return bool(_read(module, AVX512, default))
+def of_pytorch(pytorch: PyTorch) -> dict[str, Any]:
+    """Returns the attributes of a module that reproduces a PyTorch."""
+    cpu = pytorch.cpu
+    return {
+        ENGINE: pytorch.engine, ONEDNN_AMX: int(cpu.onednn_amx), VNNI: int(cpu.vnni), AVX512: int(cpu.avx512),
+    }  # fmt: skip
 
 
 def channels_last_inputs(module: tvm.IRModule) -> frozenset[int]:

@@ -107,15 +107,16 @@ _SUMS = frozenset(
 )  # fmt: skip
 
 
-def what_decides(operators: Collection[str], engine: str) -> str | None:
+def what_decides(operators: Collection[str], *, divides: bool) -> str | None:
     """Returns what can carry a layer's values over a tie, as text for a report; None if both sides must be equal.
 
     Args:
         operators: Relax names of all operators of the layer.
-        engine: of the program; a quantize of pt2e multiplies by a reciprocal or divides, which differ in the last bit.
+        divides: whether one side's quantize divides where the other multiplies by a reciprocal, as those of pt2e do;
+            the two differ in the last bit.
     """
     if not _SUMS.isdisjoint(operators):
         return "the order of a float sum"
     if not ROUNDED_ALONE.issuperset(operators):
         return "the last bit of a function"
-    return "the last bit of a quotient" if engine == "pt2e" else None
+    return "the last bit of a quotient" if divides else None

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quantvm.choices import ENGINES
+from quantvm.frontend.torch_cpu import torch_cpu
+from quantvm.numerics.dispatch import Cpu, PyTorch
 from quantvm.torch_compat import quantization_engine
 
 
 @dataclass(frozen=True)
-class TorchState:
-    """An engine and a thread count.
+class TorchState(PyTorch):
+    """The PyTorch of this process, with an engine and a number of threads."""
 
-    Attributes:
-        engine: fbgemm, x86, onednn or qnnpack; for a program that is for none of them, its kind, such as pt2e.
-        threads: inside one operator.
-    """
-
-    engine: str
-    threads: int
+    cpu: Cpu = field(default_factory=torch_cpu)
 
     @contextmanager
     def active(self) -> Iterator[None]:

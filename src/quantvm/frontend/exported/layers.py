@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from quantvm.errors import ConfigError
-from quantvm.frontend.layers import Layer, LayerAlone, LayeredProgram
+from quantvm.frontend.layers import ForNoEngine, Layer, LayerAlone, LayeredProgram
 from quantvm.frontend.program_inputs import bind_batch, importing
 from quantvm.numerics.torch_engines import QuantParams
 
 from .alone import exported_layer_alone
-from .importer import ENGINE, import_with_quantized, importable
+from .importer import import_with_quantized, importable
 
 
 def import_exported_layers(program: Any, example_inputs: Sequence[torch.Tensor]) -> LayeredProgram:
@@ -42,7 +41,7 @@ def _layers_of(program: Any, inputs: tuple[torch.Tensor, ...]) -> LayeredProgram
         label = f"{name}#{before}" if before else name
         layers.append(Layer(label, _made_by(node), node.name, tuple(int(d) for d in ty.shape), q))
     n_outputs = len(results) - len(layers)
-    return LayeredProgram(ExportedSource(program), tuple(layers), chained, n_outputs, ENGINE, inputs)
+    return LayeredProgram(ExportedSource(program), tuple(layers), chained, n_outputs, inputs)
 
 
 def _made_by(node: Any) -> str:
@@ -52,10 +51,10 @@ def _made_by(node: Any) -> str:
     return f"{target.namespace}::{target._opname}" if hasattr(target, "_opname") else "input"
 
 
-class ExportedSource:
+class ExportedSource(ForNoEngine):
     """An exported program, which PyTorch runs node by node."""
 
-    side = "torch"
+    side, held = "torch", "an exported program"
 
     def __init__(self, program: Any) -> None:
         self._module = program.module()
@@ -82,10 +81,6 @@ class ExportedSource:
         with torch.inference_mode():
             run.run(*inputs)
         return exported_layer_alone(self._module, layers, index, run.sizes)
-
-    def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
-        """Raises ConfigError: an exported program is for no engine."""
-        raise ConfigError(f"torch:{engine}: an exported program is for no engine of PyTorch; compare torch")
 
 
 class _Run(torch.fx.Interpreter):

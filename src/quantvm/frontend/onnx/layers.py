@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from quantvm.errors import ConfigError, ModelImportError, last_line
-from quantvm.frontend.layers import Layer, LayerAlone, LayeredProgram
+from quantvm.errors import ModelImportError, last_line
+from quantvm.frontend.layers import ForNoEngine, Layer, LayerAlone
 
 from .alone import onnx_layer_alone
 
@@ -36,14 +36,14 @@ def unfused_session(path_or_bytes: str | bytes, *, threads: int) -> Any:
     return onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
 
 
-class OnnxSource:
+class OnnxSource(ForNoEngine):
     """An ONNX model, computed by ONNX Runtime without fusing operators.
 
     Args:
         model: an `onnx.ModelProto`.
     """
 
-    side = "onnxruntime"
+    side, held = "onnxruntime", "an ONNX file"
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -74,10 +74,6 @@ class OnnxSource:
     def alone(self, layers: Sequence[Layer], index: int, inputs: Sequence[torch.Tensor]) -> LayerAlone:
         """Returns one layer as an `onnx.ModelProto`, for inputs of those sizes."""
         return onnx_layer_alone(self._model, layers, index, inputs)
-
-    def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
-        """Raises ConfigError: an ONNX file is for no engine of PyTorch."""
-        raise ConfigError(f"torch:{engine}: an ONNX file is for no engine of PyTorch; compare onnxruntime")
 
     def _run(self, session: Any, names: Sequence[str], fed: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         arrays = {name: tensor.contiguous().numpy() for name, tensor in fed.items()}

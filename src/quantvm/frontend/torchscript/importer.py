@@ -21,7 +21,6 @@ from quantvm.frontend.registry import find_converter
 from quantvm.qdq import attributes
 from quantvm.qdq.rewriting import built_main
 from quantvm.structure import put_together, take_apart
-from quantvm.torch_compat import has_avx512, has_vnni, onednn_uses_amx
 
 from . import (  # noqa: F401  (registers the converters)
     activations,
@@ -85,20 +84,15 @@ def _layers_of(model: Any, example_inputs: Any, engine: str | None) -> LayeredPr
 
     chained = _with_torch_attributes(program, conversion.go(with_layers))
     layers = tuple(layer for layer, _ in conversion.layers)
-    inputs = program.arguments.tensors
-    return LayeredProgram(TorchScriptSource(program.script), layers, chained, n_outputs, program.engine, inputs)
+    return LayeredProgram(TorchScriptSource(program.script), layers, chained, n_outputs, program.arguments.tensors)
 
 
 def _with_torch_attributes(program: Program, module: tvm.IRModule) -> tvm.IRModule:
     """Returns the module with attributes that describe the bits it must return: this PyTorch's, for such inputs."""
-    engine, inputs = program.engine, program.arguments.tensors
-    attrs: dict[str, Any] = {
-        attributes.ENGINE: engine, attributes.ONEDNN_AMX: int(onednn_uses_amx()), attributes.VNNI: int(has_vnni()),
-        attributes.AVX512: int(has_avx512()),
-    }  # fmt: skip
-    channels_last = [i for i, x in enumerate(inputs) if is_channels_last(x)]
+    attrs = attributes.of_pytorch(program.pytorch)
+    channels_last = [i for i, x in enumerate(program.arguments.tensors) if is_channels_last(x)]
     attrs |= {attributes.CHANNELS_LAST: channels_last} if channels_last else {}
-    return with_torch_tables(module.with_attrs(attrs), engine)
+    return with_torch_tables(module.with_attrs(attrs))
 
 
 class _Conversion:

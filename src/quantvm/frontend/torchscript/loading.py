@@ -15,6 +15,8 @@ from quantvm.choices import ENGINES
 from quantvm.errors import ModelImportError, UnsupportedOpError, first_line, gist
 from quantvm.frontend.interface import Arguments, arguments_of, flattened, parameters_of_model
 from quantvm.frontend.registry import find_converter, supported_ops
+from quantvm.frontend.torch_cpu import torch_cpu
+from quantvm.numerics.dispatch import PyTorch
 from quantvm.storage.regular_files import checked_path, open_regular
 from quantvm.structure import Structure
 from quantvm.torch_compat import quiet, trigger_quantized_warnings
@@ -32,14 +34,14 @@ class Program:
     Attributes:
         script: the program.
         arguments: the example arguments, in the caller's structure; `script` of a recorded program takes tensors.
-        engine: the engine whose arithmetic it has.
+        pytorch: whose arithmetic it has.
         is_recorded: whether it was recorded here from a live module.
         outputs: the structure of a recorded program's outputs; other programs' follows from their graph.
     """
 
     script: torch.jit.ScriptModule
     arguments: Arguments
-    engine: str
+    pytorch: PyTorch
     is_recorded: bool
     outputs: Structure | None = None
 
@@ -49,7 +51,7 @@ def load_program(model: Any, example_inputs: Any, engine: str | None) -> Program
     engine = engine or getattr(model, "quantvm_engine", None) or torch.backends.quantized.engine
     if engine not in ENGINES:
         raise ModelImportError(f"unknown quantization engine {engine!r}, expected one of {', '.join(ENGINES)}")
-    program = _program(model, example_inputs, engine)
+    program = _program(model, example_inputs, PyTorch(engine, cpu=torch_cpu()))
     _check_ops(program.script.inlined_graph)
     return program
 
@@ -78,12 +80,12 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
             ) from error
 
 
-def _program(model: Any, example_inputs: Any, engine: str) -> Program:
+def _program(model: Any, example_inputs: Any, pytorch: PyTorch) -> Program:
     with quiet():
         if isinstance(model, (str, Path)):
             model = load_script(checked_path(model, ModelImportError))
         if isinstance(model, torch.jit.ScriptModule):
-            return Program(model, arguments_of(example_inputs, *parameters_of_model(model)), engine, is_recorded=False)
+            return Program(model, arguments_of(example_inputs, *parameters_of_model(model)), pytorch, is_recorded=False)
         if not isinstance(model, torch.nn.Module):
             raise ModelImportError(f"expected an nn.Module, a traced module or a path, got {type(model).__name__}")
         if model.training:
@@ -98,7 +100,7 @@ def _program(model: Any, example_inputs: Any, engine: str) -> Program:
         try:
             with torch.no_grad(), flattened(model, arguments) as outputs:
                 script = torch.jit.trace(model, inputs, check_trace=False)
-            return Program(script, arguments, engine, is_recorded=True, outputs=outputs[-1])
+            return Program(script, arguments, pytorch, is_recorded=True, outputs=outputs[-1])
         except (MemoryError, ModelImportError):
             raise
         except Exception as error:  # the model's own code runs here

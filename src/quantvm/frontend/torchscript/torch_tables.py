@@ -8,6 +8,7 @@ function of one byte, so PyTorch computes all 256 results.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -21,7 +22,7 @@ from quantvm.numerics.tensor_iterator import VEC_BLOCK
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.numerics.unary_tables import table_key
 from quantvm.qdq.activations import find
-from quantvm.qdq.attributes import TORCH_TABLES
+from quantvm.qdq.attributes import TORCH_TABLES, engine_of
 from quantvm.qdq.bindings import definitions
 from quantvm.qdq.expressions import is_call, is_per_tensor, quant_params
 from quantvm.torch_compat import quantization_engine
@@ -31,13 +32,8 @@ _STORED = {"uint8": torch.uint8, "int8": torch.int8}
 _ENTRIES = 256
 
 
-def with_torch_tables(module: tvm.IRModule, engine: str) -> tvm.IRModule:
-    """Returns the module with the attribute `quantvm.torch_tables`, if it has such operators.
-
-    Args:
-        module: Relax in QDQ form.
-        engine: PyTorch's engine.
-    """
+def with_torch_tables(module: tvm.IRModule) -> tvm.IRModule:
+    """Returns a module in Relax QDQ form with the attribute `quantvm.torch_tables`, if it has such operators."""
     values = definitions(module["main"])
     tables: dict[str, str] = {}
     for value in values.values():
@@ -47,35 +43,35 @@ def with_torch_tables(module: tvm.IRModule, engine: str) -> tvm.IRModule:
         name, options, q_in, q_out = found
         key = table_key(name, options, q_in, q_out)
         if key not in tables:
-            entries = torch_table(name, q_in, q_out, options, engine=engine)
+            is_quantized = ACTIVATIONS[name].kernel is not None  # floats are computed under any engine
+            with quantization_engine(engine_of(module)) if is_quantized else nullcontext():
+                entries = torch_table(name, q_in, q_out, options)
             if entries is not None:
                 tables[key] = entries.tobytes().hex()
     return module.with_attr(TORCH_TABLES, tables) if tables else module
 
 
-def torch_table(
-    name: str, q_in: QuantParams, q_out: QuantParams, options: tuple[float, ...] = (), *, engine: str
-) -> np.ndarray | None:
+def torch_table(name: str, q_in: QuantParams, q_out: QuantParams, options: tuple[float, ...] = ()) -> np.ndarray | None:
     """Returns (2, 256) outputs of PyTorch's operator for every input integer: by vector code and by scalar tails.
+
+    PyTorch computes them under its current engine.
 
     Args:
         name: one of `ACTIVATIONS`; for those that PyTorch computes on floats, both rows are equal.
         q_in: parameters of the input.
         q_out: parameters of the output; the result is None if the operator cannot have them.
         options: the operator's further arguments, numbers.
-        engine: PyTorch's engine.
     """
     activation = ACTIVATIONS[name]
     if activation.kernel is None:
         return _float_table(activation, q_in, q_out, options)
     integers = np.arange(q_in.quant_min, q_in.quant_max + 1).astype(q_in.dtype)
-    with quantization_engine(engine):
-        tail = VEC_BLOCK // 2
-        pieces = [integers, *(integers[at : at + tail] for at in range(0, _ENTRIES, tail))]
-        try:
-            results = [_quantized(activation, torch.from_numpy(piece), q_in, q_out, options) for piece in pieces]
-        except RuntimeError:  # QNNPACK's sigmoid has only one output scale
-            return None
+    tail = VEC_BLOCK // 2
+    pieces = [integers, *(integers[at : at + tail] for at in range(0, _ENTRIES, tail))]
+    try:
+        results = [_quantized(activation, torch.from_numpy(piece), q_in, q_out, options) for piece in pieces]
+    except RuntimeError:  # QNNPACK's sigmoid has only one output scale
+        return None
     if (results[0].q_scale(), results[0].q_zero_point(), results[0].dtype) != (
         q_out.scale, q_out.zero_point, _DTYPES[q_out.dtype],
     ):  # fmt: skip

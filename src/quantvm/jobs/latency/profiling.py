@@ -9,6 +9,7 @@ import numpy as np
 
 from quantvm.jobs.latency.engines import Job
 from quantvm.jobs.latency.schema import ProfileRow
+from quantvm.runtime.target import Machine
 
 if TYPE_CHECKING:
     from quantvm.compiler.profile import Profile
@@ -26,18 +27,17 @@ def profile_job(job: Job, batch: int, *, min_calls: int, min_seconds: float) -> 
     import torch
 
     from quantvm.compiler.profile import profile
+    from quantvm.frontend import import_model
 
     # a file's weights are unpacked for the engine that is set
     torch.backends.quantized.engine = job.tvm_engine
     gc.disable()
     try:
+        x_f32 = np.load(job.input_path)[:batch]
+        module = import_model(job.program_path, x_f32[:1], engine=None if job.flow == "pt2e" else job.tvm_engine)
         return profile_row(
-            profile(
-                job.program_path, np.load(job.input_path)[:batch],
-                engine=None if job.flow == "pt2e" else job.tvm_engine, target=job.target, threads=job.threads,
-                min_calls=min_calls, min_seconds=min_seconds,
-            )
-        )  # fmt: skip
+            profile(module, x_f32, Machine(job.target, job.threads), min_calls=min_calls, min_seconds=min_seconds)
+        )
     finally:
         gc.enable()
 

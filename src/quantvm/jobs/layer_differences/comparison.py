@@ -160,7 +160,7 @@ class Comparison:
     def _decides(self, index: int) -> str | None:
         module = self._program.unrounded(self.formats, [index])
         names = {op_name(value) for value in definitions(module["main"]).values()} - {""}
-        return what_decides(names, self._program.engine)
+        return what_decides(names, divides=self._program.engine == "pt2e")
 
     def both(self, x_f32: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns the reference's layers, and the other side's, each computed from the reference's."""
@@ -188,10 +188,7 @@ class Comparison:
     @cached_property
     def environment(self) -> Environment:
         """What PyTorch's formulas depend on besides the operator."""
-        from quantvm.torch_compat import has_avx512, has_vnni, onednn_uses_amx
-
-        images = int(self._program.example_inputs[0].shape[0])
-        return Environment(self.machine.threads, 16 if has_avx512() else 8, has_vnni(), onednn_uses_amx(), images)
+        return Environment(self._state, images=int(self._program.example_inputs[0].shape[0]))
 
     def rule_of(self, side: str) -> str:
         """Returns the preset that a side should follow."""

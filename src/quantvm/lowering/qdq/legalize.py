@@ -101,7 +101,7 @@ class _Lowering(Rewriter):
         self._reals: dict[Any, Tensor] = {}
         self._integers: dict[Any, Tensor] = {}
         self._uses = count_uses(self.main)
-        self._is_tflite = state.engine == "tflite"
+        self._is_tflite = state.pytorch.engine == "tflite"
         self._regions = find_regions(self.main, requantizes_apart=self._is_tflite)
 
     # ---- values
@@ -307,7 +307,7 @@ class _Lowering(Rewriter):
         like = Tensor(None, tuple(shape), layout)
         item = rows_and_item(like.physical)[1]
         if self._is_tflite and program.output is not None and not program.steps and program.tensors[0].q is not None:
-            kernel = tflite.tflite_requantize(item, program.tensors[0].q, program.output, self.state.threads)
+            kernel = tflite.tflite_requantize(item, program.tensors[0].q, program.output, self.state.pytorch.threads)
         else:
             kernel = region_kernel.region_kernel(item, program, self.state.isa)
         return self.state.run(kernel, placed, like, program.out_dtype, name)
@@ -355,14 +355,14 @@ class _Lowering(Rewriter):
         if shape.groups == shape.in_channels and shape.groups > 1:
             zero_points = np.broadcast_to(weight.zero_points, (shape.out_channels,))
             kernel = depthwise.depthwise_conv2d(
-                shape, w_ohwi, zero_points, q.zero_point, program, saturate_pairs=False, threads=state.threads,
+                shape, w_ohwi, zero_points, q.zero_point, program, saturate_pairs=False, threads=state.pytorch.threads,
                 isa=state.isa,
             )  # fmt: skip
         else:
             dot, w = weight.for_dot(state.dot, w_ohwi)
             kernel = conv2d.conv2d(
-                shape, w, q.zero_point, program, dot, threads=state.threads, schedule=state.schedule(shape, dot),
-                isa=state.isa,
+                shape, w, q.zero_point, program, dot, threads=state.pytorch.threads,
+                schedule=state.schedule(shape, dot), isa=state.isa,
             )  # fmt: skip
         like = Tensor(None, (x.shape[0], shape.out_channels, shape.out_height, shape.out_width), "NHWC")
         return state.run(kernel, [x, *map(state.nhwc, tensors)], like, program.out_dtype, name, (name, "conv2d"))
@@ -374,7 +374,9 @@ class _Lowering(Rewriter):
         state = self.state
         out_features, in_features = weight.integers.shape
         dot, w = weight.for_dot(state.dot, weight.integers)
-        kernel = conv2d.linear(in_features, w, value.q.zero_point, program, dot, threads=state.threads, isa=state.isa)
+        kernel = conv2d.linear(
+            in_features, w, value.q.zero_point, program, dot, threads=state.pytorch.threads, isa=state.isa
+        )
         shape = (*shape_of(contraction.call),)
         kernel = replace(kernel, macs=kernel.macs * rows_of_one_image(list(shape[:-1])))
         rows = product(shape[:-1])

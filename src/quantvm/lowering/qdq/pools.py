@@ -39,7 +39,7 @@ def averaged(
         name: name of the layer.
         dtype_in_file: dtype of the quantized result in the file; TFLite rounds int8 and uint8 differently.
     """
-    is_tflite = state.engine == "tflite"
+    is_tflite = state.pytorch.engine == "tflite"
     op = str(call.op.name).rsplit(".", 1)[-1]
     expect_batch_first(op, name, x)
     x = state.nhwc(x)

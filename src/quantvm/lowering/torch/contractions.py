@@ -147,7 +147,7 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
         def build(post: PostOps) -> Kernel:
             return depthwise.depthwise_conv2d(
                 shape, w_ohwi, zero_points, input_q.zero_point, requantization, saturate_pairs=choice.pairs != "none",
-                threads=state.threads, x_dtype=input_q.dtype, isa=state.isa, post=post,
+                threads=state.pytorch.threads, x_dtype=input_q.dtype, isa=state.isa, post=post,
             )  # fmt: skip
     else:
         operand = _operand(state, weight, w_ohwi, input_q, choice)
@@ -155,7 +155,7 @@ def lower_conv2d(state: Legalization, composite: Composite, inputs: list[Tensor]
 
         def build(post: PostOps) -> Kernel:
             return conv2d.conv2d(
-                shape, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
+                shape, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.pytorch.threads,
                 schedule=schedule, x_dtype=input_q.dtype, isa=state.isa, post=post,
                 weight_zero_points=operand.zero_points, pairs_cross_taps=choice.pairs == "window",
                 skips_padding=skips_padding and operand.dot.saturates,
@@ -207,7 +207,7 @@ def lower_linear(state: Legalization, composite: Composite, inputs: list[Tensor]
     operand = _operand(state, weight, weight.integers, input_q, choice)
     cut = choice.cut if operand.dot.saturates else None
     kernel = conv2d.linear(
-        in_features, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.threads,
+        in_features, operand.weight, input_q.zero_point, requantization, operand.dot, threads=state.pytorch.threads,
         x_dtype=input_q.dtype, isa=state.isa, weight_zero_points=operand.zero_points, cut=cut,
     )  # fmt: skip
     leading = list(x.shape[:-1])

@@ -15,7 +15,7 @@ from quantvm.kernels.conv.epilogue import NO_POST_OPS, PostOps, ResidualAdd
 from quantvm.lowering.strides import equal
 from quantvm.lowering.tensors import Tensor, have_one_order
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.dispatch import takes_qnnpack
+from quantvm.numerics.dispatch import PyTorch, takes_qnnpack
 from quantvm.numerics.tensor_iterator import has_no_tails, no_multiple_has_tails
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.composite import Composite
@@ -113,7 +113,7 @@ def _fuse_add(
     add = ResidualAdd(params[1 - mine], composite.output, composite.has("relax.nn.relu"))
     dtypes = {q.dtype for q in (*params.values(), composite.output)}
     fits = len(host.like.shape) == 4 and host.like.shape[1] % LANES == 0
-    if not fits or dtypes != {"uint8"} or not add.fits_int32(host.stored) or not _tail_free(host.like, state.threads):
+    if not fits or dtypes != {"uint8"} or not add.fits_int32(host.stored) or not _tail_free(host.like, state.pytorch):
         return None
     other = inputs[1 - mine]
     other = other.emit(state) if isinstance(other, Deferred) else other
@@ -149,17 +149,19 @@ def _fuse_table(
     if not state.isa.byte_tables or q.dtype != "uint8" or composite.output.dtype != "uint8":
         return None
     main, tail = unary_tables(state.pytorch, composite, state.torch_tables)
-    if not (np.array_equal(main, tail) or _tail_free(host.like, state.threads)):
+    if not (np.array_equal(main, tail) or _tail_free(host.like, state.pytorch)):
         return None
     post = replace(host.post, table=np.ascontiguousarray(main), table_output=composite.output)
     return replace(host, post=post, name=name)
 
 
-def _tail_free(like: Tensor, threads: int) -> bool:
+def _tail_free(like: Tensor, pytorch: PyTorch) -> bool:
     """Whether PyTorch vectorises every element for every batch: no thread's piece has a scalar tail."""
     batch, *rest = like.shape
     count = math.prod(int(d) for d in rest)
-    return has_no_tails(batch * count, threads) if isinstance(batch, int) else no_multiple_has_tails(count, threads)
+    if isinstance(batch, int):
+        return has_no_tails(batch * count, pytorch.threads)
+    return no_multiple_has_tails(count, pytorch.threads)
 
 
 _FUSIONS: dict[str, Fusion] = {

@@ -14,7 +14,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from quantvm.choices import Engine, Numerics, Rounding
+from quantvm.choices import Numerics, Rounding
 from quantvm.kernels import Kernel
 from quantvm.kernels.conv.dot import PORTABLE_PAIRS, DotProduct
 from quantvm.kernels.elementwise import quantize
@@ -34,7 +34,7 @@ from quantvm.lowering.tensors import (
     of_one_image,
     rows_and_item,
 )
-from quantvm.numerics.dispatch import Cpu, PyTorch
+from quantvm.numerics.dispatch import PyTorch
 from quantvm.qdq.attributes import channels_last_inputs, composite_name
 from quantvm.qdq.bindings import count_uses
 from quantvm.qdq.composite import Composite
@@ -47,19 +47,15 @@ from .formats import formatted, permuted
 
 @dataclass
 class Legalization:
-    """State of one legalization: the builder, set by the walk over `main`; the numerics to follow; and counts."""
+    """State of one legalization: the builder, set by the walk over `main`; whose bits to reproduce; and counts."""
 
     builder: relax.BlockBuilder = field(init=False)
-    engine: Engine
-    threads: int
+    pytorch: PyTorch
     dot: DotProduct
     isa: Isa
-    has_avx512: bool
     schedules: Schedules = field(default_factory=Schedules)
     numerics: Numerics = "torch"
     rounding: Rounding = "upward"
-    onednn_amx: bool = False
-    vnni: bool = True
     pairs: DotProduct = PORTABLE_PAIRS
     torch_tables: Mapping[str, str] = field(default_factory=dict)
     kernels: Counter[str] = field(default_factory=Counter)
@@ -67,11 +63,6 @@ class Legalization:
     calls: list[KernelCall] = field(default_factory=list)
     convolutions: dict[tuple[Conv2dShape, str], None] = field(default_factory=dict)
     op: str = ""
-
-    @property
-    def pytorch(self) -> PyTorch:
-        """The PyTorch whose bits numerics=torch reproduces."""
-        return PyTorch(self.engine, self.threads, Cpu(self.has_avx512, self.vnni, self.onednn_amx))
 
     def run(
         self, kernel: Kernel, inputs: list[Tensor], like: Tensor, dtype: str, name: str,
@@ -104,7 +95,7 @@ class Legalization:
     def schedule(self, shape: Conv2dShape, dot: DotProduct) -> Schedule | None:
         """Returns the measured schedule of a convolution, or None; records the convolution for the report."""
         self.convolutions[shape.merged(), dot.name] = None
-        return self.schedules.find(shape, dot, self.threads)
+        return self.schedules.find(shape, dot, self.pytorch.threads)
 
     def nhwc(self, x: Tensor) -> Tensor:
         """Returns x in NHWC."""
