@@ -7,6 +7,7 @@ import torch
 import tvm
 
 from quantvm import tvm_compat
+from quantvm.compiler.build import BuiltLibrary
 from quantvm.qdq.verify import VERIFY_VARIABLE
 from quantvm.torch_compat import quantization_engine
 
@@ -19,7 +20,7 @@ SHIPPED = (
 In the nightly run it is so for all but the searches, which are about what is lowered, not about LLVM.
 """
 
-_generate = tvm_compat._executable
+_generate, _linked = tvm_compat._executable, BuiltLibrary._linked
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -59,12 +60,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     The kernels are the same. LLVM unrolls and combines less, what is computed twice or for nothing is left to it, and
     kernels do not check once more the shapes of what the virtual machine hands them, which the lowering has checked
-    (`tensors.call_kernel`).
+    (`tensors.call_kernel`). What is never saved is not linked.
     """
     is_nightly = "nightly" in (item.config.getoption("markexpr") or "").replace("not nightly", "")
     parts = item.path.relative_to(item.config.rootpath / "tests").parts
     as_shipped = bool({parts[0], parts[-1]} & {*SHIPPED}) or (is_nightly and not parts[0].startswith("test_fuzz"))
     tvm_compat._executable = _generate if as_shipped else _generate_quickly  # type: ignore[assignment]
+    BuiltLibrary._linked = _linked if as_shipped else lambda self: None  # type: ignore[method-assign]
 
 
 def _generate_quickly(module: tvm.IRModule, target: tvm.target.Target) -> object:

@@ -173,17 +173,11 @@ def load_library(path: Path) -> Any:
         raise OSError(last_line(error)) from error
 
 
-def write_library(executable: Any, path: Path) -> None:
-    """Writes an executable as a shared library, the same bytes for equal executables.
-
-    LLVM ends the process if it cannot write an object. So objects are written to memory, or only if there is room.
-
-    Args:
-        executable: of `build_executable`.
-        path: of the library, in a folder of `scratch_folder`.
+def find_linker() -> str:
+    """Returns the C++ compiler that links libraries.
 
     Raises:
-        CompileError: there is no linker, it fails, or there is no room.
+        CompileError: there is none.
     """
     from tvm.support import cc
 
@@ -193,26 +187,66 @@ def write_library(executable: Any, path: Path) -> None:
             "a compiled model can only be saved with a C++ linker, and none was found; install g++ or clang, or name "
             "one by the environment variable CXX"
         )
+    return str(linker)
+
+
+def code_objects(executable: Any, folder: Path) -> list[bytes]:
+    """Returns the objects that LLVM generates for an executable's code; constants and bytecode are not in them.
+
+    Args:
+        executable: of `build_executable`.
+        folder: of `scratch_folder`, for systems without files in memory.
+
+    Raises:
+        CompileError: LLVM fails, or there is no room.
+    """
+    with _objects_reported():
+        return [_object(module, folder / "code.o") for module in _code_modules(executable)]
+
+
+def write_library(executable: Any, code: list[bytes], linker: str, path: Path) -> None:
+    """Writes an executable as a shared library, the same bytes for equal executables.
+
+    Args:
+        executable: of `build_executable`.
+        code: its `code_objects`.
+        linker: of `find_linker`.
+        path: of the library, in a folder of `scratch_folder`.
+
+    Raises:
+        CompileError: the linker fails, or there is no room.
+    """
+    target = next((str(module["_get_target_string"]()) for module in _code_modules(executable)), '{"kind": "llvm"}')
+    constants = tvm.get_global_func("runtime.ModulePackImportsToLLVM")(executable.mod, False, target, "")
     with ExitStack() as stack:
-        try:
-            objects = [
-                _object_file(module, path.with_name(f"{index}.o"), stack)
-                for index, module in enumerate(_host_modules(executable))
-            ]
-        except (RuntimeError, OSError, ValueError, tvm.error.InternalError) as error:
-            raise CompileError(f"cannot write objects for the linker: {last_line(error)}") from error
+        with _objects_reported():
+            objects = [_stored(content, path.with_name(f"{index}.o"), stack) for index, content in enumerate(code)]
+            objects.append(_object_file(constants, path.with_name("constants.o"), stack))
         _link(linker, objects, path)
 
 
-def _host_modules(executable: Any) -> list[Any]:
-    """Returns the LLVM modules whose objects make up the library: the code, and one for constants and bytecode."""
-    code = [module for module in executable.mod.imports if module.kind == "llvm"]
-    target = code[0]["_get_target_string"]() if code else '{"kind": "llvm"}'
-    return [*code, tvm.get_global_func("runtime.ModulePackImportsToLLVM")(executable.mod, False, target, "")]
+def _code_modules(executable: Any) -> list[Any]:
+    return [module for module in executable.mod.imports if module.kind == "llvm"]
+
+
+@contextmanager
+def _objects_reported() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError, tvm.error.InternalError) as error:
+        raise CompileError(f"cannot write objects for the linker: {last_line(error)}") from error
+
+
+def _object(module: Any, path: Path) -> bytes:
+    with ExitStack() as stack:
+        return _object_file(module, path, stack).read_bytes()
 
 
 def _object_file(module: Any, path: Path, stack: ExitStack) -> Path:
-    """Returns a file that holds the object of an LLVM module; `path`, or one in memory until the stack is left."""
+    """Returns a file that holds the object of an LLVM module; `path`, or one in memory until the stack is left.
+
+    LLVM ends the process if it cannot write an object. So objects are written to memory, or only if there is room.
+    """
     in_memory = stack.enter_context(memory_file(path.name))
     if in_memory is None:
         need_bytes = len(module.inspect_source("ll"))  # an object is smaller than its text
@@ -224,6 +258,13 @@ def _object_file(module: Any, path: Path, stack: ExitStack) -> Path:
             )
     module.write_to_file(str(in_memory or path), "o")
     return in_memory or path
+
+
+def _stored(content: bytes, path: Path, stack: ExitStack) -> Path:
+    """Returns a file with a content; `path`, or one in memory until the stack is left."""
+    stored = stack.enter_context(memory_file(path.name)) or path
+    stored.write_bytes(content)
+    return stored
 
 
 def _link(linker: str, objects: list[Path], path: Path) -> None:

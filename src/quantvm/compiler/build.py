@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from quantvm.runtime.artifact import Artifact, CompileReport
 from quantvm.runtime.requirements import requirements_of
 from quantvm.runtime.signature import signature_of
 from quantvm.runtime.target import parse_target, target_text
+from quantvm.storage.scratch import scratch_folder
 
 from .cache import CompileCache, chosen_cache
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class BuiltLibrary:
-    """Code that was compiled in this process.
+    """Code that was compiled in this process. LLVM generates it once, for the first `start` or `write`.
 
     Args:
         executable: Relax VM executable.
@@ -32,20 +34,37 @@ class BuiltLibrary:
 
     def __init__(self, executable: Any, kernel_of: Mapping[str, str | None]) -> None:
         self.executable, self.kernel_of = executable, dict(kernel_of)
+        self._objects: list[bytes] | None = None
         self._vm: Any = None
 
     def start(self) -> Any:
-        """Returns the model's main function."""
+        """Returns the model's main function, in the library that `write` would write.
+
+        Where that cannot be linked or loaded, LLVM generates the code in memory, and once more for a later `write`.
+        """
         from quantvm.tvm_compat import copied, start_vm
 
-        self._vm = start_vm(copied(self.executable))
+        self._vm = start_vm(self._linked() or copied(self.executable))
         return self._vm["main"]
+
+    def _linked(self) -> Any:
+        """Returns the loaded library; None if there is no linker, no room, or the system refuses to load it."""
+        from quantvm.tvm_compat import load_library
+
+        with suppress(CompileError, OutputError, OSError), scratch_folder("start") as folder:
+            library = folder / "model.so"
+            self.write(library)
+            return load_library(library)
+        return None
 
     def write(self, path: Path) -> None:
         """Writes the code as a shared library."""
-        from quantvm.tvm_compat import write_library
+        from quantvm.tvm_compat import code_objects, find_linker, write_library
 
-        write_library(self.executable, path)
+        linker = find_linker()  # before code is generated for it
+        if self._objects is None:
+            self._objects = code_objects(self.executable, path.parent)
+        write_library(self.executable, self._objects, linker, path)
 
 
 @missing_package_named()
@@ -135,7 +154,7 @@ def _cached(store: CompileCache, module: Any, options: LoweringOptions, progress
     except (CompileError, OutputError) as error:
         progress.note(f"the compiled model is not kept for the next time: {error}")
         return artifact
-    stored = store.find(key)  # loading it takes less time than TVM's in-memory code generation
+    stored = store.find(key)
     if stored is None:
         return artifact
     stored.key, stored.report = key, artifact.report
