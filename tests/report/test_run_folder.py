@@ -2,76 +2,76 @@ import errno
 import json
 import os
 import re
+import sys
 
-import pyarrow.parquet as pq
 import pytest
 
 from quantvm.errors import ConfigError, OutputError
 from quantvm.jobs.evaluation.evaluate import save
-from quantvm.jobs.evaluation.schema import RunResult
 from quantvm.progress import SILENT
 from quantvm.report.run_folder import LoggedProgress, RunFolder, default_run_folder, run_json
+from quantvm.storage.output_files import unfinished_name
 
 from ..jobs.evaluation.rows import run_row
-
-SAMPLE = {
-    "model": "alpha",
-    "flow": "eager",
-    "numerics": "torch",
-    "id": "a/0.png",
-    "label": 3,
-    "fp32_top5": None,
-    "torch_top5": [1, 2, 3, 4, 5],
-    "tvm_top5": [1, 2, 3, 5, 4],
-    "identical": False,
-    "max_abs_diff": 0.25,
-}
 
 
 def test_all_files_are_written_and_readable(tmp_path):
     folder = RunFolder(tmp_path / "deep" / "run")
-    save(folder, RunResult(run_row(), [SAMPLE]))
+    save(folder, run_row())
     folder.close()
     assert json.loads((folder.path / "run.json").read_text()) == run_row()
-    assert pq.read_table(folder.path / "samples.parquet").to_pylist() == [SAMPLE]
     assert "# Quantized model accuracy: PyTorch vs TVM" in (folder.path / "report.md").read_text()
-    assert sorted(path.name for path in folder.path.iterdir()) == [
-        "log.txt",
-        "report.md",
-        "run.json",
-        "samples.parquet",
-    ]
-
-
-def test_no_samples_are_a_table_with_its_columns(tmp_path):
-    folder = RunFolder(tmp_path)
-    save(folder, RunResult(run_row()))
-    folder.close()
-    assert pq.read_table(tmp_path / "samples.parquet").column_names == list(SAMPLE)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["log.txt", "report.md", "run.json"]
 
 
 def test_saving_again_replaces_what_was_there(tmp_path):
     folder = RunFolder(tmp_path)
-    save(folder, RunResult(run_row(), [SAMPLE]))
-    save(folder, RunResult(run_row(seed=7), [SAMPLE, SAMPLE]))
+    save(folder, run_row())
+    save(folder, run_row(seed=7))
     folder.close()
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 7
-    assert pq.read_table(tmp_path / "samples.parquet").num_rows == 2
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
-    save(folder, RunResult(run_row()))
+    save(folder, run_row())
 
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(OutputError, match=r"cannot write .*No space left"):
-        save(folder, RunResult(run_row(seed=7)))
+        save(folder, run_row(seed=7))
     folder.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "report.md", "run.json", "samples.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "report.md", "run.json"]
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders")
+def test_a_folder_belongs_to_one_process_until_it_is_closed(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(ConfigError, match="another process is running in"):
+        RunFolder(tmp_path)
+    folder.close()
+    RunFolder(tmp_path).close()
+
+
+def test_unfinished_files_of_a_killed_process_are_removed_and_others_stay(tmp_path):
+    (tmp_path / "units" / "a").mkdir(parents=True)
+    unfinished = unfinished_name(tmp_path / "units" / "a" / "00000.parquet")
+    unfinished.write_bytes(b"half")
+    unfinished_name(tmp_path / "units" / "b").mkdir()
+    (tmp_path / "notes.tmp").write_text("the user's")
+    RunFolder(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "log.txt", "notes.tmp", "units"]
+
+
+def test_the_log_of_an_earlier_run_goes_on_if_asked_for(tmp_path):
+    for text, append in (("one", False), ("two", True), ("three", False), ("four", True)):
+        folder = RunFolder(tmp_path, append=append)
+        folder.log(text)
+        folder.close()
+    assert [line.split(" ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["three", "four"]
 
 
 def test_a_folder_that_cannot_be_is_the_users_error(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,10 +60,11 @@ def cli(place, tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(cli, tmp_path):
-    """Returns a function that runs `quantvm run` on the images and gives back (result, run.json)."""
+    """Returns a function that runs `quantvm run` on the images, anew, and gives back (result, run.json)."""
 
     def invoke(*options):
         folder = tmp_path / "out"
+        shutil.rmtree(folder, ignore_errors=True)
         result = cli("run", "--data", "images", "--class-map", "sorted", "--threads", "1", "--out", folder, *options)
         path = folder / "run.json"
         return result, json.loads(path.read_text()) if path.exists() else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from pathlib import Path
 
 import typer
 
 from quantvm.cli.options import with_options_of
+from quantvm.errors import OutputError
 from quantvm.jobs.evaluation.config import RunConfig
 
 
@@ -27,14 +29,24 @@ def run(config: RunConfig, as_json: bool) -> None:
     from quantvm.progress import progress_for_stderr
     from quantvm.report.run_folder import default_run_folder, run_json
 
-    config = dataclasses.replace(config, out=config.out or default_run_folder())
+    if config.out is None and config.resume is None:
+        config = dataclasses.replace(config, out=default_run_folder())
+    folder = config.resume or config.out
     printer = ConsolePrinter()
     command = shlex.join(["quantvm", *sys.argv[1:]])
     observer = SILENT_OBSERVER if as_json else printer
-    result = evaluate(config, progress=progress_for_stderr(), observer=observer, command=command)
+    try:
+        result = evaluate(config, progress=progress_for_stderr(), observer=observer, command=command)
+    except OutputError:
+        typer.echo(_how_to_go_on(folder), err=True)
+        raise
     if as_json:
         typer.echo(run_json(result.run), nl=False)
     else:
         printer.on_end(result.run)
-    typer.echo(f"Results are in {config.out}", err=True)
+    typer.echo(_how_to_go_on(folder) if result.run["interrupted"] else f"Results are in {folder}", err=True)
     raise typer.Exit(result.exit_code)
+
+
+def _how_to_go_on(folder: Path | None) -> str:
+    return f"What was computed is in {folder}. To go on: quantvm run --resume {shlex.quote(str(folder))}"

@@ -10,14 +10,15 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from quantvm.errors import ConfigError
 from quantvm.progress import Progress, Task
 from quantvm.report.schema import HeadRow
-from quantvm.storage.output_files import file_problem, write_file
+from quantvm.storage.output_files import file_problem, remove_unfinished, write_file
+from quantvm.storage.scratch import lock_folder
 
 
 def default_run_folder(parent: Path = Path("runs")) -> Path:
@@ -32,17 +33,31 @@ def run_json(run: HeadRow) -> str:
 
 
 class RunFolder:
-    """A folder that one run writes its results into, as often as it has new ones."""
+    """A folder that one run writes its results into, as often as it has new ones.
 
-    def __init__(self, path: Path) -> None:
+    It belongs to one process until `close`. Unfinished files of a process that was killed are removed.
+
+    Args:
+        path: the folder, which is made if it is not there.
+        append: whether the log of an earlier run goes on, or begins anew.
+
+    Raises:
+        ConfigError: it cannot be written into, or another process runs in it.
+    """
+
+    def __init__(self, path: Path, *, append: bool = False) -> None:
         self.path = path
+        self._lock = ExitStack()
         log = path / "log.txt"
         try:
             path.mkdir(parents=True, exist_ok=True)
             problem = file_problem(log)
             if problem is not None:
                 raise ConfigError(f"out: cannot write into {path}: {problem}")
-            self._log = log.open("w", encoding="utf-8")
+            if not lock_folder(path, self._lock):
+                raise ConfigError(f"out: another process is running in {path}; wait for it, or name another folder")
+            remove_unfinished(path)
+            self._log = log.open("a" if append else "w", encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"out: cannot write into {path}: {error.strerror}; name another folder") from error
 
@@ -52,9 +67,10 @@ class RunFolder:
             print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", file=self._log, flush=True)
 
     def close(self) -> None:
-        """Closes the log."""
+        """Closes the log, and gives the folder free for other processes."""
         with suppress(OSError):  # the disk may be full
             self._log.close()
+        self._lock.close()
 
     def write(self, name: str, content: bytes) -> None:
         """Writes one file; no reader sees half of it.

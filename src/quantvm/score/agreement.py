@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from quantvm.score.schema import AgreementRow, SampleRow
+from quantvm.score.schema import AgreementRow
 
 
-def agreement_of_flows(samples: Sequence[SampleRow]) -> list[AgreementRow]:
+@dataclass
+class Answers:
+    """The best classes of one model by one flow under some numerics.
+
+    Attributes:
+        flow, numerics: of the row.
+        ids: of the images.
+        labels: (N,), the true classes.
+        tvm: (N,), TVM's answers.
+        torch: (N,), the reference's; None without one.
+        fp32: the float model's, by id, of all images or of some.
+    """
+
+    flow: str
+    numerics: str
+    ids: Sequence[str]
+    labels: npt.NDArray[np.int64]
+    tvm: npt.NDArray[np.int64]
+    torch: npt.NDArray[np.int64] | None = None
+    fp32: Mapping[str, int] = field(default_factory=dict)
+
+
+def agreement_of_flows(models: Mapping[str, Sequence[Answers]]) -> list[AgreementRow]:
     """Returns a row for each model measured with more than one flow; only images that all sides ran are counted."""
-    rows = []
-    for model in dict.fromkeys(sample["model"] for sample in samples):
-        mine = [sample for sample in samples if sample["model"] == model]
-        if len({sample["flow"] for sample in mine}) > 1:
-            rows.append(_row(model, mine))
-    return rows
+    return [_row(name, found) for name, found in models.items() if len({each.flow for each in found}) > 1]
 
 
-def _row(model: str, samples: Sequence[SampleRow]) -> AgreementRow:
-    answers = _answers(samples)
-    labels = {sample["id"]: sample["label"] for sample in samples}
-    common = [image for image in labels if all(image in of for of in answers.values())]
-    best = np.array([[of[image] for image in common] for of in answers.values()])
+def _row(model: str, found: Sequence[Answers]) -> AgreementRow:
+    sides = _sides(found)
+    labels = {image: label for each in found for image, label in zip(each.ids, each.labels.tolist(), strict=True)}
+    common = [image for image in labels if all(image in of for of in sides.values())]
+    best = np.array([[of[image] for image in common] for of in sides.values()])
     expected = np.array([labels[image] for image in common])
     same = (best[:, None, :] == best[None, :, :]).mean(-1) * 100
     return {
         "model": model,
-        "sides": list(answers),
+        "sides": list(sides),
         "top1": ((best == expected).mean(-1) * 100).tolist(),
         "same_top1": same.tolist(),
     }
 
 
-def _answers(samples: Sequence[SampleRow]) -> dict[str, dict[str, int]]:
+def _sides(found: Sequence[Answers]) -> dict[str, Mapping[str, int]]:
     """Returns the best class of every image, for fp32 and for each flow and engine."""
-    several = len({sample["numerics"] for sample in samples if sample["numerics"] not in ("torch", "qdq")}) > 0
-    answers: dict[str, dict[str, int]] = {}
-    for sample in samples:
-        flow = sample["flow"]
-        tvm = f"{flow} TVM {sample['numerics']}" if several else f"{flow} TVM"
-        for side, top5 in (
-            ("fp32", sample["fp32_top5"]),
-            (f"{flow} PyTorch", sample["torch_top5"]),
-            (tvm, sample["tvm_top5"]),
-        ):
-            if top5 is not None:
-                answers.setdefault(side, {})[sample["id"]] = top5[0]
-    return answers
+    several = any(each.numerics not in ("torch", "qdq") for each in found)
+    sides: dict[str, Mapping[str, int]] = {}
+    for each in found:
+        tvm = f"{each.flow} TVM {each.numerics}" if several else f"{each.flow} TVM"
+        if each.fp32:
+            sides["fp32"] = each.fp32
+        if each.torch is not None:
+            sides[f"{each.flow} PyTorch"] = dict(zip(each.ids, each.torch.tolist(), strict=True))
+        sides[tvm] = dict(zip(each.ids, each.tvm.tolist(), strict=True))
+    return sides

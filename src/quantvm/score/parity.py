@@ -1,6 +1,7 @@
 """Parity of raw outputs: TVM is always the actual side, PyTorch the expected one.
 
-``ParityCount`` collects the facts batch by batch, ``judge`` turns them into a verdict. What a check allows is stated
+``ParityCount`` collects the facts batch by batch, ``parity_row`` sums them up, and ``judge`` turns them into a verdict.
+What a check allows is stated
 in one place, ``Tolerance``:
 
 | check   | allows                                                                                          |
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantvm.errors import ConfigError
-from quantvm.score.accuracy import top_k
+from quantvm.score.image_columns import Columns, columns_of_comparison, columns_of_side, joined
 from quantvm.score.schema import FirstImageRow, GreatestDifferenceRow, ParityRow, Status
 
 ArrayF32 = npt.NDArray[np.float32]
@@ -72,178 +73,142 @@ def check_outputs(side: str, outputs: object, n_images: int) -> ArrayF32:
 
 
 @dataclass
-class _Degeneracy:
-    """Finds engines whose outputs are the same for every image: then parity and accuracy prove little."""
-
-    n: int = 0
-    same_value_share: float = 0.0
-    n_zero: int = 0
-    n_values: int = 0
-    first: ArrayF32 | None = None
-    all_like_first: bool = True
-    all_finite: bool = True
-
-    def add(self, outputs_f32: ArrayF32) -> None:
-        if self.first is None:
-            self.first = outputs_f32[0].copy()
-        self.n += len(outputs_f32)
-        self.n_zero += int((outputs_f32 == 0).sum())
-        self.n_values += outputs_f32.size
-        for row in outputs_f32:
-            self.same_value_share += np.unique(row, return_counts=True)[1].max() / row.size
-        self.all_like_first &= bool((outputs_f32 == self.first).all())
-        self.all_finite &= bool(np.isfinite(outputs_f32).all())
-
-    def reason(self, side: str) -> str | None:
-        """Returns why this side's outputs are not to be trusted, or None."""
-        if self.n == 0:
-            return None
-        if not self.all_finite:
-            return f"{side} gives outputs that are not finite"
-        if self.n_zero > MISTRUSTED_SHARE * self.n_values:
-            return f"{side} gives mostly zeros: {100 * self.n_zero / self.n_values:.0f} % of the raw outputs"
-        if self.same_value_share > MISTRUSTED_SHARE * self.n:
-            share = 100 * self.same_value_share / self.n
-            return f"{side} gives mostly constant outputs: on average {share:.0f} % of an image's have the same value"
-        if self.n > 1 and self.all_like_first:
-            return f"{side} gives the same outputs for all {self.n} images"
-        return None
-
-
-@dataclass
 class ParityCount:
     """Collects, batch by batch, how TVM's raw outputs compare with PyTorch's."""
 
-    outputs_total: int = 0
-    outputs_identical: int = 0
-    images_total: int = 0
-    images_identical: int = 0
-    images_same_top1: int = 0
-    max_abs_diff: float = 0.0
-    sum_abs_diff: float = 0.0
-    greatest_difference: GreatestDifferenceRow | None = None
-    first_image: FirstImageRow | None = None
-    _degeneracy: dict[str, _Degeneracy] = field(
-        default_factory=lambda: {"PyTorch": _Degeneracy(), "TVM": _Degeneracy()}
-    )
+    _ids: list[str] = field(default_factory=list)
+    _parts: list[Columns] = field(default_factory=list)
 
-    def add(self, actual_f32: ArrayF32, expected_f32: ArrayF32, ids: tuple[str, ...]) -> BatchParity:
-        """Counts one batch and returns the comparison for each of its images.
+    def add(self, actual_f32: ArrayF32, expected_f32: ArrayF32 | None, ids: Sequence[str]) -> Columns:
+        """Counts one batch and returns the columns of its images; see `score/image_columns.py`.
 
         Args:
             actual_f32: TVM's raw outputs, (N, classes).
-            expected_f32: PyTorch's raw outputs, (N, classes).
+            expected_f32: PyTorch's raw outputs, (N, classes); None if TVM's have no reference.
             ids: the N images' ids.
 
         Raises:
             OutputShapeError: if either is missing or their shapes differ.
         """
-        expected_f32 = check_outputs("PyTorch", expected_f32, len(ids))
-        actual_f32 = check_outputs("TVM", actual_f32, len(ids))
-        if actual_f32.shape != expected_f32.shape:
-            raise OutputShapeError(f"TVM returned {actual_f32.shape}, PyTorch {expected_f32.shape} for the same batch")
-        batch = _compare(actual_f32, expected_f32)
-        self.outputs_total += actual_f32.size
-        self.outputs_identical += int(batch.identical.sum())
-        self.images_total += len(ids)
-        self.images_identical += int(batch.image_identical.sum())
-        self.images_same_top1 += int((batch.actual_top5[:, 0] == batch.expected_top5[:, 0]).sum())
-        greatest = float(batch.abs_diff.max())
-        if not batch.identical.all() and (self.greatest_difference is None or greatest > self.max_abs_diff):
-            self.greatest_difference = _greatest_difference(actual_f32, expected_f32, batch, ids)
-        self.max_abs_diff = max(self.max_abs_diff, greatest)
-        self.sum_abs_diff += float(batch.abs_diff.sum())
-        if self.first_image is None:
-            self.first_image = _first_image(ids[0], actual_f32, expected_f32, batch)
-        self._degeneracy["TVM"].add(actual_f32)
-        self._degeneracy["PyTorch"].add(expected_f32)
-        return batch
-
-    def add_alone(self, actual_f32: ArrayF32, ids: tuple[str, ...]) -> ArrayF32:
-        """Counts one batch of TVM's outputs without a reference, and returns the outputs.
-
-        Raises:
-            OutputShapeError: they are missing or of another shape.
-        """
-        checked_f32 = check_outputs("TVM", actual_f32, len(ids))
-        self._degeneracy["TVM"].add(checked_f32)
-        return checked_f32
+        columns = compared(actual_f32, expected_f32, len(ids))
+        self._ids += ids
+        self._parts.append(columns)
+        return columns
 
     def row(self, output_scale: float | None) -> ParityRow:
-        """Returns the facts so far as run.json holds them.
-
-        Args:
-            output_scale: the step of the output's quantization, if known.
-
-        Raises:
-            OutputShapeError: if no batch was counted.
-        """
-        if self.first_image is None:
-            raise OutputShapeError("no image was compared")
-        return {
-            "raw_outputs_total": self.outputs_total,
-            "raw_outputs_identical": self.outputs_identical,
-            "images_total": self.images_total,
-            "images_identical": self.images_identical,
-            "max_abs_diff": _finite(self.max_abs_diff),
-            "mean_abs_diff": _finite(self.sum_abs_diff / self.outputs_total),
-            "max_lsb": _steps(self.max_abs_diff, output_scale),
-            "greatest_difference": self.greatest_difference,
-            "top1_agreement": 100 * self.images_same_top1 / self.images_total,
-            "first_image": self.first_image,
-        }
+        """Returns the facts so far as run.json holds them; see `parity_row`."""
+        return parity_row(joined(self._parts), self._ids, output_scale)
 
     def mistrust(self) -> str | None:
-        """Returns why these outputs prove little (constant, mostly zero, not finite), or None."""
-        reasons = [watch.reason(engine) for engine, watch in self._degeneracy.items()]
-        return "; ".join(reason for reason in reasons if reason) or None
+        """Returns why these outputs prove little, or None; see `mistrust_of`."""
+        return mistrust_of(joined(self._parts))
 
 
-@dataclass(frozen=True)
-class BatchParity:
-    """The comparison of one batch; `abs_diff` is inf where a difference is not finite."""
+def compared(actual_f32: object, expected_f32: object | None, n_images: int) -> Columns:
+    """Returns the columns of one batch; see `score/image_columns.py`.
 
-    identical: npt.NDArray[np.bool_]  # (N, classes)
-    image_identical: npt.NDArray[np.bool_]  # (N,)
-    abs_diff: npt.NDArray[np.float64]  # (N, classes)
-    actual_top5: npt.NDArray[np.int64]  # (N, 5)
-    expected_top5: npt.NDArray[np.int64]  # (N, 5)
+    Args:
+        actual_f32: TVM's raw outputs, (N, classes).
+        expected_f32: PyTorch's raw outputs, (N, classes); None if TVM's have no reference.
+        n_images: N.
 
-
-def _compare(actual_f32: ArrayF32, expected_f32: ArrayF32) -> BatchParity:
-    # Bits are compared, not values: NaN equals itself, and -0.0 differs from 0.0.
-    actual_bits = np.ascontiguousarray(actual_f32).view(np.uint32)
-    identical = actual_bits == np.ascontiguousarray(expected_f32).view(np.uint32)
-    with np.errstate(invalid="ignore"):
-        # Over float32: the difference is the one that the original benchmark printed.
-        abs_diff = np.abs(actual_f32 - expected_f32).astype(np.float64)
-    abs_diff[~np.isfinite(abs_diff)] = math.inf
-    abs_diff[identical] = 0.0
-    return BatchParity(identical, identical.all(axis=1), abs_diff, top_k(actual_f32), top_k(expected_f32))
+    Raises:
+        OutputShapeError: if either is missing or their shapes differ.
+    """
+    if expected_f32 is None:
+        return columns_of_side("tvm", check_outputs("TVM", actual_f32, n_images))
+    expected_f32 = check_outputs("PyTorch", expected_f32, n_images)
+    actual_f32 = check_outputs("TVM", actual_f32, n_images)
+    if actual_f32.shape != expected_f32.shape:
+        raise OutputShapeError(f"TVM returned {actual_f32.shape}, PyTorch {expected_f32.shape} for the same batch")
+    return columns_of_comparison(actual_f32, expected_f32)
 
 
-def _first_image(image_id: str, actual_f32: ArrayF32, expected_f32: ArrayF32, batch: BatchParity) -> FirstImageRow:
+def parity_row(columns: Columns, ids: Sequence[str], output_scale: float | None) -> ParityRow:
+    """Returns how TVM's outputs compare with PyTorch's over all images, as run.json holds it.
+
+    Args:
+        columns: of both sides, one row for each image.
+        ids: of these images.
+        output_scale: the step of the output's quantization, if known.
+
+    Raises:
+        OutputShapeError: no image was compared.
+    """
+    if not len(ids) or "n_identical" not in columns:
+        raise OutputShapeError("no image was compared")
+    greatest = float(columns["max_abs_diff"].max())
+    n_outputs = int(columns["n_outputs"].sum())
+    identical = columns["n_identical"] == columns["n_outputs"]
+    same_top1 = columns["tvm_top5"][:, 0] == columns["torch_top5"][:, 0]
+    return {
+        "raw_outputs_total": n_outputs,
+        "raw_outputs_identical": int(columns["n_identical"].sum()),
+        "images_total": len(ids),
+        "images_identical": int(identical.sum()),
+        "max_abs_diff": _finite(greatest),
+        # the exact sum, so that the order of images does not matter
+        "mean_abs_diff": _finite(math.fsum(columns["sum_abs_diff"]) / n_outputs),
+        "max_lsb": _steps(greatest, output_scale),
+        "greatest_difference": _greatest_difference(columns, ids, identical),
+        "top1_agreement": 100 * int(same_top1.sum()) / len(ids),
+        "first_image": _first_image(columns, ids[0]),
+    }
+
+
+def mistrust_of(columns: Columns) -> str | None:
+    """Returns why outputs prove little (constant, mostly zero, not finite), or None."""
+    sides = {"PyTorch": "torch", "TVM": "tvm"}
+    reasons = [_degeneracy(name, columns, side) for name, side in sides.items() if f"{side}_zeros" in columns]
+    return "; ".join(reason for reason in reasons if reason) or None
+
+
+def _degeneracy(name: str, columns: Columns, side: str) -> str | None:
+    """Returns why the outputs of one side prove little, or None."""
+    n, n_outputs = len(columns["n_outputs"]), int(columns["n_outputs"].sum())
+    if not columns[f"{side}_finite"].all():
+        return f"{name} gives outputs that are not finite"
+    n_zero = int(columns[f"{side}_zeros"].sum())
+    if n_zero > MISTRUSTED_SHARE * n_outputs:
+        return f"{name} gives mostly zeros: {100 * n_zero / n_outputs:.0f} % of the raw outputs"
+    same = float((columns[f"{side}_same_value"] / columns["n_outputs"]).sum())
+    if same > MISTRUSTED_SHARE * n:
+        share = 100 * same / n
+        return f"{name} gives mostly constant outputs: on average {share:.0f} % of an image's have the same value"
+    digests = columns[f"{side}_digest"]
+    if n > 1 and (digests == digests[0]).all():
+        return f"{name} gives the same outputs for all {n} images"
+    return None
+
+
+def _first_image(columns: Columns, image_id: str) -> FirstImageRow:
+    n = int(columns["n_outputs"][0])
     return {
         "id": image_id,
-        "torch_top5_labels": batch.expected_top5[0].tolist(),
-        "tvm_top5_labels": batch.actual_top5[0].tolist(),
-        "torch_top5_raw": [shortest_float(expected_f32[0, label]) for label in batch.expected_top5[0]],
-        "tvm_top5_raw": [shortest_float(actual_f32[0, label]) for label in batch.actual_top5[0]],
-        "max_abs_diff": _finite(float(batch.abs_diff[0].max())),
-        "mean_abs_diff": _finite(float(batch.abs_diff[0].mean())),
-        "identical": int(batch.identical[0].sum()),
-        "total": batch.identical.shape[1],
+        "torch_top5_labels": columns["torch_top5"][0].tolist(),
+        "tvm_top5_labels": columns["tvm_top5"][0].tolist(),
+        "torch_top5_raw": [shortest_float(value) for value in columns["torch_top5_raw"][0]],
+        "tvm_top5_raw": [shortest_float(value) for value in columns["tvm_top5_raw"][0]],
+        "max_abs_diff": _finite(float(columns["max_abs_diff"][0])),
+        "mean_abs_diff": _finite(float(columns["sum_abs_diff"][0]) / n),
+        "identical": int(columns["n_identical"][0]),
+        "total": n,
     }
 
 
 def _greatest_difference(
-    actual_f32: ArrayF32, expected_f32: ArrayF32, batch: BatchParity, ids: tuple[str, ...]
-) -> GreatestDifferenceRow:
-    # Among equal differences, prefer one whose bits differ: 0.0 and -0.0 differ by 0.
-    rank = np.where(batch.identical, -1.0, batch.abs_diff)
-    image, index = (int(i) for i in np.unravel_index(int(rank.argmax()), rank.shape))
-    expected, actual = shortest_float(expected_f32[image, index]), shortest_float(actual_f32[image, index])
-    return {"id": ids[image], "index": index, "torch": expected, "tvm": actual}
+    columns: Columns, ids: Sequence[str], identical: npt.NDArray[np.bool_]
+) -> GreatestDifferenceRow | None:
+    """Returns the raw output that differs most; of equal differences, that of the first image. None: none differs."""
+    if identical.all():
+        return None
+    at = int(np.where(identical, -1.0, columns["max_abs_diff"]).argmax())
+    return {
+        "id": ids[at],
+        "index": int(columns["greatest_index"][at]),
+        "torch": shortest_float(columns["greatest_torch"][at]),
+        "tvm": shortest_float(columns["greatest_tvm"][at]),
+    }
 
 
 def shortest_float(value: np.float32) -> float:

@@ -7,6 +7,8 @@ is a file that this process prints to.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +19,7 @@ from quantvm.errors import OutputError
 from quantvm.storage.regular_files import kind_of_file
 
 _MOST_NAME_BYTES = 255
+_UNFINISHED = re.compile(r"\.tmp\d+-[0-9a-f]{8}$")
 
 
 def file_problem(path: str | os.PathLike[str]) -> str | None:
@@ -54,7 +57,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if problem is not None:
         raise OutputError(f"cannot write {path}: {problem}")
     target = _target(Path(path))
-    unfinished = _unfinished(target)
+    unfinished = unfinished_name(target)
     try:
         yield unfinished
         with suppress(FileNotFoundError):
@@ -77,6 +80,17 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     """
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes the unfinished files below a folder that processes left when they were killed."""
+    for path in folder.rglob("*.tmp*"):
+        if _UNFINISHED.search(path.name) and not path.is_symlink():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -139,7 +153,8 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _unfinished(target: Path) -> Path:
+def unfinished_name(target: Path) -> Path:
+    """Returns a new name beside a file or folder that is to be written."""
     ending = f".tmp{os.getpid()}-{uuid4().hex[:8]}"
     name = target.name if len(os.fsencode(target.name + ending)) <= _MOST_NAME_BYTES else ".quantvm"
     return target.with_name(name + ending)

@@ -89,6 +89,17 @@ def _new_folder(prefix: str, parent: str, stack: ExitStack) -> Path:
         # another process looked for abandoned folders between the two calls, and removes this one
 
 
+def lock_folder(folder: Path, stack: ExitStack) -> bool:
+    """Locks a folder until the stack is left or the process ends; returns False if another process has the lock.
+
+    Where the file system has no locks, nothing is locked.
+    """
+    try:
+        return _lock(folder, stack)
+    except OSError:
+        return True
+
+
 def _lock(folder: Path, stack: ExitStack) -> bool:
     """Locks a folder until the stack is left or the process ends; returns whether it exists and was free.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import lru_cache
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
@@ -36,6 +38,24 @@ def installed_version(package: str) -> str | None:
 def versions() -> dict[str, str | None]:
     """Returns the versions of Python and of every package that takes part in a measurement."""
     return {"python": platform.python_version(), **{package: installed_version(package) for package in _PACKAGES}}
+
+
+def image_libraries() -> dict[str, str | None]:
+    """Returns the versions of the libraries by which Pillow decodes images."""
+    from PIL import features
+
+    return {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")}
+
+
+@lru_cache(maxsize=1)
+def digest_of_package() -> str:
+    """Returns the SHA-256 of all sources of quantvm."""
+    root = Path(__file__).parents[1]
+    digest = sha256()
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def git_commit(folder: Path | None = None) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 import quantvm
 from quantvm.data import Batch, CalibrationSet, Dataset, Sample
 from quantvm.errors import UnknownNameError
+from quantvm.jobs.evaluation.networks import NotKeptError
 from quantvm.models.weights import ResolvedWeights, WeightsUnavailableError
 
 CLASSES = 10
@@ -68,6 +69,7 @@ class FakeWorkload:
     def in_place(self):
         """Puts the fakes where an evaluation calls the real functions."""
         plan, chain = "quantvm.workload.plan", "quantvm.jobs.evaluation.evaluate"
+        networks = "quantvm.jobs.evaluation.networks"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(f"{plan}.get_model", self.get_model)
             patch.setattr(f"{plan}.list_models", lambda: [self.get_model(name) for name in self.models])
@@ -80,8 +82,11 @@ class FakeWorkload:
             patch.setattr("quantvm.workload.head.describe_environment", self.describe_environment)
             patch.setattr(f"{chain}.use_threads", self.use_threads)
             patch.setattr(f"{chain}.quantization_engine", lambda engine: nullcontext())
-            patch.setattr(f"{chain}.quantized", self.quantized)
-            patch.setattr(f"{chain}.TorchRunner", lambda module, *, threads: self.runner(self.torch))
+            patch.setattr(f"{networks}.quantized", self.quantized)
+            patch.setattr(f"{networks}.TorchRunner", lambda module, *, threads: self.runner(self.torch))
+            patch.setattr(f"{networks}.digest_of_weights", lambda module: "cd" * 32)
+            patch.setattr(f"{networks}._digest_of_program", lambda program: program.name)
+            patch.setattr(f"{networks}.kept_program", self.kept_program)
             patch.setattr(f"{chain}.latencies_ms", lambda runners, x_f32: [2.0 + i for i in range(len(runners))])
             yield
 
@@ -126,6 +131,9 @@ class FakeWorkload:
         name = entry.spec.name if flow == "eager" else f"{entry.spec.name} {flow}"
         return FakeProgram(self, name, object(), plan.options.engine, plan.options.scheme)
 
+    def kept_program(self, program, folder):
+        raise NotKeptError("a fake")
+
     def compile(self, program, numerics):
         report = SimpleNamespace(
             engine=program.quantvm_engine,
@@ -139,7 +147,7 @@ class FakeWorkload:
             target="llvm -mcpu=fake",
             output_scale=self.output_scale,
         )
-        return SimpleNamespace(name=program.name, numerics=numerics, report=report)
+        return SimpleNamespace(name=program.name, numerics=numerics, report=report, key=f"{program.name} {numerics}")
 
     def tvm_runner(self, artifact):
         return self.runner(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from quantvm.choices import FLOWS, NUMERICS
@@ -15,10 +16,17 @@ from quantvm.options.groups import (
     FlowOptions,
     NumericsOptions,
     OutputOptions,
+    paths_for_texts,
     tuples,
 )
 from quantvm.options.option import documented, help_of, option, varied
 from quantvm.workload.options import WorkloadOptions
+
+
+def _fp32(text: str) -> str | None:
+    """Checks the value of `fp32`."""
+    is_count = text.isascii() and text.isdecimal() and int(text) > 0
+    return None if text in ("all", "none") or is_count else f"got {text!r}, expected all, none, or a number of images"
 
 
 def _tolerance(text: str) -> str | None:
@@ -41,7 +49,12 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
     """
 
     panel = CheckOptions.panel
-    panels: ClassVar = {"out": CheckOptions.panel, "flows": QUANTIZATION, "numerics": QUANTIZATION}
+    panels: ClassVar = {
+        "out": CheckOptions.panel,
+        "resume": CheckOptions.panel,
+        "flows": QUANTIZATION,
+        "numerics": QUANTIZATION,
+    }
 
     flows: tuple[str, ...] = varied(
         FlowOptions, "flow", default=(),
@@ -53,6 +66,25 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
         check=checks.some_of(NUMERICS, at_least_one=True),
         help=f"{help_of(NumericsOptions, 'numerics')} torch,integer: both, each in a row of its own.",
     )  # fmt: skip
+    fp32: str = option(
+        "all",
+        "How many images the float model is run on, too, for its accuracy: all, none, or the first N of them in the "
+        "order of evaluation. It takes most of a run's time.",
+        metavar="all|N|none",
+        check=_fp32,
+    )
+    shard_size: int = option(
+        512,
+        "Images in a unit of work, rounded up to whole batches. What is finished of a unit is written each minute.",
+        metavar="N",
+        check=checks.at_least(1),
+    )
+    resume: Path | None = option(
+        None,
+        "Take up the run in this folder again, with its options: what is there is not computed again. Options that "
+        "are given, too, replace its own: more models, more images, other checks. The same --out does it as well.",
+        metavar="DIR",
+    )
     check_parity: str | None = option(
         None,
         "Exit 1 if raw outputs differ at all, or by more than N steps of the output's quantization.",
@@ -70,9 +102,20 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
         """Accepts one name or a list of names, and a path in place of text, for callers in Python."""
         super().__post_init__()
         tuples(self, "flows", "numerics", once=True)
+        paths_for_texts(self, "resume")
+        if isinstance(self.fp32, int):
+            object.__setattr__(self, "fp32", str(self.fp32))
+
+    def fp32_images(self, n_images: int) -> int:
+        """Returns on how many of the images the float model is run."""
+        if self.fp32.isdecimal():
+            return min(int(self.fp32), n_images)
+        return n_images if self.fp32 == "all" else 0
 
     def wrong_combinations(self) -> Iterator[str]:
         """Yields one sentence for every combination of options that is not allowed."""
         yield from super().wrong_combinations()
+        if self.resume is not None and self.out is not None and self.out != self.resume:
+            yield "resume: the run goes on in its own folder; leave out --out"
         if self.min_top1 is not None and self.weights == "random":
             yield "min_top1: with random weights accuracy means nothing; leave one of the two out"

@@ -1,43 +1,47 @@
 """``quantvm run``: the steps of an evaluation.
 
 Each model is loaded, quantized and compiled. Then the float model, the quantized model and the compiled one run every
-batch of images, as the very same array, and their outputs are compared.
+batch of images, as the very same array, and their outputs are compared. The work is cut into units (`units.py`), which
+are kept (`store.py`): a run that was broken off goes on where it was.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from quantvm.errors import ModelCodeError, QuantvmError, UnsupportedOpError
+from quantvm.errors import ModelCodeError, OutputError, QuantvmError, UnsupportedOpError, is_output_failure
+from quantvm.jobs.evaluation.compute import ShardWork
 from quantvm.jobs.evaluation.config import RunConfig
-from quantvm.jobs.evaluation.measurement import Measurement
-from quantvm.jobs.evaluation.samples import samples_bytes
+from quantvm.jobs.evaluation.manifest import check_manifest, manifest_of, read_manifest, resumed
+from quantvm.jobs.evaluation.networks import Engines, Network, Networks
+from quantvm.jobs.evaluation.results import Results
 from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow
+from quantvm.jobs.evaluation.store import PartStore
 from quantvm.jobs.evaluation.text import markdown_report
+from quantvm.jobs.evaluation.units import Shard, shards_of
 from quantvm.jobs.latency.rounds import alternate, time_calls
 from quantvm.options.option import raise_problems
-from quantvm.progress import SILENT, Progress, TitledProgress
+from quantvm.progress import SILENT, Progress, Task, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder, run_json
-from quantvm.score.agreement import agreement_of_flows
 from quantvm.score.parity import OutputShapeError, int8_share_problem, judge
-from quantvm.score.schema import SampleRow
 from quantvm.torch_compat import quantization_engine
 from quantvm.workload.environment import use_threads
 from quantvm.workload.head import head
 from quantvm.workload.plan import Entry, Plan, plan_of
-from quantvm.workload.prepare import quantized
-from quantvm.workload.runners import Runner, TorchRunner
+from quantvm.workload.runners import Runner
 
 if TYPE_CHECKING:
     from quantvm.models import ModelSpec
 
+UNITS, NETWORKS = "units", "networks"
+"""Folders of a run folder: what was computed for each unit of work, and the networks."""
+
+_WRITTEN_EACH_S = 60.0
 _LATENCY_ROUNDS = 5
 _LATENCY_S = 0.5
 
@@ -72,15 +76,19 @@ def evaluate_models(
 ) -> RunResult:
     """Returns how the models' accuracy and raw outputs compare between PyTorch and TVM; see `quantvm.evaluate`."""
     started_s = time.monotonic()
+    if config.resume is not None:
+        raise_problems(config.problems())
+        config = resumed(config)
     plan = _planned(config, progress)
     run: RunRow = {**head(plan, config, command), "models": [], "agreement": []}
-    folder = RunFolder(config.out) if config.out is not None else None
+    if config.out is None:
+        return _Evaluation(plan, config, progress, observer, None, run, started_s).go()
+    folder = RunFolder(config.out, append=read_manifest(config.out) is not None)
     try:
-        logged = progress if folder is None else LoggedProgress(progress, folder)
-        return _Evaluation(plan, config, logged, observer, folder, run, started_s).go()
+        check_manifest(folder, manifest_of(plan, config))
+        return _Evaluation(plan, config, LoggedProgress(progress, folder), observer, folder, run, started_s).go()
     finally:
-        if folder is not None:
-            folder.close()
+        folder.close()
 
 
 def _planned(config: RunConfig, progress: Progress) -> Plan:
@@ -122,31 +130,38 @@ def _missing_references(plan: Plan, config: RunConfig) -> list[str]:
     return [f"check_parity: {name}: {reason}" for name, reason in missing if reason is not None]
 
 
-@dataclass
 class _Evaluation:
     """One plan under way."""
 
-    plan: Plan
-    config: RunConfig
-    progress: Progress
-    observer: Observer
-    folder: RunFolder | None
-    run: RunRow
-    started_s: float
-    samples: list[SampleRow] = field(default_factory=list)
+    def __init__(
+        self, plan: Plan, config: RunConfig, progress: Progress, observer: Observer, folder: RunFolder | None,
+        run: RunRow, started_s: float,
+    ) -> None:  # fmt: skip
+        self.plan, self.config, self.progress, self.observer = plan, config, progress, observer
+        self.folder, self.run, self.started_s = folder, run, started_s
+        self.shards = shards_of(
+            plan.dataset, seed=config.seed, batch_size=config.batch_size, shard_size=config.shard_size
+        )
+        self.store = PartStore(None if folder is None else folder.path / UNITS)
+        self.networks = Networks(None if folder is None else folder.path / NETWORKS, plan, config.numerics)
+        self.results = Results(self.store, self.shards)
 
     def go(self) -> RunResult:
+        self.networks.check(self._turns())
         self.observer.on_start(self.run)
         try:
             use_threads(self.plan.machine.threads)
             for entry, flow in self._turns():
                 self._evaluate(entry, flow)
-            self.run["agreement"] = agreement_of_flows(self.samples) if len(self.config.flows) > 1 else []
+            self.run["agreement"] = self.results.agreement() if len(self.config.flows) > 1 else []
         except KeyboardInterrupt:
             self.run["interrupted"] = True
             for entry, flow in self._turns()[len(self.run["models"]) // len(self.config.numerics) :]:
                 self._skip(entry, flow, "the run was interrupted before its turn")
-        return self._save()
+        if self.folder is not None:
+            self.results.write_samples(self.folder.path / "samples.parquet")
+        self._save()
+        return RunResult(self.run, self.results.samples)
 
     def _turns(self) -> list[tuple[Entry, str]]:
         """Returns every pair of a model and a flow to evaluate; a model that its user quantized is in one pair."""
@@ -157,7 +172,10 @@ class _Evaluation:
         return turns
 
     def _evaluate(self, entry: Entry, flow: str) -> None:
-        """Adds the rows of one model by one flow, whatever happens; only an interruption leaves this method."""
+        """Adds the rows of one model by one flow, whatever happens.
+
+        Only an interruption, or a failure to write what was found, leaves this method.
+        """
         if entry.weights is None:
             self._skip(entry, flow, entry.reason, entry.remedy)
             return
@@ -165,48 +183,124 @@ class _Evaluation:
             instead = " or ".join(f"--flow {other}" for other in entry.spec.flows)
             self._skip(entry, flow, f"PyTorch cannot quantize it by the flow {flow}", instead)
             return
-        found = [Measurement(numerics, flow) for numerics in self.config.numerics]
+        facts: dict[str, dict[str, Any]] = {numerics: {} for numerics in self.config.numerics}
         started_s = time.monotonic()
-        verdicts: list[dict[str, Any]] = [{"status": "error"}] * len(found)
+        verdicts: dict[str, dict[str, Any]] = {numerics: {"status": "error"} for numerics in facts}
+        network = None
         try:
             own_engine = None if entry.program is None else entry.program.engine
             with quantization_engine(own_engine or self.config.engine):
-                measure(entry, flow, self.plan, TitledProgress(self.progress, entry.spec.title), found)
-            verdicts = [self._judge(each, entry.missing_reference) for each in found]
+                progress = TitledProgress(self.progress, entry.spec.title)
+                network = self.networks.get(entry, flow, progress, facts)
+                self._measure(network, entry.spec, progress, facts)
+            for numerics in facts:
+                verdicts[numerics] = self._judge(network, numerics, facts[numerics], entry.missing_reference)
         except KeyboardInterrupt:
             n_images = len(self.plan.dataset.samples)
-            verdicts = [
-                {"reason": f"interrupted after {each.tvm.n} of {n_images} images", "status": "error"} | each.results()
-                for each in found
-            ]
+            for numerics in facts:
+                results = {} if network is None else self.results.of(network, numerics)
+                reason = f"interrupted after {results.get('n_images', 0)} of {n_images} images"
+                verdicts[numerics] = {"reason": reason, "status": "error"} | results
             raise
         except OutputShapeError as error:
-            verdicts = [{"status": "failed", "reason": str(error)}] * len(found)
-        except Exception as error:  # noqa: BLE001 - whatever one model does, the others go on
-            verdicts = [self._explain(entry.spec, error)] * len(found)
+            verdicts = {numerics: {"status": "failed", "reason": str(error)} for numerics in facts}
+        except OutputError:
+            raise
+        except Exception as error:
+            if is_output_failure(error):
+                raise
+            verdict = self._explain(entry.spec, error)
+            verdicts = dict.fromkeys(facts, verdict)
         finally:
-            for each, verdict in zip(found, verdicts, strict=True):
-                if "n_images" in verdict:
-                    self.samples += each.samples
-                facts = each.facts | verdict | {"duration_s": time.monotonic() - started_s}
-                self._add(_row(self.config, entry.spec, flow, each.numerics, facts))
+            for numerics, verdict in verdicts.items():
+                if network is not None and "n_images" in verdict:
+                    self.results.add(network, numerics)
+                known = facts[numerics] | verdict | {"duration_s": time.monotonic() - started_s}
+                self._add(_row(self.config, entry.spec, flow, numerics, known))
+
+    def _measure(self, network: Network, spec: ModelSpec, progress: Progress, facts: dict[str, dict[str, Any]]) -> None:
+        """Computes what is missing of a network's units; what is computed is kept, whatever happens.
+
+        Raises:
+            OutputShapeError: an engine's output is missing or has another shape than the other's.
+            OutputError: the run folder cannot be written.
+        """
+        sides = network.sides(self.config.numerics)
+        n_images, batch_size = len(self.plan.dataset.samples), self.config.batch_size
+        n_fp32 = -(-self.config.fp32_images(n_images) // batch_size) * batch_size
+        engines = None
+        with progress.task("evaluate", total=n_images) as task:
+            first = 0
+            for shard in self.shards:
+                wanted = {
+                    side: min(max(n_fp32 - first, 0), len(shard)) if side.is_float else len(shard) for side in sides
+                }
+                first += len(shard)
+                done = {side: self.store.find(side, shard, network.fingerprint(side)) for side in sides}
+                missing = {side: n for side, n in wanted.items() if len(done[side]) < n}
+                n_done = min((len(done[side]) for side in missing), default=len(shard))
+                task.advance(n_done)
+                if not missing:
+                    continue
+                with_float = any(side.is_float for side in missing)
+                if engines is None or (with_float and engines.fp32 is None):
+                    engines = network.open(with_float)
+                work = ShardWork(
+                    shard,
+                    {side: done[side] for side in missing},
+                    missing,
+                    {side: {"fingerprint": network.fingerprint(side), "cpu": self._cpu()} for side in missing},
+                )
+                self._run(work, shard, engines, spec, task)
+        latencies = [network.by_numerics[numerics].get("latency_ms") for numerics in facts]
+        if len(facts) > 1 and None in latencies:
+            engines = engines or network.open(False)
+            first_batch = next(self.plan.batches(spec, self.plan.dataset.samples[:1]))
+            runners = [engines.tvm[numerics] for numerics in facts]
+            for numerics, found_ms in zip(facts, latencies_ms(runners, first_batch.x_f32), strict=True):
+                network.by_numerics[numerics]["latency_ms"] = found_ms
+            self.networks.note(network)
+        for numerics, known in facts.items():
+            known["latency_ms"] = network.by_numerics[numerics].get("latency_ms") if len(facts) > 1 else None
+
+    def _run(self, work: ShardWork, shard: Shard, engines: Engines, spec: ModelSpec, task: Task) -> None:
+        """Computes one shard's units, and writes them each minute and at the end."""
+
+        def keep() -> None:
+            for side, part in work.parts().items():
+                self.store.add(side, shard, part)
+
+        written_s = time.monotonic()
+        try:
+            for n in work.run(engines, lambda shard, start: self.plan.batches(spec, shard.samples[start:])):
+                task.advance(n)
+                if time.monotonic() - written_s > _WRITTEN_EACH_S:
+                    keep()
+                    written_s = time.monotonic()
+        finally:
+            keep()
+
+    def _cpu(self) -> str:
+        return self.run["environment"]["cpu"]["model"]
 
     def _skip(self, entry: Entry, flow: str, reason: str | None, remedy: str | None = None) -> None:
         for numerics in self.config.numerics:
             self._add(_row(self.config, entry.spec, flow, numerics, {"reason": reason, "remedy": remedy}))
 
-    def _judge(self, found: Measurement, missing_reference: str | None) -> dict[str, Any]:
-        results, config = found.results(), self.config
-        share = int8_share_problem(found.facts["int8_mac_share"], config.min_int8_macs)
+    def _judge(
+        self, network: Network, numerics: str, facts: dict[str, Any], missing_reference: str | None
+    ) -> dict[str, Any]:
+        results, config = self.results.of(network, numerics), self.config
+        share = int8_share_problem(facts["int8_mac_share"], config.min_int8_macs)
         status, reason = judge(
             results["parity"],
-            found.parity.mistrust(),
+            self.results.mistrust(network, numerics),
             results["tvm"]["top1"],
             config.check_parity,
             config.min_top1,
             [share] if share else [],
-            numerics=found.numerics,
-            reference=found.facts["reference"] or "PyTorch",
+            numerics=network.by_numerics[numerics]["numerics"],
+            reference=facts["reference"] or "PyTorch",
         )
         return {**results, "status": status, "reason": reason or missing_reference}
 
@@ -227,55 +321,16 @@ class _Evaluation:
         self.observer.on_model(model)
         self._save()
 
-    def _save(self) -> RunResult:
+    def _save(self) -> None:
         self.run["duration_s"] = time.monotonic() - self.started_s
-        result = RunResult(self.run, self.samples)
         if self.folder is not None:
-            save(self.folder, result)
-        return result
+            save(self.folder, self.run)
 
 
-def save(folder: RunFolder, result: RunResult) -> None:
-    """Writes samples.parquet, report.md and run.json; what was there before is replaced, file by file."""
-    folder.write("samples.parquet", samples_bytes(result.samples))
-    folder.write("report.md", markdown_report(result.run).encode())
-    folder.write("run.json", run_json(result.run).encode())
-
-
-def measure(entry: Entry, flow: str, plan: Plan, progress: Progress, found: Sequence[Measurement]) -> None:
-    """Takes one model through all stages and adds its outputs on every image to `found`, one for each numerics.
-
-    The engines run the very same array of each batch, one after the other, with equal threads.
-
-    Raises:
-        OutputShapeError: an engine's output is missing or has another shape than the other's.
-    """
-    spec, weights = entry.spec, entry.weights
-    assert weights is not None
-    for each in found:
-        each.facts["weights"] = {"source": weights.source, "sha256": weights.sha256}
-        if dataclasses.is_dataclass(spec.preprocessing):
-            each.facts["preprocessing"] = dataclasses.asdict(spec.preprocessing)
-    program = quantized(entry, plan, flow, progress)
-    runners = []
-    for each in found:
-        each.take_quantized(program, plan.calibration)
-        artifact = program.compile(plan.machine, numerics=each.numerics, progress=progress)
-        each.take_report(artifact.report)
-        runners.append(program.tvm_runner(artifact, plan.machine))
-    fp32 = None if program.float_module is None else TorchRunner(program.float_module, threads=plan.machine.threads)
-    torch = program.runner(plan.machine)
-    with progress.task("evaluate", total=len(plan.dataset.samples)) as task:
-        for batch in plan.batches(spec):
-            fp32_f32 = None if fp32 is None else fp32.run(batch.x_f32)
-            torch_f32 = None if torch is None else torch.run(batch.x_f32)
-            for each, runner in zip(found, runners, strict=True):
-                each.add(spec.name, batch, fp32_f32, torch_f32, runner.run(batch.x_f32))
-            task.advance(len(batch.ids))
-    if len(found) > 1:
-        first = next(plan.batches(spec, plan.dataset.samples[:1]))
-        for each, latency_ms in zip(found, latencies_ms(runners, first.x_f32), strict=True):
-            each.facts["latency_ms"] = latency_ms
+def save(folder: RunFolder, run: RunRow) -> None:
+    """Writes report.md and run.json; what was there before is replaced, file by file."""
+    folder.write("report.md", markdown_report(run).encode())
+    folder.write("run.json", run_json(run).encode())
 
 
 def latencies_ms(runners: Sequence[Runner], x_f32: np.ndarray) -> list[float]:
@@ -307,6 +362,7 @@ def _row(config: RunConfig, spec: ModelSpec, flow: str, numerics: str, known: di
         "weights": None,
         "calibration": None,
         "n_images": 0,
+        "n_fp32_images": 0,
         "fp32": None,
         "torch": None,
         "tvm": None,

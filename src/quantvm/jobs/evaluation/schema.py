@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -40,6 +41,7 @@ class ModelRow(TypedDict):
     weights: WeightsRow | None
     calibration: CalibrationRow | None
     n_images: int
+    n_fp32_images: int  # the float model may have run on fewer
     fp32: AccuracyRow | None
     torch: AccuracyRow | None
     tvm: AccuracyRow | None
@@ -64,10 +66,15 @@ class RunRow(HeadRow):
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of one evaluation: ``run`` is run.json, ``samples`` the rows of samples.parquet."""
+    """The result of one evaluation: ``run`` is run.json."""
 
     run: RunRow
-    samples: list[SampleRow] = field(default_factory=list, repr=False)
+    read_samples: Callable[[], list[SampleRow]] = field(default=list, repr=False, compare=False)
+
+    @property
+    def samples(self) -> list[SampleRow]:
+        """The rows of samples.parquet: one for each image and model. They are read anew at each access."""
+        return self.read_samples()
 
     @property
     def exit_code(self) -> int:

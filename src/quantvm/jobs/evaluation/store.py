@@ -1,0 +1,87 @@
+"""Where the parts of an evaluation are kept: in its run folder, or in memory if it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from quantvm.jobs.evaluation.parts import Part, part_bytes, part_of_bytes
+from quantvm.jobs.evaluation.units import Shard, Side
+from quantvm.score.image_columns import joined
+from quantvm.storage.output_files import make_folder, write_file
+
+
+class PartStore:
+    """The parts of all units. A part is written whole or not at all, and only one process writes.
+
+    Args:
+        folder: of the parts; None: they are kept in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._in_memory: dict[tuple[Side, int], Part] = {}
+
+    def find(self, side: Side, shard: Shard, fingerprint: str) -> Part:
+        """Returns what was computed before of a unit: its first batches, or all; an empty part if nothing can be used.
+
+        Args:
+            side: of the unit.
+            shard: of the unit; the part must begin with the same images and labels.
+            fingerprint: the part must have the same.
+        """
+        part = self._read(side, shard.index)
+        known = shard.samples[: len(part)]
+        if (
+            part.facts.get("fingerprint") == fingerprint
+            and part.ids == tuple(sample.id for sample in known)
+            and part.labels.tolist() == [sample.label for sample in known]
+        ):
+            return part
+        return Part()
+
+    def add(self, side: Side, shard: Shard, part: Part) -> None:
+        """Keeps a part; it replaces the one that its unit had.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if self._folder is None:
+            self._in_memory[side, shard.index] = part
+            return
+        path = self._path(side, shard.index)
+        make_folder(path.parent)
+        write_file(path, part_bytes(part))
+
+    def rows(self, side: Side, shards: Iterable[Shard], fingerprint: str) -> Part:
+        """Returns all rows of a side that can be used, ordered by the images' ids."""
+        parts = [part for shard in shards if len(part := self.find(side, shard, fingerprint))]
+        if not parts:
+            return Part()
+        ids = [image for part in parts for image in part.ids]
+        order = np.array(sorted(range(len(ids)), key=ids.__getitem__))
+        return Part(
+            tuple(ids[i] for i in order),
+            np.concatenate([part.labels for part in parts])[order],
+            {name: values[order] for name, values in joined(part.columns for part in parts).items()},
+            {"cpus": sorted({str(part.facts.get("cpu")) for part in parts})},
+        )
+
+    def _read(self, side: Side, index: int) -> Part:
+        if self._folder is None:
+            return self._in_memory.get((side, index), Part())
+        try:
+            return part_of_bytes(self._path(side, index).read_bytes())
+        except (OSError, ValueError):  # not there yet, or damaged: it is computed again
+            return Part()
+
+    def _path(self, side: Side, index: int) -> Path:
+        assert self._folder is not None
+        return self._folder / side.name / f"{index:05}.parquet"
+
+
+def n_done(parts: Sequence[Part]) -> int:
+    """Returns how many images all of the parts have."""
+    return min((len(part) for part in parts), default=0)
