@@ -242,7 +242,7 @@ def test_bench_exits_1_on_wrong_bits_and_3_on_an_engine_that_fails(bench):
     assert bench(fakes=lambda: FakeBench(trouble={"openvino": {"load": failing()}})).exit_code == 3
 
 
-@pytest.mark.parametrize("what", ["models", "data", "ops", "targets"])
+@pytest.mark.parametrize("what", ["models", "data", "forms", "ops", "targets"])
 def test_list_has_text_and_json(cli, what):
     text = cli("list", what)
     assert text.exit_code == 0

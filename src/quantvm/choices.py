@@ -35,3 +35,9 @@ ClassMap = Literal["wnid", "sorted"]
 """How folders become classes."""
 OnBadImage = Literal["stop", "skip"]
 """What to do about an image that cannot be read."""
+
+DATA_FORMS = (
+    "parquet", "arrow", "tfrecord", "webdataset", "wnid-folders", "wnid-names", "index-folders", "name-folders",
+    "kaggle", "label-list", "devkit", "synset-list", "validation-numbers",
+)  # fmt: skip
+"""The forms in which ImageNet lies on disks, in the order in which they are tried."""

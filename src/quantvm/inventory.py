@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from quantvm.data.forms import FORMS
 from quantvm.data.sets import DATASETS, NamedSet
 from quantvm.errors import QuantvmError
 from quantvm.models import MODELS, get_model
@@ -42,6 +43,14 @@ class DataListing(TypedDict):
     n_images: int
     description: str
     at_hand: bool
+
+
+class FormListing(TypedDict):
+    """A form in which ImageNet lies on disks."""
+
+    name: str
+    recognized_by: str
+    labels: str  # how the classes follow
 
 
 class TargetListing(TypedDict):
@@ -140,6 +149,16 @@ def _is_at_hand(named: NamedSet) -> bool:
     if named.package is not None:
         return importlib.util.find_spec(named.package) is not None
     return (cache_dir() / "data" / named.name).is_dir()
+
+
+def list_forms() -> list[FormListing]:
+    """Returns the forms in which ImageNet is read from a folder or an archive, in the order in which they are tried."""
+    return [{"name": form.name, "recognized_by": form.recognized_by, "labels": form.labels} for form in FORMS.values()]
+
+
+def form_lines(rows: Sequence[FormListing]) -> list[str]:
+    """Returns a table as text."""
+    return columns([[row["name"], f"{row['recognized_by']}. Class: {row['labels']}"] for row in rows])
 
 
 def data_lines(rows: Sequence[DataListing]) -> list[str]:

@@ -83,7 +83,9 @@ class TestFolder:
         dataset = load_dataset(root, class_map="sorted", progress=noting)
         assert labels(dataset) == {"cat/0.png": 0, "dog/0.png": 1}
         assert "sorted order" in dataset.notes[0]
-        assert noting.notes == list(dataset.notes)
+        told, *notes = noting.notes
+        assert notes == list(dataset.notes)
+        assert "sorted-folders (the place of the folder's name in sorted order); 2 images of 2 classes" in told
 
     def test_sorted_labels_are_imagenets_only_where_the_folders_are_all_of_its_classes(self, folder, tmp_path):
         assert has_imagenet_labels(folder, "wnid")
@@ -237,7 +239,7 @@ class TestCalibration:
 
     def test_bad_images_stop(self, folder, evaluation):
         names = spoil(folder / "train")
-        with pytest.raises(DataError, match=r"4 files of the calibration images in .*train cannot be read") as caught:
+        with pytest.raises(DataError, match=r"4 files of the calibration images in .*train/\) cannot be") as caught:
             load_calibration(folder, None, num_samples=100, seed=0, evaluation=evaluation)
         assert all(name in str(caught.value) for name in names)
 

@@ -47,7 +47,7 @@ def test_an_archive_that_was_cut_is_told(inside):
 
 
 def test_a_missing_archive_and_an_empty_member(tmp_path, inside):
-    with pytest.raises(DataError, match="empty member"):
+    with pytest.raises(DataError, match="empty, 0 bytes"):
         load_rgb(FileSlice(inside.file, 0, 0, "x"))
     with pytest.raises(DataError, match=r"no such file: .*nothing\.tar"):
         load_rgb(FileSlice(tmp_path / "nothing.tar", 0, 5, "x"))

@@ -10,7 +10,7 @@ from quantvm.cli.arguments import AsJson, errors_to_exit_codes, print_result
 from quantvm.options import reading
 from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_USAGE
 
-list_app = typer.Typer(help="What there is: models, data, ops, targets, kernels.", no_args_is_help=True)
+list_app = typer.Typer(help="What there is: models, data, forms, ops, targets, kernels.", no_args_is_help=True)
 fetch_app = typer.Typer(help="Download weights or data sets, to work without a network later.", no_args_is_help=True)
 
 
@@ -32,6 +32,16 @@ def list_data(as_json: AsJson = False) -> None:
 
         rows = inventory.list_data()
         print_result(rows, inventory.data_lines(rows), as_json)
+
+
+@list_app.command("forms")
+def list_forms(as_json: AsJson = False) -> None:
+    """List the forms in which ImageNet is read from folders and archives."""
+    with errors_to_exit_codes():
+        from quantvm import inventory
+
+        rows = inventory.list_forms()
+        print_result(rows, inventory.form_lines(rows), as_json)
 
 
 @list_app.command("ops")

@@ -4,38 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from quantvm.data.batches import default_workers
 from quantvm.data.dataset import BadImage
-from quantvm.data.preprocess import load_rgb
+from quantvm.data.preprocess import load_rgb, orientation_of
 from quantvm.data.sources import Source
 from quantvm.errors import DataError
 from quantvm.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What decoding images showed.
+
+    Attributes:
+        bad: Those that cannot be decoded to the last pixel, in the given order.
+        n_turned: How many have an EXIF orientation, which is not applied.
+    """
+
+    bad: tuple[BadImage, ...]
+    n_turned: int
+
+
+def check_images(
+    sources: Sequence[Source], *, progress: Progress = SILENT, description: str = "check images"
+) -> Checked:
+    """Decodes all images."""
+    bad, n_turned = [], 0
+    pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="check")
+    try:
+        with progress.task(description, total=len(sources)) as task:
+            for source, (reason, is_turned) in zip(sources, pool.map(_decoded, sources), strict=True):
+                task.advance()
+                n_turned += is_turned
+                if reason is not None:
+                    bad.append(BadImage(source, reason))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return Checked(tuple(bad), n_turned)
 
 
 def find_bad_images(
     sources: Sequence[Source], *, progress: Progress = SILENT, description: str = "check images"
 ) -> tuple[BadImage, ...]:
     """Returns the images that cannot be decoded to the last pixel, in the given order."""
-    bad = []
-    pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="check")
-    try:
-        with progress.task(description, total=len(sources)) as task:
-            for source, reason in zip(sources, pool.map(_reason_why_bad, sources), strict=True):
-                task.advance()
-                if reason is not None:
-                    bad.append(BadImage(source, reason))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return tuple(bad)
+    return check_images(sources, progress=progress, description=description).bad
 
 
-def _reason_why_bad(source: Source) -> str | None:
+def _decoded(source: Source) -> tuple[str | None, bool]:
+    """Returns why an image is bad, or None, and whether it has an EXIF orientation."""
     try:
-        load_rgb(source)
+        return None, orientation_of(load_rgb(source)) != 1
     except DataError as error:
-        return str(error)
-    return None
+        return str(error), False
 
 
 def raise_bad_images(bad: Iterable[BadImage], what: str) -> None:

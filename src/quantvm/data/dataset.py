@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantvm.data.sources import Source
+from quantvm.data.sources import Source, order_of_storage
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,13 @@ class Dataset:
     Attributes:
         name: The set's name, or the folder as given.
         root: The folder that the ids are relative to.
-        samples: The chosen images, sorted by id.
+        samples: The chosen images, sorted by id; those inside of archives and tables, in the order of storage.
         n_requested: How many were requested, or None for all.
         bad: Chosen files that were left out because they cannot be read.
         is_default: Whether the set is the default because the user named none.
+        form: In which form the images lie: a name of `FORMS`, "named-set" or "sorted-folders".
+        labels: The rule by which their classes were found, as a sentence without its end.
+        summary: How many images and classes there are, before a choice, as a sentence without its end.
         notes: What a reader of the results should know, one sentence each.
     """
 
@@ -53,6 +56,9 @@ class Dataset:
     n_requested: int | None = None
     bad: tuple[BadImage, ...] = ()
     is_default: bool = False
+    form: str = ""
+    labels: str = ""
+    summary: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -98,8 +104,11 @@ def _bytes(text: str) -> bytes:
 
 
 def choose_subset(samples: Sequence[Sample], num_samples: int | None, seed: int) -> tuple[Sample, ...]:
-    """Returns a seeded choice of `num_samples` of the samples (or all, if there are no more), sorted by id."""
-    ordered = sorted(samples, key=lambda sample: sample.id)
+    """Returns a seeded choice of `num_samples` of the samples, or all, if there are no more.
+
+    They are sorted by id; those inside of archives and tables by their place, so that these are read from start to end.
+    """
+    ordered = sorted(samples, key=lambda sample: (order_of_storage(sample.source), sample.id))
     if num_samples is None or num_samples >= len(ordered):
         return tuple(ordered)
     chosen = set(draw_order((sample.id for sample in ordered), seed)[:num_samples])

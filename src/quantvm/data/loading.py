@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from quantvm.choices import ClassMap, OnBadImage
-from quantvm.data.check import find_bad_images, raise_bad_images
+from quantvm.data.check import check_images, raise_bad_images
 from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, choose_subset, draw_order
-from quantvm.data.layouts import Layout, has_every_wnid, image_names, layout_of_folder, single_subfolder, stray_images
-from quantvm.data.sets import DATASETS, fetch_data, nearest_name, set_root
+from quantvm.data.inventory import is_container
+from quantvm.data.layouts import has_every_wnid, image_names, single_subfolder, sorted_folders, stray_images
+from quantvm.data.recognition import Found, all_images, recognize, summary_of, training_images
+from quantvm.data.sets import DATASETS, NamedSet, fetch_data, nearest_name, set_root
 from quantvm.data.sources import Source, real_source
 from quantvm.errors import ConfigError, DataError
 from quantvm.progress import SILENT, Progress
@@ -21,12 +24,22 @@ DEFAULT_SET = "sample"
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the requested images are."""
+    """Where the requested images are.
+
+    Attributes:
+        name: The named set, or the folder as given.
+        whole: The folder, archive or table that was named; for a named set, its folder.
+        root: The folder of the images: `val` of a user's folder, if there is one.
+        train: The folder `train` beside it, or None.
+        named: The named set; None for a user's own data.
+        notes: What a reader of the results should know, one sentence each.
+    """
 
     name: str
+    whole: Path
     root: Path
     train: Path | None
-    layout: Layout | None  # None for a user's own folder
+    named: NamedSet | None
     notes: tuple[str, ...] = ()
 
 
@@ -36,33 +49,49 @@ def load_dataset(
     num_samples: int | None = None,
     seed: int = 0,
     class_map: ClassMap = "wnid",
+    labels: str | Path | None = None,
+    form: str | None = None,
     on_bad_image: OnBadImage = "stop",
     progress: Progress = SILENT,
 ) -> Dataset:
     """Returns labelled images, each decoded once as a check, in an order that depends only on the arguments.
 
     Args:
-        name_or_dir: A named set; or a folder that holds ``val/<wnid>/`` or ``<wnid>/``; None for the default, `sample`.
+        name_or_dir: A named set; or a folder, archive or table that holds ImageNet in one of the forms of
+            `quantvm.data.forms`; None for the default, `sample`.
         num_samples: How many images to choose; None for all. If there are fewer, all are taken and a note says so.
         seed: Seed of the choice.
         class_map: How the folders of a user's own data map to classes: `wnid` by ImageNet's table, `sorted` by the
             order of their names.
-        on_bad_image: Whether a file that cannot be decoded is an error or is left out and listed.
+        labels: A list of labels for a user's own data; None to find out what says them.
+        form: The form in which a user's own data lies; None to find out.
+        on_bad_image: Whether a file that cannot be decoded, or an archive that was cut off, is an error or is left out
+            and listed.
         progress: Where downloading and checking are shown.
 
     Raises:
-        DataError: No such folder or set, no images, unknown class folders, or files that are not images (all named).
+        DataError: No such folder or set, no images, unknown or ambiguous classes, or files that are not images (all
+            named).
         DownloadError: A named set cannot be downloaded.
     """
     _check_options(num_samples, class_map, on_bad_image)
     place = _locate(name_or_dir, progress)
-    layout = place.layout or layout_of_folder(place.root, class_map)
-    samples = layout(place.root)
+    _check_choice(place, class_map, labels, form)
+    found = _labelled(place, class_map, labels, form, progress)
+    if found.damage and on_bad_image == "stop":
+        raise DataError(
+            f"data {place.name}: " + "\n  ".join(["images may be missing:", *found.damage])
+            + "\nRepair or remove these, or evaluate what can be read with --on-bad-image skip"
+        )  # fmt: skip
+    told = f"data {place.name}: {found.form} ({found.labels}); {found.summary}"
+    progress.note(told)
+    samples = found.samples
     chosen = choose_subset(samples, num_samples, seed)
-    notes = [*place.notes, *_layout_notes(place, class_map)]
+    notes = [*place.notes, *found.damage, *found.notes]
     if num_samples is not None and num_samples > len(samples):
         notes.append(f"{_images(num_samples)} were asked for, but {place.name} has {len(samples):,}: all are used")
-    bad = find_bad_images([sample.source for sample in chosen], progress=progress)
+    checked = check_images([sample.source for sample in chosen], progress=progress)
+    bad = checked.bad
     if on_bad_image == "stop":
         raise_bad_images(bad, f"data set {place.name}")
     left_out = {image.source for image in bad}
@@ -74,9 +103,15 @@ def load_dataset(
         )
     if bad:
         notes.append(f"{len(bad):,} of the {len(chosen):,} chosen files cannot be read as images and are left out")
+    if checked.n_turned:
+        have = "1 image has" if checked.n_turned == 1 else f"{checked.n_turned:,} images have"
+        notes.append(f"{have} an EXIF orientation, which is not applied, as in torchvision")
     for note in notes:
         progress.note(note)
-    return Dataset(place.name, place.root, kept, num_samples, bad, name_or_dir is None, tuple(notes))
+    return Dataset(
+        place.name, found.root, kept, num_samples, bad, name_or_dir is None, found.form, found.labels, found.summary,
+        tuple(notes),
+    )  # fmt: skip
 
 
 def load_calibration(
@@ -109,25 +144,16 @@ def load_calibration(
         DownloadError: A named set cannot be downloaded.
     """
     _check_options(num_samples, "wnid", on_bad_image)
-    if calibration_arg is not None:
-        place = _locate(calibration_arg, progress)
-        root = place.train or place.root
-    else:
-        place = _locate(dataset_arg, progress)
-        if place.train is None:
-            return _part_of_evaluation(evaluation, num_samples, seed)
-        root = place.train
-    if place.layout is not None and root == place.root:
-        candidates = [sample.id for sample in place.layout(root)]
-    else:
-        candidates = image_names(root)
+    place = _locate(dataset_arg if calibration_arg is None else calibration_arg, progress)
+    candidates, where = _candidates(place, calibration_arg is not None, progress)
+    if not candidates and calibration_arg is None:
+        return _part_of_evaluation(evaluation, num_samples, seed)
     if not candidates:
         raise DataError(
-            f"calibration: {root} holds no images, expected at least one; name another with --calibration-data"
+            f"calibration: {place.whole} holds no images, expected at least one; name another with --calibration-data"
         )
-    order = [root / name for name in draw_order(candidates, seed)]
-    images, bad = _draw_good(order, num_samples, on_bad_image, str(root), progress)
-    where = f"{place.name} ({root.name}/)" if root == place.train else place.name
+    order = [candidates[name] for name in draw_order(candidates, seed)]
+    images, bad = _draw_good(order, num_samples, on_bad_image, where, progress)
     notes = _calibration_notes(images, bad, num_samples, where, evaluation)
     for note in notes:
         progress.note(note)
@@ -173,34 +199,76 @@ def _locate(name_or_dir: str | Path | None, progress: Progress) -> _Place:
         folder = fetch_data(named.name, progress)
         root = set_root(named, folder)
         train = root / named.train if named.train and (root / named.train).is_dir() else None
-        return _Place(named.name, root / named.images, train, named.layout)
+        return _Place(named.name, folder, root / named.images, train, named)
     root = Path(name_or_dir).expanduser()
     if not root.exists():
         near = nearest_name(str(name_or_dir))
         raise DataError(f"data {name_or_dir}: no such folder or named set{near}; named sets: {', '.join(DATASETS)}")
-    if not root.is_dir():
-        raise DataError(f"data {name_or_dir}: got a file, expected a folder that holds val/<wnid>/ or <wnid>/")
+    if not root.is_dir() and not is_container(root):
+        raise DataError(
+            f"data {name_or_dir}: got a file, expected a folder that holds val/<wnid>/ or <wnid>/, an archive, or a "
+            "table"
+        )
     notes: tuple[str, ...] = ()
-    if not (root / "val").is_dir() and (inner := single_subfolder(root)) and (inner / "val").is_dir():
+    whole = root
+    if root.is_dir() and not (root / "val").is_dir() and (inner := single_subfolder(root)) and (inner / "val").is_dir():
         notes = (f"{name_or_dir}: uses the images of its only folder {inner.name}",)
         root = inner
     val, train = root / "val", root / "train"
-    return _Place(
-        str(name_or_dir), val if val.is_dir() else root, train if val.is_dir() and train.is_dir() else None, None, notes
-    )
+    has_both = val.is_dir() and train.is_dir()
+    return _Place(str(name_or_dir), whole, val if val.is_dir() else root, train if has_both else None, None, notes)
 
 
-def _layout_notes(place: _Place, class_map: str) -> list[str]:
-    """Returns notes about how labels were found."""
-    if place.layout is not None:
+def _check_choice(place: _Place, class_map: str, labels: str | Path | None, form: str | None) -> None:
+    """Refuses labels and forms that would have no effect.
+
+    Raises:
+        ConfigError: There are such.
+    """
+    given = [name for name, value in (("labels", labels), ("form", form)) if value is not None]
+    if given and (place.named is not None or class_map == "sorted"):
+        why = f"the labels of {place.name} are known" if place.named else "--class-map sorted says the labels"
+        raise ConfigError(f"{' and '.join(given)}: {why}; leave it out")
+
+
+def _labelled(place: _Place, class_map: str, labels: str | Path | None, form: str | None, progress: Progress) -> Found:
+    """Returns the images with their labels, and how these were found."""
+    if place.named is not None:
         unused = f"--class-map sorted has no effect on {place.name}, whose labels are known"
-        return [unused] if class_map == "sorted" else []
-    notes = []
-    if stray := stray_images(place.root):
-        notes.append(f"{_images(len(stray))} beside the class folders of {place.root} without a label: not used")
-    if class_map == "sorted":
+        notes = [unused] if class_map == "sorted" else []
+        samples = place.named.layout(place.root)
+        rule, form = place.named.class_mapping, "named-set"
+    elif class_map == "sorted":
+        if not place.root.is_dir():
+            raise DataError(f"data {place.name}: got a file, but --class-map sorted takes each folder for a class")
+        samples = sorted_folders(place.root)
+        stray, notes = stray_images(place.root), []
+        if stray:
+            notes.append(f"{_images(len(stray))} beside the class folders of {place.root} without a label: not used")
         notes.append("labels are the places of the folders' names in sorted order, as asked by --class-map sorted")
-    return notes
+        rule, form = "the place of the folder's name in sorted order", "sorted-folders"
+    else:
+        return recognize(place.whole, labels=labels, form=form, progress=progress)
+    classes = Counter(sample.label for sample in samples)
+    return Found(form, rule, place.root, samples, summary_of(classes), [], notes)
+
+
+def _candidates(place: _Place, is_named_for_it: bool, progress: Progress) -> tuple[dict[str, Source], str]:
+    """Returns the images that may be used for calibration by id, and the place that they are in."""
+    if place.train is not None and (names := image_names(place.train)):
+        return {name: place.train / name for name in names}, f"{place.name} ({place.train.name}/)"
+    if place.named is not None:
+        if not is_named_for_it:
+            return {}, place.name
+        return {sample.id: sample.source for sample in place.named.layout(place.root)}, place.name
+    training = dict(training_images(place.whole, progress=progress))
+    if training:
+        return training, f"{place.name} (the training part)"
+    if not is_named_for_it:
+        return {}, place.name
+    if place.root.is_dir() and (names := image_names(place.root)):
+        return {name: place.root / name for name in names}, place.name
+    return dict(all_images(place.whole, progress=progress)), place.name
 
 
 def _part_of_evaluation(evaluation: Dataset, num_samples: int, seed: int) -> CalibrationSet:
@@ -223,7 +291,7 @@ def _draw_good(
     while len(good) < num_samples and start < len(order):
         drawn = order[start : start + num_samples - len(good)]
         start += len(drawn)
-        new_bad = find_bad_images(drawn, progress=progress, description="check calibration images")
+        new_bad = check_images(drawn, progress=progress, description="check calibration images").bad
         bad += new_bad
         if on_bad_image == "stop":
             raise_bad_images(new_bad, f"the calibration images in {what}")

@@ -13,11 +13,14 @@ import numpy as np
 
 from quantvm.choices import Interpolation
 from quantvm.data.image_modes import to_rgb
-from quantvm.data.sources import Source, open_source
+from quantvm.data.sources import Source, beginning_of, open_source
 from quantvm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+_EXIF_ORIENTATION, _UPRIGHT = 0x0112, 1
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,26 @@ def load_rgb(source: Source) -> Image.Image:
     except DataError as error:
         raise DataError(str(error).removesuffix(f": {source}").removeprefix(f"{source} ")) from error
     except UnidentifiedImageError:
+        if beginning_of(source, len(_LFS_POINTER)) == _LFS_POINTER:
+            raise DataError("a pointer of Git LFS and not the image; run `git lfs pull`") from None
         raise DataError("not an image of a known format") from None
     except MemoryError:
         raise DataError("too large for the memory") from None
     except Exception as error:  # PIL's decoders raise many kinds on damaged data, struct.error among them
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(reason or type(error).__name__) from error
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Returns the EXIF orientation of an image from `load_rgb`: 1 if it has none, or its EXIF cannot be read."""
+    from PIL import Image
+
+    try:
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(_EXIF_ORIENTATION, _UPRIGHT))
+    except Exception:  # noqa: BLE001  # damaged EXIF raises many kinds; no pixel depends on it
+        return _UPRIGHT
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """The named data sets: their sources, their folder layouts, and how they get into the cache.
 
 To add a set: describe it by a ``NamedSet`` in ``DATASETS``, with the archive's SHA-256 if a trustworthy source
-published it, and a layout from ``layouts.py``.
+published it, and a form from ``forms/``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantvm.data.layouts import Layout, index_files, index_folders, single_subfolder, wnid_files, wnid_folders
+from quantvm.data.layouts import Layout, index_files, single_subfolder
+from quantvm.data.recognition import in_form
 from quantvm.errors import DataError, DownloadError, UnknownNameError
 from quantvm.progress import SILENT, Progress
 from quantvm.storage.archive import DamagedArchiveError
@@ -65,7 +66,7 @@ _SETS = (
         description="one ImageNet image for each of the 1,000 classes",
         n_images=1000,
         class_mapping="the wnid is in the file name",
-        layout=wnid_files,
+        layout=in_form("wnid-names"),
         url="https://github.com/EliSchwartz/imagenet-sample-images/archive/refs/heads/master.zip",
         archive_name="imagenet-sample-images.zip",
         size_bytes=110_000_000,
@@ -75,7 +76,7 @@ _SETS = (
         description="ImageNetV2 matched frequency: 10,000 new images, ten for each class",
         n_images=10_000,
         class_mapping="folders are named by class index, 0..999",
-        layout=index_folders,
+        layout=in_form("index-folders"),
         url="https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
         sha256="f0c37fdf925916b19ea1323cd9a2208cdb6959ba2c32eef2a7fc393835c9ca7c",
         archive_name="imagenetv2-matched-frequency.tar.gz",
@@ -86,7 +87,7 @@ _SETS = (
         description="Imagenette (320 px): 3,925 images of ten easy classes, and 9,469 for calibration",
         n_images=3925,
         class_mapping="folders are named by wnid",
-        layout=wnid_folders,
+        layout=in_form("wnid-folders"),
         images="val",
         train="train",
         url="https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
@@ -99,7 +100,7 @@ _SETS = (
         description="the subset of 1,000 images that the original benchmark and PyTorch's tutorial used; often offline",
         n_images=1000,
         class_mapping="folders are named by wnid",
-        layout=wnid_folders,
+        layout=in_form("wnid-folders"),
         images="val",
         train="train",
         url="https://s3.amazonaws.com/pytorch-tutorial-assets/imagenet_1k.zip",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from quantvm.choices import (
+    DATA_FORMS,
     ENGINES,
     FLOWS,
     NUMERICS,
@@ -173,9 +174,21 @@ class DataOptions(Options):
 
     data: str | None = option(
         None,
-        "sample, imagenet-1k, imagenet-samples, imagenetv2 or imagenette; or a folder with val/<wnid>/ or <wnid>/. "
-        "Without it: sample.",
-        metavar="NAME|DIR",
+        "sample, imagenet-1k, imagenet-samples, imagenetv2 or imagenette; or a folder or archive that holds ImageNet "
+        "in one of the forms of: quantvm list forms. Without it: sample.",
+        metavar="NAME|DIR|FILE",
+    )
+    labels: str | None = option(
+        None,
+        "A list of the images' names and classes, for a folder that has none, or several that disagree. Without it: "
+        "what the folder holds.",
+        metavar="FILE",
+    )
+    form: str | None = option(
+        None,
+        "The form in which ImageNet lies in the folder; see: quantvm list forms. Without it: recognized.",
+        metavar="NAME",
+        check=checks.one_of(DATA_FORMS),
     )
     calibration_data: str | None = option(
         None,
@@ -190,7 +203,7 @@ class DataOptions(Options):
     def __post_init__(self) -> None:
         """Accepts paths in place of texts, for callers in Python."""
         super().__post_init__()
-        texts_for_paths(self, "data", "calibration_data")
+        texts_for_paths(self, "data", "labels", "calibration_data")
 
 
 @documented

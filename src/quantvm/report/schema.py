@@ -31,6 +31,9 @@ class DatasetRow(TypedDict):
     name: str
     root: str
     is_default: bool
+    form: str  # in which the images lie: a name of `quantvm list forms`, "named-set" or "sorted-folders"
+    labels: str  # the rule by which their classes were found
+    summary: str  # how many images and classes there are, before a choice
     n_requested: int | None
     n_used: int
     n_bad: int  # images to evaluate or to calibrate on that could not be read and were left out

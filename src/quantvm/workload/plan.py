@@ -135,7 +135,7 @@ def images_of(options: WorkloadOptions, progress: Progress) -> Dataset:
     """Returns the labelled images, every one of them checked."""
     return load_dataset(
         options.data, num_samples=options.num_samples, seed=options.seed, class_map=options.class_map,
-        on_bad_image=options.on_bad_image, progress=progress,
+        labels=options.labels, form=options.form, on_bad_image=options.on_bad_image, progress=progress,
     )  # fmt: skip
 
 

@@ -212,6 +212,7 @@ def conditions(run: RunRow) -> list[str]:
     cpu = environment["cpu"]
     lines = [
         f"- Data: {dataset['name']}, n = {dataset['n_used']} images{asked}, id list sha256 {dataset['sha256'][:12]}",
+        f"- Labels: {dataset['labels']} (form {dataset['form']}; {dataset['summary']})",
         *_by_title("Calibration", _calibrations(run)),
         *(f"- Note: {note}" for note in dataset["notes"]),
         *_by_title("Quantization", _quantizations(run)),
