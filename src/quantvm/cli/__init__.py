@@ -16,6 +16,7 @@ from quantvm.cli.cache_commands import cache_app
 from quantvm.cli.compile_command import compile  # noqa: A004 - the command's name
 from quantvm.cli.diff_command import diff
 from quantvm.cli.inventory_commands import doctor, fetch_app, list_app
+from quantvm.cli.report_command import report
 from quantvm.cli.run_command import run
 from quantvm.cli.tune_command import tune
 
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(report)
 app.command()(bench)
 app.command()(compile)
 app.command()(diff)

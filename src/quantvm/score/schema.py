@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-Status = Literal["passed", "failed", "mistrusted", "skipped", "unsupported", "error"]
+Status = Literal["passed", "failed", "mistrusted", "skipped", "unsupported", "error", "unfinished"]
+"""`unfinished` stands only in reports of runs that are under way or were broken off."""
 
 
 class AccuracyRow(TypedDict):

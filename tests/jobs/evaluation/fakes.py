@@ -13,7 +13,7 @@ import pytest
 import quantvm
 from quantvm.data import Batch, CalibrationSet, Dataset, Sample
 from quantvm.errors import UnknownNameError
-from quantvm.jobs.evaluation.networks import NotKeptError
+from quantvm.jobs.evaluation.kept_programs import NotKeptError
 from quantvm.models.weights import ResolvedWeights, WeightsUnavailableError
 
 CLASSES = 10
@@ -85,7 +85,7 @@ class FakeWorkload:
             patch.setattr(f"{networks}.quantized", self.quantized)
             patch.setattr(f"{networks}.TorchRunner", lambda module, *, threads: self.runner(self.torch))
             patch.setattr(f"{networks}.digest_of_weights", lambda module: "cd" * 32)
-            patch.setattr(f"{networks}._digest_of_program", lambda program: program.name)
+            patch.setattr(f"{networks}.digest_of_program", lambda program: program.name)
             patch.setattr(f"{networks}.kept_program", self.kept_program)
             patch.setattr(f"{chain}.latencies_ms", lambda runners, x_f32: [2.0 + i for i in range(len(runners))])
             yield

@@ -17,10 +17,11 @@ import numpy as np
 from quantvm.errors import ModelCodeError, OutputError, QuantvmError, UnsupportedOpError, is_output_failure
 from quantvm.jobs.evaluation.compute import ShardWork
 from quantvm.jobs.evaluation.config import RunConfig
+from quantvm.jobs.evaluation.layout import NETWORKS, REPORT, RUN_JSON, SAMPLES, UNITS
 from quantvm.jobs.evaluation.manifest import check_manifest, manifest_of, read_manifest, resumed
 from quantvm.jobs.evaluation.networks import Engines, Network, Networks
 from quantvm.jobs.evaluation.results import Results
-from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow
+from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow, model_row
 from quantvm.jobs.evaluation.store import PartStore
 from quantvm.jobs.evaluation.text import markdown_report
 from quantvm.jobs.evaluation.units import Shard, shards_of
@@ -37,9 +38,6 @@ from quantvm.workload.runners import Runner
 
 if TYPE_CHECKING:
     from quantvm.models import ModelSpec
-
-UNITS, NETWORKS = "units", "networks"
-"""Folders of a run folder: what was computed for each unit of work, and the networks."""
 
 _WRITTEN_EACH_S = 60.0
 _LATENCY_ROUNDS = 5
@@ -148,6 +146,7 @@ class _Evaluation:
 
     def go(self) -> RunResult:
         self.networks.check(self._turns())
+        self._save()
         self.observer.on_start(self.run)
         try:
             use_threads(self.plan.machine.threads)
@@ -159,7 +158,7 @@ class _Evaluation:
             for entry, flow in self._turns()[len(self.run["models"]) // len(self.config.numerics) :]:
                 self._skip(entry, flow, "the run was interrupted before its turn")
         if self.folder is not None:
-            self.results.write_samples(self.folder.path / "samples.parquet")
+            self.results.write_samples(self.folder.path / SAMPLES)
         self._save()
         return RunResult(self.run, self.results.samples)
 
@@ -216,7 +215,7 @@ class _Evaluation:
                 if network is not None and "n_images" in verdict:
                     self.results.add(network, numerics)
                 known = facts[numerics] | verdict | {"duration_s": time.monotonic() - started_s}
-                self._add(_row(self.config, entry.spec, flow, numerics, known))
+                self._add(self._row(entry, flow, numerics, known))
 
     def _measure(self, network: Network, spec: ModelSpec, progress: Progress, facts: dict[str, dict[str, Any]]) -> None:
         """Computes what is missing of a network's units; what is computed is kept, whatever happens.
@@ -285,7 +284,7 @@ class _Evaluation:
 
     def _skip(self, entry: Entry, flow: str, reason: str | None, remedy: str | None = None) -> None:
         for numerics in self.config.numerics:
-            self._add(_row(self.config, entry.spec, flow, numerics, {"reason": reason, "remedy": remedy}))
+            self._add(self._row(entry, flow, numerics, {"reason": reason, "remedy": remedy}))
 
     def _judge(
         self, network: Network, numerics: str, facts: dict[str, Any], missing_reference: str | None
@@ -316,6 +315,11 @@ class _Evaluation:
         reason = str(error) if isinstance(error, QuantvmError) else f"{type(error).__name__}: {error}"
         return {"status": "error", "reason": reason, "remedy": remedy}
 
+    def _row(self, entry: Entry, flow: str, numerics: str, known: dict[str, Any]) -> ModelRow:
+        """Returns a model's row with the fields `known`; unless these say otherwise, it was skipped."""
+        options = {"scheme": self.config.scheme, "engine": self.config.engine, "numerics": numerics}
+        return model_row(entry.spec.name, flow, {"title": entry.spec.title} | options | known)
+
     def _add(self, model: ModelRow) -> None:
         self.run["models"].append(model)
         self.observer.on_model(model)
@@ -329,8 +333,8 @@ class _Evaluation:
 
 def save(folder: RunFolder, run: RunRow) -> None:
     """Writes report.md and run.json; what was there before is replaced, file by file."""
-    folder.write("report.md", markdown_report(run).encode())
-    folder.write("run.json", run_json(run).encode())
+    folder.write(REPORT, markdown_report(run).encode())
+    folder.write(RUN_JSON, run_json(run).encode())
 
 
 def latencies_ms(runners: Sequence[Runner], x_f32: np.ndarray) -> list[float]:
@@ -343,38 +347,3 @@ def latencies_ms(runners: Sequence[Runner], x_f32: np.ndarray) -> list[float]:
         min_seconds=_LATENCY_S,
     )
     return [float(np.median(np.concatenate(rounds_ms[name]))) for name in names]
-
-
-def _row(config: RunConfig, spec: ModelSpec, flow: str, numerics: str, known: dict[str, Any]) -> ModelRow:
-    """Returns a model's row with the fields `known`; other fields are unknown, and the status is `skipped`."""
-    row: ModelRow = {
-        "name": spec.name,
-        "title": spec.title,
-        "status": "skipped",
-        "reason": None,
-        "remedy": None,
-        "scheme": config.scheme,
-        "engine": config.engine,
-        "flow": flow,
-        "reference": "PyTorch",
-        "preprocessing": None,
-        "numerics": numerics,
-        "weights": None,
-        "calibration": None,
-        "n_images": 0,
-        "n_fp32_images": 0,
-        "fp32": None,
-        "torch": None,
-        "tvm": None,
-        "parity": None,
-        "int8_mac_share": None,
-        "float_ops": [],
-        "target": None,
-        "import_s": None,
-        "compile_s": None,
-        "cached": None,
-        "load_s": None,
-        "latency_ms": None,
-        "duration_s": 0.0,
-    }
-    return {**row, **known}  # type: ignore[typeddict-item]

@@ -12,12 +12,12 @@ from typing import Any
 
 from quantvm.errors import ConfigError
 from quantvm.jobs.evaluation.config import RunConfig
+from quantvm.jobs.evaluation.layout import MANIFEST
 from quantvm.report.run_folder import RunFolder
 from quantvm.storage.regular_files import open_regular
 from quantvm.workload.environment import digest_of_package, image_libraries, versions
 from quantvm.workload.plan import Plan
 
-FILE = "manifest.json"
 _SCHEMA_VERSION = 1
 
 _FREE = frozenset(
@@ -54,7 +54,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: it is damaged, or of another version of quantvm.
     """
-    path = folder / FILE
+    path = folder / MANIFEST
     if not path.exists():
         return None
     try:
@@ -82,7 +82,9 @@ def check_manifest(folder: RunFolder, manifest: dict[str, Any]) -> None:
                 f"cannot go on in {folder.path}: {'; '.join(different)}. What differs decides the numbers: use the "
                 "same options and versions, or another folder with --out"
             )
-    folder.write(FILE, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+    folder.write(
+        MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    )
 
 
 def _differences(there: dict[str, Any], now: dict[str, Any], of: str = "") -> list[str]:
@@ -110,7 +112,7 @@ def resumed(config: RunConfig) -> RunConfig:
     assert config.resume is not None
     manifest = read_manifest(config.resume)
     if manifest is None:
-        raise ConfigError(f"resume: {config.resume} holds no {FILE}, so there is no run that can be taken up there")
+        raise ConfigError(f"resume: {config.resume} holds no {MANIFEST}, so there is no run that can be taken up there")
     defaults = RunConfig().as_json()
     given = {name: value for name, value in config.as_json().items() if value != defaults[name]}
     given.pop("resume")

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import secrets
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,13 +17,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from quantvm.errors import CompileError, ConfigError, OutputError
+from quantvm.jobs.evaluation.kept_programs import (
+    NotKeptError,
+    digest_of_file,
+    digest_of_program,
+    digest_of_weights,
+    kept_program,
+    program_of_row,
+)
 from quantvm.jobs.evaluation.units import Side, folder_name
 from quantvm.progress import Progress
 from quantvm.storage.output_files import make_folder, unfinished_name, write_file
-from quantvm.torch_compat import quiet
 from quantvm.workload.plan import Entry, Plan
 from quantvm.workload.prepare import float_module_of, quantized
 from quantvm.workload.program import Program
@@ -65,6 +69,7 @@ class Network:
         reference: SHA-256 of the quantized program; None if it has no digest.
         float_digest: SHA-256 of the float model's weights; None if there is no float model.
         open: returns the engines; the argument says whether the float model is needed.
+        program: how the run folder keeps the quantized program; None if it does not.
     """
 
     model: str
@@ -74,6 +79,7 @@ class Network:
     reference: str | None
     float_digest: str | None
     open: Callable[[bool], Engines] = field(repr=False)
+    program: dict[str, Any] | None = None
 
     def sides(self, numerics: Sequence[str]) -> list[Side]:
         """Returns what gives answers: the float model if there is one, and a side for each numerics."""
@@ -123,11 +129,11 @@ class Networks:
         return network
 
     def note(self, network: Network) -> None:
-        """Writes what is known about a network again, if it is kept."""
+        """Writes what is known about a network into the run folder, if there is one."""
         place = self._place(network.model, network.flow)
-        if place is not None and (place / _FACTS_FILE).exists():
-            row = json.loads((place / _FACTS_FILE).read_text())
-            write_file(place / _FACTS_FILE, _json({**row, "by_numerics": network.by_numerics}))
+        if place is not None:
+            make_folder(place)
+            write_file(place / _FACTS_FILE, _json(_row_of(network)))
 
     def _place(self, model: str, flow: str) -> Path | None:
         return None if self._folder is None else self._folder / folder_name(model, flow)
@@ -157,13 +163,14 @@ class Networks:
             facts[numerics] |= by_numerics[numerics]["facts"]
         float_digest = None if program.float_module is None else digest_of_weights(program.float_module)
         made = Network(name, flow, common, by_numerics, None, float_digest, _opener_of(plan, program, artifacts))
-        kept = None if self._folder is None else self._keep(made, program, artifacts, progress)
-        if kept is None:
-            made.reference = _digest_of_program(program)
-            for numerics, known in by_numerics.items():
-                known["digest"] = f"{artifacts[numerics].key or secrets.token_hex(32)}"
-            return made
-        return self._opened(kept, entry)
+        row = None if self._folder is None else self._keep(made, program, artifacts, progress)
+        if row is not None:
+            return self._opened(row, entry)
+        made.reference = digest_of_program(program) or secrets.token_hex(32)
+        for numerics, code in by_numerics.items():
+            code["digest"] = artifacts[numerics].key or secrets.token_hex(32)
+        self.note(made)
+        return made
 
     def _keep(
         self, made: Network, program: Program, artifacts: Mapping[str, Artifact], progress: Progress
@@ -178,23 +185,18 @@ class Networks:
         unfinished = unfinished_name(place)
         make_folder(unfinished)
         try:
-            row: dict[str, Any] = {
-                "schema_version": _SCHEMA_VERSION,
-                "model": made.model,
-                "flow": made.flow,
-                "facts": made.facts,
-                "program": kept_program(program, unfinished),
-                "float_digest": made.float_digest,
-                "by_numerics": made.by_numerics,
-            }
+            made.program = kept_program(program, unfinished)
+            made.reference = made.program["sha256"]
             for numerics, artifact in artifacts.items():
                 file = artifact.save(unfinished / f"{folder_name('tvm', numerics)}.qvm")
-                row["by_numerics"][numerics] |= {"file": file.name, "digest": digest_of_file(file)}
+                made.by_numerics[numerics] |= {"file": file.name, "digest": digest_of_file(file)}
+            row = _row_of(made)
             write_file(unfinished / _FACTS_FILE, _json(row))
             shutil.rmtree(place, ignore_errors=True)
             unfinished.rename(place)
         except (CompileError, NotKeptError) as error:
             progress.note(f"the network is not kept in the run folder, a resumed run makes it again: {error}")
+            made.program = None
             return None
         except OutputError:
             raise
@@ -240,7 +242,7 @@ class Networks:
             if digest_of_file(place / file) != digest:
                 yield f"{place / file} is missing or damaged (remove the folder {place} to make it again)"
         own = entry.program if program["file"] is None else None
-        if own is not None and _digest_of_program(own) != program["sha256"]:
+        if own is not None and digest_of_program(own) != program["sha256"]:
             yield f"the file {own.word} has changed"
 
     def _row(self, entry: Entry, flow: str) -> dict[str, Any] | None:
@@ -253,7 +255,7 @@ class Networks:
         except (OSError, ValueError):
             return None
         is_whole = row.get("schema_version") == _SCHEMA_VERSION and set(self._numerics) <= set(row["by_numerics"])
-        return row if is_whole else None
+        return row if is_whole and row["program"] is not None else None
 
     def _opened(self, row: dict[str, Any], entry: Entry) -> Network:
         """Returns a network that lies in the run folder."""
@@ -276,84 +278,7 @@ class Networks:
                 found.fp32 = TorchRunner(module, threads=plan.machine.threads)
             return found
 
-        return Network(
-            row["model"], row["flow"], row["facts"], row["by_numerics"], row["program"]["sha256"],
-            row["float_digest"], engines,
-        )  # fmt: skip
-
-
-class NotKeptError(Exception):
-    """The quantized program cannot be written into a file that gives the same outputs."""
-
-
-def kept_program(program: Program, folder: Path) -> dict[str, Any]:
-    """Writes a quantized program into a folder and returns what `program_of_row` needs.
-
-    A program that is a file of the user's own stays where it is: its digest is kept.
-
-    Raises:
-        NotKeptError: PyTorch can neither trace nor export it, or what is read back gives other outputs.
-    """
-    import torch
-
-    if isinstance(program.value, (str, Path)):
-        return {"file": None, "kind": program.kind, "sha256": _digest_of_program(program)}
-    images_f32 = np.random.default_rng(0).standard_normal((2, *_image_shape(program)), dtype=np.float32)
-    with quiet(), torch.no_grad():
-        # PyTorch's own quantized modules convert their scale to a number; recording it as a constant is intended
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        try:
-            if program.kind == "exported":
-                file = folder / "reference.pt2"
-                torch.export.save(program.value, file)
-            else:
-                file = folder / "reference.pt"
-                example = torch.from_numpy(images_f32[:1].copy())
-                torch.jit.trace(program.value, example, check_trace=False).save(str(file))
-            row = _row_of_program(program, file)
-            back = program_of_row(row, folder, None)
-            before, after = (each.on_images(TorchRunner(each.callable_module(), threads=torch.get_num_threads()))
-                             for each in (program, back))  # fmt: skip
-            same = np.array_equal(before.run(images_f32).view(np.uint32), after.run(images_f32).view(np.uint32))
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-        except Exception as error:  # the model's own code is traced, and PyTorch raises many types
-            raise NotKeptError(str(error).partition("\n")[0]) from error
-    if not same:
-        raise NotKeptError("PyTorch's saved program gives other outputs than the module")
-    return row
-
-
-def program_of_row(row: Mapping[str, Any], folder: Path, own: Program | None) -> Program:
-    """Returns the program that `kept_program` wrote.
-
-    Args:
-        row: what it returned.
-        folder: where it wrote.
-        own: the user's own program, for one that is a file of the user's.
-    """
-    if row["file"] is None:
-        assert own is not None
-        return own
-    path: Any = folder / row["file"]
-    if row["kind"] == "exported":
-        import torch
-
-        path = torch.export.load(path)
-    shapes = tuple(tuple(shape) for shape in row["shapes"])
-    return Program(row["word"], row["kind"], path, shapes, row["shapes_are_given"], row["engine"])
-
-
-def _row_of_program(program: Program, file: Path) -> dict[str, Any]:
-    return {
-        "file": file.name,
-        "sha256": digest_of_file(file),
-        "kind": "exported" if program.kind == "exported" else "torchscript",
-        "word": program.word,
-        "shapes": program.shapes,
-        "shapes_are_given": program.shapes_are_given,
-        "engine": program.engine,
-    }
+        return _network_of(row, engines)
 
 
 def _opener_of(plan: Plan, program: Program, artifacts: Mapping[str, Artifact]) -> Callable[[bool], Engines]:
@@ -369,11 +294,38 @@ def _opener_of(plan: Plan, program: Program, artifacts: Mapping[str, Artifact]) 
     return engines
 
 
+def networks_in(folder: Path) -> list[Network]:
+    """Returns what a run folder knows about networks, in the order in which they were made; they cannot be opened."""
+
+    def cannot_open(with_float: bool) -> Engines:
+        raise NotKeptError("the network was read for a report")
+
+    found = []
+    for path in folder.glob(f"*/{_FACTS_FILE}"):
+        with suppress(OSError, ValueError):
+            row = json.loads(path.read_text())
+            if row.get("schema_version") == _SCHEMA_VERSION:
+                found.append((path.parent.stat().st_mtime_ns, path.parent.name, _network_of(row, cannot_open)))
+    return [network for _, _, network in sorted(found, key=lambda each: each[:2])]
+
+
+def _row_of(network: Network) -> dict[str, Any]:
+    """Returns what network.json holds."""
+    names = ("model", "flow", "facts", "program", "reference", "float_digest", "by_numerics")
+    return {"schema_version": _SCHEMA_VERSION, **{name: getattr(network, name) for name in names}}
+
+
+def _network_of(row: Mapping[str, Any], engines: Callable[[bool], Engines]) -> Network:
+    names = ("model", "flow", "facts", "program", "reference", "float_digest", "by_numerics")
+    return Network(open=engines, **{name: row[name] for name in names})
+
+
 def _common(entry: Entry) -> dict[str, Any]:
     """Returns the fields of ModelRow that are known before a model is quantized."""
     weights, preprocessing = entry.weights, entry.spec.preprocessing
     assert weights is not None
     return {
+        "title": entry.spec.title,
         "weights": {"source": weights.source, "sha256": weights.sha256},
         "preprocessing": dataclasses.asdict(preprocessing) if dataclasses.is_dataclass(preprocessing) else None,
     }
@@ -397,40 +349,6 @@ def _facts_of_code(report: CompileReport) -> dict[str, Any]:
             "load_s": report.load_s,
         },
     }
-
-
-def _image_shape(program: Program) -> tuple[int, int, int]:
-    size = program.image_size
-    return 3, size, size
-
-
-def digest_of_file(path: Path) -> str | None:
-    """Returns the SHA-256 of a file; None if it cannot be read."""
-    digest = sha256()
-    with suppress(OSError), path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest()
-    return None
-
-
-def digest_of_weights(module: Any) -> str:
-    """Returns the SHA-256 of all tensors of a module's state, with their names."""
-    digest = sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        array = tensor.detach().cpu().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _digest_of_program(program: Program) -> str | None:
-    """Returns a digest of a quantized program with its weights; None if there is none."""
-    if isinstance(program.value, (str, Path)):
-        return digest_of_file(Path(program.value))
-    from quantvm.verification.kept import digest_of_model
-
-    return digest_of_model(program.value, program.example_inputs, program.engine or "")
 
 
 def _json(row: Any) -> bytes:

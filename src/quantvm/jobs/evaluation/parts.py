@@ -57,7 +57,7 @@ def part_bytes(part: Part) -> bytes:
     table = as_table({"id": part.ids, "label": part.labels, **part.columns})
     table = table.replace_schema_metadata({_FACTS: json.dumps(part.facts, sort_keys=True)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(table, sink, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
@@ -71,7 +71,7 @@ def part_of_bytes(content: bytes) -> Part:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = pq.read_table(pa.BufferReader(content), use_threads=False, page_checksum_verification=True)
         facts = json.loads((table.schema.metadata or {})[_FACTS])
         columns = {name: _array(table.column(name)) for name in table.column_names if name not in ("id", "label")}
         return Part(tuple(table.column("id").to_pylist()), _array(table.column("label")), columns, facts)

@@ -18,18 +18,22 @@ from quantvm.score.agreement import Answers, agreement_of_flows
 from quantvm.score.parity import mistrust_of, parity_row
 from quantvm.score.schema import AccuracyRow, AgreementRow, SampleRow
 
+_MOST_READ = 3
+"""Sides of which rows are kept in memory, for a model, its float model and another numerics."""
+
 
 class Results:
     """What the parts say.
 
     Args:
         store: of the parts.
-        shards: of the images of this run.
+        shards: of the images of this run; None: whatever images there are.
     """
 
-    def __init__(self, store: PartStore, shards: Sequence[Shard]) -> None:
+    def __init__(self, store: PartStore, shards: Sequence[Shard] | None) -> None:
         self._store, self._shards = store, shards
         self._listed: list[tuple[Network, str]] = []
+        self._read: dict[tuple[Side, str, int], Part] = {}  # the sides that were read last
 
     def add(self, network: Network, numerics: str) -> None:
         """Lists a side in samples.parquet."""
@@ -88,7 +92,12 @@ class Results:
         side = Side.of_float(network.model) if numerics is None else Side(network.model, network.flow, numerics)
         if side.is_float and network.float_digest is None:
             return Part()
-        return self._store.rows(side, self._shards, network.fingerprint(side))
+        key = (side, network.fingerprint(side), self._store.version)
+        if key not in self._read:
+            while len(self._read) > _MOST_READ:
+                del self._read[next(iter(self._read))]
+            self._read[key] = self._store.rows(side, self._shards, network.fingerprint(side))
+        return self._read[key]
 
 
 def _accuracy(rows: Part, side: str) -> AccuracyRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -55,6 +55,41 @@ class ModelRow(TypedDict):
     load_s: float | None  # loading compiled code from the cache; None: it was compiled in this run
     latency_ms: float | None  # p50 of one image in TVM, if several numerics are compared; else None
     duration_s: float
+
+
+def model_row(name: str, flow: str, known: Mapping[str, Any]) -> ModelRow:
+    """Returns a row with the fields `known`; other fields are unknown, and the status is `skipped`."""
+    row: ModelRow = {
+        "name": name,
+        "title": name,
+        "status": "skipped",
+        "reason": None,
+        "remedy": None,
+        "scheme": "",
+        "engine": "",
+        "flow": flow,
+        "reference": "PyTorch",
+        "preprocessing": None,
+        "numerics": "",
+        "weights": None,
+        "calibration": None,
+        "n_images": 0,
+        "n_fp32_images": 0,
+        "fp32": None,
+        "torch": None,
+        "tvm": None,
+        "parity": None,
+        "int8_mac_share": None,
+        "float_ops": [],
+        "target": None,
+        "import_s": None,
+        "compile_s": None,
+        "cached": None,
+        "load_s": None,
+        "latency_ms": None,
+        "duration_s": 0.0,
+    }
+    return {**row, **known}  # type: ignore[typeddict-item]
 
 
 class RunRow(HeadRow):

@@ -23,6 +23,8 @@ class PartStore:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._in_memory: dict[tuple[Side, int], Part] = {}
+        self.version = 0
+        """How often something was added."""
 
     def find(self, side: Side, shard: Shard, fingerprint: str) -> Part:
         """Returns what was computed before of a unit: its first batches, or all; an empty part if nothing can be used.
@@ -48,6 +50,7 @@ class PartStore:
         Raises:
             OutputError: it cannot be written.
         """
+        self.version += 1
         if self._folder is None:
             self._in_memory[side, shard.index] = part
             return
@@ -55,9 +58,19 @@ class PartStore:
         make_folder(path.parent)
         write_file(path, part_bytes(part))
 
-    def rows(self, side: Side, shards: Iterable[Shard], fingerprint: str) -> Part:
-        """Returns all rows of a side that can be used, ordered by the images' ids."""
-        parts = [part for shard in shards if len(part := self.find(side, shard, fingerprint))]
+    def rows(self, side: Side, shards: Iterable[Shard] | None, fingerprint: str) -> Part:
+        """Returns all rows of a side that can be used, ordered by the images' ids.
+
+        Args:
+            side: of the rows.
+            shards: of the images; None: whatever images there are.
+            fingerprint: the parts must have the same.
+        """
+        if shards is None:
+            found = (self._read(side, index) for index in self._indices(side))
+            parts = [part for part in found if len(part) and part.facts.get("fingerprint") == fingerprint]
+        else:
+            parts = [part for shard in shards if len(part := self.find(side, shard, fingerprint))]
         if not parts:
             return Part()
         ids = [image for part in parts for image in part.ids]
@@ -68,6 +81,11 @@ class PartStore:
             {name: values[order] for name, values in joined(part.columns for part in parts).items()},
             {"cpus": sorted({str(part.facts.get("cpu")) for part in parts})},
         )
+
+    def _indices(self, side: Side) -> list[int]:
+        if self._folder is None:
+            return sorted(index for other, index in self._in_memory if other == side)
+        return sorted(int(path.stem) for path in (self._folder / side.name).glob("[0-9]*.parquet"))
 
     def _read(self, side: Side, index: int) -> Part:
         if self._folder is None:

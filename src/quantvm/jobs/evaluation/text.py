@@ -106,6 +106,8 @@ def notices(run: RunRow) -> list[str]:
     dataset = run["dataset"]
     if run["interrupted"]:
         found.append("INTERRUPTED: what follows is a part of the run.")
+    if any(model["status"] == "unfinished" for model in run["models"]):
+        found.append("UNFINISHED: what follows is a part of the run; the images that are done are a random sample.")
     if dataset["is_default"]:
         n = dataset["n_used"]
         found.append(

@@ -1,0 +1,125 @@
+"""Quantized programs and weights as files of a run folder, and the digests by which they are known."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantvm.errors import OutputError
+from quantvm.torch_compat import quiet
+from quantvm.workload.program import Program
+from quantvm.workload.runners import TorchRunner
+
+
+class NotKeptError(Exception):
+    """The quantized program cannot be written into a file that gives the same outputs."""
+
+
+def kept_program(program: Program, folder: Path) -> dict[str, Any]:
+    """Writes a quantized program into a folder and returns what `program_of_row` needs.
+
+    A program that is a file of the user's own stays where it is: its digest is kept.
+
+    Raises:
+        NotKeptError: PyTorch can neither trace nor export it, or what is read back gives other outputs.
+    """
+    import torch
+
+    if isinstance(program.value, (str, Path)):
+        return {"file": None, "kind": program.kind, "sha256": digest_of_program(program)}
+    images_f32 = np.random.default_rng(0).standard_normal((2, *_image_shape(program)), dtype=np.float32)
+    with quiet(), torch.no_grad():
+        # PyTorch's own quantized modules convert their scale to a number; recording it as a constant is intended
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        try:
+            if program.kind == "exported":
+                file = folder / "reference.pt2"
+                torch.export.save(program.value, file)
+            else:
+                file = folder / "reference.pt"
+                example = torch.from_numpy(images_f32[:1].copy())
+                torch.jit.trace(program.value, example, check_trace=False).save(str(file))
+            row = _row_of_program(program, file)
+            back = program_of_row(row, folder, None)
+            before, after = (each.on_images(TorchRunner(each.callable_module(), threads=torch.get_num_threads()))
+                             for each in (program, back))  # fmt: skip
+            same = np.array_equal(before.run(images_f32).view(np.uint32), after.run(images_f32).view(np.uint32))
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+        except Exception as error:  # the model's own code is traced, and PyTorch raises many types
+            raise NotKeptError(str(error).partition("\n")[0]) from error
+    if not same:
+        raise NotKeptError("PyTorch's saved program gives other outputs than the module")
+    return row
+
+
+def program_of_row(row: Mapping[str, Any], folder: Path, own: Program | None) -> Program:
+    """Returns the program that `kept_program` wrote.
+
+    Args:
+        row: what it returned.
+        folder: where it wrote.
+        own: the user's own program, for one that is a file of the user's.
+    """
+    if row["file"] is None:
+        assert own is not None
+        return own
+    path: Any = folder / row["file"]
+    if row["kind"] == "exported":
+        import torch
+
+        path = torch.export.load(path)
+    shapes = tuple(tuple(shape) for shape in row["shapes"])
+    return Program(row["word"], row["kind"], path, shapes, row["shapes_are_given"], row["engine"])
+
+
+def _row_of_program(program: Program, file: Path) -> dict[str, Any]:
+    return {
+        "file": file.name,
+        "sha256": digest_of_file(file),
+        "kind": "exported" if program.kind == "exported" else "torchscript",
+        "word": program.word,
+        "shapes": program.shapes,
+        "shapes_are_given": program.shapes_are_given,
+        "engine": program.engine,
+    }
+
+
+def _image_shape(program: Program) -> tuple[int, int, int]:
+    size = program.image_size
+    return 3, size, size
+
+
+def digest_of_file(path: Path) -> str | None:
+    """Returns the SHA-256 of a file; None if it cannot be read."""
+    digest = sha256()
+    with suppress(OSError), path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
+    return None
+
+
+def digest_of_weights(module: Any) -> str:
+    """Returns the SHA-256 of all tensors of a module's state, with their names."""
+    digest = sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().cpu().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_program(program: Program) -> str | None:
+    """Returns a digest of a quantized program with its weights; None if there is none."""
+    if isinstance(program.value, (str, Path)):
+        return digest_of_file(Path(program.value))
+    from quantvm.verification.kept import digest_of_model
+
+    return digest_of_model(program.value, program.example_inputs, program.engine or "")

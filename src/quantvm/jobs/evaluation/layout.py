@@ -1,0 +1,12 @@
+"""Names in a run folder of an evaluation."""
+
+RUN_JSON = "run.json"
+REPORT = "report.md"
+SAMPLES = "samples.parquet"
+MANIFEST = "manifest.json"
+
+NETWORKS = "networks"
+"""The folder of the networks that are evaluated."""
+
+UNITS = "units"
+"""The folder of what was computed, by side and shard."""
