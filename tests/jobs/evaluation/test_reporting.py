@@ -48,3 +48,14 @@ def test_a_folder_without_a_run_is_the_users_error(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"schema_version": 1}', '{"schema_version": 1, "model": 3, "by_numerics": 5}', "[]"]
+)
+def test_damaged_facts_of_a_network_are_told(tmp_path, damage):
+    evaluate(FakeWorkload(models=("alpha",)), out=tmp_path)
+    (facts,) = tmp_path.glob("networks/*/network.json")
+    facts.write_text(damage)
+    with pytest.raises(ConfigError, match="are damaged"):
+        read_run(tmp_path)

@@ -203,7 +203,8 @@ class _Evaluation:
             raise
         except OutputShapeError as error:
             verdicts = {numerics: {"status": "failed", "reason": str(error)} for numerics in facts}
-        except OutputError:
+        except OutputError as error:
+            verdicts = {numerics: {"status": "error", "reason": str(error)} for numerics in facts}
             raise
         except Exception as error:
             if is_output_failure(error):

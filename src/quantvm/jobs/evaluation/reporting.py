@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quantvm.errors import ConfigError
+from quantvm.errors import ConfigError, gist
 from quantvm.jobs.evaluation.layout import NETWORKS, RUN_JSON, UNITS
 from quantvm.jobs.evaluation.networks import networks_in
 from quantvm.jobs.evaluation.results import Results
@@ -24,7 +24,15 @@ def read_run(folder: Path) -> RunResult:
     Raises:
         ConfigError: it holds no run.
     """
-    run = _run_json(folder / RUN_JSON)
+    try:
+        return _read(folder, _run_json(folder / RUN_JSON))
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"the files of {folder} are damaged: {gist(error)}") from error
+
+
+def _read(folder: Path, run: RunRow) -> RunResult:
     results = Results(PartStore(folder / UNITS), None)
     finished = {
         (row["name"], row["flow"], row["numerics"])
