@@ -55,9 +55,84 @@ def test_which_batches_of_a_convolution_have_separate_scales(geometry, one_threa
     assert [conv_separate_up_to(geometry, in_parallel=many) for many in (False, True)] == [one_thread, two_threads]
 
 
+def _window(in_size, channels, kernel=(1, 1), padding=(0, 0, 0, 0), groups=1, stride=(1, 1), dilation=(1, 1)):
+    return ConvGeometry.of_window(
+        in_size, channels, kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+
+
+@pytest.mark.parametrize(
+    ("geometry", "one_thread", "two_threads"),
+    [
+        # up to four pixels of up to 512 channels that fit into the cache
+        (_window((1, 4), (96, 32)), 7, 7),
+        (_window((1, 5), (96, 32)), 0, 1),
+        (_window((2, 2), (512, 4)), 10, 10),
+        (_window((2, 2), (516, 4)), 0, 1),
+        (_window((2, 2), (96, 32), groups=2), 14, 14),
+        (_window((2, 2), (512, 42)), 1, 1),
+        (_window((2, 2), (512, 43)), 0, 1),
+        (_window((2, 2), (32, 32), (3, 3), (1,) * 4), 42, 42),
+        # columns of pixels that several threads share
+        (_window((448, 9), (64, 32)), 0, 1),
+        (_window((448, 9), (68, 32)), 0, 0),
+        (_window((448, 9), (64, 33)), 0, 0),
+        # windows of padding alone, at the top and at the right
+        (_window((9, 9), (64, 8), (3, 3), (2, 1, 1, 1)), 0, 0),
+        (_window((9, 9), (64, 8), (3, 3), (3, 1, 1, 1)), ALWAYS, ALWAYS),
+        (_window((9, 9), (64, 8), (3, 3), (1, 1, 1, 2)), 0, 0),
+        (_window((9, 9), (64, 8), (3, 3), (1, 1, 1, 3)), ALWAYS, ALWAYS),
+        (_window((9, 9), (64, 8), (3, 1), (1, 0, 1, 1)), ALWAYS, ALWAYS),
+        # one size that oneDNN leaves out
+        (_window((150, 150), (128, 128), (3, 3), (1,) * 4), ALWAYS, ALWAYS),
+        (_window((150, 150), (256, 256), (3, 3), (1,) * 4), ALWAYS, ALWAYS),
+        (_window((150, 150), (64, 64), (3, 3), (1,) * 4), 0, 0),
+        (_window((150, 150), (128, 256), (3, 3), (1,) * 4), 0, 0),
+        (_window((150, 149), (128, 128), (3, 3), (1,) * 4), 0, 0),
+        (_window((149, 149), (128, 128), (3, 3), (1,) * 4), 0, 0),
+        (_window((150, 150), (256, 256), (3, 3), (1,) * 4, groups=2), ALWAYS, ALWAYS),
+        # wide images, with padding at the sides
+        (_window((9, 255), (34, 8), (3, 3), (1,) * 4), 0, 0),
+        (_window((9, 256), (34, 8), (3, 3), (1,) * 4), ALWAYS, ALWAYS),
+        (_window((9, 256), (34, 8), (3, 3), (0, 0, 0, 1)), 0, 0),
+        (_window((9, 257), (34, 8), (3, 3), (0, 0, 0, 1)), ALWAYS, ALWAYS),
+        # taps of a row in one run
+        (_window((9, 300), (31, 8), (3, 3), (1,) * 4), 0, 0),
+        (_window((9, 300), (32, 8), (3, 3), (1,) * 4), ALWAYS, ALWAYS),
+        (_window((9, 300), (31, 8), (3, 2), (1, 1, 1, 0)), 0, 0),
+        (_window((9, 300), (31, 8), (3, 3), (2,) * 4, dilation=(2, 2)), ALWAYS, ALWAYS),
+        (_window((9, 300), (31, 8), (3, 3), (2, 1, 2, 1), dilation=(2, 1)), 0, 0),
+        (_window((9, 301), (31, 8), (3, 1), (1, 0, 1, 0), stride=(1, 1)), ALWAYS, ALWAYS),
+        # wide images without padding at the sides
+        (_window((9, 302), (36, 8), (3, 3), (1, 0, 1, 0)), 0, 0),
+        (_window((9, 302), (34, 8), (3, 3), (1, 0, 1, 0)), ALWAYS, ALWAYS),
+        (_window((9, 302), (64, 8), (3, 3)), 0, 0),
+        (_window((9, 302), (68, 8), (3, 3)), ALWAYS, ALWAYS),
+        (_window((9, 302), (128, 8), (3, 3)), 0, 0),
+        (_window((9, 302), (36, 8), (3, 3), stride=(1, 2)), 0, 0),
+        (_window((3, 8193), (36, 8), (3, 3)), 0, 0),
+        (_window((3, 8194), (36, 8), (3, 3)), ALWAYS, ALWAYS),
+    ],
+)
+def test_both_sides_of_every_limit_of_a_convolution(geometry, one_thread, two_threads):
+    """By oneDNN's sources, which the module's docstring names."""
+    assert [conv_separate_up_to(geometry, in_parallel=many) for many in (False, True)] == [one_thread, two_threads]
+
+
 def test_which_batches_of_a_linear_layer_have_separate_scales():
-    shapes = [(512, 1000), (256, 256), (33, 17), (16, 1000)]
-    assert [linear_separate_up_to(*shape) for shape in shapes] == [0, 1, 15, ALWAYS]
+    shapes = [(512, 1000), (256, 256), (33, 17), (16, 1000), (17, 1000), (255, 257), (256, 1000), (256, 100), (33, 9)]
+    assert [linear_separate_up_to(*shape) for shape in shapes] == [0, 1, 15, ALWAYS, 0, 0, 1, 2, 28]
+    assert [linear_separate_up_to(33, outputs) for outputs in (1, 7, 8)] == [32, 32, 32]
+
+
+def test_geometries_of_windows():
+    geometry = _window((10, 12), (4, 4), (3, 2), (1, 2, 3, 4), stride=(2, 3), dilation=(1, 2))
+    assert geometry.out_size == (6, 6)
+    assert geometry.all_padding == (1, 2, 2, 4)  # a window does not reach the last row
+    assert not geometry.is_depthwise
+    assert _window((9, 9), (4, 4), groups=4).is_depthwise
+    assert not _window((9, 9), (1, 1)).is_depthwise
+    assert not _window((9, 9), (4, 8), groups=4).is_depthwise
 
 
 def _requantization(channels, separate_up_to, divides=False):

@@ -111,10 +111,9 @@ def conv_separate_up_to(conv: ConvGeometry, *, in_parallel: bool) -> int:
         # oneDNN leaves whatever fits into the cache to its VNNI kernels
         room = _L1_BYTES // 2 if pointwise else _L1_BYTES
         largest = room // (conv.groups * group_in * group_out)
-    if pointwise and in_parallel:
-        padded = _padded_channels(group_in)
-        if padded * out_height <= 28 * 1024 and group_out * out_height <= 14 * 1024:
-            largest = max(largest, 1)  # AMX, but not unrolled
+    # oneDNN pads the input channels to whole dot products, which those of a pointwise one are here
+    if pointwise and in_parallel and group_in * out_height <= 28 * 1024 and group_out * out_height <= 14 * 1024:
+        largest = max(largest, 1)  # AMX, but not unrolled
     return largest
 
 
@@ -129,12 +128,6 @@ def _pointwise_has_amx(group_in: int) -> bool:
     return group_in % _VNNI == 0
 
 
-def _padded_channels(group_in: int) -> int:
-    block = min(16, -(-group_in // _VNNI)) * _VNNI
-    extendable = group_in > _SIMD and group_in % _SIMD != 0
-    return group_in if extendable or group_in <= block else -(-group_in // block) * block
-
-
 def _general_is_unrolled(conv: ConvGeometry, group_in: int) -> bool:
     """Returns whether a convolution that is not pointwise runs in the unrolled AMX kernel."""
     (height, width), (out_height, out_width) = conv._extents, conv.out_size
@@ -143,7 +136,7 @@ def _general_is_unrolled(conv: ConvGeometry, group_in: int) -> bool:
         return False
     if group_in == conv.out_channels // conv.groups and group_in in (128, 256) and out_height == out_width == 150:
         return False
-    if max(conv.padding[1], right) <= 0 and out_width > 50:
+    if max(conv.padding[1], right) <= 0:
         whole = group_in % _VNNI == 0 if group_in <= _SIMD else group_in % _SIMD == 0
         if whole:
             return out_width < 8 * 1024
@@ -151,8 +144,8 @@ def _general_is_unrolled(conv: ConvGeometry, group_in: int) -> bool:
 
 
 def _rearranges_rows(conv: ConvGeometry, group_in: int) -> bool:
-    """Returns whether the taps of a row are laid out as one run of channels; oneDNN then unrolls wide images too."""
-    taps = conv.kernel[1]
-    run = taps * group_in
-    padded, apart = -(-run // _SIMD) * _SIMD, taps * -(-group_in // _SIMD) * _SIMD
-    return taps > 1 and conv.dilation[1] == 1 and (group_in < _SIMD // 2 or (run > _SIMD and padded / apart < 0.5))
+    """Returns whether the taps of a row are laid out as one run of channels; oneDNN then unrolls wide images too.
+
+    oneDNN does so as well where that halves the memory of a row, but with 32 or more channels it never does.
+    """
+    return conv.kernel[1] > 1 and conv.dilation[1] == 1 and group_in < _SIMD // 2
