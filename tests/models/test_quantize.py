@@ -151,7 +151,7 @@ def test_batch_of_another_shape_or_dtype(tiny_model, batch, got):
 def test_damaged_weights_are_noticed(tiny_model):
     tiny_model.fc.weight.data[0, 0] = torch.nan
     tiny_model.norm.running_var[0] = torch.inf
-    message = r"2 tensors of TinyNet hold NaN or infinity: norm\.running_var, fc\.weight; the weights are damaged"
+    message = r"2 tensors of TinyNet .*norm\.running_var, fc\.weight"
     with pytest.raises(WeightsError, match=message):
         quantize(tiny_model, noise_batches())
 

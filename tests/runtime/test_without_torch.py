@@ -116,14 +116,18 @@ def test_the_example_of_deployment_runs_there(python, saved):
 @pytest.mark.parametrize("program", ["quantvm.compile('model.pt')", "quantvm.evaluate()", "quantvm.quantize(None, [])"])
 def test_what_needs_more_says_so(python, saved, program):
     done = call(python, f"import quantvm; {program}", saved)
-    assert done.stderr.strip().splitlines()[-1] == (
-        "quantvm.errors.MissingPackageError: the package torch is not installed; without it quantvm only loads and "
-        "runs compiled models (quantvm.load). For all else: pip install quantvm, without --no-deps"
-    )
+    message = done.stderr.strip().splitlines()[-1]
+    for fact in (
+        "quantvm.errors.MissingPackageError: ",
+        "torch is not installed",
+        "quantvm.load",
+        "pip install quantvm",
+    ):
+        assert fact in message
 
 
 def test_the_command_says_so_without_a_stack(python, saved):
     done = call(python, "import runpy; runpy.run_module('quantvm', run_name='__main__')", saved)
     assert done.returncode == 2
-    assert done.stderr.startswith("quantvm: the package typer is not installed; without it quantvm only loads and runs")
+    assert re.match(r"quantvm: .*typer is not installed", done.stderr)
     assert len(done.stderr.splitlines()) == 1

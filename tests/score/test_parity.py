@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -94,11 +96,8 @@ def test_a_pass_with_differences_says_why_it_is_one():
     }
     assert {status for status, _ in judged.values()} == {"passed"}
     why = {numerics: reason.split(": 1 of 40 raw outputs differ")[0] for numerics, (_, reason) in judged.items()}
-    assert why == {
-        "torch": "no parity check was asked for",
-        "integer:away": "numerics integer:away need not give the bits of ONNX Runtime",
-        "qdq": "no parity check was asked for; layers may differ only at rounding ties, which quantvm diff checks",
-    }
+    facts = {"torch": "no parity check", "integer:away": "integer:away .* ONNX Runtime", "qdq": "ties.*quantvm diff"}
+    assert all(re.search(facts[numerics], why[numerics]) for numerics in why)
     assert "(class 3 of c: TVM 0.12500001, ONNX Runtime 0.125)" in judged["qdq"][1]
     assert verdict(changed((2, 3), EXPECTED[2, 3] + 0.25), "lsb:2")[1].startswith("parity check 'lsb:2' met: 1 of")
     assert judge(parity, None, 50.0, "exact", None, numerics="integer")[0] == "passed"

@@ -131,8 +131,7 @@ def quotients(
 def _reciprocal(x: int) -> tuple[int, int]:
     """Returns 1 / x as (multiplier, bits): multiplier / 2^(31 + bits), by Newton's method in 32 bits."""
     bits = x.bit_length() - 1
-    fraction = (x << (31 - bits)) - (1 << 31)  # fraction of x / 2^bits, in 31 bits
-    half = (fraction + (1 << 31) - 1 + 1) // 2
+    half = x << (30 - bits)  # x / 2^(bits + 1), in [0.5, 1), with 31 fractional bits
     inverse = 1515870810 + int(_high(half, -1010580540))  # 48/17 - 32/17 * half, with 29 fractional bits
     for _ in range(3):
         rest = (1 << 29) - int(_high(half, inverse))

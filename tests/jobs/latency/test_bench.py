@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -156,8 +157,7 @@ def test_a_pt2e_program_is_compared_with_itself_and_with_the_engines_for_it():
     assert 0.999 < row["cosine_to_reference"] < 1
     assert row["compiling_loss"] == pytest.approx(0.01 / (0.25 * 10**0.5), rel=1e-4)
     text = "\n".join(bench_lines(result.bench))
-    assert "Parity: 9 of TVM's 10 raw outputs have the bits of torch_pt2e; at most, compiling moved" in text
-    assert "outputs 0.013 times as far as quantizing had" in text
+    assert re.search(r"Parity: 9 of TVM's 10 .*torch_pt2e.* 0\.013 times", text)
 
 
 def test_a_pt2e_program_that_computes_something_else_gets_no_time():
@@ -166,7 +166,7 @@ def test_a_pt2e_program_that_computes_something_else_gets_no_time():
     assert result.exit_code == 1
     row = result.bench["models"][0]["engines"]["tvm"]
     assert (row["status"], row["p50_ms"]) == ("failed", None)
-    assert "times as far from torch_pt2e's as those are from the float model's, expected at most 1:" in row["reason"]
+    assert re.search(r"times as far from torch_pt2e's .*at most 1:", row["reason"])
 
 
 def test_outputs_that_are_no_numbers_get_no_time():
