@@ -204,8 +204,6 @@ class _Lowering(Rewriter):
             like = replace(x, expr=None, shape=(*x.shape[:2], shape.out_height, shape.out_width))
             self.state.op = "max_pool2d"
             return self.state.run(pool.max_pool2d(shape, "uint8"), [x], like, "uint8", name)
-        if is_call(call, "relax.reshape") and len(x.shape) == 4 and x.shape[2:] == (1, 1) and len(call.ty.shape) == 2:
-            x = in_layout(self.builder, x, "NCHW")  # a view
         expr = self.state.logical(x).expr
         moved = self.builder.emit(with_arguments(call, [expr, *call.args[1:]]), name)
         return logical_tensor(moved)

@@ -46,7 +46,7 @@ def formatted(result: Any, call: Any, arguments: list[Any]) -> Any:
         return replace(result, channels_last=all(x.channels_last for x in operands))
     if name not in _FOLLOW_INPUT:
         return result
-    alike = next((x for x in operands if len(x.shape) == len(result.shape) and _equal(x.shape, result.shape)), None)
+    alike = next((x for x in operands if _equal(x.shape, result.shape)), None)
     if name in _ELEMENTWISE and alike is not None:
         return with_strides(result, torch_strides.preserved(alike.shape, alike.torch_strides))
     first = next((x for x in operands if len(x.shape) == 4), None)
