@@ -10,11 +10,11 @@ import pytest
 
 from quantvm.compiler.cache_key import cache_key
 from quantvm.compiler.schedule_files import schedules_for, target_cpu, user_schedules
-from quantvm.compiler.schedule_search import Work, gains, merged, tune
+from quantvm.compiler.schedule_search import gains, merged, tune
 from quantvm.errors import ConfigError, MachineError
 from quantvm.frontend import from_torch
 from quantvm.kernels.conv.dot import select_dot
-from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, schedule_problem
+from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, Work, schedule_problem
 from quantvm.kernels.schedule.schedules import ScheduleFile, ScheduleRecord, Schedules, write_schedules
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.runtime.target import parse_target
@@ -30,7 +30,7 @@ def _own_folder(tmp_path, monkeypatch):
 
 
 def a_record(**changes):
-    return replace(ScheduleRecord(SMALL, "vnni", 1, Schedule(3, 1, 1, 1), 80.0, 100.0), **changes)
+    return replace(ScheduleRecord(Work(SMALL, "vnni", 1), Schedule(3, 1, 1, 1), 80.0, 100.0), **changes)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -40,14 +40,14 @@ def test_a_search_measures_and_returns_a_schedule_that_can_be(threads):
     work = [Work(SMALL, dot.name, threads)] if threads == 1 else [Work(Conv2dShape(1, 25, 16, 40), dot.name, threads)]
     with ThreadPoolExecutor(1) as thread:  # TVM's pool of this one may have begun with fewer threads
         found = thread.submit(lambda: list(tune(work, target))).result()
-    assert [(record.shape, record.dot, record.threads) for record in found] == [(w.shape, w.dot, threads) for w in work]
+    assert [record.work for record in found] == work
     for record in found:
-        assert schedule_problem(record.schedule, record.shape, dot) is None
+        assert schedule_problem(record.schedule, record.work.shape, dot) is None
         assert 0 < record.time_us <= record.model_time_us
 
 
 def test_a_record_replaces_an_older_one_and_one_without_gain_removes_it():
-    old, other = a_record(), a_record(threads=2)
+    old, other = a_record(), a_record(work=Work(SMALL, "vnni", 2))
     assert gains(old)
     assert not gains(a_record(time_us=98.0))
     better = a_record(schedule=Schedule(4, 1, 1, 1), time_us=70.0)
@@ -59,7 +59,7 @@ def test_the_users_own_records_come_over_those_of_the_project(tmp_path, monkeypa
     target = parse_target("llvm -mcpu=cascadelake")
     monkeypatch.setattr("quantvm.kernels.schedule.schedules.MEASURED", tmp_path / "measured")
     assert len(schedules_for(target)) == 0
-    other = a_record(threads=2)
+    other = a_record(work=Work(SMALL, "vnni", 2))
     write_schedules(tmp_path / "measured" / "cascadelake.json", ScheduleFile("cascadelake", {}, (a_record(), other)))
     own = a_record(schedule=Schedule(4, 1, 1, 1))
     write_schedules(user_schedules("cascadelake"), ScheduleFile("cascadelake", {}, (own,)))
@@ -104,7 +104,9 @@ def test_a_recorded_schedule_is_used_and_gives_the_same_bits():
 
     plain, report, expected = run(Schedules())
     assert len(report.convolutions) == len(set(report.convolutions)) > 0
-    records = [ScheduleRecord(shape, dot, 1, Schedule(1, 1, 1, 1), 1.0, 2.0) for shape, dot in report.convolutions]
+    records = [
+        ScheduleRecord(Work(shape, dot, 1), Schedule(1, 1, 1, 1), 1.0, 2.0) for shape, dot in report.convolutions
+    ]
     low, again, actual = run(Schedules(records))
     assert again.convolutions == report.convolutions
     assert low.script(show_meta=False) != plain.script(show_meta=False)

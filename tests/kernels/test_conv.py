@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from quantvm.frontend.torch_cpu import torch_cpu
 from quantvm.kernels import Kernel
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv import conv2d, depthwise
@@ -12,6 +13,7 @@ from quantvm.kernels.conv.dot import DOT_PRODUCTS, PORTABLE, select_dot
 from quantvm.kernels.conv.epilogue import NO_POST_OPS
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics import dispatch
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.torch_compat import has_vnni
@@ -92,7 +94,7 @@ class Case:
         op = Q.conv2d_relu if relu else Q.conv2d
         qx = quantized(self.x, self.input_q.scale, self.input_q.zero_point)
         self.expected = nhwc(op(qx, packed, self.output_q.scale, self.output_q.zero_point))
-        self.rule = dispatch.conv_library(engine, groups, not zeros.any(), vnni=HAS_VNNI)
+        self.rule = dispatch.conv_library(PyTorch(engine, cpu=torch_cpu()), groups, symmetric_weights=not zeros.any())
         separate_up_to = 0 if self.rule == "onednn" and not HAS_VNNI else None
         self.requantization = requantization(
             self.rule, "conv", input_q=self.input_q, weight_scales=scales, bias_f32=self.bias,

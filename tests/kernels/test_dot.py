@@ -13,7 +13,7 @@ from quantvm.frontend import from_torch
 from quantvm.kernels.builder import target_features
 from quantvm.kernels.conv.conv2d import linear
 from quantvm.kernels.conv.dot import DOT_PRODUCTS, PORTABLE, select_dot
-from quantvm.kernels.schedule.schedule import Conv2dShape, choose_schedule
+from quantvm.kernels.schedule.schedule import Conv2dShape, Work, choose_schedule
 from quantvm.lowering import LoweringOptions, lower
 from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
@@ -103,7 +103,7 @@ def test_the_reduction_is_the_instruction_and_nothing_is_spilled(name, case):
 @pytest.mark.parametrize("dot", DOT_PRODUCTS, ids=lambda dot: dot.name)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_tile_fits_the_registers(dot, threads):
-    schedule = choose_schedule(WIDE, dot, threads)
+    schedule = choose_schedule(Work(WIDE, dot.name, threads))
     assert 1 <= schedule.pixels <= dot.greatest_pixels(schedule.vectors)
     accumulators = schedule.pixels * schedule.vectors * (16 // dot.lanes)
     assert accumulators + schedule.vectors * dot.weight_registers + dot.temporaries <= dot.registers

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from quantvm.kernels.elementwise import concat, elementwise, quantize
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.numerics.binary import qnnpack_add
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.numerics.unary_tables import qnnpack_table, unary_tables
 
@@ -38,7 +39,9 @@ def test_add_equals_torch(shape, params, relu, target):
     rng = np.random.default_rng(0)
     sa, za, sb, zb, so, zo = (float(np.float32(v)) if i % 2 == 0 else v for i, v in enumerate(params))
     a, b = codes(rng, shape), codes(rng, shape)
-    kernel = elementwise.add(shape[1:], as_q(sa, za), as_q(sb, zb), as_q(so, zo), relu=relu, threads=1)
+    kernel = elementwise.add(
+        shape[1:], as_q(sa, za), as_q(sb, zb), as_q(so, zo), relu=relu, pytorch=PyTorch("fbgemm", 1)
+    )
     op = Q.add_relu if relu else Q.add
     expected = nhwc(op(quantized(a, sa, za), quantized(b, sb, zb), so, zo))
     np.testing.assert_array_equal(run(kernel, target, a, b, out_shape=shape), expected)
@@ -51,11 +54,11 @@ def test_add_follows_torchs_split_over_two_threads():
     shape = (3, 113, 101, 3)  # 102,717 elements: two pieces, each with a tail of its own
     a, b = codes(rng, shape), codes(rng, shape)
     q_a, q_b, q_o = as_q(2.0**-5, 128), as_q(2.0**-6, 1), as_q(2.0**-4, 101)
-    kernel = elementwise.add(shape[1:], q_a, q_b, q_o, relu=False, threads=2)
+    kernel = elementwise.add(shape[1:], q_a, q_b, q_o, relu=False, pytorch=PyTorch("fbgemm", 2))
     torch.set_num_threads(2)
     expected = nhwc(Q.add(quantized(a, q_a.scale, 128), quantized(b, q_b.scale, 1), q_o.scale, 101))
     np.testing.assert_array_equal(run(kernel, native_target(), a, b, out_shape=shape), expected)
-    one = elementwise.add(shape[1:], q_a, q_b, q_o, relu=False, threads=1)
+    one = elementwise.add(shape[1:], q_a, q_b, q_o, relu=False, pytorch=PyTorch("fbgemm", 1))
     assert (run(one, native_target(), a, b, out_shape=shape) != expected).any(), "the split makes no difference here"
 
 
@@ -67,7 +70,7 @@ def test_add_of_one_for_all_images_has_tails_in_each_row(shape, threads):
     rng = np.random.default_rng(2)
     a, b = codes(rng, shape), codes(rng, (1, *shape[1:]))
     q_a, q_b, q_o = as_q(2.0**-5, 128), as_q(2.0**-6, 1), as_q(2.0**-4, 101)
-    kernel = elementwise.add(shape[1:], q_a, q_b, q_o, relu=False, threads=threads, one_for_all=True)
+    kernel = elementwise.add(shape[1:], q_a, q_b, q_o, relu=False, pytorch=PyTorch("fbgemm", threads), one_for_all=True)
     torch.set_num_threads(threads)
     x, y = (torch.from_numpy(codes) for codes in (a, b))
     x, y = (
@@ -112,7 +115,7 @@ def test_tables_equal_torch(name, params, numel, target):
     }[name]()
     options = (0.1,) if name == "leaky_relu" else ()
     main, tail = unary_tables(name, as_q(scale, zero_point), as_q(so, zo), options)
-    kernel = elementwise.table((numel,), main, tail, in_dtype="uint8", threads=1, name=name)
+    kernel = elementwise.table((numel,), main, tail, in_dtype="uint8", pytorch=PyTorch("fbgemm", 1), name=name)
     np.testing.assert_array_equal(run(kernel, target, x, out_shape=x.shape), expected.int_repr().numpy())
 
 

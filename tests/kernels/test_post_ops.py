@@ -16,6 +16,7 @@ from quantvm.kernels.conv.epilogue import PostOps, ResidualAdd
 from quantvm.kernels.elementwise import elementwise
 from quantvm.kernels.isa import PLAIN, select_isa
 from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.tvm_compat import native_target
@@ -75,7 +76,7 @@ def test_residual_addition(name, relu, rule):
     other = _image(out_shape[1:3], out_shape[3], seed=2)
     q, plain = _dense(shape, PORTABLE, PLAIN, rule=rule)
     y = run(plain, target, x, out_shape=out_shape)
-    add = elementwise.add(out_shape[1:], q, OTHER_Q, SUM_Q, relu=relu, threads=1)
+    add = elementwise.add(out_shape[1:], q, OTHER_Q, SUM_Q, relu=relu, pytorch=PyTorch("fbgemm"))
     expected = run(add, target, y, other, out_shape=out_shape)
     assert np.unique(expected).size > 30
     for dot, isa in {(PORTABLE, PLAIN), (select_dot(target), select_isa(target))}:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from quantvm.kernels import reference
 from quantvm.kernels.pool import pool
 from quantvm.numerics import dispatch
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.torch_compat import has_vnni
 from quantvm.tvm_compat import native_target
@@ -64,7 +65,7 @@ def test_add_and_mul_ref(shape, a_q, b_q, out_q, relu, seed):
     a, b = codes(seed, shape), codes(seed + 1, shape)
     qa, qb = quantized(a, a_q.scale, a_q.zero_point), quantized(b, b_q.scale, b_q.zero_point)
     added = (Q.add_relu if relu else Q.add)(qa, qb, out_q.scale, out_q.zero_point)
-    got = reference.add_u8_ref(a, b, a_q, b_q, out_q, relu=relu, threads=1)
+    got = reference.add_u8_ref(a, b, a_q, b_q, out_q, relu=relu, pytorch=PyTorch("fbgemm"))
     np.testing.assert_array_equal(got, nhwc(added))
     multiplied = (Q.mul_relu if relu else Q.mul)(qa, qb, out_q.scale, out_q.zero_point)
     np.testing.assert_array_equal(reference.mul_u8_ref(a, b, a_q, b_q, out_q, relu=relu), nhwc(multiplied))

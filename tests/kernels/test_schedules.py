@@ -14,6 +14,7 @@ from quantvm.kernels.conv.dot import DOT_PRODUCTS, VNNI512
 from quantvm.kernels.schedule.schedule import (
     Conv2dShape,
     Schedule,
+    Work,
     choose_schedule,
     schedule_problem,
     shortlist,
@@ -31,7 +32,7 @@ from quantvm.kernels.schedule.schedules import (
 WIDE = Conv2dShape(14, 14, 64, 96, kernel=(3, 3), padding=(1, 1, 1, 1))
 POINTWISE = Conv2dShape(7, 7, 64, 96)
 TILE = Schedule(6, 2, 2, 1)
-RECORD = ScheduleRecord(WIDE, "vnni", 2, TILE, 90.5, 100.25)
+RECORD = ScheduleRecord(Work(WIDE, "vnni", 2), TILE, 90.5, 100.25)
 MEASURED_ON = {"cpu": "a CPU", "tvm": "0"}
 
 SHAPES = st.builds(
@@ -53,17 +54,20 @@ SHAPES = st.builds(
 @settings(deadline=None, max_examples=60)
 @given(SHAPES, st.sampled_from(DOT_PRODUCTS), st.integers(1, 4))
 def test_what_is_measured_can_be_built_and_begins_with_the_models_choice(shape, dot, threads):
-    listed = shortlist(shape, dot, threads, 6)
-    assert listed[0] == choose_schedule(shape, dot, threads)
+    work = Work(shape, dot.name, threads)
+    listed = shortlist(work, 6)
+    assert listed[0] == choose_schedule(work)
     assert len({(s.pixels, s.vectors, s.tile_rows) for s in listed}) == len(listed)
-    others = with_other_tasks(listed[0], shape, threads)
+    others = with_other_tasks(listed[0], work)
     assert listed[0] not in others
     assert [schedule_problem(schedule, shape, dot) for schedule in (*listed, *others)] == [None] * len(listed + others)
 
 
 def test_tiles_of_several_rows_are_measured_where_a_row_is_short():
-    assert any(schedule.tile_rows > 1 for schedule in shortlist(replace(WIDE, in_height=7, in_width=7), VNNI512, 1, 3))
-    assert not any(schedule.tile_rows > 1 for schedule in shortlist(replace(WIDE, in_width=56), VNNI512, 1, 3))
+    assert any(
+        schedule.tile_rows > 1 for schedule in shortlist(Work(replace(WIDE, in_height=7, in_width=7), "vnni", 1), 3)
+    )
+    assert not any(schedule.tile_rows > 1 for schedule in shortlist(Work(replace(WIDE, in_width=56), "vnni", 1), 3))
 
 
 @pytest.mark.parametrize(
@@ -82,31 +86,32 @@ def test_schedules_that_cannot_be(changes, message):
 
 
 def test_a_record_is_found_by_what_the_kernel_is_made_for():
-    schedules = Schedules([RECORD, replace(RECORD, shape=POINTWISE, schedule=Schedule(14, 2, 1, 1))])
+    schedules = Schedules([RECORD, replace(RECORD, work=Work(POINTWISE, "vnni", 2), schedule=Schedule(14, 2, 1, 1))])
     assert len(schedules) == 2
-    assert schedules.find(WIDE, VNNI512, 2) == TILE
-    assert schedules.find(WIDE, VNNI512, 1) is None
-    assert schedules.find(WIDE, DOT_PRODUCTS[1], 2) is None
-    assert schedules.find(replace(WIDE, stride=(2, 2)), VNNI512, 2) is None
+    assert schedules.find(Work(WIDE, "vnni", 2)) == TILE
+    assert schedules.find(Work(WIDE, "vnni", 1)) is None
+    assert schedules.find(Work(WIDE, DOT_PRODUCTS[1].name, 2)) is None
+    assert schedules.find(Work(replace(WIDE, stride=(2, 2)), "vnni", 2)) is None
     # a pointwise convolution is one of all pixels in a row, whatever the image's sides
-    assert schedules.find(Conv2dShape(1, 49, 64, 96), VNNI512, 2) == Schedule(14, 2, 1, 1)
+    assert schedules.find(Work(Conv2dShape(1, 49, 64, 96), "vnni", 2)) == Schedule(14, 2, 1, 1)
 
 
 def test_the_later_of_two_records_counts():
     other = replace(RECORD, schedule=Schedule(4, 3, 2, 1))
-    assert Schedules([RECORD, other]).find(WIDE, VNNI512, 2) == other.schedule
+    assert Schedules([RECORD, other]).find(Work(WIDE, "vnni", 2)) == other.schedule
 
 
 def test_the_digest_is_of_what_can_be_found():
     plain = Schedules([RECORD]).digest()
     assert plain == Schedules([replace(RECORD, time_us=1.0)]).digest()
-    others = [replace(RECORD, threads=1), replace(RECORD, schedule=Schedule(4, 3, 2, 1)), replace(RECORD, dot="avx2")]
+    works = [replace(RECORD.work, threads=1), replace(RECORD.work, dot="avx2")]
+    others = [replace(RECORD, schedule=Schedule(4, 3, 2, 1)), *(replace(RECORD, work=work) for work in works)]
     assert len({plain, Schedules().digest(), *(Schedules([other]).digest() for other in others)}) == 5
 
 
 def test_a_file_gives_back_what_was_written_and_one_line_for_each(tmp_path):
     path = tmp_path / "made" / "cpu.json"
-    second = replace(RECORD, threads=1)
+    second = replace(RECORD, work=replace(RECORD.work, threads=1))
     write_schedules(path, ScheduleFile("cpu", MEASURED_ON, (RECORD, second)))
     assert read_schedules(path) == ScheduleFile("cpu", MEASURED_ON, (second, RECORD))
     assert sum('"dot"' in line for line in path.read_text().splitlines()) == 2
@@ -114,9 +119,10 @@ def test_a_file_gives_back_what_was_written_and_one_line_for_each(tmp_path):
 
 
 def content(**changes):
-    record = {**asdict(RECORD), **changes.pop("record", {})}
+    whole = asdict(RECORD)
+    record = {**whole.pop("work"), **whole, **changes.pop("record", {})}
     for name in ("shape", "schedule"):
-        record[name] = {**asdict(getattr(RECORD, name)), **changes.pop(name, {})}
+        record[name] = {**record[name], **changes.pop(name, {})}
     return {"schema_version": 1, "mcpu": "cpu", "measured_on": {}, "records": [record], **changes}
 
 

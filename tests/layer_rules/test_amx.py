@@ -9,8 +9,8 @@ from quantvm.kernels.reference import accumulators_ref
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.layer_rules import Environment, Operator, Window, preset_of
 from quantvm.layer_rules.family import family_of
-from quantvm.numerics.dispatch import Cpu, PyTorch
 from quantvm.numerics.onednn_amx import ConvGeometry, conv_separate_up_to, linear_separate_up_to
+from quantvm.numerics.pytorch import Cpu, PyTorch
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams, f32
 

@@ -10,7 +10,7 @@ from quantvm.choices import ROUNDINGS
 from quantvm.layer_rules import Environment, Operator, Window, preset_of
 from quantvm.layer_rules.family import family_of
 from quantvm.numerics import integer
-from quantvm.numerics.dispatch import Cpu, PyTorch
+from quantvm.numerics.pytorch import Cpu, PyTorch
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.torch_engines import QuantParams, f32
 from quantvm.verification.torch_state import TorchState

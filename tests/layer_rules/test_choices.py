@@ -23,7 +23,7 @@ from quantvm.lowering.layer_operators import layer_operators
 from quantvm.lowering.tensors import Tensor
 from quantvm.lowering.torch.legalize import Legalization, lowerings
 from quantvm.numerics import dispatch
-from quantvm.numerics.dispatch import Cpu, PyTorch
+from quantvm.numerics.pytorch import Cpu, PyTorch
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import shape_of
 from tests.quantized_modules import Quantized, conv2d, functional, image, linear

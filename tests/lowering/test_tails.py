@@ -10,7 +10,7 @@ import torch
 from quantvm.compiler import compile as compile_model
 from quantvm.lowering.tensors import Tensor
 from quantvm.lowering.torch.deferred import _tail_free
-from quantvm.numerics.dispatch import PyTorch
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.tensor_iterator import VEC_BLOCK, vectorised_cut
 from quantvm.torch_compat import quantization_engine
 from tests.quantized_modules import Body, Quantized, Together, conv2d, image
@@ -29,16 +29,16 @@ def _add(x: torch.Tensor, a: Any) -> torch.Tensor:
 def test_tail_free_is_what_the_vectorised_loops_leave(batch, threads):
     from tvm import tirx
 
-    found = set()
+    found, pytorch = set(), PyTorch("fbgemm", threads)
     for count in (64, 128, 192, 32 * VEC_BLOCK, 6 * 512 * VEC_BLOCK, 513 * VEC_BLOCK, 100, 16 * 35):
         like = Tensor(None, (tirx.Var("n", "int64") if batch is None else batch, count), "flat")
         batches = range(1, 13) if batch is None else (batch,)
-        has_none = all(vectorised_cut(n * count, threads).all() for n in batches)
-        if _tail_free(like, PyTorch("fbgemm", threads)):
+        has_none = all(vectorised_cut(n * count, pytorch).all() for n in batches)
+        if _tail_free(like, pytorch):
             assert has_none
         elif batch is not None:
             assert not has_none
-        found.add(_tail_free(like, PyTorch("fbgemm", threads)))
+        found.add(_tail_free(like, pytorch))
     assert found == {True, False}
 
 

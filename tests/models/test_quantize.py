@@ -9,7 +9,8 @@ from torch import nn
 
 from quantvm.choices import ENGINES, SCHEMES
 from quantvm.errors import ConfigError, DataError, WeightsError
-from quantvm.models.quantize import load_quantized_model, make_qconfig, quantize
+from quantvm.models.quantization import Quantization
+from quantvm.models.quantize import load_quantized_model, quantize
 from quantvm.models.registry import QuantizedCheckpoint, WeightsFile
 from quantvm.models.weights import ResolvedWeights
 from quantvm.torch_compat import quantization_engine, quiet, torch_engines
@@ -73,7 +74,7 @@ def test_per_tensor_observes_a_moving_average(tiny_model):
 def test_per_channel_weights_have_a_scale_for_each_channel(engine):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch on its own reduce_range, and on onednn where the CPU has no VNNI
-        qconfig = make_qconfig("per-channel", engine)
+        qconfig = Quantization(engine=engine).qconfig()
         weight, activation = qconfig.weight(), qconfig.activation()
     assert weight.qscheme == torch.per_channel_symmetric
     assert activation.reduce_range is (engine in ("fbgemm", "x86"))
@@ -212,7 +213,7 @@ def test_quantized_checkpoint_is_asked_of_a_model_without_one(tiny_spec):
 def _with_checkpoint(spec, scheme):
     import dataclasses
 
-    checkpoint = QuantizedCheckpoint(WeightsFile("tiny_fbgemm.pth"), "fbgemm", scheme, 0.0, 0.0)
+    checkpoint = QuantizedCheckpoint(WeightsFile("tiny_fbgemm.pth"), Quantization(scheme), 0.0, 0.0)
     return dataclasses.replace(spec, quantized=checkpoint)
 
 

@@ -108,7 +108,7 @@ def test_quantized_checkpoints_are_torchvisions(name):
     enum = getattr(import_torchvision().models.quantization, QUANTIZED_ENUMS[name])
     published = next(member for member in enum if member.name.endswith(_version(name)))
     _assert_same_file(spec.quantized.weights, published)
-    assert spec.quantized.engine == published.meta["backend"]
+    assert spec.quantized.quantization.engine == published.meta["backend"]
     assert spec.quantized.published_top1 == published.meta["_metrics"]["ImageNet-1K"]["acc@1"]
     assert spec.quantized.published_top5 == published.meta["_metrics"]["ImageNet-1K"]["acc@5"]
     transforms, ours = published.transforms(), spec.preprocessing

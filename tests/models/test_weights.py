@@ -11,6 +11,7 @@ import torch
 from quantvm.errors import ConfigError, WeightsError
 from quantvm.models import get_model
 from quantvm.models import weights as weights_module
+from quantvm.models.quantization import Quantization
 from quantvm.models.registry import QuantizedCheckpoint, WeightsFile
 from quantvm.models.weights import (
     ResolvedWeights,
@@ -261,5 +262,5 @@ def _load(spec, value, tmp_path):
 
 
 def _with_quantized(spec):
-    checkpoint = QuantizedCheckpoint(WeightsFile("tiny_fbgemm.pth"), "fbgemm", "per-channel", 0.0, 0.0)
+    checkpoint = QuantizedCheckpoint(WeightsFile("tiny_fbgemm.pth"), Quantization(), 0.0, 0.0)
     return dataclasses.replace(spec, quantized=checkpoint)

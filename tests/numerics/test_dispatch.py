@@ -7,8 +7,9 @@ import pytest
 from quantvm.choices import ENGINES
 from quantvm.numerics import dispatch
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.dispatch import AverageChoice, Contraction, ContractionChoice, Cpu, PyTorch
+from quantvm.numerics.dispatch import AverageChoice, Contraction, ContractionChoice
 from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry
+from quantvm.numerics.pytorch import Cpu, PyTorch
 from tests.numerics.test_numerics import DEPTHWISE
 
 AVX2, AVX512 = Cpu(avx512=False, vnni=False), Cpu(avx512=True, vnni=False)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quantvm.choices import ENGINES
 from quantvm.numerics import dispatch
+from quantvm.numerics.pytorch import Cpu, PyTorch
 from quantvm.numerics.requantization import requantization, requantize
 from quantvm.numerics.tensor_iterator import vectorised_cut
 from quantvm.numerics.torch_engines import (
@@ -197,7 +198,7 @@ def test_vectorised_cut_is_where_torch_cuts(numel, threads):
     torch.set_num_threads(threads)
     first, second = (as_torch(np.full(numel, v[at]), q) for v, q in ((a, a_q), (b, b_q)))
     was_vectorised = Q.add(first, second, out_q.scale, out_q.zero_point).int_repr().numpy() == vec[at]
-    np.testing.assert_array_equal(vectorised_cut(numel, threads), was_vectorised)
+    np.testing.assert_array_equal(vectorised_cut(numel, PyTorch("fbgemm", threads)), was_vectorised)
 
 
 # ------------------------------------------------------------------ requantization
@@ -243,11 +244,11 @@ def test_requantize_every_product_of_two_bytes(engine, kind, scheme, bias, relu)
     if kind == "conv":
         packed = Q.conv2d_prepack(weight, bias_f32, [1, 1], [0, 0], [1, 1], 1)
         op = Q.conv2d_relu if relu else Q.conv2d
-        rule = dispatch.conv_library(engine, 1, True)
+        rule = dispatch.conv_library(PyTorch(engine), 1, symmetric_weights=True)
     else:
         packed = Q.linear_prepack(weight, bias_f32)
         op = Q.linear_relu if relu else Q.linear
-        rule = dispatch.linear_library(engine)
+        rule = dispatch.linear_library(PyTorch(engine))
     for x_q, out_q in LINEAR_PARAMS:
         x = np.arange(256)
         r = requantization(
@@ -296,7 +297,7 @@ def test_the_rules_differ_in_where_the_zero_point_is_added():
 
 def test_rules_of_the_engines():
     conv = {
-        (engine, groups, symmetric): dispatch.conv_library(engine, groups, symmetric)
+        (engine, groups, symmetric): dispatch.conv_library(PyTorch(engine), groups, symmetric_weights=symmetric)
         for engine, groups, symmetric in itertools.product(ENGINES, (1, 100, 101), (True, False))
     }
     assert [key for key, rule in conv.items() if rule == "onednn"] == [
@@ -304,12 +305,13 @@ def test_rules_of_the_engines():
     ]  # fmt: skip
     assert {rule for (engine, _, _), rule in conv.items() if engine == "fbgemm"} == {"fbgemm"}
     assert {rule for (engine, _, _), rule in conv.items() if engine == "qnnpack"} == {"qnnpack"}
-    linear = {engine: dispatch.linear_library(engine) for engine in ENGINES}
+    linear = {engine: dispatch.linear_library(PyTorch(engine)) for engine in ENGINES}
     assert linear == {"fbgemm": "fbgemm", "x86": "fbgemm", "onednn": "onednn", "qnnpack": "qnnpack"}
 
 
 def test_x86_is_fbgemm_without_vnni():
-    rules = {engine: dispatch.conv_library(engine, 1, True, vnni=False) for engine in ENGINES}
+    cpu = Cpu(vnni=False)
+    rules = {engine: dispatch.conv_library(PyTorch(engine, cpu=cpu), 1, symmetric_weights=True) for engine in ENGINES}
     assert rules == {"fbgemm": "fbgemm", "x86": "fbgemm", "onednn": "onednn", "qnnpack": "qnnpack"}
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import quantvm
 from quantvm.cli import app
 from quantvm.errors import VerificationError
+from quantvm.frontend.source import Source
 from quantvm.frontend.torchscript import contractions
 from quantvm.runtime.signature import Signature, TensorSpec
 from quantvm.verification import checking
@@ -59,7 +60,7 @@ class Scaled(nn.Module):
 
 
 def test_digests_of_models_see_what_only_a_trace_shows(module):
-    digests = [digest_of_model(Scaled({"by": by}), image(*SHAPE), "fbgemm") for by in (1.5, 1.5, 2.0)]
+    digests = [digest_of_model(Source(Scaled({"by": by}), image(*SHAPE), "fbgemm")) for by in (1.5, 1.5, 2.0)]
     assert digests[0] is not None
     assert digests[0] == digests[1] != digests[2]
 

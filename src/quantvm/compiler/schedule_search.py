@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,8 @@ import tvm
 from quantvm.errors import MachineError
 from quantvm.kernels import Kernel
 from quantvm.kernels.conv import conv2d
-from quantvm.kernels.conv.dot import BY_NAME, DotProduct
 from quantvm.kernels.isa import select_isa
-from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, choose_schedule, shortlist, with_other_tasks
+from quantvm.kernels.schedule.schedule import Schedule, Work, choose_schedule, shortlist, with_other_tasks
 from quantvm.kernels.schedule.schedules import ScheduleRecord
 from quantvm.numerics.requantization import requantization
 from quantvm.numerics.torch_engines import QuantParams
@@ -32,21 +30,6 @@ _COLD_BYTES = 24 << 20
 _ROUNDS = 5
 _ROUND_S = 0.004
 _FINAL_ROUND_S = 0.012
-
-
-@dataclass(frozen=True)
-class Work:
-    """A convolution whose schedule is searched for.
-
-    Attributes:
-        shape: geometry, as `Conv2dShape.merged` gives it.
-        dot: name of the dot product.
-        threads: cores to cut the work for.
-    """
-
-    shape: Conv2dShape
-    dot: str
-    threads: int
 
 
 def tune(work: Iterable[Work], target: Any, *, progress: Progress = SILENT) -> Iterator[ScheduleRecord]:
@@ -77,35 +60,34 @@ def gains(record: ScheduleRecord) -> bool:
 
 
 def _tuned(work: Work, target: Any) -> ScheduleRecord:
-    dot = BY_NAME[work.dot]
     used = use_threads(work.threads)
     if used != work.threads:
         raise MachineError(
             f"TVM computes with {used} threads in this process, asked for {work.threads}; set TVM_NUM_THREADS"
         )
-    trial = _Trial(work.shape, dot, work.threads, target)
-    chosen = choose_schedule(work.shape, dot, work.threads)
-    tiles = list(dict.fromkeys([chosen, *shortlist(work.shape, dot, work.threads, _BEST)]))
+    trial = _Trial(work, target)
+    chosen = choose_schedule(work)
+    tiles = list(dict.fromkeys([chosen, *shortlist(work, _BEST)]))
     times_us = trial.measure(tiles, _ROUND_S)
     finalists = sorted(tiles, key=times_us.__getitem__)[:_FINALISTS]
-    others = [other for best in finalists for other in with_other_tasks(best, work.shape, work.threads)]
+    others = [other for best in finalists for other in with_other_tasks(best, work)]
     if work.threads > 1 and others:
         times_us.update(trial.measure(others, _ROUND_S))
         finalists = sorted(times_us, key=times_us.__getitem__)[:_FINALISTS]
     final_us = trial.measure(list(dict.fromkeys([chosen, *finalists])), _FINAL_ROUND_S)
     best = min(final_us, key=final_us.__getitem__)
-    return ScheduleRecord(work.shape, work.dot, work.threads, best, final_us[best], final_us[chosen])
+    return ScheduleRecord(work, best, final_us[best], final_us[chosen])
 
 
 class _Trial:
     """One convolution of random integers, to be run with several schedules."""
 
-    def __init__(self, shape: Conv2dShape, dot: DotProduct, threads: int, target: Any) -> None:
-        self._shape, self._dot, self._threads, self._target = shape, dot, threads, target
+    def __init__(self, work: Work, target: Any) -> None:
+        self._work, self._target, shape = work, target, work.shape
         self._isa = select_isa(target)
         rng = np.random.default_rng(0)
         weight_shape = (shape.out_channels, *shape.kernel, shape.in_channels // shape.groups)
-        largest = 127 if dot.add_odd is None else 64  # nearly no pair of a weight that is split is cut
+        largest = 127 if work.product.add_odd is None else 64  # nearly no pair of a weight that is split is cut
         self._weight_i8 = rng.integers(-largest, largest + 1, weight_shape, np.int8)
         self._requantization = requantization(
             "fbgemm", "conv", input_q=QuantParams(0.02, 3), weight_scales=np.full(shape.out_channels, 0.01),
@@ -130,8 +112,8 @@ class _Trial:
 
     def _kernel(self, schedule: Schedule) -> Kernel:
         return conv2d.conv2d(
-            self._shape, self._weight_i8, 3, self._requantization, self._dot, threads=self._threads, schedule=schedule,
-            isa=self._isa,
+            self._work.shape, self._weight_i8, 3, self._requantization, self._work.product, threads=self._work.threads,
+            schedule=schedule, isa=self._isa,
         )  # fmt: skip
 
     def _compile(self, schedules: Sequence[Schedule]) -> None:
@@ -161,5 +143,5 @@ class _Trial:
 
 def merged(old: Iterable[ScheduleRecord], new: Iterable[ScheduleRecord]) -> tuple[ScheduleRecord, ...]:
     """Returns the old records, replaced by new ones; a new one without a gain removes the old."""
-    found = {(record.shape, record.dot, record.threads): record for record in (*old, *new)}
+    found = {record.work: record for record in (*old, *new)}
     return tuple(record for record in found.values() if gains(record))

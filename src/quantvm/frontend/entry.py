@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from quantvm.errors import ModelImportError, first_line, gist
 from quantvm.storage.regular_files import checked_path, open_regular
 
 from .program_inputs import bind_batch, importing
+from .source import Source
 
 Format = Literal["torchscript", "exported", "onnx", "tflite"]
 _TFLITE_MAGIC = b"TFL3"
@@ -39,32 +41,23 @@ def import_model(
         ModelImportError, UnsupportedOpError: it cannot be imported; the message says why and what to call instead.
     """
     with importing(model_or_path, batch):
-        return _imported(model_or_path, example_inputs, engine, batch)
+        return _imported(Source(model_or_path, example_inputs, engine, batch))
 
 
-def _imported(model_or_path: Any, example_inputs: Any, engine: str | None, batch: str) -> tvm.IRModule:
-    examples = _as_sequence(example_inputs)
-    if isinstance(model_or_path, (str, Path)):
-        return _import_file(checked_path(model_or_path, ModelImportError), example_inputs, examples, engine, batch)
-    if type(model_or_path).__name__ == "ModelProto":
-        from quantvm.frontend.onnx.model import from_onnx
-
-        return from_onnx(model_or_path, example_inputs=examples, batch=batch)
+def _imported(source: Source) -> tvm.IRModule:
+    model = source.model
+    if isinstance(model, (str, Path)):
+        return _import_file(replace(source, model=checked_path(model, ModelImportError)))
+    if type(model).__name__ == "ModelProto":
+        return _onnx(source)
     import torch
 
-    if isinstance(model_or_path, torch.export.ExportedProgram):
-        return _exported(model_or_path, examples, batch)
-    if isinstance(model_or_path, torch.nn.Module) and needs_export(model_or_path):
-        _check_converted(model_or_path)
-        return _exported(export_module(model_or_path, example_inputs, batch), examples, batch)
-    return _torchscript(model_or_path, example_inputs, engine, batch)
-
-
-def _as_sequence(example_inputs: Any) -> Sequence[Any] | None:
-    """Returns the arguments of a call as a sequence; a single tensor or dict becomes the only argument."""
-    if example_inputs is None:
-        return None
-    return list(example_inputs) if isinstance(example_inputs, (list, tuple)) else [example_inputs]
+    if isinstance(model, torch.export.ExportedProgram):
+        return _exported(source)
+    if isinstance(model, torch.nn.Module) and needs_export(model):
+        _check_converted(model)
+        return _exported(replace(source, model=export_module(model, source.example_inputs, source.batch)))
+    return _torchscript(source)
 
 
 def format_of(path: Path) -> Format:
@@ -115,44 +108,49 @@ def _format_of_archive(path: Path) -> Format:
     raise ModelImportError(f"{path} is a ZIP archive that holds no program; expected {_KINDS}")
 
 
-def _import_file(
-    path: Path, example_inputs: Any, examples: Sequence[Any] | None, engine: str | None, batch: str
-) -> tvm.IRModule:
-    kind = format_of(path)
-    if kind == "onnx":
-        from quantvm.frontend.onnx.model import from_onnx
-
-        return from_onnx(path, example_inputs=examples, batch=batch)
-    if kind == "tflite":
-        from quantvm.frontend.tflite.model import from_tflite
-
-        return from_tflite(path, example_inputs=examples, batch=batch)
-    if kind == "exported":
-        return _exported(path, examples, batch)
-    return _torchscript(path, example_inputs, engine, batch)
+def _import_file(source: Source) -> tvm.IRModule:
+    by_kind: dict[Format, Callable[[Source], tvm.IRModule]] = {
+        "onnx": _onnx,
+        "tflite": _tflite,
+        "exported": _exported,
+        "torchscript": _torchscript,
+    }
+    return by_kind[format_of(source.model)](source)
 
 
-def _exported(program_or_path: Any, examples: Sequence[Any] | None, batch: str) -> tvm.IRModule:
+def _onnx(source: Source) -> tvm.IRModule:
+    from quantvm.frontend.onnx.model import from_onnx
+
+    return from_onnx(source.model, example_inputs=source.arguments, batch=source.batch)
+
+
+def _tflite(source: Source) -> tvm.IRModule:
+    from quantvm.frontend.tflite.model import from_tflite
+
+    return from_tflite(source.model, example_inputs=source.arguments, batch=source.batch)
+
+
+def _exported(source: Source) -> tvm.IRModule:
     from quantvm.frontend.exported.importer import from_exported_program
 
-    if examples is None:
-        return from_exported_program(program_or_path, batch=batch)
+    if source.arguments is None:
+        return from_exported_program(source.model, batch=source.batch)
     try:
-        module = from_exported_program(program_or_path)
+        module = from_exported_program(source.model)
     except ModelImportError:
-        if batch == "dynamic":
+        if source.batch == "dynamic":
             raise
-        module = from_exported_program(program_or_path, batch="static")  # other dimensions than the batch are dynamic
-    return bind_batch(module, examples, batch)
+        module = from_exported_program(source.model, batch="static")  # other dimensions than the batch are dynamic
+    return bind_batch(module, source.arguments, source.batch)
 
 
-def _torchscript(model_or_path: Any, example_inputs: Any, engine: str | None, batch: str) -> tvm.IRModule:
-    from quantvm.frontend.torchscript.importer import from_torch
+def _torchscript(source: Source) -> tvm.IRModule:
+    from quantvm.frontend.torchscript.importer import import_torch
 
-    if example_inputs is None:
-        what = str(model_or_path) if isinstance(model_or_path, Path) else f"a {type(model_or_path).__name__}"
+    if source.example_inputs is None:
+        what = str(source.model) if isinstance(source.model, Path) else f"a {type(source.model).__name__}"
         raise ModelImportError(f"{what} does not say the shapes of its inputs; pass example_inputs")
-    return from_torch(model_or_path, example_inputs, engine=engine, batch=batch)
+    return import_torch(source)
 
 
 def needs_export(model: Any) -> bool:

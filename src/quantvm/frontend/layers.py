@@ -16,6 +16,7 @@ import torch
 import tvm
 
 from quantvm.errors import ConfigError
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.attributes import engine_of
 
@@ -77,8 +78,8 @@ class LayerSource(Protocol):
         """Returns the model's outputs."""
         ...
 
-    def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
-        """Returns the program packed for another engine of the framework, or raises ConfigError if it has none."""
+    def packed_for(self, pytorch: PyTorch, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
+        """Returns the program packed for the engine of `pytorch`, or raises ConfigError if the framework has none."""
         ...
 
 
@@ -93,9 +94,9 @@ class ForNoEngine:
     side: str
     held: str
 
-    def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
+    def packed_for(self, pytorch: PyTorch, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
         """Raises ConfigError."""
-        raise ConfigError(f"torch:{engine}: {self.held} is for no engine of PyTorch; compare {self.side}")
+        raise ConfigError(f"torch:{pytorch.engine}: {self.held} is for no engine of PyTorch; compare {self.side}")
 
 
 @dataclass(frozen=True)

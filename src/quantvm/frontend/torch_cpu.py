@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantvm.numerics.dispatch import Cpu
+from quantvm.numerics.pytorch import Cpu
 from quantvm.torch_compat import has_avx512, has_vnni, onednn_uses_amx
 
 

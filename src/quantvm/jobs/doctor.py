@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TypedDict
 
 from quantvm.inventory import DataListing, ModelListing, list_data, list_models
-from quantvm.options.checks import resolve_threads, threads_of_environment
-from quantvm.report.schema import CpuRow
+from quantvm.options.checks import resolve_threads
+from quantvm.options.groups import CompilationOptions
+from quantvm.report.schema import CpuRow, ThreadsRow
 from quantvm.workload.environment import cpu, git_commit, versions
 
 # TVM links compiled code with the first of these that exists, unless CXX names another.
 _LINKERS = ("g++", "clang++", "c++")
 
 
-class DoctorReport(TypedDict):
+class DoctorReport(ThreadsRow):
     """What ``quantvm doctor --json`` prints."""
 
     versions: dict[str, str | None]
     git: str | None
     cpu: CpuRow
-    threads: int
     engines: list[str]
     target: str | None
     cache: str
@@ -38,9 +37,7 @@ def examine() -> DoctorReport:
     engines, engine_problems = _engines()
     target, target_problems = _target()
     models, data = list_models(), list_data()
-    threads_problem = threads_of_environment()[1]
-    threads_problems = [] if threads_problem is None else [f"threads: {threads_problem}"]
-    problems = [*engine_problems, *target_problems, *_linker_problems(), *threads_problems]
+    problems = [*engine_problems, *target_problems, *_linker_problems(), *CompilationOptions().problems()]
     if not any(model["at_hand"] for model in models):
         problems.append("no model's weights are on this machine: run quantvm fetch weights, or install quantvm[sample]")
     if not any(item["at_hand"] for item in data):

@@ -15,6 +15,7 @@ from quantvm.kernels.pool.pool import PoolShape
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.numerics import binary
 from quantvm.numerics.averages import adaptive_scale
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.requantization import Requantization, requantize
 from quantvm.numerics.tensor_iterator import vectorised_cut
 from quantvm.numerics.torch_engines import (
@@ -127,10 +128,10 @@ def depthwise_conv2d_u8i8acc32_ref(
 
 
 def add_u8_ref(
-    a: NDArray, b: NDArray, a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int
+    a: NDArray, b: NDArray, a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, pytorch: PyTorch
 ) -> Integers:
     """Returns `add` of two tensors of one shape, in memory order."""
-    vectorised = vectorised_cut(a.size, threads).reshape(a.shape)
+    vectorised = vectorised_cut(a.size, pytorch).reshape(a.shape)
     return binary.add(a, b, (a_q, b_q), out_q, relu=relu, vectorised=vectorised)
 
 

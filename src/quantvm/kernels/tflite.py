@@ -12,6 +12,7 @@ from quantvm.kernels.elementwise.elementwise import table
 from quantvm.kernels.float.program_emitter import behind_ties
 from quantvm.kernels.pool.pool import PoolShape, averaged, output_pixels, window_sums, windows_function
 from quantvm.numerics.pool_geometry import Taps
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.qdq import Quantization
 from quantvm.numerics.tflite import TfliteFactor, mean_factor, requantize, scale_factor, sum_factor
 from quantvm.numerics.torch_engines import QuantParams
@@ -89,10 +90,10 @@ def tflite_reduction(
     return Kernel(f"spatial_{kind}_tflite_u8", f.builder.get())
 
 
-def tflite_requantize(item_shape: Sequence[int], q: QuantParams, output: Quantization, threads: int) -> Kernel:
+def tflite_requantize(item_shape: Sequence[int], q: QuantParams, output: Quantization, pytorch: PyTorch) -> Kernel:
     """Returns QUANTIZE of integers, (n, *item_shape): a table of `numerics.tflite.requantize`."""
     values = np.clip(requantize(np.arange(256), q, output.q), output.low, output.high).astype(np.uint8)
-    return table(item_shape, values, values, in_dtype="uint8", threads=threads, name="requantize")
+    return table(item_shape, values, values, in_dtype="uint8", pytorch=pytorch, name="requantize")
 
 
 def _stored(value_i32: Expr, output: Quantization, lanes: int) -> Expr:

@@ -62,7 +62,7 @@ def _vectorised(operator: Operator, shapes: Sequence[tuple[int, ...]], environme
     Args:
         operator: an element-wise operator.
         shapes: shapes of its inputs.
-        environment: gives the number of PyTorch's threads.
+        environment: gives PyTorch, whose threads cut the loop.
     """
     result = np.broadcast_shapes(*shapes)
     formats = operator.formats or (operator.channels_last,) * len(shapes)
@@ -73,7 +73,7 @@ def _vectorised(operator: Operator, shapes: Sequence[tuple[int, ...]], environme
     inputs = [tensor_iterator.expanded(s, steps, result) for s, steps in zip(shapes, strides, strict=True)]
     # PyTorch suggests the first input's memory format for a result of its shape
     output = strides[0] if shapes[0] == result else None
-    return tensor_iterator.vectorised_elements(result, output, inputs, environment.pytorch.threads)
+    return tensor_iterator.vectorised_elements(result, output, inputs, environment.pytorch)
 
 
 # ------------------------------------------------------------------ quantize

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantvm.numerics import dispatch
-from quantvm.numerics.dispatch import AverageChoice, Contraction, PyTorch
+from quantvm.numerics.dispatch import AverageChoice, Contraction
 from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry
 from quantvm.numerics.pool_geometry import PoolAxis
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.torch_engines import QuantParams
 
 

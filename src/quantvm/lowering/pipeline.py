@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tvm
@@ -136,10 +136,10 @@ def _lowered(module: tvm.IRModule, options: LoweringOptions) -> tuple[tvm.IRModu
     except ValueError as error:
         raise CompileError(str(error)) from error
     isa = PLAIN if options.dot == PORTABLE.name else select_isa(options.target)
-    pytorch = pytorch_of(module, options.threads, avx512="avx512f" in target_features(options.target))
+    pytorch = pytorch_of(module, avx512="avx512f" in target_features(options.target))
     state = Legalization(
-        pytorch, dot, isa, options.schedules, followed, rounding, select_pairs(options.target, options.dot),
-        torch_tables(module),
+        replace(pytorch, threads=options.threads), dot, isa, options.schedules, followed, rounding,
+        select_pairs(options.target, options.dot), torch_tables(module),
     )  # fmt: skip
     if followed == "qdq":
         module = hoist_quantize(module)

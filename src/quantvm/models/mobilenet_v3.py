@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from quantvm.models.quantization import Quantization
 from quantvm.models.registry import ModelSpec
 from quantvm.models.torchvision import (
     PUBLISHED_BY,
@@ -62,6 +63,6 @@ LARGE = ModelSpec(
     in_default_run=False,
     # Trained with quantization in the loop (QAT).
     quantized=torchvision_quantized(
-        "mobilenet_v3_large_qnnpack-5bcacf28.pth", 21.554, 73.004, 90.858, engine="qnnpack", scheme="per-tensor"
+        "mobilenet_v3_large_qnnpack-5bcacf28.pth", 21.554, 73.004, 90.858, Quantization("per-tensor", "qnnpack")
     ),
 )

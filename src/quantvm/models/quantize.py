@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Sized
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantvm.choices import ENGINES, FLOWS, SCHEMES
 from quantvm.errors import ConfigError, DataError, WeightsError, missing_package_named, stage
+from quantvm.models.quantization import Quantization
 from quantvm.models.registry import ModelSpec
 from quantvm.models.weights import ResolvedWeights, load_into, read_state_dict
 from quantvm.progress import SILENT, Progress
@@ -57,37 +58,43 @@ def quantize(
         DataError: A batch is not (N, 3, H, W) float32, or holds NaN or infinity, or the float model overflows on it.
         WeightsError: The float model's weights hold NaN or infinity.
     """
+    return quantize_by(Quantization(scheme, engine, flow), float_model, batches, progress)
+
+
+def quantize_by(
+    how: Quantization, float_model: nn.Module, batches: Iterable[np.ndarray | torch.Tensor], progress: Progress
+) -> Any:
+    """Returns what `quantize` does."""
     import torch
 
-    if flow not in FLOWS:
-        raise ConfigError(f"unknown quantization flow {flow!r}; expected one of {', '.join(FLOWS)}")
-    qconfig = make_qconfig(scheme, engine)
-    _check_float(float_model, needs_stubs=flow == "eager")
+    how.check_flow()
+    qconfig = how.qconfig()
+    _check_float(float_model, needs_stubs=how.flow == "eager")
     n_images = 0
 
     def calibrate(prepared: nn.Module) -> None:
         nonlocal n_images
         n_images = _calibrate(prepared, batches, progress)
 
-    doing = f"quantizing the {type(float_model).__name__} by the flow {flow}"
+    doing = f"quantizing the {type(float_model).__name__} by the flow {how.flow}"
     remedy = "check that the float model runs on such images in PyTorch, or take another flow"
-    with stage(doing, ConfigError, remedy), quantization_engine(engine), quiet(), torch.no_grad():
-        if flow == "eager":
+    with stage(doing, ConfigError, remedy), quantization_engine(how.engine), quiet(), torch.no_grad():
+        if how.flow == "eager":
             model: Any = copy.deepcopy(float_model).eval()
             _prepare(model, qconfig)
             calibrate(model)
-            _convert(model, engine)
-        elif flow == "fx":
+            _convert(model, how)
+        elif how.flow == "fx":
             from quantvm.models.quantize_fx import quantize_fx
 
-            model = quantize_fx(float_model, qconfig, engine, calibrate)
+            model = quantize_fx(float_model, how, calibrate)
         else:
             from quantvm.models.quantize_pt2e import quantize_pt2e
 
             batches = list(batches)
             model = quantize_pt2e(float_model, _example(batches), calibrate)
-            engine, scheme = "pt2e", "per-channel"
-    _set_provenance(model, engine, scheme, n_images)
+            how = replace(how, engine="pt2e", scheme="per-channel")
+    how.mark(model, n_images)
     return model
 
 
@@ -121,15 +128,16 @@ def load_quantized_model(spec: ModelSpec, weights: ResolvedWeights, *, engine: s
             f"{spec.name}: got {weights.kind} weights ({weights.source}), expected a quantized checkpoint; quantize "
             "float weights with quantize(), or choose a model that has one with --weights torchvision-quantized"
         )
-    engine = engine or spec.quantized.engine
-    qconfig = make_qconfig(spec.quantized.scheme, engine)
+    made_by = spec.quantized.quantization
+    how = replace(made_by, engine=engine or made_by.engine)
+    qconfig = how.qconfig()
     state_dict = read_state_dict(weights.path, spec)
-    with quantization_engine(engine), quiet(), torch.no_grad():
+    with quantization_engine(how.engine), quiet(), torch.no_grad():
         model = spec.build()
         _prepare(model, qconfig)
-        _convert(model, engine)
+        _convert(model, how)
         load_into(model, state_dict, f"the quantized {spec.name}", weights.path)
-    _set_provenance(model, engine, spec.quantized.scheme, 0)
+    how.mark(model, 0)
     return model.eval()
 
 
@@ -179,7 +187,7 @@ def _prepare(model: nn.Module, qconfig: Any) -> None:
     tq.prepare(model, inplace=True)
 
 
-def _convert(model: nn.Module, engine: str) -> None:
+def _convert(model: nn.Module, how: Quantization) -> None:
     """Replaces the observed modules by quantized ones, in place."""
     import torch.ao.quantization as tq
 
@@ -188,36 +196,10 @@ def _convert(model: nn.Module, engine: str) -> None:
         # shortcut, and about all modules before a checkpoint is loaded.
         warnings.filterwarnings("ignore", message="must run observer before calling calculate_qparams")
         tq.convert(model, inplace=True)
-    if engine == "qnnpack":
+    if how.engine == "qnnpack":
         from quantvm.models.qnnpack_relu6 import replace_relu6
 
         replace_relu6(model)
-
-
-def make_qconfig(scheme: str, engine: str) -> Any:
-    """Returns torch's QConfig for a scheme and an engine.
-
-    - per-channel: the engine's default (histogram observers; fbgemm and x86 use 7 of the 8 bits of an activation,
-      because their kernels without VNNI would saturate otherwise). qnnpack's default has one scale for all weights of
-      a layer; here its weights get a scale per channel too, and its activations stay as they are.
-    - per-tensor: as in the original benchmark: moving averages of minimum and maximum over all 8 bits, and torch's
-      default weight observer.
-
-    Raises:
-        ConfigError: An unknown scheme or engine.
-    """
-    if scheme not in SCHEMES:
-        raise ConfigError(f"unknown quantization scheme {scheme!r}; expected one of {', '.join(SCHEMES)}")
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown quantized engine {engine!r}; expected one of {', '.join(ENGINES)}")
-    import torch.ao.quantization as tq
-
-    with quiet():
-        if scheme == "per-tensor":
-            activation = tq.MovingAverageMinMaxObserver.with_args(reduce_range=False)
-            return tq.QConfig(activation=activation, weight=tq.default_weight_observer)
-        default = tq.get_default_qconfig(engine)
-        return tq.QConfig(activation=default.activation, weight=tq.default_per_channel_weight_observer)
 
 
 def _calibrate(model: nn.Module, batches: Iterable[np.ndarray | torch.Tensor], progress: Progress) -> int:
@@ -261,8 +243,3 @@ def _checked_batch(batch: Any, index: int) -> np.ndarray:
     if n_bad:
         raise DataError(f"calibration batch {index}: {n_bad} of {x_f32.size} values are NaN or infinite")
     return x_f32
-
-
-def _set_provenance(model: Any, engine: str, scheme: str, n_calibration: int) -> None:
-    model.quantvm_engine, model.quantvm_scheme = engine, scheme
-    model.quantvm_n_calibration = n_calibration

@@ -5,24 +5,25 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.ao.quantization as tq
 from torch import nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
+from quantvm.models.quantization import Quantization
 
-def quantize_fx(model: nn.Module, qconfig: Any, engine: str, calibrate: Callable[[nn.Module], None]) -> nn.Module:
+
+def quantize_fx(model: nn.Module, how: Quantization, calibrate: Callable[[nn.Module], None]) -> nn.Module:
     """Returns the quantized `GraphModule`; the given module, float and in evaluation mode, is left untouched.
 
     Args:
         model: any module that torch.fx can trace; stubs for eager mode are removed.
-        qconfig: for all layers; the engine's default mapping says which operators have fixed parameters.
-        engine: the active engine.
+        how: its configuration is for all layers; its engine is active, and the engine's default mapping says which
+            operators have fixed parameters.
         calibrate: runs the prepared module over the calibration images.
     """
-    mapping = tq.get_default_qconfig_mapping(engine).set_global(qconfig)
+    mapping = tq.get_default_qconfig_mapping(how.engine).set_global(how.qconfig())
     example = (torch.zeros(1, 3, 224, 224),)  # prepare_fx traces symbolically: only the number of inputs counts
     prepared = prepare_fx(without_stubs(copy.deepcopy(model)), mapping, example)
     calibrate(prepared)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantvm.data.preprocess import Preprocessing
+from quantvm.models.quantization import Quantization
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,15 +44,13 @@ class QuantizedCheckpoint:
 
     Attributes:
         weights: The file.
-        engine: The engine that its quantization parameters were made for.
-        scheme: "per-channel" or "per-tensor": how its weights are quantized.
+        quantization: How it was made.
         published_top1: Top-1 accuracy on ImageNet's 50,000 validation images, in percent.
         published_top5: Likewise top-5.
     """
 
     weights: WeightsFile
-    engine: str
-    scheme: str
+    quantization: Quantization
     published_top1: float
     published_top5: float
 

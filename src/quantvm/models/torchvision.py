@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quantvm.data.preprocess import Preprocessing
+from quantvm.models.quantization import Quantization
 from quantvm.models.registry import ModelSpec, QuantizedCheckpoint, WeightsFile
 from quantvm.torch_compat import import_torchvision, quiet
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 BASE_URL = "https://download.pytorch.org/models/"
 PUBLISHED_BY = "torchvision"
+BY_FBGEMM = Quantization()
+"""How most of torchvision's checkpoints were quantized."""
 
 
 def imagenet_preprocessing(resize: int, crop: int) -> Preprocessing:
@@ -44,10 +47,10 @@ def torchvision_file(file_name: str, size_mb: float, folder: str = "") -> Weight
 
 
 def torchvision_quantized(
-    file_name: str, size_mb: float, top1: float, top5: float, engine: str = "fbgemm", scheme: str = "per-channel"
+    file_name: str, size_mb: float, top1: float, top5: float, quantization: Quantization = BY_FBGEMM
 ) -> QuantizedCheckpoint:
     """Returns one of torchvision's quantized checkpoints; the accuracies are the published ones, in percent."""
-    return QuantizedCheckpoint(torchvision_file(file_name, size_mb, "quantized/"), engine, scheme, top1, top5)
+    return QuantizedCheckpoint(torchvision_file(file_name, size_mb, "quantized/"), quantization, top1, top5)
 
 
 def _builder(function_name: str, **options: object) -> Callable[[], nn.Module]:
@@ -102,7 +105,7 @@ MODELS: tuple[ModelSpec, ...] = (
         published_by=PUBLISHED_BY,
         # Trained with quantization in the loop (QAT).
         quantized=torchvision_quantized(
-            "mobilenet_v2_qnnpack_37f702c5.pth", 3.423, 71.658, 90.150, engine="qnnpack", scheme="per-tensor"
+            "mobilenet_v2_qnnpack_37f702c5.pth", 3.423, 71.658, 90.150, Quantization("per-tensor", "qnnpack")
         ),
     ),
     ModelSpec(

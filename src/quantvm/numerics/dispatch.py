@@ -8,48 +8,14 @@ torch_engines.py and unary_tables.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast
 
 from quantvm.numerics.activations import ACTIVATIONS
 from quantvm.numerics.onednn_amx import ConvGeometry, LinearGeometry, conv_separate_up_to, linear_separate_up_to
+from quantvm.numerics.pytorch import Cpu, PyTorch
 from quantvm.numerics.torch_engines import Library
-
-
-@dataclass(frozen=True)
-class Cpu:
-    """The instruction sets by which PyTorch's libraries choose their kernels.
-
-    Attributes:
-        avx512: AVX512: average pools use vectors of 16 channels, else of 8.
-        vnni: AVX512-VNNI: without it, FBGEMM and oneDNN use other kernels, whose sums saturate.
-        onednn_amx: AMX, if oneDNN uses it: how it scales then depends on the shape and the number of images.
-    """
-
-    avx512: bool = True
-    vnni: bool = True
-    onednn_amx: bool = False
-
-
-@dataclass(frozen=True)
-class PyTorch:
-    """The PyTorch whose bits are reproduced.
-
-    Attributes:
-        engine: fbgemm, x86, onednn or qnnpack; for a program that is for none of them, its kind, such as pt2e.
-        threads: inside one operator; the scalar tails of element-wise loops depend on them.
-        cpu: its processor.
-    """
-
-    engine: str
-    threads: int = 1
-    cpu: Cpu = Cpu()
-
-    def under(self, name: str) -> PyTorch:
-        """Returns the same PyTorch under another engine."""
-        return replace(self, engine=name)
-
 
 # ------------------------------------------------------------------ convolution and linear
 
@@ -113,9 +79,9 @@ def contraction_choice(contraction: Contraction, pytorch: PyTorch) -> Contractio
     """Returns how PyTorch computes a conv2d or linear layer."""
     geometry, cpu = contraction.geometry, pytorch.cpu
     if isinstance(geometry, LinearGeometry):
-        library = linear_library(pytorch.engine)
+        library = linear_library(pytorch)
     else:
-        library = conv_library(pytorch.engine, geometry.groups, contraction.symmetric_weights, vnni=cpu.vnni)
+        library = conv_library(pytorch, geometry.groups, symmetric_weights=contraction.symmetric_weights)
     if library == "fbgemm":
         saturates = not cpu.vnni or (isinstance(geometry, ConvGeometry) and _is_fbgemms_depthwise(geometry))
         return ContractionChoice("fbgemm", "window" if saturates else "none")
@@ -156,19 +122,19 @@ def _is_fbgemms_depthwise(geometry: ConvGeometry) -> bool:
     )  # fmt: skip
 
 
-def conv_library(engine: str, groups: int, symmetric_weights: bool, *, vnni: bool = True) -> Library:
-    """Returns the library that PyTorch uses for conv2d under `engine`, on a CPU with or without AVX512-VNNI.
+def conv_library(pytorch: PyTorch, groups: int, *, symmetric_weights: bool) -> Library:
+    """Returns the library that PyTorch uses for conv2d.
 
     Reference: ATen/native/quantized/cpu/OnednnUtils.h `should_use_onednn_quant`.
     """
-    if engine == "x86":
-        return "onednn" if vnni and groups <= 100 and symmetric_weights else "fbgemm"
-    return cast("Library", engine)
+    if pytorch.engine == "x86":
+        return "onednn" if pytorch.cpu.vnni and groups <= 100 and symmetric_weights else "fbgemm"
+    return cast("Library", pytorch.engine)
 
 
-def linear_library(engine: str) -> Library:
-    """Returns the library that PyTorch uses for linear under `engine`."""
-    return "fbgemm" if engine == "x86" else cast("Library", engine)
+def linear_library(pytorch: PyTorch) -> Library:
+    """Returns the library that PyTorch uses for linear."""
+    return "fbgemm" if pytorch.engine == "x86" else cast("Library", pytorch.engine)
 
 
 def onednn_avx2_refuses(in_channels: int, out_channels: int, groups: int) -> bool:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantvm.numerics.pytorch import PyTorch
+
 Strides = tuple[Any, ...]
 
 VEC_BLOCK = 64
@@ -156,41 +158,41 @@ def _row_step(sizes: list[int], strides: Sequence[int], row: list[int]) -> int:
 # ------------------------------------------------------------------ vectors and tails
 
 
-def vectorised_piece(numel: int, threads: int) -> int:
-    """Returns how many of `numel` elements each thread computes in an element-wise loop."""
-    if numel < GRAIN_SIZE or threads == 1:
+def vectorised_piece(numel: int, pytorch: PyTorch) -> int:
+    """Returns how many of `numel` elements each of PyTorch's threads computes in an element-wise loop."""
+    if numel < GRAIN_SIZE or pytorch.threads == 1:
         return max(numel, 1)
-    pieces = min(threads, -(-numel // GRAIN_SIZE))
+    pieces = min(pytorch.threads, -(-numel // GRAIN_SIZE))
     return -(-numel // pieces)
 
 
-def vectorised_cut(numel: int, threads: int = 1, row: int | None = None) -> NDArray[np.bool_]:
+def vectorised_cut(numel: int, pytorch: PyTorch, row: int | None = None) -> NDArray[np.bool_]:
     """Returns which of `numel` elements, in the order of the loop, PyTorch vectorises; the others are scalar tails.
 
     Args:
         numel: number of elements.
-        threads: number of PyTorch's threads.
+        pytorch: its threads cut the loop into pieces.
         row: number of elements in a row; None if all elements form one row.
     """
-    piece, at = vectorised_piece(numel, threads), np.arange(numel)
+    piece, at = vectorised_piece(numel, pytorch), np.arange(numel)
     length = max(numel, 1) if row is None else row
     begin = np.maximum(at // piece * piece, at // length * length)
     end = np.minimum(np.minimum((at // piece + 1) * piece, (at // length + 1) * length), numel)
     return at - begin < (end - begin) // VEC_BLOCK * VEC_BLOCK
 
 
-def has_no_tails(numel: int, threads: int) -> bool:
+def has_no_tails(numel: int, pytorch: PyTorch) -> bool:
     """Returns whether PyTorch vectorises all of `numel` elements, if they form one row."""
-    return vectorised_piece(numel, threads) % VEC_BLOCK == 0 and numel % VEC_BLOCK == 0
+    return vectorised_piece(numel, pytorch) % VEC_BLOCK == 0 and numel % VEC_BLOCK == 0
 
 
-def no_multiple_has_tails(count: int, threads: int) -> bool:
+def no_multiple_has_tails(count: int, pytorch: PyTorch) -> bool:
     """Returns whether `has_no_tails` holds for every multiple of `count` elements."""
-    return all(count % (VEC_BLOCK * pieces) == 0 for pieces in range(1, threads + 1))
+    return all(count % (VEC_BLOCK * pieces) == 0 for pieces in range(1, pytorch.threads + 1))
 
 
 def vectorised_elements(
-    sizes: Sequence[int], output: Sequence[int] | None, inputs: Sequence[Sequence[int]], threads: int
+    sizes: Sequence[int], output: Sequence[int] | None, inputs: Sequence[Sequence[int]], pytorch: PyTorch
 ) -> NDArray[np.bool_]:
     """Returns which elements of an element-wise operator PyTorch vectorises, in logical order.
 
@@ -198,9 +200,9 @@ def vectorised_elements(
         sizes: the shape of the result.
         output: see `loop_over`.
         inputs: see `loop_over`.
-        threads: number of PyTorch's threads.
+        pytorch: its threads cut the loop into pieces.
     """
     found = loop_over(list(sizes), output, inputs)
     order = found.inner_first[::-1]
-    flat = vectorised_cut(math.prod(sizes), threads, found.length) if found.vectorised else np.zeros(sizes, bool)
+    flat = vectorised_cut(math.prod(sizes), pytorch, found.length) if found.vectorised else np.zeros(sizes, bool)
     return flat.reshape([sizes[dim] for dim in order]).transpose(np.argsort(order))

@@ -30,6 +30,7 @@ from quantvm.options.option import Options, documented, option
 
 if TYPE_CHECKING:
     from quantvm.data.preprocess import ImageOptions
+    from quantvm.models.quantization import Quantization
 
 QUANTIZATION = "Quantization and compilation"
 
@@ -74,6 +75,12 @@ class QuantizationOptions(Options):
         metavar="|".join(ENGINES),
         check=checks.one_of(ENGINES),
     )
+
+    def quantization(self, flow: str) -> Quantization:
+        """Returns how PyTorch quantizes by a flow."""
+        from quantvm.models.quantization import Quantization
+
+        return Quantization(self.scheme, self.engine, flow)
 
 
 @documented

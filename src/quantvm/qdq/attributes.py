@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantvm.numerics.dispatch import Cpu, PyTorch
+from quantvm.numerics.pytorch import Cpu, PyTorch
 
 if TYPE_CHECKING:
     import tvm
@@ -40,19 +40,18 @@ def engine_of(module: tvm.IRModule, default: str = "fbgemm") -> str:
     return str(_read(module, ENGINE, default))
 
 
-def pytorch_of(module: tvm.IRModule, threads: int, *, avx512: bool) -> PyTorch:
-    """Returns the PyTorch that a module reproduces.
+def pytorch_of(module: tvm.IRModule, *, avx512: bool) -> PyTorch:
+    """Returns the PyTorch that a module reproduces, with one thread; a module is for any number of them.
 
     Args:
         module: an imported module.
-        threads: of PyTorch; a module is for any number of them.
         avx512: whether PyTorch has its kernels for AVX512, if the module does not say.
     """
     cpu = Cpu(
         avx512=bool(_read(module, AVX512, avx512)), vnni=bool(_read(module, VNNI, 1)),
         onednn_amx=bool(_read(module, ONEDNN_AMX, 0)),
     )  # fmt: skip
-    return PyTorch(engine_of(module), threads, cpu)
+    return PyTorch(engine_of(module), cpu=cpu)
 
 
 def of_pytorch(pytorch: PyTorch) -> dict[str, Any]:

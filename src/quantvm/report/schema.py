@@ -50,14 +50,31 @@ class CpuRow(TypedDict):
     physical_cores: int
 
 
-class EnvironmentRow(TypedDict):
+class ThreadsRow(TypedDict):
+    """With how many threads the engines computed, or compiled code is to compute."""
+
+    threads: int
+
+
+class PyTorchRow(TypedDict):
+    """Whose bits TVM reproduces: an engine of PyTorch; for a program that is for none, its kind, such as pt2e."""
+
+    engine: str
+
+
+class CompiledRow(PyTorchRow, ThreadsRow):
+    """What code was compiled for."""
+
+    target: str
+
+
+class EnvironmentRow(ThreadsRow):
     """What a reader needs to judge, or to repeat, the run."""
 
     versions: dict[str, str | None]
     git: str | None
     platform: str
     cpu: CpuRow
-    threads: int
     env: dict[str, str]
 
 

@@ -237,7 +237,7 @@ def _report(fields: _Fields, schema_version: int) -> CompileReport:
         kernels=fields.mapping("kernels", int),
         engine=fields.value("engine", str),
         numerics=fields.value("numerics", str),
-        threads=fields.value("threads", int, lambda threads: threads > 0),
+        threads=fields.value("threads", int, lambda count: count > 0),
         output_scale=fields.optional("output_scale", float),
         float_reasons=fields.items("float_reasons", str),
         verification=(

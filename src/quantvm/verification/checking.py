@@ -13,6 +13,7 @@ import torch
 
 from quantvm.compiler.cache import CompileCache
 from quantvm.errors import MachineError, QuantvmError, VerificationError, last_line
+from quantvm.frontend.source import Source
 from quantvm.progress import Progress
 from quantvm.runtime import Artifact, CompileReport
 from quantvm.runtime.target import Machine
@@ -113,7 +114,7 @@ def verify(subject: Subject, *, store: CompileCache | None, progress: Progress) 
     if store is not None:
         name = " ".join(reference_name(subject.model, _state(artifact.report)))
         nested = None if subject.example_inputs is None else subject.nested([torch.from_numpy(x) for x in runs[0]])
-        key = verdict_key(artifact.key, subject.model, name, runs, nested, artifact.report.engine)
+        key = verdict_key(artifact.key, Source(subject.model, nested, artifact.report.engine), name, runs)
     found = find(store, key) if store is not None and key is not None else None
     if found is None:
         found = _compared(subject, runs, sizes, progress)

@@ -24,6 +24,7 @@ import torch
 from quantvm.compiler.cache import VERDICT_SUFFIX, CompileCache
 from quantvm.errors import OutputError
 from quantvm.frontend.entry import needs_export
+from quantvm.frontend.source import Source
 from quantvm.frontend.torchscript.loading import load_program
 from quantvm.runtime.target import cpu_model
 from quantvm.runtime.verdict import VERDICTS, Verification
@@ -35,28 +36,24 @@ _MANGLED = re.compile(r"___torch_mangle_\d+\.?")
 _ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
-def verdict_key(
-    code: str | None, model: Any, reference: str, runs: Sequence[Sequence[np.ndarray]], nested: Any, engine: str
-) -> str | None:
+def verdict_key(code: str | None, source: Source, reference: str, runs: Sequence[Sequence[np.ndarray]]) -> str | None:
     """Returns 64 hexadecimal digits, equal for comparisons with the same result; None if a part has no digest.
 
     Args:
         code: key of the compiled code, which covers engine, threads, numerics and target.
-        model: what was compiled.
+        source: what was compiled; its example is nested as the model takes it.
         reference: name and version.
         runs: inputs of every run.
-        nested: an example, nested as the model takes it; None for a model that says its inputs.
-        engine: PyTorch's, if the model is for one.
     """
-    source = digest_of_model(model, nested, engine)
-    if code is None or source is None:
+    model = digest_of_model(source)
+    if code is None or model is None:
         return None
     inputs = hashlib.sha256()
     for array in (array for run in runs for array in run):
         _add_array(inputs, array)
     parts = {
         "code": code,
-        "source": source,
+        "source": model,
         "reference": reference,
         "inputs": inputs.hexdigest(),
         "cpu": cpu_model(),
@@ -85,12 +82,13 @@ def keep(store: CompileCache, key: str, found: Verification) -> None:
         write_file(path, json.dumps(dataclasses.asdict(found)).encode())
 
 
-def digest_of_model(model: Any, example_inputs: Any = None, engine: str = "") -> str | None:
+def digest_of_model(source: Source) -> str | None:
     """Returns the SHA-256 of what was compiled, with every bit of its weights; None if it holds unknown objects.
 
     A live module is traced, because any attribute or closure may influence its program. Modules that are exported when
     they are compiled have no digest.
     """
+    model = source.model
     digest = hashlib.sha256(type(model).__qualname__.encode())
     try:
         if isinstance(model, (str, Path)):
@@ -108,7 +106,7 @@ def digest_of_model(model: Any, example_inputs: Any = None, engine: str = "") ->
         elif isinstance(model, torch.nn.Module):
             if needs_export(model):
                 return None
-            graph = load_program(model, example_inputs, engine).script.inlined_graph
+            graph = load_program(source).script.inlined_graph
             digest.update(_MANGLED.sub("", str(graph)).encode())
             _add(digest, dict(model.state_dict()))
         else:

@@ -28,7 +28,7 @@ class TorchLayerRun:
 
     def __init__(self, program: Any, state: TorchState) -> None:
         is_packed = state.engine == program.engine
-        self._program = program if is_packed else program.source.for_engine(state.engine, program.example_inputs)
+        self._program = program if is_packed else program.source.packed_for(state, program.example_inputs)
         self._state = state
 
     def outputs(self, x_f32: np.ndarray) -> list[np.ndarray]:

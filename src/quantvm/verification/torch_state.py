@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from quantvm.choices import ENGINES
 from quantvm.frontend.torch_cpu import torch_cpu
-from quantvm.numerics.dispatch import Cpu, PyTorch
+from quantvm.numerics.pytorch import Cpu, PyTorch
 from quantvm.torch_compat import quantization_engine
 
 

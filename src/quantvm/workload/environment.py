@@ -9,8 +9,12 @@ from functools import lru_cache
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantvm.report.schema import CpuRow, EnvironmentRow
+
+if TYPE_CHECKING:
+    from quantvm.runtime.target import Machine
 
 _PACKAGES = ("quantvm", "torch", "torchvision", "apache-tvm", "numpy", "pillow", "pyarrow")
 
@@ -85,22 +89,22 @@ def cpu() -> CpuRow:
     return {"model": cpu_model(), "features": list(cpu_features()), "physical_cores": physical_cores()}
 
 
-def use_threads(threads: int) -> None:
-    """Makes both engines compute with that many threads from now on."""
+def use_threads(machine: Machine) -> None:
+    """Makes both engines compute with the machine's number of threads from now on."""
     import torch
 
     # TVM's pool reads the variable when it starts, at the first parallel kernel of the process.
-    os.environ["TVM_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
+    os.environ["TVM_NUM_THREADS"] = str(machine.threads)
+    torch.set_num_threads(machine.threads)
 
 
-def describe_environment(threads: int) -> EnvironmentRow:
+def describe_environment(machine: Machine) -> EnvironmentRow:
     """Returns what run.json says about the machine and the installation."""
     return {
         "versions": versions(),
         "git": git_commit(),
         "platform": platform.platform(),
         "cpu": cpu(),
-        "threads": threads,
+        "threads": machine.threads,
         "env": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }

@@ -27,7 +27,7 @@ def head(plan: Plan, config: DataOptions, command: str) -> HeadRow:
         "duration_s": 0.0,
         "interrupted": False,
         "config": {**config.as_json(), "threads": plan.machine.threads},
-        "environment": describe_environment(plan.machine.threads),
+        "environment": describe_environment(plan.machine),
         "seed": config.seed,
         "dataset": {
             "name": dataset.name,

@@ -14,7 +14,7 @@ import numpy as np
 from quantvm.data import CalibrationSet, iterate_inputs
 from quantvm.errors import ConfigError
 from quantvm.models import ModelSpec, get_model
-from quantvm.models.quantize import load_quantized_model, quantize
+from quantvm.models.quantize import load_quantized_model, quantize, quantize_by
 from quantvm.models.weights import build_float_model, resolve_weights
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.torch_compat import quantization_engine
@@ -58,7 +58,7 @@ def prepare(
     if refuse_float is not None and found is not None:
         raise ConfigError(refuse_float)
     plan = plan_of(options.workload(), progress)
-    use_threads(plan.machine.threads)
+    use_threads(plan.machine)
     (entry,) = plan.entries
     with quantization_engine(plan.options.engine):
         return quantized(entry, plan, options.flow, TitledProgress(progress, entry.spec.title)), plan
@@ -89,10 +89,7 @@ def quantized(entry: Entry, plan: Plan, flow: str | None, progress: Progress) ->
             raise ConfigError(
                 f"{spec.name}: PyTorch cannot quantize it by the flow {flow}; use {' or '.join(spec.flows)}"
             )
-        module = quantize(
-            float_module, inputs, scheme=options.scheme, engine=options.engine, flow=flow or spec.flows[0],
-            progress=progress,
-        )  # fmt: skip
+        module = quantize_by(options.quantization(flow or spec.flows[0]), float_module, inputs, progress)
     crop = spec.preprocessing.crop
     made = Program.quantized_here(spec.name, module, (1, 3, crop, crop), float_module)
     return replace(made, title=spec.title, preprocessing=spec.preprocessing)

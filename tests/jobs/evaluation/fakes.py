@@ -114,18 +114,18 @@ class FakeWorkload:
             raise WeightsUnavailableError(spec.name, "there is no network", f"Run: quantvm fetch weights {spec.name}")
         return ResolvedWeights("file somewhere", Path("/nowhere/weights.pth"), "ab" * 32)
 
-    def describe_environment(self, threads):
+    def describe_environment(self, machine):
         return {
             "versions": {"python": "3.11.0", "torch": "2.13.0", "nothing": None},
             "git": None,
             "platform": "Test",
             "cpu": {"model": "Fake CPU", "features": ["avx2"], "physical_cores": 3},
-            "threads": threads,
+            "threads": machine.threads,
             "env": {},
         }
 
-    def use_threads(self, threads):
-        self.threads = threads
+    def use_threads(self, machine):
+        self.threads = machine.threads
 
     def quantized(self, entry, plan, flow, progress):
         name = entry.spec.name if flow == "eager" else f"{entry.spec.name} {flow}"

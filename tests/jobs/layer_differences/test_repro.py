@@ -16,6 +16,7 @@ from quantvm.jobs.layer_differences.repro import parts
 from quantvm.jobs.layer_differences.repro_text import ReproCase, repro_text
 from quantvm.runtime.target import Machine
 from quantvm.torch_compat import has_vnni
+from quantvm.verification.torch_state import TorchState
 from tests.quantized_modules import image, save_traced
 
 from ...layer_rules.conftest import subject_of  # noqa: F401  (a fixture)
@@ -23,6 +24,7 @@ from .layers_alone import executed
 from .test_diff import SHAPE, Ties
 
 MACHINE = Machine("native", 1)
+FBGEMM = TorchState("fbgemm", 1)
 
 
 def run_pytest(*paths):
@@ -83,7 +85,7 @@ def test_every_operator_alone_gives_what_it_gave_in_the_network(subject_of):  # 
     subject = subject_of("fbgemm")
     for index, layer in enumerate(subject.program.layers):
         operator, inputs = subject.operator(index), subject.inputs(index)
-        case = ReproCase(operator, inputs, layer.name, "small", "torch", "torch:fbgemm", "fbgemm", MACHINE)
+        case = ReproCase(operator, inputs, layer.name, "small", "torch", "torch:fbgemm", FBGEMM, MACHINE)
         found = executed(repro_text(case))["expected"]()
         np.testing.assert_array_equal(found, subject.layers[index], layer.name)
 
@@ -96,7 +98,7 @@ def test_parts_hold_the_element_that_they_were_cut_out_for(subject_of):  # noqa:
         inputs = subject.inputs(index)
         sizes = []
         for part, part_inputs in parts(operator, inputs, at):
-            case = ReproCase(part, part_inputs, layer.name, "small", "torch", "torch", "fbgemm", MACHINE)
+            case = ReproCase(part, part_inputs, layer.name, "small", "torch", "torch", FBGEMM, MACHINE)
             found = executed(repro_text(case))["expected"]()
             if operator.kind in ("conv2d", "linear", "max_pool2d", "relu", "clip"):  # no formula depends on the place
                 assert (found == expected[at]).any(), layer.name
@@ -109,7 +111,7 @@ def test_parts_hold_the_element_that_they_were_cut_out_for(subject_of):  # noqa:
 def test_tvm_is_a_side_under_any_numerics(side, subject_of):  # noqa: F811
     subject = subject_of("fbgemm")
     index = subject.index("wide")
-    case = ReproCase(subject.operator(index), subject.inputs(index), "wide", "small", "tvm", side, "fbgemm", MACHINE)
+    case = ReproCase(subject.operator(index), subject.inputs(index), "wide", "small", "tvm", side, FBGEMM, MACHINE)
     text = repro_text(case)
     assert f"on_tvm('fbgemm', '{side.removeprefix('tvm:')}')" in text
     names = executed(text)

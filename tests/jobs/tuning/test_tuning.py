@@ -49,7 +49,7 @@ def found(monkeypatch):
 
     def tune(work, target, *, progress):
         for item in work:
-            yield ScheduleRecord(item.shape, item.dot, item.threads, Schedule(1, 1, 1, 1), 50.0, 100.0)
+            yield ScheduleRecord(item, Schedule(1, 1, 1, 1), 50.0, 100.0)
 
     monkeypatch.setattr(tuning, "tune", tune)
     return tune
@@ -92,7 +92,7 @@ def test_the_text_names_what_gained(model, found, mcpu, tmp_path):
     assert row.split()[-4:] == ["100.0", "1×1", "50.0", "2.00×"]
     assert "all together they are 2.000× as fast" in result.stdout
     records = read_schedules(tmp_path / "own.json").records
-    assert {record.threads for record in records} == {1, 2}
+    assert {record.work.threads for record in records} == {1, 2}
     assert f"Written: own.json ({len(records)} records)" in result.stdout
 
 
@@ -101,7 +101,8 @@ def test_records_of_other_convolutions_stay(model, found, mcpu):
     config = TuneConfig(models=(model,), input_shapes=(shape,), threads=(1,))
     n = tune_schedules(config).row["kept"]
     (first, *_) = read_schedules(user_schedules(mcpu)).records
-    write_schedules(user_schedules(mcpu), ScheduleFile(mcpu, {}, (replace(first, threads=7),)))
+    other = replace(first, work=replace(first.work, threads=7))
+    write_schedules(user_schedules(mcpu), ScheduleFile(mcpu, {}, (other,)))
     assert tune_schedules(config).row["kept"] == n + 1
 
 

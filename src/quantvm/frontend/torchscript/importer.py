@@ -18,6 +18,7 @@ from quantvm.frontend.builder import QdqBuilder, QTensor, constant, shape_of
 from quantvm.frontend.layers import Layer, LayeredProgram, is_channels_last
 from quantvm.frontend.program_inputs import importing, with_interface
 from quantvm.frontend.registry import find_converter
+from quantvm.frontend.source import Source
 from quantvm.qdq import attributes
 from quantvm.qdq.rewriting import built_main
 from quantvm.structure import put_together, take_apart
@@ -56,9 +57,14 @@ def from_torch(model: Any, example_inputs: Any, *, engine: str | None = None, ba
         UnsupportedOpError: operators without a converter, all of them in one message.
         ModelImportError: no quantized operator, unconverted quantization-aware training, or bad parameters.
     """
-    with importing(model, batch):
-        program = load_program(model, example_inputs, engine)
-        conversion = _Conversion(program, batch)
+    return import_torch(Source(model, example_inputs, engine, batch))
+
+
+def import_torch(source: Source) -> tvm.IRModule:
+    """Returns what `from_torch` does."""
+    with importing(source.model, source.batch):
+        program = load_program(source)
+        conversion = _Conversion(program, source.batch)
         module = _with_torch_attributes(program, conversion.go(lambda results: results))
         return with_interface(module, program.arguments.input_names(), conversion.outputs)
 
@@ -69,11 +75,10 @@ def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None)
     Args and errors: as `from_torch`.
     """
     with importing(model):
-        return _layers_of(model, example_inputs, engine)
+        return _layers_of(load_program(Source(model, example_inputs, engine, "static")))
 
 
-def _layers_of(model: Any, example_inputs: Any, engine: str | None) -> LayeredProgram:
-    program = load_program(model, example_inputs, engine)
+def _layers_of(program: Program) -> LayeredProgram:
     conversion = _Conversion(program, "static")
     n_outputs = 0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from quantvm.frontend.layers import Layer, LayeredProgram
+from quantvm.numerics.pytorch import PyTorch
 
 
 class TorchScriptSource:
@@ -49,7 +50,7 @@ class TorchScriptSource:
         with torch.inference_mode():
             return _flat(self.script(*inputs))
 
-    def for_engine(self, engine: str, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
+    def packed_for(self, pytorch: PyTorch, example_inputs: tuple[torch.Tensor, ...]) -> LayeredProgram:
         """Returns the program with its weights packed for another engine; PyTorch packs them when it loads them."""
         from quantvm.torch_compat import quantization_engine
 
@@ -58,8 +59,8 @@ class TorchScriptSource:
         buffer = io.BytesIO()
         torch.jit.save(self.script, buffer)
         buffer.seek(0)
-        with quantization_engine(engine):
-            return import_layers(torch.jit.load(buffer), example_inputs, engine=engine)
+        with quantization_engine(pytorch.engine):
+            return import_layers(torch.jit.load(buffer), example_inputs, engine=pytorch.engine)
 
     def _function(self, layers: Sequence[Layer], *, isolated: bool) -> Any:
         if isolated not in self._functions:

@@ -15,8 +15,9 @@ from quantvm.choices import ENGINES
 from quantvm.errors import ModelImportError, UnsupportedOpError, first_line, gist
 from quantvm.frontend.interface import Arguments, arguments_of, flattened, parameters_of_model
 from quantvm.frontend.registry import find_converter, supported_ops
+from quantvm.frontend.source import Source
 from quantvm.frontend.torch_cpu import torch_cpu
-from quantvm.numerics.dispatch import PyTorch
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.storage.regular_files import checked_path, open_regular
 from quantvm.structure import Structure
 from quantvm.torch_compat import quiet, trigger_quantized_warnings
@@ -46,12 +47,12 @@ class Program:
     outputs: Structure | None = None
 
 
-def load_program(model: Any, example_inputs: Any, engine: str | None) -> Program:
+def load_program(source: Source) -> Program:
     """Returns the program as TorchScript, whose operators can all be imported."""
-    engine = engine or getattr(model, "quantvm_engine", None) or torch.backends.quantized.engine
+    engine = source.engine or getattr(source.model, "quantvm_engine", None) or torch.backends.quantized.engine
     if engine not in ENGINES:
         raise ModelImportError(f"unknown quantization engine {engine!r}, expected one of {', '.join(ENGINES)}")
-    program = _program(model, example_inputs, PyTorch(engine, cpu=torch_cpu()))
+    program = _program(source, PyTorch(engine, cpu=torch_cpu()))
     _check_ops(program.script.inlined_graph)
     return program
 
@@ -80,7 +81,8 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
             ) from error
 
 
-def _program(model: Any, example_inputs: Any, pytorch: PyTorch) -> Program:
+def _program(source: Source, pytorch: PyTorch) -> Program:
+    model, example_inputs = source.model, source.example_inputs
     with quiet():
         if isinstance(model, (str, Path)):
             model = load_script(checked_path(model, ModelImportError))

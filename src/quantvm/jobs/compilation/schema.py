@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_OK
+from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_OK, CompiledRow
 
 
 class FloatOpRow(TypedDict):
@@ -37,7 +37,7 @@ class VerificationRow(TypedDict):
     text: str  # all that as a sentence
 
 
-class CompileRow(TypedDict):
+class CompileRow(CompiledRow):
     """The result of one compilation."""
 
     schema_version: int
@@ -45,12 +45,9 @@ class CompileRow(TypedDict):
     file: str | None  # None: nothing was to be written
     size_bytes: int | None
     sha256: str | None
-    target: str
     architecture: str
     cpu_features: list[str]  # those that the code needs, by their Linux names
-    engine: str
     numerics: str
-    threads: int
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
     int8_mac_share: float  # 0..1

@@ -149,7 +149,7 @@ class _Evaluation:
         self._save()
         self.observer.on_start(self.run)
         try:
-            use_threads(self.plan.machine.threads)
+            use_threads(self.plan.machine)
             for entry, flow in self._turns():
                 self._evaluate(entry, flow)
             self.run["agreement"] = self.results.agreement() if len(self.config.flows) > 1 else []

@@ -120,6 +120,7 @@ def digest_of_program(program: Program) -> str | None:
     """Returns a digest of a quantized program with its weights; None if there is none."""
     if isinstance(program.value, (str, Path)):
         return digest_of_file(Path(program.value))
+    from quantvm.frontend.source import Source
     from quantvm.verification.kept import digest_of_model
 
-    return digest_of_model(program.value, program.example_inputs, program.engine or "")
+    return digest_of_model(Source(program.value, program.example_inputs, program.engine))

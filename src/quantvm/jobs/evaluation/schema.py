@@ -12,6 +12,7 @@ from quantvm.report.schema import (
     EXIT_MODELS_ERRORED,
     EXIT_OK,
     HeadRow,
+    PyTorchRow,
     WeightsRow,
 )
 from quantvm.score.schema import AccuracyRow, AgreementRow, ParityRow, SampleRow, Status
@@ -24,7 +25,7 @@ class CalibrationRow(TypedDict):
     source: str
 
 
-class ModelRow(TypedDict):
+class ModelRow(PyTorchRow):
     """One model of a run; the measured fields are None where `status` says that it was not measured."""
 
     name: str
@@ -33,7 +34,6 @@ class ModelRow(TypedDict):
     reason: str | None
     remedy: str | None
     scheme: str
-    engine: str
     flow: str
     reference: str | None  # what the row calls torch: PyTorch, ONNX Runtime; None: there is nothing to compare with
     preprocessing: dict[str, Any] | None  # resize, crop, interpolation, mean, std

@@ -89,7 +89,7 @@ class _Bench:
     started_s: float
 
     def go(self) -> BenchResult:
-        use_threads(max(self.config.threads))
+        use_threads(self.plan.machine)
         for index, entry in enumerate(self.plan.entries):
             try:
                 self._bench(entry)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_MODELS_ERRORED, EXIT_OK, HeadRow, WeightsRow
+from quantvm.report.schema import (
+    EXIT_CHECK_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_MODELS_ERRORED,
+    EXIT_OK,
+    HeadRow,
+    ThreadsRow,
+    WeightsRow,
+)
 
 EngineStatus = Literal["measured", "failed", "missing", "error"]
 
@@ -79,14 +87,13 @@ class ProfileRow(TypedDict):
     calls: list[ProfileCallRow]  # in order of execution
 
 
-class BenchModelRow(TypedDict):
+class BenchModelRow(ThreadsRow):
     """All engines on one model, batch size and thread count."""
 
     name: str
     title: str
     flow: str  # how PyTorch quantized: eager, fx or pt2e
     batch: int
-    threads: int
     weights: WeightsRow
     engines: dict[str, EngineRow]
     tvm_vs_best: float | None  # p50 of the best other engine over TVM's: above 1, TVM is faster
@@ -103,11 +110,10 @@ class SkippedRow(TypedDict):
     remedy: str | None
 
 
-class MeanRow(TypedDict):
+class MeanRow(ThreadsRow):
     """The geometric mean of `tvm_vs_best` over the models of one setting."""
 
     batch: int
-    threads: int
     n_models: int
     tvm_vs_best: float | None
 

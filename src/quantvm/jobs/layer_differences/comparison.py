@@ -72,15 +72,15 @@ class Comparison:
             return (False,) * len(self._program.layers)
         return self.run(source.side).channels_last(example_f32)
 
-    @property
-    def _state(self) -> TorchState:
-        """The engine and threads of PyTorch as a side."""
+    @cached_property
+    def pytorch(self) -> TorchState:
+        """PyTorch as a side, with the engine that the program was quantized for."""
         return TorchState(self._program.engine, self.machine.threads)
 
     @property
-    def engine(self) -> str:
-        """The engine that the program was quantized for."""
-        return self._program.engine
+    def _is_for_pytorch(self) -> bool:
+        """Whether the program is for one of PyTorch's engines."""
+        return self.pytorch.engine in ENGINES
 
     def compile(self, progress: Progress) -> None:
         """Compiles TVM's sides now, so that its time is reported apart from that of the comparison.
@@ -130,7 +130,7 @@ class Comparison:
         rules = (self.rule_of(self.reference), self.rule_of(self.actual))
         if "fp32" in rules:
             return
-        if self._program.engine not in ENGINES:
+        if not self._is_for_pytorch:
             self._explain_ties(images, progress)
             if not any(rule.startswith("integer") for rule in rules):
                 return
@@ -139,13 +139,13 @@ class Comparison:
             environment=self.environment, in_float=self._in_float,
         )  # fmt: skip
         explainer.explain(images, self.both, progress)
-        if self._program.engine not in ENGINES:
+        if not self._is_for_pytorch:
             for count in self.counts:  # the reference's float sums follow no rule to the last element
                 count.unchecked = "fixed point against float: no rule gives every integer of both"
 
     def _in_float(self, numbers: Sequence[int]) -> Any:
         """Returns a run by float operators: TVM's if the program is for one of PyTorch's engines, else side qdq."""
-        return self._tvm(None) if self._program.engine in ENGINES else self.run("qdq")
+        return self._tvm(None) if self._is_for_pytorch else self.run("qdq")
 
     def _explain_ties(self, images: Sequence[np.ndarray], progress: Progress) -> None:
         from quantvm.verification.qdq_in_float import unknown_ops
@@ -160,7 +160,7 @@ class Comparison:
     def _decides(self, index: int) -> str | None:
         module = self._program.unrounded(self.formats, [index])
         names = {op_name(value) for value in definitions(module["main"]).values()} - {""}
-        return what_decides(names, divides=self._program.engine == "pt2e")
+        return what_decides(names, divides=self.pytorch.engine == "pt2e")
 
     def both(self, x_f32: np.ndarray) -> tuple[list[Any], list[Any]]:
         """Returns the reference's layers, and the other side's, each computed from the reference's."""
@@ -188,7 +188,7 @@ class Comparison:
     @cached_property
     def environment(self) -> Environment:
         """What PyTorch's formulas depend on besides the operator."""
-        return Environment(self._state, images=int(self._program.example_inputs[0].shape[0]))
+        return Environment(self.pytorch, images=int(self._program.example_inputs[0].shape[0]))
 
     def rule_of(self, side: str) -> str:
         """Returns the preset that a side should follow."""
@@ -197,9 +197,9 @@ class Comparison:
             return kind
         if rest.startswith("integer"):
             return "integer" if rest == "integer:upward" else rest
-        if rest == "qdq" or self._program.engine not in ENGINES:
-            return "pt2e" if self._program.engine == "pt2e" else "qdq"
-        return self._program.engine if rest in ("", "torch") else rest
+        if rest == "qdq" or not self._is_for_pytorch:
+            return "pt2e" if self.pytorch.engine == "pt2e" else "qdq"
+        return self.pytorch.engine if rest in ("", "torch") else rest
 
     def run(self, side: str) -> Any:
         """Returns what computes a side."""
@@ -213,12 +213,12 @@ class Comparison:
         kind, _, rest = side.partition(":")
         if kind in ("torch", "onnxruntime"):
             self._check_source(kind)
-            return TorchLayerRun(self._program, replace(self._state, engine=rest or self._program.engine))
+            return TorchLayerRun(self._program, replace(self.pytorch, engine=rest) if rest else self.pytorch)
         if kind == "qdq":
-            return QdqLayerRun(self._program, channels_last=self.formats, state=self._state)
+            return QdqLayerRun(self._program, channels_last=self.formats, state=self.pytorch)
         if kind == "tvm":
-            return self._tvm(rest or ("torch" if self._program.engine in ENGINES else "qdq"))
-        if self._program.engine not in ENGINES:
+            return self._tvm(rest or ("torch" if self._is_for_pytorch else "qdq"))
+        if not self._is_for_pytorch:
             raise ConfigError(
                 "fp32: a program of the flow pt2e has other layers than its float model; compare torch, qdq or tvm, "
                 "or take --waterfall, which compares outputs"
@@ -227,14 +227,14 @@ class Comparison:
             raise ConfigError(
                 "fp32: these weights were published as integers, so there is no float model; choose other weights"
             )
-        return FloatLayerRun(self._program, self._float_model, self._state)
+        return FloatLayerRun(self._program, self._float_model, self.pytorch)
 
     def _check_source(self, kind: str) -> None:
         """Raises ConfigError if the side is not the framework that the program came from."""
         source = self._program.source
         if source is None or source.side != kind:
             others = [*([] if source is None else [source.side]), "qdq", "tvm"]
-            missing = kind == "onnxruntime" and self._program.engine == "onnx"
+            missing = kind == "onnxruntime" and self.pytorch.engine == "onnx"
             why = "it is not installed, or the file is none of ONNX" if missing else "it cannot run this model"
             raise ConfigError(f"{kind}: {why}; compare {', '.join(others)}")
 
@@ -250,7 +250,7 @@ class Comparison:
         from quantvm.verification.layer_runs import TvmLayerRun
 
         return TvmLayerRun(
-            self._program, numerics=numerics, state=self._state, channels_last=self.formats,
+            self._program, numerics=numerics, state=self.pytorch, channels_last=self.formats,
             target=self.machine.target,
         )  # fmt: skip
 

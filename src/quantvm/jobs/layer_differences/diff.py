@@ -104,7 +104,7 @@ def _subject(config: DiffConfig, progress: Progress) -> _Subject:
     if config.needs_float_model and program.is_own:
         raise ConfigError(config.missing_float_model)
     machine = machine_of(config)
-    use_threads(machine.threads)
+    use_threads(machine)
     with quantization_engine(config.engine):
         if program.is_own and program.shapes_are_given:
             raise_problems(unsupported_options(config))

@@ -40,7 +40,7 @@ def save_repro(path: Path, config: DiffConfig, comparison: Comparison, images: S
     if problem is not None:
         return problem
     layer = comparison.counts[index].layer
-    if comparison.engine in ENGINES:
+    if comparison.pytorch.engine in ENGINES:
         operator = comparison.operators[index]
         if operator is None or operator.operator.kind == "quantize_affine":
             return f"layer {layer.name} ({layer.op}) is no single operator of PyTorch"
@@ -82,8 +82,8 @@ def _operator_texts(
         inputs = [np.ascontiguousarray(x) for x in operator.inputs_of([x_f32, *expected])]
         for part, part_inputs in parts(operator.operator, inputs, at):
             case = ReproCase(
-                part, part_inputs, layer.name, config.model, comparison.reference, comparison.actual, comparison.engine,
-                comparison.machine,
+                part, part_inputs, layer.name, config.model, comparison.reference, comparison.actual,
+                comparison.pytorch, comparison.machine,
             )  # fmt: skip
             yield repro_text(case)
 

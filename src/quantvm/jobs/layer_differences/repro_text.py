@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quantvm.layer_rules import Operator
 from quantvm.numerics.activations import ACTIVATIONS
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.runtime.target import Machine
 
@@ -26,7 +27,7 @@ class ReproCase:
         operator, inputs: what is computed.
         layer, model: where it comes from.
         reference, actual: sides: torch, torch:ENGINE, tvm or tvm:NUMERICS.
-        engine: the engine that the model was quantized for.
+        pytorch: with the engine that the model was quantized for.
         machine: what TVM's side is compiled for.
     """
 
@@ -36,7 +37,7 @@ class ReproCase:
     model: str
     reference: str
     actual: str
-    engine: str
+    pytorch: PyTorch
     machine: Machine
 
 
@@ -173,8 +174,8 @@ def repro_text(case: ReproCase) -> str:
         target=case.machine.target,
         reference=case.reference,
         actual=case.actual,
-        expected=_call(case.reference, case.engine),
-        found=_call(case.actual, case.engine),
+        expected=_call(case.reference, case.pytorch),
+        found=_call(case.actual, case.pytorch),
     )
 
 
@@ -183,8 +184,9 @@ def params(q: QuantParams) -> tuple[float, int, str]:
     return q.scale, q.zero_point, q.dtype
 
 
-def _call(side: str, engine: str) -> str:
+def _call(side: str, pytorch: PyTorch) -> str:
     kind, _, rest = side.partition(":")
+    engine = pytorch.engine
     return f"on_torch({rest or engine!r})" if kind == "torch" else f"on_tvm({engine!r}, {rest or 'torch'!r})"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
-from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_OK
+from quantvm.report.schema import EXIT_CHECK_FAILED, EXIT_OK, CompiledRow
 
 
 class DifferenceRow(TypedDict):
@@ -90,16 +90,13 @@ class WaterfallRow(TypedDict):
     losses: list[LossRow]
 
 
-class DiffRow(TypedDict):
+class DiffRow(CompiledRow):
     """All of diff.json."""
 
     schema_version: int
     model: str
     reference: str
     actual: str
-    engine: str
-    threads: int
-    target: str
     images: list[str]
     layers: list[LayerRow]
     n_differing: int

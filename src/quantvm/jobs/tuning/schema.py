@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_OK
+from quantvm.report.schema import EXIT_INTERRUPTED, EXIT_OK, ThreadsRow
 
 
-class TunedRow(TypedDict):
+class TunedRow(ThreadsRow):
     """The fastest schedule of one convolution, which may be the cost model's."""
 
     shape: dict[str, Any]
     dot: str
-    threads: int
     schedule: dict[str, int]
     time_us: float  # of one call for one image
     model_time_us: float  # the same for the schedule that the cost model chooses

@@ -103,7 +103,7 @@ def _write(file: Path, known: ScheduleFile, found: Sequence[ScheduleRecord]) -> 
 
 def _work(config: TuneConfig, target: Any, progress: Progress) -> list[Work]:
     """Returns every convolution of the models, each once, for each number of threads."""
-    from quantvm.compiler.schedule_search import Work
+    from quantvm.kernels.schedule.schedule import Work
     from quantvm.lowering import LoweringOptions, lower
 
     names = config.models or tuple(spec.name for spec in list_models())
@@ -129,10 +129,11 @@ def _imported(name: str, config: TuneConfig) -> Any:
 
 
 def _tuned_row(record: ScheduleRecord) -> TunedRow:
+    work = record.work
     return {
-        "shape": dataclasses.asdict(record.shape),
-        "dot": record.dot,
-        "threads": record.threads,
+        "shape": dataclasses.asdict(work.shape),
+        "dot": work.dot,
+        "threads": work.threads,
         "schedule": dataclasses.asdict(record.schedule),
         "time_us": record.time_us,
         "model_time_us": record.model_time_us,

@@ -15,7 +15,7 @@ from tvm import tirx
 
 from quantvm.kernels.builder import LANES, Buffer, Expr, Kernel, argument, ceil_div, flat, prim_func, symbolic_batch
 from quantvm.kernels.isa import PLAIN, Isa
-from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, choose_schedule
+from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, Work, choose_schedule
 from quantvm.kernels.staging import copy_flat
 
 from .conv_emitter import ConvEmitter, Source
@@ -70,7 +70,7 @@ def conv2d(
     if dot.saturates and pairs_cross_taps and shape.has_odd_windows:
         windows, shape = shape, shape.as_windows(dot.k_step)
         weight = weight.reshape(shape.out_channels, 1, 1, -1)
-        schedule = _few_rows(choose_schedule(shape, dot, threads), shape)
+        schedule = _few_rows(choose_schedule(Work(shape, dot.name, threads)), shape)
     else:
         shape = shape.merged()
     staged = windows is not None or shape.is_staged(dot)
@@ -80,7 +80,7 @@ def conv2d(
             threads=threads, x_dtype=x_dtype, spatial=True, isa=isa, post=post, weight_zero_points=weight_zero_points,
         )  # fmt: skip
     if schedule is None:
-        schedule = choose_schedule(shape, dot, threads)
+        schedule = choose_schedule(Work(shape, dot.name, threads))
     emitter = ConvEmitter(
         shape, weight, input_zero_point, output_stage, dot, schedule, x_dtype, staged, isa, post,
         weight_zero_points, windows, skips_padding=skips_padding,

@@ -32,6 +32,7 @@ from quantvm.kernels.builder import (
     symbolic_batch,
 )
 from quantvm.numerics.binary import QnnpackAdd, product_multiplier
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.tensor_iterator import GRAIN_SIZE, VEC_BLOCK
 from quantvm.numerics.torch_engines import QuantParams, reciprocal_f32
 
@@ -45,16 +46,19 @@ _ANY_THREADS = 64
 """Maximum number of pieces, for operators whose result does not depend on how the buffer is cut."""
 
 
-def _over_pieces(numel: Expr, threads: int, emit: Emit) -> None:
-    """Emits the operator over `numel` elements, in PyTorch's pieces, blocks and tails for `threads` threads."""
-    with _pieces(numel, threads) as (start, count):
+def _over_pieces(numel: Expr, most_pieces: int, emit: Emit) -> None:
+    """Emits the operator over `numel` elements, in PyTorch's pieces, blocks and tails."""
+    with _pieces(numel, most_pieces) as (start, count):
         _blocks_and_tail(start, count, emit)
 
 
 @contextmanager
-def _pieces(numel: Expr, threads: int) -> Iterator[tuple[Expr, Expr]]:
-    """Opens the loop over PyTorch's pieces of `numel` elements; yields the start and the length of a piece."""
-    pieces = tirx.min(threads, (numel + (GRAIN_SIZE - 1)) // GRAIN_SIZE)
+def _pieces(numel: Expr, most_pieces: int) -> Iterator[tuple[Expr, Expr]]:
+    """Opens the loop over PyTorch's pieces of `numel` elements; yields the start and the length of a piece.
+
+    PyTorch makes at most one piece for each thread.
+    """
+    pieces = tirx.min(most_pieces, (numel + (GRAIN_SIZE - 1)) // GRAIN_SIZE)
     length = (numel + pieces - 1) // pieces
     with T.parallel(0, pieces) as piece:
         start = piece * length
@@ -68,12 +72,12 @@ def _blocks_and_tail(start: Expr, count: Expr, emit: Emit) -> None:
         emit(start + count // VEC_BLOCK * VEC_BLOCK + rest, 1, True)
 
 
-def _over_rows(length: Expr, numel: Expr, threads: int, emit: Callable[[Expr, Expr, int, bool], None]) -> None:
+def _over_rows(length: Expr, numel: Expr, most_pieces: int, emit: Callable[[Expr, Expr, int, bool], None]) -> None:
     """Emits an operator over rows of `length` elements: emit(index, index in the row, ...).
 
     PyTorch's loop over a piece restarts at each row, so every row has its own tail.
     """
-    with _pieces(numel, threads) as (start, count):
+    with _pieces(numel, most_pieces) as (start, count):
         first = start // length
         with T.serial(0, (start + count - 1) // length - first + 1) as step:
             row = (first + step) * length
@@ -87,14 +91,14 @@ def over_elements(numel: Expr, emit: Callable[[Expr, int], None]) -> None:
 
 
 def add(
-    item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, threads: int,
+    item_shape: Sequence[int], a_q: QuantParams, b_q: QuantParams, out_q: QuantParams, *, relu: bool, pytorch: PyTorch,
     one_for_all: bool = False, row: Row | None = None, vectorised: bool = True,
 ) -> Kernel:  # fmt: skip
     """Returns quantized addition of two (n, *item_shape) tensors of one layout; b is (1, *item_shape) if `one_for_all`.
 
     Computes: main: c = fl(D_VEC(a) + D_VEC(b)); relu: max(c, 0); Q_VEC. tail: D_VAL and Q_VAL instead. Each run of
         `row` elements, which is a function of n and numel, has a tail; without `vectorised`, all elements are tails.
-    Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13 run with `threads` threads, bit for bit.
+    Exactness: `quantized::add`, `quantized::add_relu` of torch 2.13 with as many threads as `pytorch`, bit for bit.
     """
     dtypes = (a_q.dtype, b_q.dtype)
     with flat_function(item_shape, dtypes, out_q.dtype, one_for_all=(1,) if one_for_all else ()) as f:
@@ -111,13 +115,16 @@ def add(
             T.buffer_store(f.output, cast(value, out_q.dtype, lanes), [ramp(at, lanes)])
 
         if one_for_all:
-            _over_rows(math.prod(item_shape), f.numel, threads, emit)
+            _over_rows(math.prod(item_shape), f.numel, pytorch.threads, emit)
         elif not vectorised:
             over_elements(f.numel, lambda at, lanes: emit(at, at, lanes, True))
         elif row is not None:
-            _over_rows(row(f.n, f.numel), f.numel, threads, lambda at, _, lanes, is_tail: emit(at, at, lanes, is_tail))
+            _over_rows(
+                row(f.n, f.numel), f.numel, pytorch.threads,
+                lambda at, _, lanes, is_tail: emit(at, at, lanes, is_tail),
+            )  # fmt: skip
         else:
-            _over_pieces(f.numel, threads, lambda at, lanes, is_tail: emit(at, at, lanes, is_tail))
+            _over_pieces(f.numel, pytorch.threads, lambda at, lanes, is_tail: emit(at, at, lanes, is_tail))
     return Kernel("add_relu_u8" if relu else "add_u8", f.builder.get())
 
 
@@ -217,7 +224,7 @@ def over_products(
 
 
 def table(
-    item_shape: Sequence[int], main: np.ndarray, tail: np.ndarray, *, in_dtype: str, threads: int, name: str,
+    item_shape: Sequence[int], main: np.ndarray, tail: np.ndarray, *, in_dtype: str, pytorch: PyTorch, name: str,
     row: Row | None = None, vectorised: bool = True,
 ) -> Kernel:  # fmt: skip
     """Returns y[i] = main[x[i]], or tail[x[i]] for the elements that PyTorch does not vectorise.
@@ -227,7 +234,7 @@ def table(
         main: (256,) entries, indexed by x - min of its dtype.
         tail: (256,) entries, likewise.
         in_dtype: uint8 or int8.
-        threads: PyTorch's thread count, on which the tails depend.
+        pytorch: the tails depend on its threads.
         name: what the table computes.
         row: (n, elements) -> elements in a row of PyTorch's vectorised loop; None: all elements are one row.
         vectorised: whether PyTorch vectorises anything.
@@ -244,9 +251,11 @@ def table(
                 T.buffer_store(f.output, entries[cast(x[at + lane], "int32", 1) - low], [at + lane])
 
         if row is None or len(tables) == 1:
-            _over_pieces(f.numel, threads, emit)
+            _over_pieces(f.numel, pytorch.threads, emit)
         else:
-            _over_rows(row(f.n, f.numel), f.numel, threads, lambda at, _, lanes, is_tail: emit(at, lanes, is_tail))
+            _over_rows(
+                row(f.n, f.numel), f.numel, pytorch.threads, lambda at, _, lanes, is_tail: emit(at, lanes, is_tail)
+            )
     return Kernel(f"{name}_table", f.builder.get(), tables)
 
 

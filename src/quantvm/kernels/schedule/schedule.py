@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from quantvm.kernels.builder import LANES, ceil_div
-from quantvm.kernels.conv.dot import DotProduct
+from quantvm.kernels.conv.dot import BY_NAME, DotProduct
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,30 @@ class Conv2dShape:
 
 
 @dataclass(frozen=True)
+class Work:
+    """A convolution and what computes it; the fastest schedule depends on both.
+
+    Attributes:
+        shape: geometry.
+        dot: name of the dot product.
+        threads: cores to cut the work for.
+    """
+
+    shape: Conv2dShape
+    dot: str
+    threads: int
+
+    @property
+    def product(self) -> DotProduct:
+        """The dot product."""
+        return BY_NAME[self.dot]
+
+    def merged(self) -> Work:
+        """Returns the work of the shape to schedule, see `Conv2dShape.merged`."""
+        return replace(self, shape=self.shape.merged())
+
+
+@dataclass(frozen=True)
 class Schedule:
     """How a convolution is cut: accumulators per tile, and tasks per image.
 
@@ -102,50 +126,49 @@ _TILE_CYCLES = 12.0
 _STAGED_BYTES_PER_CYCLE = 16.0
 
 
-def choose_schedule(shape: Conv2dShape, dot: DotProduct, threads: int) -> Schedule:
-    """Returns the schedule with the fewest estimated cycles for one image on `threads` cores.
+def choose_schedule(work: Work) -> Schedule:
+    """Returns the schedule with the fewest estimated cycles for one image.
 
     For each reduction step of a tile, the model counts the greater of multiply and load issue (two per cycle) and the
-    accumulation latency. It adds the epilogue and the copying of staged rows. Tasks run in rounds of `threads`.
+    accumulation latency. It adds the epilogue and the copying of staged rows. Tasks run in rounds, one on each core.
     """
-    shape = shape.merged()
-    return min(_candidates(shape, dot, threads), key=lambda s: _estimated_cycles(shape, dot, threads, s))
+    work = work.merged()
+    return min(_candidates(work), key=lambda schedule: _estimated_cycles(work, schedule))
 
 
-def shortlist(shape: Conv2dShape, dot: DotProduct, threads: int, count: int) -> list[Schedule]:
+def shortlist(work: Work, count: int) -> list[Schedule]:
     """Returns schedules worth measuring, of different tiles: the `count` with the fewest estimated cycles, best first.
 
     After them come tiles that the model may underrate: smaller ones, one for each number of vectors, and tiles of
     several whole rows.
     """
-    shape = shape.merged()
-    ranked = sorted(_candidates(shape, dot, threads), key=lambda s: _estimated_cycles(shape, dot, threads, s))
+    work = work.merged()
+    ranked = sorted(_candidates(work), key=lambda schedule: _estimated_cycles(work, schedule))
     of_tile: dict[tuple[int, int], Schedule] = {}
     for schedule in ranked:
         of_tile.setdefault((schedule.pixels, schedule.vectors), schedule)
     tiles = list(of_tile.values())
     small: dict[int, Schedule] = {}
     for schedule in tiles[count:]:
-        if schedule.pixels * schedule.vectors <= 2 * dot.greatest_pixels(1) // 3:
+        if schedule.pixels * schedule.vectors <= 2 * work.product.greatest_pixels(1) // 3:
             small.setdefault(schedule.vectors, schedule)
-    return [*tiles[:count], *small.values(), *_of_several_rows(shape, dot, tiles)]
+    return [*tiles[:count], *small.values(), *_of_several_rows(work, tiles)]
 
 
-def _of_several_rows(shape: Conv2dShape, dot: DotProduct, schedules: list[Schedule]) -> list[Schedule]:
-    found = []
+def _of_several_rows(work: Work, schedules: list[Schedule]) -> list[Schedule]:
+    shape, found = work.shape, []
     for schedule in schedules:
-        room = min(dot.greatest_pixels(schedule.vectors) // schedule.pixels, shape.out_height)
+        room = min(work.product.greatest_pixels(schedule.vectors) // schedule.pixels, shape.out_height)
         if schedule.pixels == shape.out_width and shape.out_height > 1 and room > 1:
             found.append(replace(schedule, tile_rows=room))
     return found
 
 
-def with_other_tasks(schedule: Schedule, shape: Conv2dShape, threads: int) -> list[Schedule]:
+def with_other_tasks(schedule: Schedule, work: Work) -> list[Schedule]:
     """Returns the schedule with all other numbers of tasks that the search considers."""
-    shape = shape.merged()
     others = (
         replace(schedule, row_tasks=row_tasks, channel_tasks=channel_tasks)
-        for row_tasks, channel_tasks in _task_counts(shape, threads, schedule.pixels, schedule.vectors)
+        for row_tasks, channel_tasks in _task_counts(work.merged(), schedule.pixels, schedule.vectors)
     )
     return [other for other in others if other != schedule]
 
@@ -170,15 +193,16 @@ def _group_vectors(shape: Conv2dShape) -> int:
     return ceil_div(shape.out_channels // shape.groups, LANES)
 
 
-def _candidates(shape: Conv2dShape, dot: DotProduct, threads: int) -> Iterator[Schedule]:
-    for vectors in range(1, min(_group_vectors(shape), 6) + 1):
-        for pixels in range(1, min(dot.greatest_pixels(vectors), shape.out_width) + 1):
-            for row_tasks, channel_tasks in _task_counts(shape, threads, pixels, vectors):
+def _candidates(work: Work) -> Iterator[Schedule]:
+    for vectors in range(1, min(_group_vectors(work.shape), 6) + 1):
+        for pixels in range(1, min(work.product.greatest_pixels(vectors), work.shape.out_width) + 1):
+            for row_tasks, channel_tasks in _task_counts(work, pixels, vectors):
                 yield Schedule(pixels, vectors, row_tasks, channel_tasks)
 
 
-def _task_counts(shape: Conv2dShape, threads: int, pixels: int, vectors: int) -> Iterator[tuple[int, int]]:
+def _task_counts(work: Work, pixels: int, vectors: int) -> Iterator[tuple[int, int]]:
     """Yields useful numbers of tasks, over rows and over channels."""
+    shape, threads = work.shape, work.threads
     blocks = ceil_div(_group_vectors(shape), vectors)
     rows = shape.out_height if shape.out_height > 1 else ceil_div(shape.out_width, pixels)
     for channel_tasks in sorted({1, min(threads, blocks), min(2 * threads, blocks)}):
@@ -186,7 +210,8 @@ def _task_counts(shape: Conv2dShape, threads: int, pixels: int, vectors: int) ->
             yield row_tasks, channel_tasks
 
 
-def _estimated_cycles(shape: Conv2dShape, dot: DotProduct, threads: int, schedule: Schedule) -> float:
+def _estimated_cycles(work: Work, schedule: Schedule) -> float:
+    shape, dot = work.shape, work.product
     pixels, width = schedule.pixels, shape.out_width
     group_vectors = _group_vectors(shape)
     run = shape.kernel[1] * (shape.in_channels // shape.groups)
@@ -213,4 +238,4 @@ def _estimated_cycles(shape: Conv2dShape, dot: DotProduct, threads: int, schedul
     if shape.is_staged(dot):
         rows = (task_rows - 1) * shape.stride[0] + shape.kernel[0]
         cycles += rows * shape.in_width * shape.in_channels / _STAGED_BYTES_PER_CYCLE
-    return cycles * ceil_div(schedule.row_tasks * schedule.channel_tasks, threads)
+    return cycles * ceil_div(schedule.row_tasks * schedule.channel_tasks, work.threads)

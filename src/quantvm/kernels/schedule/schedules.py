@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from quantvm.errors import ConfigError
-from quantvm.kernels.conv.dot import BY_NAME, DotProduct
+from quantvm.kernels.conv.dot import BY_NAME
 from quantvm.storage.output_files import make_folder, write_file
 from quantvm.storage.regular_files import open_regular
 
-from .schedule import Conv2dShape, Schedule, schedule_problem
+from .schedule import Conv2dShape, Schedule, Work, schedule_problem
 
 SCHEMA_VERSION = 1
 MEASURED = Path(__file__).parent / "measured"
@@ -30,17 +30,13 @@ class ScheduleRecord:
     """The fastest schedule of a convolution.
 
     Attributes:
-        shape: geometry, as `Conv2dShape.merged` gives it.
-        dot: name of the dot product.
-        threads: cores that the work was cut for.
+        work: the convolution, as `Work.merged` gives it.
         schedule: the fastest schedule.
         time_us: time of one call for one image, in microseconds, with weights outside of the first-level caches.
         model_time_us: the same with the schedule that the cost model chose.
     """
 
-    shape: Conv2dShape
-    dot: str
-    threads: int
+    work: Work
     schedule: Schedule
     time_us: float
     model_time_us: float
@@ -66,7 +62,7 @@ class Schedules:
 
     def __init__(self, records: Iterable[ScheduleRecord] = ()) -> None:
         """Takes records; the later of two for the same convolution wins."""
-        self._records = {_key(record.shape, record.dot, record.threads): record for record in records}
+        self._records = {record.work.merged(): record for record in records}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -74,19 +70,17 @@ class Schedules:
     def __iter__(self) -> Iterator[ScheduleRecord]:
         return iter(self._records.values())
 
-    def find(self, shape: Conv2dShape, dot: DotProduct, threads: int) -> Schedule | None:
+    def find(self, work: Work) -> Schedule | None:
         """Returns the schedule to use, or None if nothing was measured."""
-        record = self._records.get(_key(shape, dot.name, threads))
+        record = self._records.get(work.merged())
         return None if record is None else record.schedule
 
     def digest(self) -> str:
         """Returns the SHA-256 of all schedules that `find` can return."""
-        lines = sorted(repr((key, record.schedule)) for key, record in self._records.items())
+        lines = sorted(
+            repr((work.shape, work.dot, work.threads, record.schedule)) for work, record in self._records.items()
+        )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _key(shape: Conv2dShape, dot: str, threads: int) -> tuple[Conv2dShape, str, int]:
-    return shape.merged(), dot, threads
 
 
 def read_schedules(path: Path) -> ScheduleFile:
@@ -130,13 +124,15 @@ def write_schedules(path: Path, content: ScheduleFile) -> None:
 
 
 def _order(record: ScheduleRecord) -> tuple[Any, ...]:
-    return (record.dot, record.threads, *asdict(record.shape).values())
+    work = record.work
+    return (work.dot, work.threads, *asdict(work.shape).values())
 
 
 def _item(record: ScheduleRecord) -> dict[str, Any]:
     times = {"time_us": round(record.time_us, 2), "model_time_us": round(record.model_time_us, 2)}
+    work = record.work
     return {
-        "dot": record.dot, "threads": record.threads, "shape": asdict(record.shape),
+        "dot": work.dot, "threads": work.threads, "shape": asdict(work.shape),
         "schedule": asdict(record.schedule), **times,
     }  # fmt: skip
 
@@ -144,7 +140,7 @@ def _item(record: ScheduleRecord) -> dict[str, Any]:
 def _record(item: dict[str, Any]) -> ScheduleRecord:
     shape: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in item["shape"].items()}
     return ScheduleRecord(
-        _of_integers(Conv2dShape(**shape)).merged(), str(item["dot"]), int(item["threads"]),
+        Work(_of_integers(Conv2dShape(**shape)), str(item["dot"]), int(item["threads"])).merged(),
         _of_integers(Schedule(**item["schedule"])), float(item["time_us"]), float(item["model_time_us"]),
     )  # fmt: skip
 
@@ -160,8 +156,9 @@ def _of_integers(value: Any) -> Any:
 
 
 def _problem(record: ScheduleRecord) -> str | None:
-    if record.dot not in BY_NAME:
-        return f"dot product {record.dot!r}, expected one of {', '.join(BY_NAME)}"
-    if record.threads < 1:
-        return f"{record.threads} threads"
-    return schedule_problem(record.schedule, record.shape, BY_NAME[record.dot])
+    work = record.work
+    if work.dot not in BY_NAME:
+        return f"dot product {work.dot!r}, expected one of {', '.join(BY_NAME)}"
+    if work.threads < 1:
+        return f"{work.threads} threads"
+    return schedule_problem(record.schedule, work.shape, work.product)

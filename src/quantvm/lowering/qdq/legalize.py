@@ -305,7 +305,7 @@ class _Lowering(Rewriter):
         like = Tensor(None, tuple(shape), layout)
         item = rows_and_item(like.physical)[1]
         if self._is_tflite and program.output is not None and not program.steps and program.tensors[0].q is not None:
-            kernel = tflite.tflite_requantize(item, program.tensors[0].q, program.output, self.state.pytorch.threads)
+            kernel = tflite.tflite_requantize(item, program.tensors[0].q, program.output, self.state.pytorch)
         else:
             kernel = region_kernel.region_kernel(item, program, self.state.isa)
         return self.state.run(kernel, placed, like, program.out_dtype, name)

@@ -9,8 +9,8 @@ import numpy as np
 from quantvm.numerics import dispatch
 from quantvm.numerics import unary_tables as tables
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.dispatch import PyTorch
 from quantvm.numerics.float_operators import FUSED
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.torch_engines import quantize_val
 from quantvm.qdq.activations import find
 from quantvm.qdq.composite import Composite

@@ -15,7 +15,8 @@ from quantvm.kernels.conv.epilogue import NO_POST_OPS, PostOps, ResidualAdd
 from quantvm.lowering.strides import equal
 from quantvm.lowering.tensors import Tensor, have_one_order
 from quantvm.numerics.activations import ACTIVATIONS
-from quantvm.numerics.dispatch import PyTorch, takes_qnnpack
+from quantvm.numerics.dispatch import takes_qnnpack
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.tensor_iterator import has_no_tails, no_multiple_has_tails
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.composite import Composite
@@ -160,8 +161,8 @@ def _tail_free(like: Tensor, pytorch: PyTorch) -> bool:
     batch, *rest = like.shape
     count = math.prod(int(d) for d in rest)
     if isinstance(batch, int):
-        return has_no_tails(batch * count, pytorch.threads)
-    return no_multiple_has_tails(count, pytorch.threads)
+        return has_no_tails(batch * count, pytorch)
+    return no_multiple_has_tails(count, pytorch)
 
 
 _FUSIONS: dict[str, Fusion] = {

@@ -85,7 +85,7 @@ def lower_add(state: Legalization, composite: Composite, inputs: list[Tensor], n
     a, b = (x if x is b and one_for_all else broadcast(state.builder, x, shape) for x in (a, b))
     a, b = (arranged(state.builder, x, found.order) for x in (a, b))
     kernel = elementwise.add(
-        a.item_shape, a_q, b_q, composite.output, relu=relu, threads=state.pytorch.threads, one_for_all=one_for_all,
+        a.item_shape, a_q, b_q, composite.output, relu=relu, pytorch=state.pytorch, one_for_all=one_for_all,
         row=found.row, vectorised=found.vectorised,
     )  # fmt: skip
     y = state.run(kernel, [a, b], a, composite.output.dtype, name)
@@ -170,7 +170,7 @@ def lower_with_number(state: Legalization, composite: Composite, inputs: list[Te
         entries = np.arange(q.quant_max, q.quant_min - 1, -1).astype(q.dtype)
     x = state.memory_order(inputs[0])
     kernel = elementwise.table(
-        x.item_shape, entries, entries, in_dtype=q.dtype, threads=state.pytorch.threads, name=composite.name
+        x.item_shape, entries, entries, in_dtype=q.dtype, pytorch=state.pytorch, name=composite.name
     )
     return state.run(kernel, [x], x, out.dtype, name)
 
@@ -185,7 +185,7 @@ def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor],
     found = torch_strides.walk(x.shape, output, [x.torch_strides])
     arranged_x = arranged(state.builder, x, found.order)
     kernel = elementwise.table(
-        arranged_x.item_shape, main, tail, in_dtype=q.dtype, threads=state.pytorch.threads, name=composite.name,
+        arranged_x.item_shape, main, tail, in_dtype=q.dtype, pytorch=state.pytorch, name=composite.name,
         row=found.row, vectorised=found.vectorised,
     )  # fmt: skip
     y = state.run(kernel, [arranged_x], arranged_x, composite.output.dtype, name)
@@ -202,7 +202,7 @@ def lower_prelu(state: Legalization, composite: Composite, inputs: list[Tensor],
     x = state.memory_order(inputs[0])
     if (tables == tables[0]).all():
         kernel = elementwise.table(
-            x.item_shape, tables[0], tables[0], in_dtype=q.dtype, threads=state.pytorch.threads, name=composite.name
+            x.item_shape, tables[0], tables[0], in_dtype=q.dtype, pytorch=state.pytorch, name=composite.name
         )
     else:
         inner = 1 if x.layout == "NHWC" else math.prod(int(size) for size in x.shape[2:])

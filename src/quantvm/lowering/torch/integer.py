@@ -91,7 +91,7 @@ def lower_concat(state: Legalization, composite: Composite, inputs: list[Tensor]
         piece = state.logical(tensor)
         if q != output:
             kernel = elementwise.table(
-                piece.item_shape, entries, entries, in_dtype=q.dtype, threads=state.pytorch.threads, name="requantize"
+                piece.item_shape, entries, entries, in_dtype=q.dtype, pytorch=state.pytorch, name="requantize"
             )
             piece = state.run(kernel, [piece], piece, output.dtype, f"{name}_requantize")
         pieces.append(piece.expr)
@@ -109,7 +109,7 @@ def lower_table(state: Legalization, composite: Composite, inputs: list[Tensor],
     entries = integer_numerics.unary_table(composite.name, q, composite.output, options_of(composite))
     x = in_layout(state.builder, inputs[0], inputs[0].layout)
     kernel = elementwise.table(
-        x.item_shape, entries, entries, in_dtype=q.dtype, threads=state.pytorch.threads, name=composite.name
+        x.item_shape, entries, entries, in_dtype=q.dtype, pytorch=state.pytorch, name=composite.name
     )
     return state.run(kernel, [x], x, composite.output.dtype, name)
 

@@ -19,7 +19,7 @@ from quantvm.kernels import Kernel
 from quantvm.kernels.conv.dot import PORTABLE_PAIRS, DotProduct
 from quantvm.kernels.elementwise import quantize
 from quantvm.kernels.isa import Isa
-from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule
+from quantvm.kernels.schedule.schedule import Conv2dShape, Schedule, Work
 from quantvm.kernels.schedule.schedules import Schedules
 from quantvm.lowering.calls import KernelCall
 from quantvm.lowering.tensors import (
@@ -34,7 +34,7 @@ from quantvm.lowering.tensors import (
     of_one_image,
     rows_and_item,
 )
-from quantvm.numerics.dispatch import PyTorch
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.qdq.attributes import channels_last_inputs, composite_name
 from quantvm.qdq.bindings import count_uses
 from quantvm.qdq.composite import Composite
@@ -95,7 +95,7 @@ class Legalization:
     def schedule(self, shape: Conv2dShape, dot: DotProduct) -> Schedule | None:
         """Returns the measured schedule of a convolution, or None; records the convolution for the report."""
         self.convolutions[shape.merged(), dot.name] = None
-        return self.schedules.find(shape, dot, self.pytorch.threads)
+        return self.schedules.find(Work(shape, dot.name, self.pytorch.threads))
 
     def nhwc(self, x: Tensor) -> Tensor:
         """Returns x in NHWC."""
