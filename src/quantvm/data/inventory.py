@@ -58,12 +58,12 @@ class Image:
     @property
     def parts(self) -> list[str]:
         """The folders, archives and the name that its path is made of."""
-        return re.split("[/!]", self.path)
+        return self.path.replace("!", "/").split("/")
 
     @property
     def name(self) -> str:
         """Its name without folders; of a row, that of the file which it was made from."""
-        return self.original or self.parts[-1]
+        return self.original or self.path.replace("!", "/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -228,10 +228,11 @@ class _Walk:
                     (self.found.damage if member.is_damage else self.found.notes).append(f"{file.parent}/{member.what}")
                     continue
                 inside = f"{path}!{member.name}"
-                name = re.split("[/!]", member.name)[-1]
-                suffix = PurePosixPath(name).suffix.lower()
-                if any(is_clutter(part) for part in re.split("[/!]", member.name)):
+                parts = member.name.replace("!", "/").split("/")
+                if any(map(is_clutter, parts)):
                     continue
+                name = parts[-1]
+                suffix = PurePosixPath(name).suffix.lower()
                 if is_image_name(name):
                     images.append(Image(inside, member.source, container="archive"))
                 elif suffix in (".cls", ".json"):

@@ -251,6 +251,7 @@ def _zip_members(region: _Region, shown: str, depth: int, task: Task | None) -> 
         yield Unusable(f"{shown}: {locked:,} members are encrypted, or compressed in a way that is not read", True)
 
 
+_NOT_INSIDE = ("parquet", "arrow", "tfrecord", "other archive")
 _NEVER_ARCHIVES = (".jpg", ".jpeg", ".png", ".webp", ".cls", ".json", ".txt", ".xml", ".csv", ".mat", ".m")
 
 
@@ -260,22 +261,22 @@ def _or_nested(member: Member, shown: str, depth: int) -> Iterator[Member | Unus
         yield member
         return
     kind = kind_of_content(beginning_of(member.source, HEAD_BYTES))
+    if kind in _NOT_INSIDE:
+        yield Unusable(
+            f"{shown}: a table, or an archive of this kind, inside of an archive is not read; unpack that", False
+        )
+        return
     if kind not in ("tar", "zip", "gzip"):
         yield member
         return
     source, prefix = member.source, f"{member.name}!"
-    if isinstance(source, ZipMember):
-        if source.method != STORED:
-            yield Unusable(
-                f"{shown} is a compressed archive inside of a zip file, which is not read: unpack that", True
-            )
-            return
+    if isinstance(source, ZipMember) and source.method == STORED:
         source = place_in_zip(source)
     if isinstance(source, FileSlice):
         inner = _Region(source.file, source.offset, source.size_bytes, prefix)
-    elif kind == "tar":
+    elif isinstance(source, GzipSlice) and kind == "tar":
         inner = _Region(source.file, source.start, source.length, prefix, (source.offset, source.size_bytes))
     else:
-        yield Unusable(f"{shown}: a compressed archive inside of a gzip file is not read; unpack that", True)
+        yield Unusable(f"{shown}: an archive inside of a compressed one is not read; unpack that", False)
         return
     yield from _listed(inner, shown, kind, depth + 1, None)

@@ -250,7 +250,8 @@ def _no_images(root: Path, inventory: Inventory) -> DataError:
             f"{root}: got the folders {listed(folders)} but no val, only images of the part {' and '.join(parts)}; "
             f"rename the folder of images to evaluate to val, or name it as the data, such as {root / folders[-1]}"
         )
-    return DataError(f"{root}: got no images, expected {_EXPECTED}")
+    why = f" {'; '.join(inventory.notes)}." if inventory.notes else ""
+    return DataError(f"{root}: got no images, expected {_EXPECTED}.{why}")
 
 
 _EXPECTED = (
