@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,29 @@ def test_a_network_that_was_changed_is_refused(place):
         code.write_bytes(content)
     assert result.exit_code == 2
     assert f"{code.name} is missing or damaged" in result.stderr
+
+
+def test_a_model_that_was_changed_is_refused_and_another_numerics_is_compiled_from_what_is_kept(place, monkeypatch):
+    folder = shutil.copytree(place / "undisturbed", place / "copy")
+    before = {path.name: path.read_bytes() for path in folder.glob("networks/*/reference.pt")}
+    result = CliRunner().invoke(app, ["run", "--resume", str(folder), "--numerics", "torch,integer", "--fp32", "none"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((folder / "run.json").read_text())["models"]
+    assert [(row["numerics"], row["n_images"], row["status"]) for row in rows] == [
+        ("torch", 12, "passed"), ("integer", 12, "passed"),
+    ]  # fmt: skip
+    assert {path.name: path.read_bytes() for path in folder.glob("networks/*/reference.pt")} == before
+    changed = sys.modules[NAME].floating
+
+    def another():
+        module = changed()
+        next(iter(module.parameters())).data += 1
+        return module
+
+    monkeypatch.setattr(sys.modules[NAME], "floating", another)
+    result = CliRunner().invoke(app, ["run", "--resume", str(folder)])
+    assert result.exit_code == 2
+    assert f"the model {NAME}:floating has changed" in result.stderr
 
 
 @pytest.mark.nightly

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _SCHEMA_VERSION = 1
 _FACTS_FILE = "network.json"
+_ROW = ("model", "flow", "facts", "program", "source", "reference", "float_digest", "by_numerics")
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Network:
         float_digest: SHA-256 of the float model's weights; None if there is no float model.
         open: returns the engines; the argument says whether the float model is needed.
         program: how the run folder keeps the quantized program; None if it does not.
+        source: SHA-256 of a model of the user's own; None for registered models, which their weights tell.
     """
 
     model: str
@@ -80,6 +82,7 @@ class Network:
     float_digest: str | None
     open: Callable[[bool], Engines] = field(repr=False)
     program: dict[str, Any] | None = None
+    source: str | None = None
 
     def sides(self, numerics: Sequence[str]) -> list[Side]:
         """Returns what gives answers: the float model if there is one, and a side for each numerics."""
@@ -123,7 +126,11 @@ class Networks:
         for known in facts.values():
             known |= common
         row = self._row(entry, flow)
-        network = self._made(entry, flow, common, progress, facts) if row is None else self._opened(row, entry)
+        if row is None:
+            network = self._made(entry, flow, common, progress, facts)
+        else:
+            self._compile_missing(row, entry, progress)
+            network = self._opened(row, entry)
         for numerics, known in facts.items():
             known |= network.facts | network.by_numerics[numerics]["facts"]
         return network
@@ -162,7 +169,10 @@ class Networks:
             by_numerics[numerics] = _facts_of_code(artifact.report)
             facts[numerics] |= by_numerics[numerics]["facts"]
         float_digest = None if program.float_module is None else digest_of_weights(program.float_module)
-        made = Network(name, flow, common, by_numerics, None, float_digest, _opener_of(plan, program, artifacts))
+        made = Network(
+            name, flow, common, by_numerics, None, float_digest, _opener_of(plan, program, artifacts),
+            source=_source_digest(entry),
+        )  # fmt: skip
         row = None if self._folder is None else self._keep(made, program, artifacts, progress)
         if row is not None:
             return self._opened(row, entry)
@@ -188,7 +198,7 @@ class Networks:
             made.program = kept_program(program, unfinished)
             made.reference = made.program["sha256"]
             for numerics, artifact in artifacts.items():
-                file = artifact.save(unfinished / f"{folder_name('tvm', numerics)}.qvm")
+                file = artifact.save(unfinished / _code_file(numerics))
                 made.by_numerics[numerics] |= {"file": file.name, "digest": digest_of_file(file)}
             row = _row_of(made)
             write_file(unfinished / _FACTS_FILE, _json(row))
@@ -205,6 +215,21 @@ class Networks:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return row
+
+    def _compile_missing(self, row: dict[str, Any], entry: Entry, progress: Progress) -> None:
+        """Compiles a kept network for those numerics that it was not compiled for before."""
+        place = self._place(row["model"], row["flow"])
+        assert place is not None
+        missing = [numerics for numerics in self._numerics if numerics not in row["by_numerics"]]
+        program = program_of_row(row["program"], place, entry.program) if missing else None
+        for numerics in missing:
+            assert program is not None
+            artifact = program.compile(self._plan.machine, numerics=numerics, progress=progress)
+            file = artifact.save(place / _code_file(numerics))
+            kept = {"file": file.name, "digest": digest_of_file(file)}
+            row["by_numerics"][numerics] = _facts_of_code(artifact.report) | kept
+        if missing:
+            write_file(place / _FACTS_FILE, _json(row))
 
     def check(self, turns: Sequence[tuple[Entry, str]]) -> None:
         """Makes sure that the networks of the run folder are those of this run, and whole.
@@ -241,12 +266,11 @@ class Networks:
         for file, digest in files:
             if digest_of_file(place / file) != digest:
                 yield f"{place / file} is missing or damaged (remove the folder {place} to make it again)"
-        own = entry.program if program["file"] is None else None
-        if own is not None and digest_of_program(own) != program["sha256"]:
-            yield f"the file {own.word} has changed"
+        if row["source"] not in (None, _source_digest(entry)):
+            yield f"the model {name} has changed"
 
     def _row(self, entry: Entry, flow: str) -> dict[str, Any] | None:
-        """Returns what the run folder knows about a network; None if it is not there or lacks some numerics."""
+        """Returns what the run folder knows about a network; None if it is not kept there."""
         place = self._place(entry.spec.name, flow)
         if place is None:
             return None
@@ -254,8 +278,8 @@ class Networks:
             row = json.loads((place / _FACTS_FILE).read_text())
         except (OSError, ValueError):
             return None
-        is_whole = row.get("schema_version") == _SCHEMA_VERSION and set(self._numerics) <= set(row["by_numerics"])
-        return row if is_whole and row["program"] is not None else None
+        is_kept = row.get("schema_version") == _SCHEMA_VERSION and row["program"] is not None
+        return row if is_kept else None
 
     def _opened(self, row: dict[str, Any], entry: Entry) -> Network:
         """Returns a network that lies in the run folder."""
@@ -311,13 +335,23 @@ def networks_in(folder: Path) -> list[Network]:
 
 def _row_of(network: Network) -> dict[str, Any]:
     """Returns what network.json holds."""
-    names = ("model", "flow", "facts", "program", "reference", "float_digest", "by_numerics")
-    return {"schema_version": _SCHEMA_VERSION, **{name: getattr(network, name) for name in names}}
+    return {"schema_version": _SCHEMA_VERSION, **{name: getattr(network, name) for name in _ROW}}
 
 
 def _network_of(row: Mapping[str, Any], engines: Callable[[bool], Engines]) -> Network:
-    names = ("model", "flow", "facts", "program", "reference", "float_digest", "by_numerics")
-    return Network(open=engines, **{name: row[name] for name in names})
+    return Network(open=engines, **{name: row[name] for name in _ROW})
+
+
+def _code_file(numerics: str) -> str:
+    return f"{folder_name('tvm', numerics)}.qvm"
+
+
+def _source_digest(entry: Entry) -> str | None:
+    """Returns the SHA-256 of a model of the user's own; None for a registered one, or if it has no digest."""
+    if entry.program is not None:
+        return digest_of_program(entry.program)
+    module = getattr(entry.spec, "float_module", None)
+    return None if module is None else digest_of_weights(module)
 
 
 def _common(entry: Entry) -> dict[str, Any]:
