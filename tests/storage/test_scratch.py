@@ -89,3 +89,13 @@ def test_files_in_memory_are_read_by_other_processes():
         done = subprocess.run(["cat", str(path)], capture_output=True, check=True)
         assert done.stdout == b"content"
     assert not path.exists()
+
+
+def test_a_folder_is_full_without_room_for_a_page_or_with_a_file_that_may_not_grow(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(bytes(100))
+    for room, limit, expected in [
+        (4095, None, True), (4096, None, False), (None, None, False), (50_000, 100, True), (50_000, 101, False),
+    ]:  # fmt: skip
+        monkeypatch.setattr(scratch, "room_bytes", lambda folder, room=room: room)
+        monkeypatch.setattr(scratch, "file_size_limit", lambda limit=limit: limit)
+        assert scratch.is_full(tmp_path) is expected, (room, limit)

@@ -19,7 +19,7 @@ def bench(config: BenchConfig, as_json: bool) -> None:
     TVM's outputs are compared with PyTorch's, bit for bit, before anything is timed.
 
     Exit codes: 0 all well, 1 TVM gave wrong bits, 2 wrong option or input, 3 an engine errored or a named one is
-    missing, 4 results could not be written, 130 interrupted.
+    missing, 4 results or temporary files could not be written, 130 interrupted.
     """
     from quantvm import api
     from quantvm.jobs.latency.text import bench_lines

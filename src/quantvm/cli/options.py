@@ -13,6 +13,7 @@ import typer
 
 from quantvm.cli.arguments import errors_to_exit_codes
 from quantvm.options.option import Option, Options, options_of, panels_of, types_of
+from quantvm.tvm_start import raise_first_error
 
 Config = TypeVar("Config", bound=Options)
 
@@ -38,6 +39,7 @@ def with_options_of(
         @functools.wraps(function)
         def command(as_json: bool, **given: Any) -> None:
             with errors_to_exit_codes(_with_flag_names(labels)):
+                raise_first_error()  # all commands with a configuration import TVM
                 read = {name: _read(options[name], labels[name], value) for name, value in given.items()}
                 function(kind(**{name: value for name, value in read.items() if value is not None}), as_json)
 

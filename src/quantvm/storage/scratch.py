@@ -152,6 +152,15 @@ def room_bytes(folder: Path) -> int | None:
     return min(found, default=None)
 
 
+def is_full(folder: Path) -> bool:
+    """Whether a folder has no room for another page of 4 KiB, or a file in it is as large as files may be."""
+    room, limit = room_bytes(folder), file_size_limit()
+    with suppress(OSError):
+        if limit is not None and any(path.stat().st_size >= limit for path in folder.iterdir()):
+            return True
+    return room is not None and room < 4096
+
+
 def file_size_limit() -> int | None:
     """Returns the greatest size in bytes of a file of this process; None if there is no limit."""
     try:

@@ -68,11 +68,14 @@ class FakeWorker:
 
 
 class FakeBench(FakeWorkload):
-    """`trouble` maps an engine to its worker's; `missing` maps an engine to why it cannot run."""
+    """`trouble` maps an engine to its worker's; `missing` maps an engine to why it cannot run.
 
-    def __init__(self, models=("alpha", "beta"), trouble=None, missing=None, unavailable=(), broken_models=()):
+    `broken_models` maps a model to what writing it raises.
+    """
+
+    def __init__(self, models=("alpha", "beta"), trouble=None, missing=None, unavailable=(), broken_models=None):
         super().__init__(models=models, unavailable=unavailable)
-        self.trouble, self.missing_engines, self.broken_models = trouble or {}, missing or {}, broken_models
+        self.trouble, self.missing_engines, self.broken_models = trouble or {}, missing or {}, broken_models or {}
         self.asked, self.workers = [], []
 
     @contextmanager
@@ -90,7 +93,7 @@ class FakeBench(FakeWorkload):
 
     def write_model(self, entry, plan, job):
         if entry.spec.name in self.broken_models:
-            raise RuntimeError("weights on fire")
+            raise self.broken_models[entry.spec.name]
         rng = np.random.default_rng(0)
         np.save(job.float_output_path, rng.standard_normal((plan.options.batch_size, CLASSES)).astype(np.float32))
 
@@ -107,5 +110,5 @@ def run_bench(fakes, *arguments, **options):
         return quantvm.bench(*arguments, **options)
 
 
-def failing(text="engine on fire"):
-    return WorkerError(f"RuntimeError: {text}", "the stack")
+def failing(text="engine on fire", *, is_output_failure=False):
+    return WorkerError(f"RuntimeError: {text}", "the stack", is_output_failure)

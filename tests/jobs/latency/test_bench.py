@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from quantvm.errors import ConfigError, UnknownNameError
+from quantvm.errors import ConfigError, OutputError, UnknownNameError
+from quantvm.jobs.latency import bench
 from quantvm.jobs.latency.config import BenchConfig
 from quantvm.jobs.latency.engine_kinds import ENGINES
+from quantvm.jobs.latency.engines import Job
 from quantvm.jobs.latency.text import bench_lines
 
 from .bench_fakes import MS, FakeBench, failing, run_bench
@@ -224,10 +228,41 @@ def test_a_missing_engine_is_an_error_only_if_it_was_named():
 
 
 def test_a_model_that_fails_is_listed_and_the_others_go_on():
-    result = run(FakeBench(broken_models=("alpha",)))
+    result = run(FakeBench(broken_models={"alpha": RuntimeError("weights on fire")}))
     assert result.exit_code == 3
     assert [model["name"] for model in result.bench["models"]] == ["beta"]
     assert result.bench["skipped"][0]["reason"] == "RuntimeError: weights on fire"
+
+
+def test_temporary_files_that_cannot_be_written_are_exit_4_and_the_others_go_on():
+    full = failing("no space", is_output_failure=True)
+    result = run(FakeBench(trouble={"openvino": {"build": full}}), models="alpha")
+    assert result.exit_code == 4
+    assert result.bench["models"][0]["engines"]["tvm"]["status"] == "measured"
+    result = run(FakeBench(broken_models={"alpha": OutputError("cannot write")}))
+    assert (result.exit_code, result.bench["models"][0]["name"]) == (4, "beta")
+    wrong = {"tvm": {"outputs": lambda y: y + 1}, "openvino": {"build": full}}
+    assert run(FakeBench(trouble=wrong), models="alpha").exit_code == 1
+
+
+def test_a_worker_whose_folder_is_full_is_exit_4_whatever_it_raised(monkeypatch):
+    monkeypatch.setattr("quantvm.jobs.latency.one_model.is_full", lambda folder: True)
+    assert run(FakeBench(trouble={"openvino": {"load": failing()}}), models="alpha").exit_code == 4
+
+
+@pytest.mark.parametrize("error", [RuntimeError("file write failed"), OSError("9 requested and 0 written")])
+def test_what_pytorch_and_numpy_raise_on_a_full_disk_is_an_output_error(monkeypatch, tmp_path, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(bench, "float_module_of", lambda entry, plan: torch.nn.Identity())
+    monkeypatch.setattr(bench, "CalibrationInputs", lambda calibration, spec: [np.zeros(1)])
+    monkeypatch.setattr(bench, "_input", lambda entry, plan: np.zeros(1, np.float32))
+    monkeypatch.setattr("torch.save" if isinstance(error, RuntimeError) else "numpy.save", fail)
+    plan = SimpleNamespace(calibration=None)
+    job = Job(engine="", model="alpha", folder=str(tmp_path), threads=1)
+    with pytest.raises(OutputError, match=f"cannot write to {tmp_path}: {error}; .*TMPDIR"):
+        bench.write_model(SimpleNamespace(spec=None), plan, job)
 
 
 def test_models_without_weights_are_listed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -176,6 +177,14 @@ def test_an_unknown_request_is_answered():
     found = engine_worker.answer(lambda: object(), {"op": "nonsense"})
     assert not found["ok"]
     assert "AttributeError" in found["error"]
+    assert found["is_output_failure"] is False
+
+
+def test_a_worker_says_that_a_file_could_not_be_written():
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert engine_worker.answer(full, {"op": "build"})["is_output_failure"] is True
 
 
 def test_modules_that_are_not_installed_are_named(monkeypatch):

@@ -8,12 +8,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from quantvm.data import iterate_inputs
-from quantvm.errors import ConfigError, QuantvmError
+from quantvm.errors import ConfigError, OutputError, QuantvmError, first_line, is_output_failure
 from quantvm.jobs.latency.config import BenchConfig
 from quantvm.jobs.latency.engines import Job, why_missing
 from quantvm.jobs.latency.one_model import ModelBench, model_job
@@ -23,7 +24,7 @@ from quantvm.jobs.latency.text import bench_report
 from quantvm.options.option import raise_problems
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder, run_json
-from quantvm.storage.scratch import scratch_folder
+from quantvm.storage.scratch import room_advice, scratch_folder
 from quantvm.workload.environment import installed_version, use_threads
 from quantvm.workload.head import head
 from quantvm.workload.plan import Entry, Plan, plan_of
@@ -87,6 +88,7 @@ class _Bench:
     folder: RunFolder | None
     row: BenchRow
     started_s: float
+    output_failed: bool = False
 
     def go(self) -> BenchResult:
         use_threads(self.plan.machine)
@@ -100,6 +102,7 @@ class _Bench:
                 break
             except Exception as error:  # noqa: BLE001 - whatever one model does, the others go on
                 self._log(f"{entry.spec.name} failed\n{traceback.format_exc()}")
+                self.output_failed |= is_output_failure(error)
                 reason = str(error) if isinstance(error, QuantvmError) else f"{type(error).__name__}: {error}"
                 self._skip(entry, "error", reason, None)
         load = load_average()
@@ -128,6 +131,7 @@ class _Bench:
             )
             for row in model.go():
                 self.row["models"].append(row)
+                self.output_failed |= model.output_failed
                 self._save()
 
     def _skip(self, entry: Entry, status: Literal["skipped", "error"], reason: str, remedy: str | None) -> None:
@@ -152,21 +156,32 @@ class _Bench:
         if self.folder is not None:
             self.folder.write("report.md", bench_report(self.row).encode())
             self.folder.write("bench.json", run_json(self.row).encode())
-        return BenchResult(self.row, self.config.engines)
+        return BenchResult(self.row, self.config.engines, self.output_failed)
 
 
 def write_model(entry: Entry, plan: Plan, job: Job) -> None:
-    """Writes what every engine starts from: float model, calibration images, input, the float model's output."""
+    """Writes what every engine starts from: float model, calibration images, input, the float model's output.
+
+    Raises:
+        OutputError: there is no room in the job's folder.
+    """
     import torch
 
     model = float_module_of(entry, plan)
     assert model is not None  # quantized checkpoints are refused when the options are checked
-    torch.save(model.state_dict(), job.float_model_path)
-    np.save(job.calibration_path, np.concatenate(list(CalibrationInputs(plan.calibration, entry.spec))))
+    calibration_f32 = np.concatenate(list(CalibrationInputs(plan.calibration, entry.spec)))
     x_f32 = _input(entry, plan)
-    np.save(job.input_path, x_f32)
     with torch.inference_mode():
-        np.save(job.float_output_path, model(torch.from_numpy(x_f32)).numpy())
+        y_f32 = model(torch.from_numpy(x_f32)).numpy()
+    try:
+        torch.save(model.state_dict(), job.float_model_path)
+        for path, array in (
+            (job.calibration_path, calibration_f32), (job.input_path, x_f32), (job.float_output_path, y_f32)
+        ):  # fmt: skip
+            np.save(path, array)
+    except (OSError, RuntimeError) as error:  # PyTorch's is a RuntimeError, NumPy's has no number
+        folder = Path(job.folder)
+        raise OutputError(f"cannot write to {folder}: {first_line(error)}; {room_advice(folder)}") from error
 
 
 def _input(entry: Entry, plan: Plan) -> np.ndarray:

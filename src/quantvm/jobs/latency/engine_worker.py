@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from quantvm.errors import is_output_failure
 from quantvm.jobs.latency.engines import Facts, Job, Run, make_engine
 from quantvm.jobs.latency.profiling import profile_job
 from quantvm.jobs.latency.rounds import time_calls
 from quantvm.runtime.interchange import aligned_empty
+from quantvm.tvm_start import raise_first_error
 
 
 class Worker:
@@ -139,7 +141,12 @@ def answer(worker: Callable[[], Any], request: dict[str, Any]) -> dict[str, Any]
         facts = getattr(worker(), operation)(**request)
         settle()
     except Exception as error:  # noqa: BLE001 - whatever an engine raises is told, and its column stays empty
-        return {"ok": False, "error": f"{type(error).__name__}: {error}", "stack": traceback.format_exc()}
+        return {
+            "ok": False,
+            "error": f"{type(error).__name__}: {error}",
+            "stack": traceback.format_exc(),
+            "is_output_failure": is_output_failure(error),
+        }
     return {"ok": True, "facts": facts}
 
 
@@ -175,6 +182,8 @@ def main() -> None:
     job = Job(**json.loads(sys.stdin.readline()))
     if job.deployed:
         leave_out_compilers()
+    else:
+        raise_first_error()
     made: list[Worker] = []
 
     def worker() -> Worker:

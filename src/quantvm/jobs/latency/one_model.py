@@ -18,6 +18,7 @@ from quantvm.jobs.latency.rounds import alternate, summarize
 from quantvm.jobs.latency.schema import BenchModelRow, EngineRow, EngineStatus, ProfileRow
 from quantvm.jobs.latency.workers import ProcessWorker, Worker, WorkerError
 from quantvm.score.parity import OutputShapeError, check_outputs
+from quantvm.storage.scratch import is_full
 
 if TYPE_CHECKING:
     from quantvm.models import ModelSpec
@@ -45,6 +46,7 @@ class ModelBench:
         config: the options, with the thread counts filled in.
         note: shows a line to the user.
         log: writes details of a failure to the log.
+        output_failed: whether an engine failed because a file could not be written.
     """
 
     spec: ModelSpec
@@ -57,6 +59,7 @@ class ModelBench:
     log: Callable[[str], None]
     built: dict[str, dict[str, Any]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    output_failed: bool = False
 
     @property
     def reference(self) -> str | None:
@@ -111,6 +114,7 @@ class ModelBench:
 
     def _failure_reason(self, name: str, what: str, error: WorkerError) -> str:
         """Logs the details of an engine's failure; returns the reason as one line."""
+        self.output_failed |= error.is_output_failure or is_full(Path(self.job.folder))
         self.log(f"{self.spec.name}, {name}, {what}: {error}\n{error.details}")
         self.note(f"{self.spec.title}: {name} failed at {what}: {error}")
         return " ".join(f"{what}: {error}".split())

@@ -10,6 +10,7 @@ from quantvm.report.schema import (
     EXIT_INTERRUPTED,
     EXIT_MODELS_ERRORED,
     EXIT_OK,
+    EXIT_OUTPUT,
     HeadRow,
     ThreadsRow,
     WeightsRow,
@@ -130,23 +131,32 @@ class BenchRow(HeadRow):
 
 @dataclass(frozen=True)
 class BenchResult:
-    """The result of one benchmark of latency: ``bench`` is bench.json."""
+    """The result of one benchmark of latency: ``bench`` is bench.json.
+
+    Attributes:
+        bench: all rows.
+        named_engines: the engines that were asked for by name.
+        output_failed: whether a model or an engine has no result because a file could not be written.
+    """
 
     bench: BenchRow
     named_engines: tuple[str, ...] = ()
+    output_failed: bool = False
 
     @property
     def exit_code(self) -> int:
         """The process exit code.
 
-        130 interrupted, 1 TVM gave wrong bits, 3 an engine or a model errored, or an engine that was named is missing,
-        else 0. An engine that is missing but was not named is no error.
+        130 interrupted, 1 TVM gave wrong bits, 4 temporary files could not be written, 3 an engine or a model errored,
+        or an engine that was named is missing, else 0. An engine that is missing but was not named is no error.
         """
         rows = [(name, row) for model in self.bench["models"] for name, row in model["engines"].items()]
         if self.bench["interrupted"]:
             return EXIT_INTERRUPTED
         if any(row["status"] == "failed" for _, row in rows):
             return EXIT_CHECK_FAILED
+        if self.output_failed:
+            return EXIT_OUTPUT
         errored = any(row["status"] == "error" for _, row in rows)
         missing = any(row["status"] == "missing" and name in self.named_engines for name, row in rows)
         if errored or missing or any(model["status"] == "error" for model in self.bench["skipped"]):

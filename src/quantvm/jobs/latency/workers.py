@@ -20,11 +20,14 @@ REQUEST_LIMIT_S = 1800.0
 
 
 class WorkerError(Exception):
-    """An engine failed or its process ended; `details` holds the stack or what the process last printed."""
+    """An engine failed or its process ended; `details` holds the stack or what the process last printed.
 
-    def __init__(self, message: str, details: str = "") -> None:
+    `is_output_failure` says whether a file could not be written.
+    """
+
+    def __init__(self, message: str, details: str = "", is_output_failure: bool = False) -> None:
         super().__init__(message)
-        self.details = details
+        self.details, self.is_output_failure = details, is_output_failure
 
 
 class Worker(Protocol):
@@ -77,7 +80,7 @@ class ProcessWorker:
             raise self._ended(operation, expired)
         answer = json.loads(line)
         if not answer["ok"]:
-            raise WorkerError(answer["error"], answer["stack"])
+            raise WorkerError(answer["error"], answer["stack"], answer["is_output_failure"])
         return answer["facts"]
 
     def close(self) -> None:
