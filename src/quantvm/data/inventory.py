@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from quantvm.data.contents import HEAD_BYTES, Kind, is_clutter, is_image_name, kind_of_content
 from quantvm.data.members import Unusable, members_of
-from quantvm.data.parts import PartName, part_of_name
+from quantvm.data.parts import PartName, part_of_folders, part_of_name
 from quantvm.data.sources import Source, beginning_of, open_source
 from quantvm.data.tables import Row, arrow_rows, parquet_rows
 from quantvm.data.tfrecords import tfrecord_rows
@@ -206,7 +206,7 @@ class _Walk:
         elif kind in _TABLES:
             self._table(file, path, kind)
         elif is_container:
-            self._archive(file, path, kind)
+            self._archive(file, path, kind, part_of_name(name) or part)
         elif kind == "other archive":
             self.found.damage.append(f"{file} is an archive of a kind that is not read; unpack it, or make it a .tar")
         elif kind == "text" and suffix in _TEXT_SUFFIXES and file.stat().st_size <= _MOST_TEXT_BYTES:
@@ -219,7 +219,8 @@ class _Walk:
         if is_container and (shard := _SHARD.match(name)):
             self._shards[f"{path.removesuffix(name)}{shard[1]}", shard[3]].add(int(shard[2]))
 
-    def _archive(self, file: Path, path: str, kind: Kind) -> None:
+    def _archive(self, file: Path, path: str, kind: Kind, part: PartName | None) -> None:
+        unlisted: dict[str, None] = {}
         labels: dict[str, list[Source]] = defaultdict(list)
         images: list[Image] = []
         with self._progress.task(f"list {file.name}", total=file.stat().st_size, unit="bytes") as task:
@@ -229,9 +230,13 @@ class _Walk:
                     continue
                 inside = f"{path}!{member.name}"
                 parts = member.name.replace("!", "/").split("/")
+                name = parts[-1]
+                folder = inside[: -len(name) - 1]
+                if (part_of_folders(folder) or part) in self._without:
+                    unlisted[folder] = None
+                    continue
                 if any(map(is_clutter, parts)):
                     continue
-                name = parts[-1]
                 suffix = PurePosixPath(name).suffix.lower()
                 if is_image_name(name):
                     images.append(Image(inside, member.source, container="archive"))
@@ -240,6 +245,7 @@ class _Walk:
                 elif suffix in _TEXT_SUFFIXES and member.size_bytes <= _MOST_TEXT_BYTES:
                     self.found.texts.append(TextFile(inside, member.source))
         self.found.images += _with_labels(images, labels, len(path) + 1)
+        self.found.unlisted += unlisted
 
     def _table(self, file: Path, path: str, kind: Kind) -> None:
         try:

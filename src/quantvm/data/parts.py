@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal
 
 from quantvm.data.classes import index_of_wnid, indices_of_name, plain_name
@@ -26,6 +27,17 @@ def part_of_name(name: str) -> PartName | None:
         return None
     found = {_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _WORDS}
     return found.pop() if len(found) == 1 else None
+
+
+@lru_cache(maxsize=1 << 12)
+def part_of_folders(path: str) -> PartName | None:
+    """Returns the part that the deepest of some folders and archives says it holds.
+
+    Args:
+        path: Their names, with `/` or `!` between them.
+    """
+    names = reversed(path.replace("!", "/").split("/"))
+    return next((part for name in names if (part := part_of_name(name)) is not None), None)
 
 
 def part_of_image(name: str) -> PartName | None:

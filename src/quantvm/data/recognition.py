@@ -14,7 +14,7 @@ from quantvm.data.forms import FORMS, Labelled, Material, Reading, read_named_li
 from quantvm.data.forms.folders import REMEDY
 from quantvm.data.forms.reading import left_out, listed
 from quantvm.data.inventory import Image, Inventory, take_inventory
-from quantvm.data.parts import PartName, is_training_name, part_of_image, part_of_name, validation_number
+from quantvm.data.parts import PartName, is_training_name, part_of_folders, part_of_image, validation_number
 from quantvm.data.sources import Source
 from quantvm.errors import ConfigError, DataError, UnknownNameError
 from quantvm.progress import SILENT, Progress
@@ -130,13 +130,7 @@ def _class_depth(image: Image) -> int:
 def _part(image: Image) -> PartName | None:
     """Returns the part that an image belongs to; its own name counts more than those of folders."""
     own = part_of_image(image.name)
-    if own is not None:
-        return own
-    for name in reversed(image.parts[:-1]):
-        part = part_of_name(name)
-        if part is not None:
-            return part
-    return None
+    return own if own is not None else part_of_folders(image.path.replace("!", "/").rpartition("/")[0])
 
 
 def _to_evaluate(inventory: Inventory) -> tuple[list[Image], list[str]]:
