@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,19 @@ class NotKeptError(Exception):
     """The quantized program cannot be written into a file that gives the same outputs."""
 
 
-def kept_program(program: Program, folder: Path) -> dict[str, Any]:
-    """Writes a quantized program into a folder and returns what `program_of_row` needs.
+def kept_program(program: Program, folder: Path) -> tuple[dict[str, Any], Program]:
+    """Writes a quantized program into a folder; returns what `program_of_row` needs, and the program as it is kept.
 
     A program that is a file of the user's own stays where it is: its digest is kept.
 
     Raises:
-        NotKeptError: PyTorch can neither trace nor export it, or what is read back gives other outputs.
+        NotKeptError: PyTorch can neither trace nor export it, or what is kept gives other outputs.
+        OutputError: the folder cannot be written.
     """
     import torch
 
     if isinstance(program.value, (str, Path)):
-        return {"file": None, "kind": program.kind, "sha256": digest_of_program(program)}
+        return {"file": None, "kind": program.kind, "sha256": digest_of_program(program)}, program
     images_f32 = np.random.default_rng(0).standard_normal((2, *_image_shape(program)), dtype=np.float32)
     with quiet(), torch.no_grad():
         # PyTorch's own quantized modules convert their scale to a number; recording it as a constant is intended
@@ -41,22 +43,22 @@ def kept_program(program: Program, folder: Path) -> dict[str, Any]:
             if program.kind == "exported":
                 file = folder / "reference.pt2"
                 torch.export.save(program.value, file)
-            else:
-                file = folder / "reference.pt"
-                example = torch.from_numpy(images_f32[:1].copy())
-                torch.jit.trace(program.value, example, check_trace=False).save(str(file))
-            row = _row_of_program(program, file)
-            back = program_of_row(row, folder, None)
-            before, after = (each.on_images(TorchRunner(each.callable_module(), threads=torch.get_num_threads()))
-                             for each in (program, back))  # fmt: skip
-            same = np.array_equal(before.run(images_f32).view(np.uint32), after.run(images_f32).view(np.uint32))
+                return _row_of_program(program, file), program
+            file = folder / "reference.pt"
+            traced = torch.jit.trace(program.value, torch.from_numpy(images_f32[:1].copy()), check_trace=False)
+            traced.save(str(file))
+            kept = replace(program, value=traced)
+            before, after = (
+                each.on_images(TorchRunner(each.value, threads=torch.get_num_threads())).run(images_f32)
+                for each in (program, kept)
+            )
         except OSError as error:
             raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
         except Exception as error:  # the model's own code is traced, and PyTorch raises many types
             raise NotKeptError(str(error).partition("\n")[0]) from error
-    if not same:
-        raise NotKeptError("PyTorch's saved program gives other outputs than the module")
-    return row
+    if not np.array_equal(before.view(np.uint32), after.view(np.uint32)):
+        raise NotKeptError("PyTorch's recorded program gives other outputs than the module")
+    return _row_of_program(program, file), kept
 
 
 def program_of_row(row: Mapping[str, Any], folder: Path, own: Program | None) -> Program:

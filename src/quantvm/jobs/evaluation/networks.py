@@ -160,61 +160,81 @@ class Networks:
             },
             "reference": program.reference,
         }  # fmt: skip
-        artifacts: dict[str, Artifact] = {}
-        by_numerics: dict[str, dict[str, Any]] = {}
-        for numerics in self._numerics:
-            facts[numerics] |= common
-            artifact = program.compile(plan.machine, numerics=numerics, progress=progress)
-            artifacts[numerics] = artifact
-            by_numerics[numerics] = _facts_of_code(artifact.report)
-            facts[numerics] |= by_numerics[numerics]["facts"]
-        float_digest = None if program.float_module is None else digest_of_weights(program.float_module)
-        made = Network(
-            name, flow, common, by_numerics, None, float_digest, _opener_of(plan, program, artifacts),
-            source=_source_digest(entry),
-        )  # fmt: skip
-        row = None if self._folder is None else self._keep(made, program, artifacts, progress)
-        if row is not None:
-            return self._opened(row, entry)
-        made.reference = digest_of_program(program) or secrets.token_hex(32)
-        for numerics, code in by_numerics.items():
-            code["digest"] = artifacts[numerics].key or secrets.token_hex(32)
-        self.note(made)
+        unfinished = self._unfinished(name, flow)
+        try:
+            kept, program = self._kept_program(program, unfinished, progress)
+            artifacts: dict[str, Artifact] = {}
+            by_numerics: dict[str, dict[str, Any]] = {}
+            for numerics in self._numerics:
+                facts[numerics] |= common
+                artifact = program.compile(plan.machine, numerics=numerics, progress=progress)
+                artifacts[numerics] = artifact
+                by_numerics[numerics] = _facts_of_code(artifact.report)
+                facts[numerics] |= by_numerics[numerics]["facts"]
+            float_digest = None if program.float_module is None else digest_of_weights(program.float_module)
+            made = Network(
+                name, flow, common, by_numerics, None, float_digest, _opener_of(plan, program, artifacts), kept,
+                _source_digest(entry),
+            )  # fmt: skip
+            if kept is None or not self._keep(made, artifacts, unfinished, progress):
+                made.program, made.reference = None, digest_of_program(program) or secrets.token_hex(32)
+                for numerics, code in by_numerics.items():
+                    code["digest"] = artifacts[numerics].key or secrets.token_hex(32)
+                self.note(made)
+        finally:
+            if unfinished is not None:
+                shutil.rmtree(unfinished, ignore_errors=True)
         return made
 
+    def _unfinished(self, model: str, flow: str) -> Path | None:
+        """Makes the folder of a network that is not whole yet; None if nothing is kept."""
+        place = self._place(model, flow)
+        if place is None:
+            return None
+        unfinished = unfinished_name(place)
+        make_folder(unfinished)
+        return unfinished
+
+    def _kept_program(
+        self, program: Program, unfinished: Path | None, progress: Progress
+    ) -> tuple[dict[str, Any] | None, Program]:
+        """Writes a quantized program; returns its row, or None if it cannot be kept, and the program as it was kept."""
+        if unfinished is None:
+            return None, program
+        try:
+            return kept_program(program, unfinished)
+        except NotKeptError as error:
+            progress.note(f"the network is not kept in the run folder, a resumed run makes it again: {error}")
+            return None, program
+
     def _keep(
-        self, made: Network, program: Program, artifacts: Mapping[str, Artifact], progress: Progress
-    ) -> dict[str, Any] | None:
-        """Writes a network into the run folder, whole or not at all; returns its row, or None if it cannot be kept.
+        self, made: Network, artifacts: Mapping[str, Artifact], unfinished: Path | None, progress: Progress
+    ) -> bool:
+        """Completes the folder of a network and puts it into its place; returns False if its code cannot be kept.
 
         Raises:
             OutputError: the folder cannot be written.
         """
         place = self._place(made.model, made.flow)
         assert place is not None
-        unfinished = unfinished_name(place)
-        make_folder(unfinished)
+        assert unfinished is not None
+        assert made.program is not None
+        made.reference = made.program["sha256"]
         try:
-            made.program = kept_program(program, unfinished)
-            made.reference = made.program["sha256"]
             for numerics, artifact in artifacts.items():
                 file = artifact.save(unfinished / _code_file(numerics))
                 made.by_numerics[numerics] |= {"file": file.name, "digest": digest_of_file(file)}
-            row = _row_of(made)
-            write_file(unfinished / _FACTS_FILE, _json(row))
+            write_file(unfinished / _FACTS_FILE, _json(_row_of(made)))
             shutil.rmtree(place, ignore_errors=True)
             unfinished.rename(place)
-        except (CompileError, NotKeptError) as error:
+        except CompileError as error:
             progress.note(f"the network is not kept in the run folder, a resumed run makes it again: {error}")
-            made.program = None
-            return None
+            return False
         except OutputError:
             raise
         except OSError as error:
             raise OutputError(f"cannot write {place}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return row
+        return True
 
     def _compile_missing(self, row: dict[str, Any], entry: Entry, progress: Progress) -> None:
         """Compiles a kept network for those numerics that it was not compiled for before."""
