@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+Kind = TypeVar("Kind", bound="PyTorch")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,6 @@ class PyTorch:
     threads: int = 1
     cpu: Cpu = Cpu()
 
-    def under(self, name: str) -> PyTorch:
+    def under(self: Kind, name: str) -> Kind:
         """Returns the same PyTorch under another engine."""
         return replace(self, engine=name)

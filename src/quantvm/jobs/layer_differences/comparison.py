@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +212,7 @@ class Comparison:
         kind, _, rest = side.partition(":")
         if kind in ("torch", "onnxruntime"):
             self._check_source(kind)
-            return TorchLayerRun(self._program, replace(self.pytorch, engine=rest) if rest else self.pytorch)
+            return TorchLayerRun(self._program, self.pytorch.under(rest) if rest else self.pytorch)
         if kind == "qdq":
             return QdqLayerRun(self._program, channels_last=self.formats, state=self.pytorch)
         if kind == "tvm":
