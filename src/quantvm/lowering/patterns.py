@@ -8,14 +8,13 @@ from itertools import product
 from typing import Any
 
 from tvm.relax.dpl import is_const, is_op, is_tuple, wildcard
-from tvm_ffi import structural_equal
 
 from quantvm.kernels.elementwise.normalization import MAX_NORMALIZED
 from quantvm.numerics.activations import ACTIVATIONS, Activation
 from quantvm.numerics.torch_engines import add_scalar, mul_scalar
 from quantvm.qdq.activations import find, pattern_of
 from quantvm.qdq.attributes import COMPOSITE_PREFIX
-from quantvm.qdq.expressions import constant_value, quant_params, shape_of
+from quantvm.qdq.expressions import constant_value, quant_params, same_shape, shape_of
 
 Pattern = Any
 Check = Callable[[Any], bool]
@@ -207,18 +206,11 @@ def _can_be_broadcast(context: Any) -> bool:
     """Whether the shapes are equal in all dimensions where neither is 1."""
     a, b = _operand_shapes(context)
     pairs = zip(a[::-1], b[::-1], strict=False)
-    return all(_is_one(x) or _is_one(y) or _same([x], [y]) for x, y in pairs) and len(a) > 0 < len(b)
+    return all(_is_one(x) or _is_one(y) or same_shape([x], [y]) for x, y in pairs) and len(a) > 0 < len(b)
 
 
 def _is_one(size: Any) -> bool:
     return isinstance(size, int) and size == 1
-
-
-def _same(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(
-        x == y if isinstance(x, int) and isinstance(y, int) else structural_equal(x, y)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def _is_per_tensor(context: Any) -> bool:

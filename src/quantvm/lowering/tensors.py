@@ -6,7 +6,6 @@ rules. The physical layout may differ: the quantized input is contiguous in PyTo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from quantvm.errors import CompileError
 from quantvm.kernels import Kernel
 from quantvm.qdq.attributes import KERNEL
 from quantvm.qdq.expressions import shape_of, size_of
+from quantvm.sizes import product
 
 from . import strides as torch_strides
 from .strides import Strides
@@ -151,14 +151,6 @@ def expect_batch_first(op: str, where: str, *tensors: Tensor) -> None:
                 f"{op} at {where} takes a tensor of shape ({', '.join(map(str, x.shape))}), expected known sizes "
                 "except for the first: use batch='static' and example inputs (--batch static --input-shape)"
             )
-
-
-def product(dims: Sequence[Any]) -> Any:
-    """Returns the product of sizes: an int, or a symbolic expression."""
-    known = math.prod(d for d in dims if isinstance(d, int))
-    for dim in dims:
-        known = known if isinstance(dim, int) else dim * known
-    return known
 
 
 def rows_and_item(dims: Sequence[Any]) -> tuple[Any, tuple[int, ...]]:

@@ -10,9 +10,9 @@ from tvm import relax, tirx
 
 from quantvm.kernels import Kernel
 from quantvm.kernels.float.float_matmul import Tile, float_linear, float_matmul
-from quantvm.lowering.tensors import product
 from quantvm.qdq.expressions import Expr, constant_value, is_call, is_constant, same_shape, shape_of
 from quantvm.qdq.rewriting import Rewriter
+from quantvm.sizes import product
 
 
 def call_float_kernels(module: tvm.IRModule, tile: Tile) -> tvm.IRModule:

@@ -16,7 +16,7 @@ from quantvm.kernels.conv.packing import padding_saturates
 from quantvm.kernels.conv.split_weights import split_product
 from quantvm.kernels.schedule.schedule import Conv2dShape
 from quantvm.lowering.float.float_ops import rows_of_one_image
-from quantvm.lowering.tensors import Tensor, in_layout, logical_tensor, product, without_border
+from quantvm.lowering.tensors import Tensor, in_layout, logical_tensor, without_border
 from quantvm.numerics import dispatch
 from quantvm.numerics import integer as integer_numerics
 from quantvm.numerics.dispatch import Contraction, ContractionChoice
@@ -25,6 +25,7 @@ from quantvm.numerics.requantization import Requantization, requantization
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.composite import Composite
 from quantvm.qdq.expressions import constant_value, is_call, shape_of
+from quantvm.sizes import product
 
 from .deferred import Deferred
 from .legalize import Legalization, legalizes
