@@ -58,6 +58,30 @@ def test_a_broadcast_product_is_left_to_tvm():
     _check(module, [(2, 4, 9, 8), (2, 1, 8, 21)], lambda x, y: x @ y, "matmul")
 
 
+@pytest.mark.parametrize(
+    ("left", "right"), [([12], [12, 40]), ([7, 12], [12]), ([7, 12], [12, 40]), ([12], [12])], ids=str
+)
+def test_products_of_vectors_and_of_static_matrices_are_left_to_tvm(left, right):
+    x, y = (relax.Var(name, relax.TensorType(sizes, "float32")) for name, sizes in (("x", left), ("y", right)))
+    _check(_static(relax.op.matmul(x, y), x, y), [left, right], lambda x, y: x @ y, "matmul")
+
+
+def test_weights_that_are_computed_are_no_constants():
+    x, w = relax.Var("x", relax.TensorType([7, 12], "float32")), relax.Var("w", relax.TensorType([12, 40], "int8"))
+    real = relax.op.dequantize(w, relax.const(np.float32(0.5)), relax.const(np.int8(3)))
+    _, report = lower(_static(relax.op.matmul(x, real), x, w), LoweringOptions(native_target()))
+    assert not any(call.function.startswith("float_") for call in report.calls)
+
+
+def _static(result, *params):
+    builder = relax.BlockBuilder()
+    with builder.function("main", list(params)):
+        with builder.dataflow():
+            out = builder.emit_output(builder.emit(result))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
 def _check(module, shapes, expected_of, name):
     lowered, report = lower(module, LoweringOptions(native_target()))
     assert report.float_macs > 0

@@ -36,6 +36,17 @@ FAULTS = [
     (lambda x: relax.op.take(x, constant([0, 6], "int64"), axis=1), "takes place 6 of 6"),
     (lambda x: relax.op.take(x, constant([-7], "int64"), axis=1), "takes place -7 of 6"),
     (lambda x: relax.op.gather_nd(x, constant([[1, 6]], "int64")), "takes place 6 of 6"),
+    (lambda x: relax.op.gather_nd(x, constant([[[[0, 5]], [[1, 6]]]], "int64")), "takes place 6 of 6"),
+    (lambda x: relax.op.gather_nd(x, constant([[6, 8]], "int64"), batch_dims=1), "takes place 6 of 6"),
+    (
+        lambda x: relax.op.gather_elements(x, constant(np.full((2, 6, 8, 1), -9), "int64"), axis=3),
+        "takes place -9 of 8",
+    ),
+    (lambda x: Q(x, constant(1, "float32"), constant(0, "int8"), out_dtype="uint8"), "zero points of int8.* uint8"),
+    (
+        lambda x: relax.op.dequantize(relax.op.astype(x, "uint8"), constant(1, "float32"), constant(0, "int8")),
+        "zero points of int8.* uint8",
+    ),
     (lambda x: relax.op.broadcast_to(relax.op.reshape(x, (768, 1)), (768, 1 << 30)), "elements are more than"),
 ]
 
@@ -58,6 +69,10 @@ def test_inputs_that_are_too_large():
         lambda x: relax.op.nn.max_pool2d(x, (2, 2), padding=(1, 1, 1, 1)),
         lambda x: relax.op.nn.avg_pool2d(x, (9, 10), strides=(3, 3), ceil_mode=True),
         lambda x: relax.op.take(x, constant([0, 5, 5], "int64"), axis=1),
+        lambda x: relax.op.gather_nd(x, constant([[[[1, 5]], [[0, -6]]]], "int64")),
+        lambda x: relax.op.gather_nd(x, constant([[5, 7], [0, 7]], "int64"), batch_dims=1),
+        lambda x: Q(x, constant(np.ones(8), "float32"), constant(np.zeros(8), "int8"), axis=-1, out_dtype="int8"),
+        lambda x: relax.op.dequantize(relax.op.astype(x, "uint8"), constant(1, "float32"), constant(0, "uint8")),
         lambda x: relax.op.strided_slice(x, [1], [0], [0]),  # without elements
     ],
 )

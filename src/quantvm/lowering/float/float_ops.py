@@ -42,10 +42,12 @@ _MOVEMENT = frozenset(
 
 def _float_macs(call: Any) -> int:
     """Returns the multiply-adds of a contraction for one image."""
-    batch, *rest = call.ty.shape
-    out = math.prod(for_one_image(d) for d in rest) * (1 if hasattr(batch, "value") else for_one_image(batch))
-    weight = [for_one_image(d) for d in call.args[1].ty.shape]
-    return out * (weight[-2] if call.op.name == "relax.matmul" else math.prod(weight[1:]))
+    sizes = list(call.ty.shape)  # none for a product of two vectors
+    out = math.prod(for_one_image(d) for d in sizes[1:])
+    out *= math.prod(1 if hasattr(batch, "value") else for_one_image(batch) for batch in sizes[:1])
+    if call.op.name == "relax.matmul":
+        return out * for_one_image(call.args[0].ty.shape[-1])
+    return out * math.prod(for_one_image(d) for d in list(call.args[1].ty.shape)[1:])
 
 
 def rows_of_one_image(leading: list[Any]) -> int:
