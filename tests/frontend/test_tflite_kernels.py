@@ -258,3 +258,21 @@ def test_formulas():
     assert tflite_numerics.mean(np.array([2, 3, 4, -4, -5]), 8, q, q).tolist() == [0, 1, 1, -1, -1]
     twice = QuantParams(1.0, 3, "int8")
     assert tflite_numerics.requantize([-3, -1, 1, 3, 127], q, twice).tolist() == [2, 3, 4, 5, 67]
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        (0.1, (-118, -58)), (4.0, (-128, -126)), (12.0, (-128, -127)),
+        (float(np.nextafter(np.float32(12), np.float32(13))), (-128, -128)),  # 6 / scale is just below a half
+    ],
+)  # fmt: skip
+def test_activations_clip_where_litert_rounds(scale, expected):
+    import tflite
+
+    from quantvm.frontend.tflite.converters import _limits
+
+    zero_point = -118 if scale == 0.1 else -128
+    q = QuantParams(scale, zero_point, "int8")
+    assert _limits(tflite.ActivationFunctionType.RELU6, q) == expected
+    assert _limits(tflite.ActivationFunctionType.NONE, q) == (-128, 127)

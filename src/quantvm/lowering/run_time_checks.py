@@ -16,6 +16,7 @@ from tvm.sym.analyzer import Analyzer
 
 from quantvm.errors import INPUTS_MISFIT
 from quantvm.kernels.builder import argument, flat, prim_func
+from quantvm.lowering.index_operands import IndexOperand, index_operand_of
 from quantvm.qdq.expressions import Expr, is_constant, op_name, shape_of
 from quantvm.qdq.rewriting import Rewriter, with_arguments, with_operands
 from quantvm.sizes import product
@@ -85,17 +86,11 @@ def _as_i64(size: Any) -> Any:
 
 def _checks(value: Any) -> list[_Check]:
     name = op_name(value)
-    if name == "relax.take" and str(value.attrs.mode) == "fast":
-        shape = shape_of(value.args[0])
-        size = product(shape) if value.attrs.axis is None else shape[int(value.attrs.axis)]
-        return _indices_exist(value, (size,), counts_back=False)
-    if name in ("relax.gather_elements", "relax.scatter_elements"):
-        size = shape_of(value.args[0])[int(value.attrs.axis)]
-        return _indices_exist(value, (size,), counts_back=name == "relax.scatter_elements")
-    if name in ("relax.gather_nd", "relax.scatter_nd"):
-        first = int(getattr(value.attrs, "batch_dims", 0) or 0)
-        depth = shape_of(value.args[1])[-1]
-        return _indices_exist(value, tuple(shape_of(value.args[0])[first : first + depth]), counts_back=False)
+    indices = index_operand_of(value)
+    if indices is not None:
+        if name == "relax.take" and str(value.attrs.mode) != "fast":
+            return []
+        return _indices_exist(value, indices, counts_back=name == "relax.scatter_elements")
     if name == "relax.reshape":
         before, after = shape_of(value.args[0]), shape_of(value)
         return _equal_sizes([(product(before), product(after))], f"{_text(before)} becomes {_text(after)}")
@@ -109,11 +104,12 @@ def _checks(value: Any) -> list[_Check]:
     return []
 
 
-def _indices_exist(call: Any, sizes: tuple[Any, ...], *, counts_back: bool) -> list[_Check]:
+def _indices_exist(call: Any, indices: IndexOperand, *, counts_back: bool) -> list[_Check]:
     """Returns the check of computed indices; `validate` checks constant indices into known sizes."""
-    if is_constant(call.args[1]) and all(isinstance(size, int) for size in sizes):
+    operand, sizes = indices.operand, indices.sizes
+    if is_constant(call.args[operand]) and all(isinstance(size, int) for size in sizes):
         return []
-    return [_Check(1, sizes, True, counts_back, f"it takes a place outside of {_text(list(sizes))}")]
+    return [_Check(operand, sizes, True, counts_back, f"it takes a place outside of {_text(list(sizes))}")]
 
 
 def _equal_sizes(pairs: list[tuple[Any, Any]], message: str) -> list[_Check]:

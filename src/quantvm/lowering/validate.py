@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 
 from quantvm.errors import CompileError, listed
+from quantvm.lowering.index_operands import index_operand_of
 from quantvm.qdq.bindings import definitions, variables
 from quantvm.qdq.expressions import constant_value, is_constant, op_name, shape_of
 from quantvm.sizes import MOST_ELEMENTS
@@ -181,36 +182,17 @@ def _quantization(call: Any) -> _Problem:
     return None
 
 
-@_checks("take")
-def _take(call: Any) -> _Problem:
-    x, places = shape_of(call.args[0]), call.args[1]
-    if call.attrs.axis is None:
-        size: Any = math.prod(x) if all(isinstance(d, int) for d in x) else None
-    else:
-        size = x[int(call.attrs.axis)]
-    return _places_problem(places, size)
-
-
-@_checks("gather_elements", "scatter_elements")
-def _along_axis(call: Any) -> _Problem:
-    return _places_problem(call.args[1], shape_of(call.args[0])[int(call.attrs.axis)])
-
-
-@_checks("gather_nd", "scatter_nd")
-def _in_all_dimensions(call: Any) -> _Problem:
-    if not is_constant(call.args[1]):
+@_checks("take", "gather_elements", "scatter_elements", "gather_nd", "scatter_nd")
+def _indices(call: Any) -> _Problem:
+    found = index_operand_of(call)
+    if found is None or not is_constant(call.args[found.operand]):
         return None
-    places = constant_value(call.args[1])
-    first = int(getattr(call.attrs, "batch_dims", 0) or 0)
-    for index, size in enumerate(shape_of(call.args[0])[first : first + places.shape[-1]]):
-        problem = _outside(places[..., index], size)
+    places = constant_value(call.args[found.operand])
+    for index, size in enumerate(found.sizes):
+        problem = _outside(places[..., index] if found.is_per_entry else places, size)
         if problem is not None:
             return problem
     return None
-
-
-def _places_problem(places: Any, size: Any) -> _Problem:
-    return _outside(constant_value(places), size) if is_constant(places) else None
 
 
 def _outside(places: np.ndarray, size: Any) -> _Problem:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quantvm.numerics.pool_geometry import PoolAxis
+
 _SIMD = 64
 """Bytes of a vector register, and thus input channels of a full step."""
 _VNNI = 4
@@ -61,7 +63,7 @@ class ConvGeometry:
             groups: number of groups of channels.
         """
         height, width = (
-            (size + before + after - (k - 1) * d - 1) // s + 1
+            PoolAxis(size, k, s, before, after, d).out_size
             for size, before, after, k, d, s in zip(
                 in_size, padding[:2], padding[2:], kernel, dilation, stride, strict=True
             )

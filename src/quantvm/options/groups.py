@@ -94,7 +94,7 @@ class FlowOptions(Options):
         None,
         "How PyTorch quantizes. Without it: eager, or fx where a model cannot be quantized by that.",
         metavar="|".join(FLOWS),
-        check=lambda flow: checks.some_of(FLOWS)((flow,)),
+        check=checks.one_of(FLOWS),
     )
 
 
@@ -134,7 +134,7 @@ class NumericsOptions(Options):
         "own runtime. integer: no float between quantize and dequantize; integer:to_even and integer:away round ties "
         "otherwise than upward.",
         metavar="torch|integer",
-        check=lambda numerics: checks.some_of(NUMERICS)((numerics,)),
+        check=checks.one_of(NUMERICS),
     )
 
 

@@ -21,16 +21,16 @@ from quantvm.numerics.float_operators import RELAX_OPERATORS
 from quantvm.qdq.bindings import bindings_of
 
 from .qdq_in_float import (
-    _OPS,
+    OPERATORS,
     QdqInFloat,
-    _along,
-    _around,
-    _avg_pool2d,
-    _axes,
-    _ints,
-    _name,
-    _pool_counts,
-    _round_away,
+    along_axis,
+    avg_pool2d,
+    axes_of,
+    ints_of,
+    name_of,
+    padded_around,
+    pool_counts,
+    round_away,
 )
 
 ROUNDED_ALONE = frozenset(name for name, operator in RELAX_OPERATORS.items() if operator.is_exact) | frozenset(
@@ -108,7 +108,7 @@ class ExactQdq(_Freeing):
     def _evaluated(self, expr: Any, values: dict[Any, Any]) -> Any:
         if not isinstance(expr, tvm.ir.Call):
             return super()._evaluated(expr, values)
-        name = _name(expr)
+        name = name_of(expr)
         arguments = [self._evaluated(argument, values) for argument in expr.args]
         special = getattr(self, "_" + name.removeprefix("relax.").replace(".", "_"), None)
         result = None if special is None else special(expr, *arguments)
@@ -117,28 +117,28 @@ class ExactQdq(_Freeing):
         if name not in ROUNDED_ALONE:
             self.inexact.add(name)
         plain = [_plain(argument) for argument in arguments]
-        result = _OPS[name](expr, *plain)
+        result = OPERATORS[name](expr, *plain)
         source = arguments[0] if arguments else None
         if name in _MOVES and isinstance(source, _Dequantized) and not (source.scale.ndim and name != _PERMUTE):
-            scale = _OPS[name](expr, source.scale) if source.scale.ndim else source.scale
-            return _Dequantized(result, _OPS[name](expr, source.centred_f64), scale)
+            scale = OPERATORS[name](expr, source.scale) if source.scale.ndim else source.scale
+            return _Dequantized(result, OPERATORS[name](expr, source.centred_f64), scale)
         return result
 
     def _quantize(self, call: Any, x: Any, scale: Tensor, zero_point: Tensor) -> Tensor:
         x, dtype = _plain(x), getattr(torch, str(call.attrs.out_dtype))
         if self._divides:
-            steps = x / _along(scale, call, x.ndim)
+            steps = x / along_axis(scale, call, x.ndim)
         else:
             inverse = torch.from_numpy(np.asarray(1.0 / scale.numpy().astype(np.float64)).astype(np.float32))
-            steps = x * _along(inverse, call, x.ndim)
+            steps = x * along_axis(inverse, call, x.ndim)
         limits = torch.iinfo(dtype)
-        whole = (_round_away if self._ties_away else torch.round)(steps.double())
-        whole = whole + _along(zero_point, call, x.ndim).double()
+        whole = (round_away if self._ties_away else torch.round)(steps.double())
+        whole = whole + along_axis(zero_point, call, x.ndim).double()
         return whole.clamp(limits.min, limits.max).to(dtype)
 
     def _dequantize(self, call: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Any:
-        along = _along(scale, call, x.ndim)
-        centred = x.to(torch.int64) - _along(zero_point, call, x.ndim).to(torch.int64)
+        along = along_axis(scale, call, x.ndim)
+        centred = x.to(torch.int64) - along_axis(zero_point, call, x.ndim).to(torch.int64)
         return _Dequantized(centred.to(torch.float32) * along, centred.double(), along)
 
     def _nn_conv2d(self, call: Any, x: Any, weight: Any) -> Tensor | None:
@@ -146,8 +146,8 @@ class ExactQdq(_Freeing):
             return None
         attrs = call.attrs
         acc = functional.conv2d(
-            _around(call, x.centred_f64, 0.0), weight.centred_f64, stride=_ints(attrs.strides),
-            dilation=_ints(attrs.dilation), groups=int(attrs.groups),
+            padded_around(call, x.centred_f64, 0.0), weight.centred_f64, stride=ints_of(attrs.strides),
+            dilation=ints_of(attrs.dilation), groups=int(attrs.groups),
         )  # fmt: skip
         multiplier = x.scale * weight.scale
         return acc.float() * (multiplier.reshape(1, -1, 1, 1) if multiplier.ndim else multiplier)
@@ -160,7 +160,7 @@ class ExactQdq(_Freeing):
         return (x.centred_f64 @ weight.centred_f64).float() * (x.scale * weight.scale)
 
     def _mean(self, call: Any, x: Any) -> Tensor | None:
-        axes = [axis % x.real.ndim for axis in _axes(call, x.real)] if isinstance(x, _Dequantized) else []
+        axes = [axis % x.real.ndim for axis in axes_of(call, x.real)] if isinstance(x, _Dequantized) else []
         if axes != [2, 3] or x.real.ndim != 4 or x.scale.ndim:
             return None
         total = x.centred_f64.sum(axes, keepdim=bool(call.attrs.keepdims))
@@ -169,7 +169,7 @@ class ExactQdq(_Freeing):
     def _nn_adaptive_avg_pool2d(self, call: Any, x: Any) -> Tensor | None:
         if not isinstance(x, _Dequantized) or x.scale.ndim:
             return None
-        sizes = _ints(call.attrs.output_size)
+        sizes = ints_of(call.attrs.output_size)
         sizes = sizes * 2 if len(sizes) == 1 else sizes
         rows, columns = (_window_sizes(n, m) for n, m in zip(x.real.shape[2:], sizes, strict=True))
         counts = rows[:, None] * columns[None, :]
@@ -179,8 +179,8 @@ class ExactQdq(_Freeing):
     def _nn_avg_pool2d(self, call: Any, x: Any) -> Tensor | None:
         if not isinstance(x, _Dequantized) or x.scale.ndim:
             return None
-        counts = _pool_counts(call, x.real).double()
-        total = torch.round(_avg_pool2d(call, x.centred_f64) * counts)
+        counts = pool_counts(call, x.real).double()
+        total = torch.round(avg_pool2d(call, x.centred_f64) * counts)
         return total.float() * x.scale / counts.float()
 
 
@@ -202,15 +202,15 @@ class Unrounded(_Freeing):
 
     def _evaluated(self, expr: Any, values: dict[Any, Any]) -> Any:
         if isinstance(expr, tvm.ir.Call):
-            name = _name(expr)
+            name = name_of(expr)
             if name == "relax.quantize":
                 x, scale, zero_point = (self._evaluated(argument, values) for argument in expr.args)
                 limits = torch.iinfo(getattr(torch, str(expr.attrs.out_dtype)))
-                steps = x / _along(scale, expr, x.ndim) + _along(zero_point, expr, x.ndim)
+                steps = x / along_axis(scale, expr, x.ndim) + along_axis(zero_point, expr, x.ndim)
                 return steps.clamp(limits.min, limits.max)
             if name == "relax.dequantize":
                 x, scale, zero_point = (self._evaluated(argument, values) for argument in expr.args)
-                return (x.float() - _along(zero_point, expr, x.ndim)) * _along(scale, expr, x.ndim)
+                return (x.float() - along_axis(zero_point, expr, x.ndim)) * along_axis(scale, expr, x.ndim)
             if name == "relax.astype":
                 (x,) = (self._evaluated(argument, values) for argument in expr.args)
                 return x.float()

@@ -31,8 +31,8 @@ from quantvm.qdq.expressions import constant_value, is_call, is_constant, quant_
 def unknown_ops(module: tvm.IRModule) -> list[str]:
     """Returns the operators of `main` that `QdqInFloat` does not know, sorted."""
     values = definitions(module["main"]).values()
-    names = {_name(value) for value in values if isinstance(value, tvm.ir.Call)}
-    return sorted(name for name in names if name not in _OPS)
+    names = {name_of(value) for value in values if isinstance(value, tvm.ir.Call)}
+    return sorted(name for name in names if name not in OPERATORS)
 
 
 class QdqInFloat:
@@ -86,7 +86,7 @@ class QdqInFloat:
             arguments = [self._evaluated(argument, values) for argument in expr.args]
             if self._ties_away and is_call(expr, "relax.quantize"):
                 return _quantize(expr, *arguments, ties_away=True)
-            return self._real(_OPS[_name(expr)](expr, *arguments))
+            return self._real(OPERATORS[name_of(expr)](expr, *arguments))
         if is_constant(expr):
             return self._real(torch.from_numpy(constant_value(expr).copy()))
         return expr
@@ -97,7 +97,7 @@ class QdqInFloat:
         return value
 
 
-def _round_away(x_f64: Tensor) -> Tensor:
+def round_away(x_f64: Tensor) -> Tensor:
     """Rounds to integers, halves away from zero."""
     return torch.trunc(x_f64 + torch.copysign(torch.full_like(x_f64, 0.5), x_f64))
 
@@ -160,7 +160,8 @@ class _Tflite:
         return np.clip(y, self.out_q.quant_min, self.out_q.quant_max)
 
 
-def _name(call: Any) -> str:
+def name_of(call: Any) -> str:
+    """Returns the name of a call's operator."""
     return str(getattr(call.op, "name", call.op))
 
 
@@ -172,11 +173,12 @@ def _is_constant(value: Any, constants: dict[Any, Tensor]) -> bool:
     )
 
 
-def _ints(values: Any) -> list[int]:
+def ints_of(values: Any) -> list[int]:
+    """Returns constants of TVM as Python's integers."""
     return [int(getattr(v, "value", v)) for v in values]
 
 
-def _along(vector: Tensor, call: Any, rank: int) -> Tensor:
+def along_axis(vector: Tensor, call: Any, rank: int) -> Tensor:
     """Returns scales or zero points in a shape that broadcasts along the call's axis."""
     if vector.ndim == 0:
         return vector
@@ -188,15 +190,15 @@ def _along(vector: Tensor, call: Any, rank: int) -> Tensor:
 def _quantize(call: Any, x: Tensor, scale: Tensor, zero_point: Tensor, *, ties_away: bool = False) -> Tensor:
     dtype = getattr(torch, str(call.attrs.out_dtype))
     limits = torch.iinfo(dtype)
-    steps = x / _along(scale, call, x.ndim)
-    steps = _round_away(steps.double()).to(steps.dtype) if ties_away else torch.round(steps)
-    steps = steps + _along(zero_point, call, x.ndim).to(torch.float32)
+    steps = x / along_axis(scale, call, x.ndim)
+    steps = round_away(steps.double()).to(steps.dtype) if ties_away else torch.round(steps)
+    steps = steps + along_axis(zero_point, call, x.ndim).to(torch.float32)
     return steps.clamp(limits.min, limits.max).to(dtype)
 
 
 def _dequantize(call: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    centred = x.to(torch.int32) - _along(zero_point, call, x.ndim).to(torch.int32)
-    return centred.to(torch.float32) * _along(scale, call, x.ndim)
+    centred = x.to(torch.int32) - along_axis(zero_point, call, x.ndim).to(torch.int32)
+    return centred.to(torch.float32) * along_axis(scale, call, x.ndim)
 
 
 def _padded(x: Tensor, widths: Sequence[int], value: float) -> Tensor:
@@ -205,15 +207,16 @@ def _padded(x: Tensor, widths: Sequence[int], value: float) -> Tensor:
     return functional.pad(x, [w for pair in reversed(pairs) for w in pair], value=value)
 
 
-def _around(call: Any, x: Tensor, value: float) -> Tensor:
-    top, left, bottom, right = _ints(call.attrs.padding)
+def padded_around(call: Any, x: Tensor, value: float) -> Tensor:
+    """Returns images with the padding of a call around them."""
+    top, left, bottom, right = ints_of(call.attrs.padding)
     return _padded(x, [0, 0, 0, 0, top, bottom, left, right], value) if top or left or bottom or right else x
 
 
 def _conv2d(call: Any, x: Tensor, weight: Tensor) -> Tensor:
     attrs = call.attrs
     return functional.conv2d(
-        _around(call, x, 0.0), weight, stride=_ints(attrs.strides), dilation=_ints(attrs.dilation),
+        padded_around(call, x, 0.0), weight, stride=ints_of(attrs.strides), dilation=ints_of(attrs.dilation),
         groups=int(attrs.groups),
     )  # fmt: skip
 
@@ -231,7 +234,8 @@ def _max_pool2d(call: Any, x: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
-def _avg_pool2d(call: Any, x: Tensor) -> Tensor:
+def avg_pool2d(call: Any, x: Tensor) -> Tensor:
+    """Returns the averages of a pool's windows."""
     window, (rows, columns) = pool_window(call), _axes_of_pool(call, x)
     size, stride, padding = list(window.kernel), list(window.stride), list(window.padding[:2])
     fits = window.padding[:2] == window.padding[2:] and window.dilation == (1, 1)
@@ -240,11 +244,11 @@ def _avg_pool2d(call: Any, x: Tensor) -> Tensor:
     maps = _reached(x, [rows, columns], 0.0)
     ones = torch.ones(1, 1, *size, dtype=x.dtype)
     sums = functional.conv2d(maps.reshape(-1, 1, *maps.shape[2:]), ones, stride=stride, dilation=window.dilation)
-    divisors = _pool_counts(call, x).to(x.dtype)
+    divisors = pool_counts(call, x).to(x.dtype)
     return sums.reshape(*x.shape[:2], *divisors.shape) / divisors
 
 
-def _pool_counts(call: Any, x: Tensor) -> Tensor:
+def pool_counts(call: Any, x: Tensor) -> Tensor:
     """Returns (H, W) int64: by how many pixels an average pool divides the sum of each window, at least 1."""
     include = pool_window(call).count_include_pad
     heights, widths = (
@@ -264,23 +268,24 @@ def _reached(x: Tensor, axes: Sequence[PoolAxis], value: float) -> Tensor:
 
 
 def _sliced(call: Any, x: Tensor, *bounds: Any) -> Tensor:
-    axes, begin, end, *stride = (_ints(part) for part in call.args[1:])
+    axes, begin, end, *stride = (ints_of(part) for part in call.args[1:])
     at = [slice(None)] * x.ndim
     for i, axis in enumerate(axes):
         at[axis] = slice(begin[i], end[i], stride[0][i] if stride else 1)
     return x[tuple(at)]
 
 
-def _axes(call: Any, x: Tensor) -> list[int]:
-    return list(range(x.ndim)) if call.attrs.axis is None else _ints(call.attrs.axis)
+def axes_of(call: Any, x: Tensor) -> list[int]:
+    """Returns the axes of a reduction; all if the call names none."""
+    return list(range(x.ndim)) if call.attrs.axis is None else ints_of(call.attrs.axis)
 
 
 def _mean(call: Any, x: Tensor) -> Tensor:
-    return x.mean(_axes(call, x), keepdim=bool(call.attrs.keepdims))
+    return x.mean(axes_of(call, x), keepdim=bool(call.attrs.keepdims))
 
 
 def _layer_norm(call: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    axes = sorted(axis % x.ndim for axis in _ints(call.attrs.axes))
+    axes = sorted(axis % x.ndim for axis in ints_of(call.attrs.axes))
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
     y = (x - mean) / torch.sqrt(variance + float(call.attrs.epsilon))
     shape = [size if i in axes else 1 for i, size in enumerate(x.shape)]
@@ -297,7 +302,7 @@ def _attention(call: Any, q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Ten
 
 
 def _permuted(call: Any, x: Tensor) -> Tensor:
-    return x.permute(list(range(x.ndim))[::-1] if call.attrs.axes is None else _ints(call.attrs.axes))
+    return x.permute(list(range(x.ndim))[::-1] if call.attrs.axes is None else ints_of(call.attrs.axes))
 
 
 def _same_shape(call: Any, x: Tensor, *rest: Any) -> Tensor:
@@ -319,7 +324,7 @@ def _element_wise(operator: FloatOperator) -> Callable[..., Tensor]:
     return compute
 
 
-_OPS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: _element_wise(operator) for name, operator in RELAX_OPERATORS.items()},
     "relax.quantize": _quantize,
     "relax.dequantize": _dequantize,
@@ -338,14 +343,14 @@ _OPS: dict[str, Callable[..., Any]] = {
     "relax.nn.attention": _attention,
     "relax.broadcast_to": lambda call, x, *rest: x.expand([int(d) for d in call.ty.shape]),
     "relax.nn.max_pool2d": _max_pool2d,
-    "relax.nn.avg_pool2d": _avg_pool2d,
-    "relax.nn.adaptive_avg_pool2d": lambda call, x: functional.adaptive_avg_pool2d(x, _ints(call.attrs.output_size)),
+    "relax.nn.avg_pool2d": avg_pool2d,
+    "relax.nn.adaptive_avg_pool2d": lambda call, x: functional.adaptive_avg_pool2d(x, ints_of(call.attrs.output_size)),
     "relax.mean": _mean,
-    "relax.sum": lambda call, x: x.sum(_axes(call, x), keepdim=bool(call.attrs.keepdims)),
+    "relax.sum": lambda call, x: x.sum(axes_of(call, x), keepdim=bool(call.attrs.keepdims)),
     "relax.concat": lambda call, parts: torch.cat(parts, int(call.attrs.axis)),
     "relax.reshape": _same_shape,
     "relax.expand_dims": _same_shape,
     "relax.squeeze": _same_shape,
     "relax.strided_slice": _sliced,
-    "relax.nn.pad": lambda call, x: _padded(x, _ints(call.attrs.pad_width), float(call.attrs.pad_value)),
+    "relax.nn.pad": lambda call, x: _padded(x, ints_of(call.attrs.pad_width), float(call.attrs.pad_value)),
 }

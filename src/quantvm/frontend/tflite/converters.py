@@ -17,6 +17,7 @@ from tvm.relax.frontend.tflite.tflite_frontend import OperatorConverter, get_ten
 from quantvm.errors import ModelImportError, QuantvmError, UnsupportedOpError, gist
 from quantvm.frontend.builder import constant, shape_of
 from quantvm.numerics import tflite as tflite_numerics
+from quantvm.numerics.fixed_point import round_away
 from quantvm.numerics.torch_engines import QuantParams
 from quantvm.qdq.expressions import constant_value
 
@@ -406,8 +407,7 @@ def _limits(activation: int, q: QuantParams) -> tuple[int, int]:
     low, high = {
         _ACTIVATION.RELU: (0.0, np.inf), _ACTIVATION.RELU_N1_TO_1: (-1.0, 1.0), _ACTIVATION.RELU6: (0.0, 6.0),
     }.get(activation, (-np.inf, np.inf))  # fmt: skip
-    steps = (np.float32(limit) / q.scale_f32 for limit in (low, high))
-    low, high = (np.trunc(step + np.copysign(0.5, step)) + q.zero_point for step in steps)
+    low, high = (float(round_away(np.float32(limit) / q.scale_f32)) + q.zero_point for limit in (low, high))
     return int(max(low, q.quant_min)), int(min(high, q.quant_max))
 
 

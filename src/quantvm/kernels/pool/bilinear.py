@@ -38,8 +38,8 @@ class Interpolation:
     align_corners: bool
 
 
-def sources(length: int, size: int, ratio: float, *, align_corners: bool, contracted: bool) -> NDArray[np.float32]:
-    """Returns the position of each of `size` outputs among `length` inputs: an index plus a fraction.
+def sources(size: int, ratio: float, *, align_corners: bool, contracted: bool) -> NDArray[np.float32]:
+    """Returns the position of each of `size` outputs among the inputs: an index plus a fraction.
 
     Computes: fl(r*i) if corners are aligned, else max(fl(fl(r*fl(i+.5)) - .5), 0), by one FMA if `contracted`.
     Exactness: `area_pixel_compute_source_index` of torch 2.13 (ATen/native/UpSample.h).
@@ -76,7 +76,7 @@ def bilinear(shape: Interpolation, q: QuantParams, *, channels_last: bool) -> Ke
     (height, width), (out_height, out_width), channels = shape.in_size, shape.out_size, shape.channels
     cut = channels // _VEC_CHANNELS * _VEC_CHANNELS if channels_last else 0
     rows, columns = (
-        _neighbours(sources(length, size, ratio, align_corners=shape.align_corners, contracted=channels_last), length)
+        _neighbours(sources(size, ratio, align_corners=shape.align_corners, contracted=channels_last), length)
         for length, size, ratio in zip(shape.in_size, shape.out_size, shape.ratios, strict=True)
     )
     if shape.in_size == shape.out_size and not channels_last:  # PyTorch copies
