@@ -92,6 +92,7 @@ def evaluate(
     on_bad_image: OnBadImage = "stop",
     fp32: str | int = "all",
     shard_size: int = 512,
+    image_cache: str | os.PathLike[str] = "auto",
     resume: Path | str | None = None,
     check_parity: str | None = None,
     min_top1: float | None = None,

@@ -3,7 +3,7 @@ import threading
 import numpy as np
 import pytest
 
-from quantvm.data import batches, iterate_batches, iterate_inputs
+from quantvm.data import ahead, batches, iterate_batches, iterate_inputs
 from quantvm.data.dataset import Sample
 from quantvm.data.preprocess import Preprocessing, preprocess
 from quantvm.errors import ConfigError, DataError
@@ -64,9 +64,9 @@ def test_a_file_that_vanished_is_named(samples):
 def test_only_a_few_batches_are_decoded_ahead(samples, monkeypatch):
     decoded = []
 
-    def counting(path, preprocessing):
+    def counting(path, *others):
         decoded.append(path)
-        return preprocess(path, preprocessing)
+        return preprocess(path, *others)
 
     monkeypatch.setattr(batches, "preprocess", counting)
     found = iterate_batches(samples, SMALL, 1, workers=1)
@@ -84,4 +84,4 @@ def test_leaving_early_ends_the_threads(samples):
 
 
 def test_workers_are_as_many_as_cores_but_few():
-    assert 1 <= batches.default_workers() <= 8
+    assert 1 <= ahead.default_workers() <= 16

@@ -12,6 +12,7 @@ import typer
 from quantvm.cli.options import with_options_of
 from quantvm.errors import OutputError
 from quantvm.jobs.evaluation.config import RunConfig
+from quantvm.jobs.evaluation.layout import MANIFEST
 
 
 @with_options_of(RunConfig, json="run.json")
@@ -39,6 +40,10 @@ def run(config: RunConfig, as_json: bool) -> None:
         result = evaluate(config, progress=progress_for_stderr(), observer=observer, command=command)
     except OutputError:
         typer.echo(_how_to_go_on(folder), err=True)
+        raise
+    except KeyboardInterrupt:  # while images were checked
+        if folder is not None and (folder / MANIFEST).exists():
+            typer.echo(_how_to_go_on(folder), err=True)
         raise
     if as_json:
         typer.echo(run_json(result.run), nl=False)

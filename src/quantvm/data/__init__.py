@@ -4,11 +4,11 @@
 into tensors. ``sets`` knows where files come from, ``layouts`` how folders are organized.
 """
 
-from quantvm.data.batches import Batch, iterate_batches, iterate_inputs
-from quantvm.data.check import find_bad_images
+from quantvm.data.batches import Batch, iterate_batches, iterate_inputs, iterate_parts
 from quantvm.data.classes import class_names, imagenet_classes, index_of_wnid
 from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, Sample
-from quantvm.data.loading import has_imagenet_labels, load_calibration, load_dataset
+from quantvm.data.loading import find_data, has_imagenet_labels, load_calibration, load_dataset
+from quantvm.data.prepared import PreparedImages
 from quantvm.data.preprocess import Preprocessing, preprocess
 from quantvm.data.sets import DATASETS, NamedSet, fetch_data
 from quantvm.data.sources import Source, open_source
@@ -20,17 +20,19 @@ __all__ = [
     "CalibrationSet",
     "Dataset",
     "NamedSet",
+    "PreparedImages",
     "Preprocessing",
     "Sample",
     "Source",
     "class_names",
     "fetch_data",
-    "find_bad_images",
+    "find_data",
     "has_imagenet_labels",
     "imagenet_classes",
     "index_of_wnid",
     "iterate_batches",
     "iterate_inputs",
+    "iterate_parts",
     "load_calibration",
     "load_dataset",
     "open_source",

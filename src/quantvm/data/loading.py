@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import get_args
 
 from quantvm.choices import ClassMap, OnBadImage
-from quantvm.data.check import check_images, raise_bad_images
+from quantvm.data.check import CheckImages, raise_bad_images
 from quantvm.data.dataset import BadImage, CalibrationSet, Dataset, choose_subset, draw_order
 from quantvm.data.inventory import is_container
 from quantvm.data.layouts import has_every_wnid, image_names, single_subfolder, sorted_folders, stray_images
+from quantvm.data.prepared import PreparedImages
 from quantvm.data.recognition import Found, all_images, recognize, summary_of, training_images
 from quantvm.data.sets import DATASETS, NamedSet, fetch_data, nearest_name, set_root
 from quantvm.data.sources import Source, real_source
@@ -52,6 +53,7 @@ def load_dataset(
     labels: str | Path | None = None,
     form: str | None = None,
     on_bad_image: OnBadImage = "stop",
+    check: CheckImages | None = None,
     progress: Progress = SILENT,
 ) -> Dataset:
     """Returns labelled images, each decoded once as a check, in an order that depends only on the arguments.
@@ -67,6 +69,7 @@ def load_dataset(
         form: The form in which a user's own data lies; None to find out.
         on_bad_image: Whether a file that cannot be decoded, or an archive that was cut off, is an error or is left out
             and listed.
+        check: Decodes the images, and may keep what it decodes; None: it only checks them.
         progress: Where downloading and checking are shown.
 
     Raises:
@@ -90,7 +93,8 @@ def load_dataset(
     notes = [*place.notes, *found.damage, *found.notes]
     if num_samples is not None and num_samples > len(samples):
         notes.append(f"{_images(num_samples)} were asked for, but {place.name} has {len(samples):,}: all are used")
-    checked = check_images([sample.source for sample in chosen], progress=progress)
+    check = check or PreparedImages().check
+    checked = check([sample.source for sample in chosen], progress=progress)
     bad = checked.bad
     if on_bad_image == "stop":
         raise_bad_images(bad, f"data set {place.name}")
@@ -122,6 +126,7 @@ def load_calibration(
     seed: int,
     evaluation: Dataset,
     on_bad_image: OnBadImage = "stop",
+    check: CheckImages | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationSet:
     """Returns exactly `num_samples` calibration images, or all if there are fewer; each has been decoded once.
@@ -137,6 +142,7 @@ def load_calibration(
         seed: Seed of the choice.
         evaluation: The evaluation images.
         on_bad_image: Whether a file that cannot be decoded is an error or is left out and listed.
+        check: Decodes the images, and may keep what it decodes; None: it only checks them.
         progress: Where downloading and checking are shown.
 
     Raises:
@@ -153,7 +159,8 @@ def load_calibration(
             f"calibration: {place.whole} holds no images, expected at least one; name another with --calibration-data"
         )
     order = [candidates[name] for name in draw_order(candidates, seed)]
-    images, bad = _draw_good(order, num_samples, on_bad_image, where, progress)
+    check = check or PreparedImages().check
+    images, bad = _draw_good(order, num_samples, on_bad_image, where, check, progress)
     notes = _calibration_notes(images, bad, num_samples, where, evaluation)
     for note in notes:
         progress.note(note)
@@ -171,6 +178,16 @@ def has_imagenet_labels(name_or_dir: str | Path | None, class_map: ClassMap) -> 
     if class_map == "wnid" or _is_named(name_or_dir):
         return True
     return has_every_wnid(_locate(name_or_dir, SILENT).root)
+
+
+def find_data(name_or_dir: str | Path | None) -> None:
+    """Makes sure that a user's own data are there, before anything is read or downloaded.
+
+    Raises:
+        DataError: No such folder or set.
+    """
+    if not _is_named(name_or_dir):
+        _locate(name_or_dir, SILENT)
 
 
 def _is_named(name_or_dir: str | Path | None) -> bool:
@@ -282,7 +299,12 @@ def _part_of_evaluation(evaluation: Dataset, num_samples: int, seed: int) -> Cal
 
 
 def _draw_good(
-    order: Sequence[Source], num_samples: int, on_bad_image: OnBadImage, what: str, progress: Progress
+    order: Sequence[Source],
+    num_samples: int,
+    on_bad_image: OnBadImage,
+    what: str,
+    check: CheckImages,
+    progress: Progress,
 ) -> tuple[tuple[Source, ...], tuple[BadImage, ...]]:
     """Takes images in order until there are enough good ones."""
     good: list[Source] = []
@@ -291,7 +313,7 @@ def _draw_good(
     while len(good) < num_samples and start < len(order):
         drawn = order[start : start + num_samples - len(good)]
         start += len(drawn)
-        new_bad = check_images(drawn, progress=progress, description="check calibration images").bad
+        new_bad = check(drawn, progress=progress, description="check calibration images").bad
         bad += new_bad
         if on_bad_image == "stop":
             raise_bad_images(new_bad, f"the calibration images in {what}")

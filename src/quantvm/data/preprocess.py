@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Protocol, get_args
 
 import numpy as np
 
@@ -21,6 +21,28 @@ if TYPE_CHECKING:
 
 _EXIF_ORIENTATION, _UPRIGHT = 0x0112, 1
 _LFS_POINTER = b"version https://git-lfs"
+_CHUNK_BYTES = 1 << 20
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, content: bytes, /) -> None:
+        """Adds bytes."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image is scaled and cut, before its values are normalized; the attributes are those of Preprocessing."""
+
+    resize: int
+    crop: int
+    interpolation: Interpolation
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of an image's pixels."""
+        return self.crop * self.crop * 3
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,11 @@ class Preprocessing:
         if wrong:
             raise ConfigError(f"preprocessing: got {'; got '.join(wrong)}")
 
+    @property
+    def geometry(self) -> Geometry:
+        """The part of it that scales and cuts."""
+        return Geometry(self.resize, self.crop, self.interpolation)
+
 
 @dataclass(frozen=True)
 class ImageOptions:
@@ -75,10 +102,14 @@ class ImageOptions:
         return Preprocessing(resize, size, self.interpolation, self.mean, self.std)  # type: ignore[arg-type]
 
 
-def load_rgb(source: Source) -> Image.Image:
+def load_rgb(source: Source, digest: Digest | None = None) -> Image.Image:
     """Returns the fully decoded image in RGB, as torchvision's default loader does, except 16-bit gray: see `to_rgb`.
 
     Colour profiles and EXIF orientations are not applied; an animation gives its first frame.
+
+    Args:
+        source: The image.
+        digest: A hash of `hashlib`, which is updated with the bytes of the image first.
 
     Raises:
         DataError: The image is missing, empty, truncated, not an image that PIL can read, or gray with an unknown
@@ -87,8 +118,13 @@ def load_rgb(source: Source) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with open_source(source) as file, Image.open(file, formats=_formats()) as image:
-            return to_rgb(image)
+        with open_source(source) as file:
+            if digest is not None:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                file.seek(0)
+            with Image.open(file, formats=_formats()) as image:
+                return to_rgb(image)
     except DataError as error:
         raise DataError(str(error).removesuffix(f": {source}").removeprefix(f"{source} ")) from error
     except UnidentifiedImageError:
@@ -123,7 +159,7 @@ def _formats() -> list[str]:
     return sorted(set(Image.ID) - {"EPS"})
 
 
-def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
+def preprocess(source: Source, preprocessing: Preprocessing, out_f32: np.ndarray | None = None) -> np.ndarray:
     """Returns the network's input for one image, with the same bits as torchvision's transforms.
 
     Computes: ``Normalize(ToTensor(CenterCrop(Resize(image))))``, that is ``(x_u8 / 255 - mean) / std`` per channel,
@@ -135,6 +171,7 @@ def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
     Args:
         source: An image: a file, or a place in an archive or table.
         preprocessing: Sizes, interpolation, mean and std.
+        out_f32: The result is written there; as what is returned.
 
     Returns:
         (3, crop, crop), CHW, C-contiguous, float32.
@@ -146,24 +183,47 @@ def preprocess(source: Source, preprocessing: Preprocessing) -> np.ndarray:
         image = load_rgb(source)
     except DataError as error:
         raise DataError(f"{source}: {error}; remove or replace the file") from error
-    x_u8 = crop_center(np.asarray(_resize_shorter_side(image, preprocessing)), preprocessing.crop)
+    return normalized(pixels_of(image, preprocessing.geometry), preprocessing, out_f32)
+
+
+def pixels_of(image: Image.Image, geometry: Geometry) -> np.ndarray:
+    """Returns the scaled and cut image: ``CenterCrop(Resize(image))`` of torchvision.
+
+    Returns:
+        (crop, crop, 3), uint8, C-contiguous.
+    """
+    scaled_u8 = np.asarray(_resize_shorter_side(image, geometry))
+    return np.ascontiguousarray(crop_center(scaled_u8, geometry.crop))
+
+
+def normalized(x_u8: np.ndarray, preprocessing: Preprocessing, out_f32: np.ndarray | None = None) -> np.ndarray:
+    """Returns the network's input for the pixels of an image: ``(x_u8 / 255 - mean) / std``, as `preprocess`.
+
+    Args:
+        x_u8: (crop, crop, 3), uint8.
+        preprocessing: Mean and std.
+        out_f32: The result is written there; (3, crop, crop), C-contiguous, float32.
+    """
+    if out_f32 is None:
+        out_f32 = np.empty((3, *x_u8.shape[:2]), np.float32)
     tables = _normalized_values(preprocessing.mean, preprocessing.std)
-    # (H, W, C) -> (C, H, W)
-    return np.stack([tables[channel][x_u8[:, :, channel]] for channel in range(3)])
+    for channel in range(3):  # (H, W, C) -> (C, H, W)
+        np.take(tables[channel], x_u8[:, :, channel], out=out_f32[channel], mode="clip")  # without a buffer
+    return out_f32
 
 
-def _resize_shorter_side(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def _resize_shorter_side(image: Image.Image, geometry: Geometry) -> Image.Image:
     """Scales the shorter side to the requested length; the longer one is truncated to an integer, as in torchvision."""
     from PIL import Image
 
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    new_short, new_long = preprocessing.resize, int(preprocessing.resize * long / short)
+    new_short, new_long = geometry.resize, int(geometry.resize * long / short)
     new_size = (new_short, new_long) if width <= height else (new_long, new_short)
     if new_size == image.size:
         return image
     resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    return image.resize(new_size, resampling[preprocessing.interpolation])
+    return image.resize(new_size, resampling[geometry.interpolation])
 
 
 def crop_center(x_u8: np.ndarray, crop: int) -> np.ndarray:

@@ -66,6 +66,13 @@ class RunFolder:
         with suppress(OSError):
             print(f"{datetime.now(timezone.utc):%H:%M:%S} {text}", file=self._log, flush=True)
 
+    def discard(self, *names: str) -> None:
+        """Removes the log and these files, and the folder if nothing else is in it: nothing was done in it."""
+        with suppress(OSError):
+            for name in ("log.txt", *names):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+
     def close(self) -> None:
         """Closes the log, and gives the folder free for other processes."""
         with suppress(OSError):  # the disk may be full

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 
 from quantvm.data import (
     Batch,
     CalibrationSet,
     Dataset,
+    PreparedImages,
     Sample,
+    find_data,
     has_imagenet_labels,
-    iterate_batches,
+    iterate_parts,
     load_calibration,
     load_dataset,
 )
@@ -71,6 +73,7 @@ class Plan:
         dataset: the labelled images.
         calibration: the images that quantized ranges are calibrated on.
         entries: the models.
+        images: what was decoded when the images were checked.
     """
 
     options: WorkloadOptions
@@ -78,15 +81,18 @@ class Plan:
     dataset: Dataset
     calibration: CalibrationSet
     entries: tuple[Entry, ...]
+    images: PreparedImages = field(default_factory=PreparedImages)
 
-    def batches(self, spec: ModelSpec, samples: Sequence[Sample] | None = None) -> Iterator[Batch]:
-        """Yields images as input of the model, in order: the given ones, or all."""
-        chosen = self.dataset.samples if samples is None else samples
-        return iterate_batches(chosen, spec.preprocessing, self.options.batch_size)
+    def batches(self, spec: ModelSpec, *parts: Sequence[Sample]) -> Generator[Batch, None, None]:
+        """Yields images as input of the model, in order: those of the given parts, each cut on its own, or all."""
+        options = self.options
+        return iterate_parts(
+            parts or [self.dataset.samples], spec.preprocessing, options.batch_size, prepared=self.images
+        )
 
 
-def plan_of(options: WorkloadOptions, progress: Progress = SILENT) -> Plan:
-    """Returns a plan in which every option, name, image and file of weights was checked.
+def models_of(options: WorkloadOptions, progress: Progress = SILENT) -> tuple[Entry, ...]:
+    """Returns the models of a workload with their weights, after every option and name was checked.
 
     Raises:
         QuantvmError: there are problems; the message lists all problems of the first kind that was found.
@@ -99,18 +105,40 @@ def plan_of(options: WorkloadOptions, progress: Progress = SILENT) -> Plan:
         except ConfigError as error:
             problems.append(f"models: {error}")
     raise_problems(problems or unsupported_options(options))
-    machine = machine_of(options)
     registered = [spec.name for spec in specs or _default_models() if not isinstance(spec, str)]
     # with random weights accuracy means nothing, and parity needs no labels
     if registered and options.weights != "random" and not has_imagenet_labels(options.data, options.class_map):
         raise ConfigError(_LABELS_OF_OTHERS.format(", ".join(registered)))
-    dataset = images_of(options, progress)
-    entries = _named(specs, options, progress) if specs else _every_registered(options, progress)
+    find_data(options.data)  # before weights are downloaded
+    return tuple(_named(specs, options, progress) if specs else _every_registered(options, progress))
+
+
+def plan_of(
+    options: WorkloadOptions,
+    progress: Progress = SILENT,
+    *,
+    entries: Sequence[Entry] | None = None,
+    images: PreparedImages | None = None,
+) -> Plan:
+    """Returns a plan in which every option, name, image and file of weights was checked.
+
+    Args:
+        options: of the workload.
+        progress: where long work reports to.
+        entries: what `models_of` returned for these options; None to call it.
+        images: decodes the images, and may keep them for later; None: they are only checked.
+
+    Raises:
+        QuantvmError: there are problems; the message lists all problems of the first kind that was found.
+    """
+    entries = models_of(options, progress) if entries is None else tuple(entries)
+    images = PreparedImages() if images is None else images
+    dataset = images_of(options, progress, images)
     if all(entry.is_quantized for entry in entries):
         calibration = CalibrationSet((), "none, the models bring their own ranges")
     else:
-        calibration = _calibration(options, dataset, progress)
-    return Plan(options, machine, dataset, calibration, tuple(entries))
+        calibration = _calibration(options, dataset, images, progress)
+    return Plan(options, machine_of(options), dataset, calibration, tuple(entries), images)
 
 
 def machine_of(options: CompilationOptions) -> Machine:
@@ -131,19 +159,23 @@ def unsupported_options(options: WorkloadOptions | OneModelOptions) -> list[str]
     return [f"{name}: {problem}" for name, problem in problems.items()]
 
 
-def images_of(options: WorkloadOptions, progress: Progress) -> Dataset:
+def images_of(options: WorkloadOptions, progress: Progress, images: PreparedImages | None = None) -> Dataset:
     """Returns the labelled images, every one of them checked."""
+    images = PreparedImages() if images is None else images
     return load_dataset(
         options.data, num_samples=options.num_samples, seed=options.seed, class_map=options.class_map,
-        labels=options.labels, form=options.form, on_bad_image=options.on_bad_image, progress=progress,
+        labels=options.labels, form=options.form, on_bad_image=options.on_bad_image, check=images.check,
+        progress=progress,
     )  # fmt: skip
 
 
-def _calibration(options: WorkloadOptions, dataset: Dataset, progress: Progress) -> CalibrationSet:
+def _calibration(
+    options: WorkloadOptions, dataset: Dataset, images: PreparedImages, progress: Progress
+) -> CalibrationSet:
     """Returns the images that the quantized ranges are calibrated on, every one of them checked."""
     return load_calibration(
         options.data, options.calibration_data, num_samples=options.calibration_samples, seed=options.seed,
-        evaluation=dataset, on_bad_image=options.on_bad_image, progress=progress,
+        evaluation=dataset, on_bad_image=options.on_bad_image, check=images.check, progress=progress,
     )  # fmt: skip
 
 

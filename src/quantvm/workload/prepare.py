@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantvm.data import CalibrationSet, iterate_inputs
+from quantvm.data import iterate_inputs
 from quantvm.errors import ConfigError
 from quantvm.models import ModelSpec, get_model
 from quantvm.models.quantize import load_quantized_model, quantize, quantize_by
@@ -79,7 +79,7 @@ def quantized(entry: Entry, plan: Plan, flow: str | None, progress: Progress) ->
     if entry.program is not None:
         return entry.program
     spec, options = entry.spec, plan.options
-    inputs = CalibrationInputs(plan.calibration, spec)
+    inputs = CalibrationInputs(plan, spec)
     float_module = float_module_of(entry, plan)
     if float_module is None:
         assert entry.weights is not None
@@ -102,7 +102,7 @@ def float_module_of(entry: Entry, plan: Plan) -> nn.Module | None:
         return entry.spec.float_module
     if entry.weights.kind == "quantized":
         return None
-    inputs = CalibrationInputs(plan.calibration, entry.spec)
+    inputs = CalibrationInputs(plan, entry.spec)
     return build_float_model(entry.spec, entry.weights, calibration_batches=inputs, seed=plan.options.seed)
 
 
@@ -153,11 +153,12 @@ def _own(
 class CalibrationInputs:
     """The calibration images as a model's input, in batches of a fixed size, read anew at each iteration."""
 
-    def __init__(self, calibration: CalibrationSet, spec: ModelSpec) -> None:
-        self._calibration, self._spec = calibration, spec
+    def __init__(self, plan: Plan, spec: ModelSpec) -> None:
+        self._plan, self._spec = plan, spec
 
     def __len__(self) -> int:
-        return -(-len(self._calibration.images) // _CALIBRATION_BATCH_SIZE)
+        return -(-len(self._plan.calibration.images) // _CALIBRATION_BATCH_SIZE)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return iterate_inputs(self._calibration.images, self._spec.preprocessing, _CALIBRATION_BATCH_SIZE)
+        sources, prepared = self._plan.calibration.images, self._plan.images
+        return iterate_inputs(sources, self._spec.preprocessing, _CALIBRATION_BATCH_SIZE, prepared=prepared)

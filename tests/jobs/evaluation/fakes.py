@@ -12,6 +12,7 @@ import pytest
 
 import quantvm
 from quantvm.data import Batch, CalibrationSet, Dataset, Sample
+from quantvm.data.preprocess import Geometry
 from quantvm.errors import UnknownNameError
 from quantvm.jobs.evaluation.kept_programs import NotKeptError
 from quantvm.models.weights import ResolvedWeights, WeightsUnavailableError
@@ -76,9 +77,10 @@ class FakeWorkload:
             patch.setattr(f"{plan}.resolve_weights", self.resolve_weights)
             patch.setattr(f"{plan}.physical_cores", lambda: 3)
             patch.setattr(f"{plan}.unsupported_options", self.unsupported_options)
+            patch.setattr(f"{plan}.find_data", lambda data: None)
             patch.setattr(f"{plan}.load_dataset", self.load_dataset)
             patch.setattr(f"{plan}.load_calibration", self.load_calibration)
-            patch.setattr(f"{plan}.iterate_batches", self.iterate_batches)
+            patch.setattr(f"{plan}.iterate_parts", self.iterate_parts)
             patch.setattr("quantvm.workload.head.describe_environment", self.describe_environment)
             patch.setattr(f"{chain}.use_threads", self.use_threads)
             patch.setattr(f"{chain}.quantization_engine", lambda engine: nullcontext())
@@ -94,7 +96,7 @@ class FakeWorkload:
         if name not in self.models:
             raise UnknownNameError(f"unknown model '{name}'. Known models: {', '.join(self.models)}")
         flows = ("fx", "pt2e") if name == "graph_only" else ("eager", "fx", "pt2e")
-        preprocessing = SimpleNamespace(crop=4)
+        preprocessing = SimpleNamespace(crop=4, geometry=Geometry(4, 4, "bilinear"))
         return SimpleNamespace(
             name=name, title=name.upper(), preprocessing=preprocessing, flows=flows, in_default_run=True
         )
@@ -158,11 +160,12 @@ class FakeWorkload:
         self.runners.append(FakeRunner(answer))
         return self.runners[-1]
 
-    def iterate_batches(self, samples, preprocessing, batch_size):
-        for start in range(0, len(samples), batch_size):
-            chosen = samples[start : start + batch_size]
-            x_f32 = np.stack([image_of(sample) for sample in chosen])
-            yield Batch(tuple(s.id for s in chosen), x_f32, np.array([s.label for s in chosen], dtype=np.int64))
+    def iterate_parts(self, parts, preprocessing, batch_size, **options):
+        for part in parts:
+            for start in range(0, len(part), batch_size):
+                chosen = part[start : start + batch_size]
+                x_f32 = np.stack([image_of(sample) for sample in chosen])
+                yield Batch(tuple(s.id for s in chosen), x_f32, np.array([s.label for s in chosen], dtype=np.int64))
 
 
 def evaluate(fakes, *arguments, **options):

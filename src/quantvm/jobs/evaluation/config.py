@@ -17,6 +17,7 @@ from quantvm.options.groups import (
     NumericsOptions,
     OutputOptions,
     paths_for_texts,
+    texts_for_paths,
     tuples,
 )
 from quantvm.options.option import documented, help_of, option, varied
@@ -27,6 +28,11 @@ def _fp32(text: str) -> str | None:
     """Checks the value of `fp32`."""
     is_count = text.isascii() and text.isdecimal() and int(text) > 0
     return None if text in ("all", "none") or is_count else f"got {text!r}, expected all, none, or a number of images"
+
+
+def _image_cache(text: str) -> str | None:
+    """Checks the value of `image_cache`."""
+    return None if text in ("auto", "none") else checks.folder_to_write(text)
 
 
 def _tolerance(text: str) -> str | None:
@@ -52,6 +58,7 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
     panels: ClassVar = {
         "out": CheckOptions.panel,
         "resume": CheckOptions.panel,
+        "image_cache": "Data",
         "flows": QUANTIZATION,
         "numerics": QUANTIZATION,
     }
@@ -79,6 +86,14 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
         metavar="N",
         check=checks.at_least(1),
     )
+    image_cache: str = option(
+        "auto",
+        "Where decoded, scaled and cut images are kept, so that each is decoded once for all models. auto: in the run "
+        "folder until the run is complete, if its disk has room. none: each model decodes them again. DIR: a folder "
+        "that is kept, also for other runs.",
+        metavar="auto|none|DIR",
+        check=_image_cache,
+    )
     resume: Path | None = option(
         None,
         "Take up the run in this folder again, with its options: what is there is not computed again. Options that "
@@ -103,6 +118,7 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
         super().__post_init__()
         tuples(self, "flows", "numerics", once=True)
         paths_for_texts(self, "resume")
+        texts_for_paths(self, "image_cache")
         if isinstance(self.fp32, int):
             object.__setattr__(self, "fp32", str(self.fp32))
 

@@ -9,22 +9,34 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from quantvm.errors import ModelCodeError, OutputError, QuantvmError, UnsupportedOpError, is_output_failure
+from quantvm.data import Batch, PreparedImages
+from quantvm.errors import (
+    ConfigError,
+    DataError,
+    ModelCodeError,
+    OutputError,
+    QuantvmError,
+    UnsupportedOpError,
+    is_output_failure,
+)
 from quantvm.jobs.evaluation.compute import ShardWork
 from quantvm.jobs.evaluation.config import RunConfig
-from quantvm.jobs.evaluation.layout import NETWORKS, REPORT, RUN_JSON, SAMPLES, UNITS
-from quantvm.jobs.evaluation.manifest import check_manifest, manifest_of, read_manifest, resumed
+from quantvm.jobs.evaluation.images import check_contents, done_with, prepared_images
+from quantvm.jobs.evaluation.layout import MANIFEST, NETWORKS, REPORT, RUN_JSON, SAMPLES, UNITS
+from quantvm.jobs.evaluation.manifest import begin_manifest, check_manifest, manifest_of, read_manifest, resumed
 from quantvm.jobs.evaluation.networks import Engines, Network, Networks
 from quantvm.jobs.evaluation.results import Results
 from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow, model_row
 from quantvm.jobs.evaluation.store import PartStore
 from quantvm.jobs.evaluation.text import markdown_report
-from quantvm.jobs.evaluation.units import Shard, shards_of
+from quantvm.jobs.evaluation.units import Shard, Side, shards_of
 from quantvm.jobs.latency.rounds import alternate, time_calls
 from quantvm.options.option import raise_problems
 from quantvm.progress import SILENT, Progress, Task, TitledProgress
@@ -33,7 +45,7 @@ from quantvm.score.parity import OutputShapeError, int8_share_problem, judge
 from quantvm.torch_compat import quantization_engine
 from quantvm.workload.environment import use_threads
 from quantvm.workload.head import head
-from quantvm.workload.plan import Entry, Plan, plan_of
+from quantvm.workload.plan import Entry, Plan, models_of, plan_of
 from quantvm.workload.runners import Runner
 
 if TYPE_CHECKING:
@@ -77,30 +89,54 @@ def evaluate_models(
     if config.resume is not None:
         raise_problems(config.problems())
         config = resumed(config)
-    plan = _planned(config, progress)
-    run: RunRow = {**head(plan, config, command), "models": [], "agreement": []}
+    entries = _models(config, progress)
     if config.out is None:
-        return _Evaluation(plan, config, progress, observer, None, run, started_s).go()
+        with prepared_images(config, entries, None) as images:
+            plan = _planned(config, entries, images, progress)
+            return _Evaluation(plan, config, progress, observer, None, _head(plan, config, command), started_s).go()
     folder = RunFolder(config.out, append=read_manifest(config.out) is not None)
     try:
-        check_manifest(folder, manifest_of(plan, config))
-        return _Evaluation(plan, config, LoggedProgress(progress, folder), observer, folder, run, started_s).go()
+        logged = LoggedProgress(progress, folder)
+        with prepared_images(config, entries, folder) as images:
+            is_new = begin_manifest(folder, config)
+            try:
+                plan = _planned(config, entries, images, logged)
+                check_manifest(folder, manifest_of(plan, config))
+                check_contents(folder, images)
+            except (ConfigError, DataError):
+                if is_new:
+                    done_with(images, config)
+                    folder.discard(MANIFEST)
+                raise
+            run = _head(plan, config, command)
+            result = _Evaluation(plan, config, logged, observer, folder, run, started_s).go()
+            if not result.run["interrupted"]:
+                done_with(images, config)
+            return result
     finally:
         folder.close()
 
 
-def _planned(config: RunConfig, progress: Progress) -> Plan:
-    """Returns the plan; if a factory raised, its stack goes to the log, if there is to be one."""
+def _models(config: RunConfig, progress: Progress) -> tuple[Entry, ...]:
+    """Returns the models; if a factory raised, its stack goes to the log, if there is to be one."""
     try:
-        plan = plan_of(config, progress)
+        return models_of(config, progress)
     except ModelCodeError as error:
         if config.out is not None:
             folder = RunFolder(config.out)
             folder.log(f"{error}\n{error.stack()}")
             folder.close()
         raise
+
+
+def _planned(config: RunConfig, entries: Sequence[Entry], images: PreparedImages, progress: Progress) -> Plan:
+    plan = plan_of(config, progress, entries=entries, images=images)
     raise_problems([*_unknown_labels(plan, config), *_missing_references(plan, config)])
     return plan
+
+
+def _head(plan: Plan, config: RunConfig, command: str) -> RunRow:
+    return {**head(plan, config, command), "models": [], "agreement": []}
 
 
 def _unknown_labels(plan: Plan, config: RunConfig) -> list[str]:
@@ -126,6 +162,16 @@ def _missing_references(plan: Plan, config: RunConfig) -> list[str]:
         return []
     missing = [(entry.spec.name, entry.missing_reference) for entry in plan.entries]
     return [f"check_parity: {name}: {reason}" for name, reason in missing if reason is not None]
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What is missing of a shard: for each unit how many of the images it needs, and which images to read for that."""
+
+    shard: Shard
+    wanted: dict[Side, int]
+    start: int
+    end: int
 
 
 class _Evaluation:
@@ -225,33 +271,20 @@ class _Evaluation:
             OutputShapeError: an engine's output is missing or has another shape than the other's.
             OutputError: the run folder cannot be written.
         """
-        sides = network.sides(self.config.numerics)
-        n_images, batch_size = len(self.plan.dataset.samples), self.config.batch_size
-        n_fp32 = -(-self.config.fp32_images(n_images) // batch_size) * batch_size
-        engines = None
-        with progress.task("evaluate", total=n_images) as task:
-            first = 0
-            for shard in self.shards:
-                wanted = {
-                    side: min(max(n_fp32 - first, 0), len(shard)) if side.is_float else len(shard) for side in sides
-                }
-                first += len(shard)
-                done = {side: self.store.find(side, shard, network.fingerprint(side)) for side in sides}
-                missing = {side: n for side, n in wanted.items() if len(done[side]) < n}
-                n_done = min((len(done[side]) for side in missing), default=len(shard))
-                task.advance(n_done)
-                if not missing:
-                    continue
-                with_float = any(side.is_float for side in missing)
+        n_images, engines = len(self.plan.dataset.samples), None
+        needs = self._needs(network)
+        parts = [need.shard.samples[need.start : need.end] for need in needs]
+        self.plan.images.prepare([sample.source for part in parts for sample in part], progress=progress)
+        with (
+            progress.task("evaluate", total=n_images) as task,
+            closing(self.plan.batches(spec, *(parts or [()]))) as batches,
+        ):
+            task.advance(n_images - sum(map(len, parts)))
+            for need in needs:
+                with_float = any(side.is_float for side in need.wanted)
                 if engines is None or (with_float and engines.fp32 is None):
                     engines = network.open(with_float)
-                work = ShardWork(
-                    shard,
-                    {side: done[side] for side in missing},
-                    missing,
-                    {side: {"fingerprint": network.fingerprint(side), "cpu": self._cpu()} for side in missing},
-                )
-                self._run(work, shard, engines, spec, task)
+                self._compute(need, network, engines, batches, task)
         latencies = [network.by_numerics[numerics].get("latency_ms") for numerics in facts]
         if len(facts) > 1 and None in latencies:
             engines = engines or network.open(False)
@@ -263,16 +296,43 @@ class _Evaluation:
         for numerics, known in facts.items():
             known["latency_ms"] = network.by_numerics[numerics].get("latency_ms") if len(facts) > 1 else None
 
-    def _run(self, work: ShardWork, shard: Shard, engines: Engines, spec: ModelSpec, task: Task) -> None:
+    def _needs(self, network: Network) -> list[_Need]:
+        """Returns what is missing of a network's units, shard by shard."""
+        n_images, batch_size = len(self.plan.dataset.samples), self.config.batch_size
+        n_fp32 = -(-self.config.fp32_images(n_images) // batch_size) * batch_size
+        needs, first = [], 0
+        for shard in self.shards:
+            missing, starts = {}, []
+            for side in network.sides(self.config.numerics):
+                wanted = min(max(n_fp32 - first, 0), len(shard)) if side.is_float else len(shard)
+                n_done = len(self.store.find(side, shard, network.fingerprint(side)))
+                if n_done < wanted:
+                    missing[side] = wanted
+                    starts.append(n_done)
+            if missing:
+                needs.append(_Need(shard, missing, min(starts), max(missing.values())))
+            first += len(shard)
+        return needs
+
+    def _compute(
+        self, need: _Need, network: Network, engines: Engines, batches: Iterator[Batch], task: Task
+    ) -> None:  # fmt: skip
         """Computes one shard's units, and writes them each minute and at the end."""
+        fingerprints = {side: network.fingerprint(side) for side in need.wanted}
+        work = ShardWork(
+            need.shard,
+            {side: self.store.find(side, need.shard, fingerprint) for side, fingerprint in fingerprints.items()},
+            need.wanted,
+            {side: {"fingerprint": fingerprint, "cpu": self._cpu()} for side, fingerprint in fingerprints.items()},
+        )
 
         def keep() -> None:
             for side, part in work.parts().items():
-                self.store.add(side, shard, part)
+                self.store.add(side, need.shard, part)
 
         written_s = time.monotonic()
         try:
-            for n in work.run(engines, lambda shard, start: self.plan.batches(spec, shard.samples[start:])):
+            for n in work.run(engines, lambda shard, start: batches):
                 task.advance(n)
                 if time.monotonic() - written_s > _WRITTEN_EACH_S:
                     keep()

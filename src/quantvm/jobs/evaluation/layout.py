@@ -10,3 +10,9 @@ NETWORKS = "networks"
 
 UNITS = "units"
 """The folder of what was computed, by side and shard."""
+
+IMAGES = "images"
+"""The folder of decoded images, while a run is under way."""
+
+CONTENTS = "images.parquet"
+"""Digests of the images."""

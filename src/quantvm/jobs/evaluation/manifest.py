@@ -23,7 +23,7 @@ _SCHEMA_VERSION = 1
 _FREE = frozenset(
     {
         "models", "num_samples", "flows", "numerics", "data", "calibration_data", "weights", "fp32", "check_parity",
-        "min_top1", "min_int8_macs", "out", "resume", "on_bad_image",
+        "min_top1", "min_int8_macs", "out", "resume", "on_bad_image", "image_cache",
     }
 )  # fmt: skip
 """Options that may be others when a run is taken up again: with more models or images it grows, and checks are made
@@ -67,6 +67,22 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def begin_manifest(folder: RunFolder, config: RunConfig) -> bool:
+    """Writes a manifest that has the options alone, so that a run can be taken up before its images are checked.
+
+    Returns:
+        Whether it was written; False if the folder has a manifest.
+
+    Raises:
+        ConfigError: there is one, and it is damaged or of another version of quantvm.
+        OutputError: the folder cannot be written.
+    """
+    if read_manifest(folder.path) is not None:
+        return False
+    _write(folder, {"schema_version": _SCHEMA_VERSION, "fingerprint": None, "config": config.as_json()})
+    return True
+
+
 def check_manifest(folder: RunFolder, manifest: dict[str, Any]) -> None:
     """Makes sure that the folder's numbers and those of this run may stand together, and writes the manifest.
 
@@ -75,16 +91,19 @@ def check_manifest(folder: RunFolder, manifest: dict[str, Any]) -> None:
         OutputError: the folder cannot be written.
     """
     there = read_manifest(folder.path)
-    if there is not None:
+    if there is not None and there["fingerprint"] is not None:
         different = list(_differences(there["fingerprint"], manifest["fingerprint"]))
         if different:
             raise ConfigError(
                 f"cannot go on in {folder.path}: {'; '.join(different)}. What differs decides the numbers: use the "
                 "same options and versions, or another folder with --out"
             )
-    folder.write(
-        MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    )
+    _write(folder, manifest)
+
+
+def _write(folder: RunFolder, manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    folder.write(MANIFEST, text.encode("utf-8", "backslashreplace"))
 
 
 def _differences(there: dict[str, Any], now: dict[str, Any], of: str = "") -> list[str]:

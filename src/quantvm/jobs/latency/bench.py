@@ -169,7 +169,7 @@ def write_model(entry: Entry, plan: Plan, job: Job) -> None:
 
     model = float_module_of(entry, plan)
     assert model is not None  # quantized checkpoints are refused when the options are checked
-    calibration_f32 = np.concatenate(list(CalibrationInputs(plan.calibration, entry.spec)))
+    calibration_f32 = np.concatenate(list(CalibrationInputs(plan, entry.spec)))
     x_f32 = _input(entry, plan)
     with torch.inference_mode():
         y_f32 = model(torch.from_numpy(x_f32)).numpy()
