@@ -86,7 +86,27 @@ def test_what_has_no_certain_classes_is_explained(tmp_path, names, said):
         recognize(touch(tmp_path, *names))
 
 
+def test_names_that_differ_in_case_only(tmp_path):
+    root = touch(tmp_path / "exact", "Cardigan/a.png", "cardigan/b.png", "great white shark/c.png")
+    assert labels(recognize(root)) == {"Cardigan/a.png": 264, "cardigan/b.png": 474, "great white shark/c.png": 2}
+    with pytest.raises(DataError, match=r"two classes have the name Cardigan: 264 .* and 474"):
+        recognize(touch(tmp_path / "title", "Cardigan/a.png", "Tench/b.png"))
+
+
+def test_the_way_out_of_ambiguous_names_works(tmp_path):
+    in_folders(tmp_path / "x", ANY, lambda i: "crane" if i else "tench")
+    with pytest.raises(DataError, match=r"crane.*--labels FILE"):
+        recognize(tmp_path)
+    right = put(tmp_path / "other", "right.csv", lines_of(ANY, lambda n, i: f"{n},{i}\n")) / "right.csv"
+    assert contents(recognize(tmp_path, labels=right)) == by_bytes(ANY)
+
+
 class TestLists:
+    def test_the_name_of_the_class_may_follow(self, tmp_path):
+        flat(tmp_path, "x/", ANY)
+        put(tmp_path, "x.txt", lines_of(ANY, lambda n, i: f"{n} {i} some kind of animal\n"))
+        assert contents(recognize(tmp_path)) == by_bytes(ANY)
+
     @pytest.mark.parametrize(
         ("line", "said"),
         [

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -70,9 +71,19 @@ def index_of_ilsvrc2012_id() -> MappingProxyType[int, int]:
 @lru_cache(maxsize=1)
 def indices_of_name() -> MappingProxyType[str, tuple[int, ...]]:
     """Returns the class indices of every name, as `plain_name` writes it; two classes can have one name."""
+    return _indices_by(lambda item: plain_name(item.name))
+
+
+@lru_cache(maxsize=1)
+def indices_of_spelling() -> MappingProxyType[str, tuple[int, ...]]:
+    """Returns the class indices of every name as it is written in the table; two classes can have one name."""
+    return _indices_by(lambda item: item.name)
+
+
+def _indices_by(key: Callable[[ImageNetClass], str]) -> MappingProxyType[str, tuple[int, ...]]:
     found: dict[str, list[int]] = defaultdict(list)
     for item in imagenet_classes():
-        found[plain_name(item.name)].append(item.index)
+        found[key(item)].append(item.index)
     return MappingProxyType({name: tuple(indices) for name, indices in found.items()})
 
 

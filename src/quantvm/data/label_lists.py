@@ -132,6 +132,9 @@ def _two_columns(line: str) -> tuple[str, str] | None:
         separator = max(",\t;", key=line.count)
         cells = next(csv.reader(io.StringIO(line), delimiter=separator), [])
         return (cells[0].strip(), cells[1].strip()) if len(cells) >= 2 and cells[0].strip() else None
+    words = line.split()
+    if len(words) > 2 and _label_in(words[-1]) is None and _label_in(words[1]) is not None:
+        return words[0], words[1]  # the class's name follows
     name, _, label = line.rpartition(" ")
     return (name.strip(), label) if name.strip() else None
 

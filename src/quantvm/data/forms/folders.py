@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import re
 
-from quantvm.data.classes import N_CLASSES, WNID, imagenet_classes, index_of_wnid, indices_of_name, plain_name
+from quantvm.data.classes import (
+    N_CLASSES,
+    WNID,
+    imagenet_classes,
+    index_of_wnid,
+    indices_of_name,
+    indices_of_spelling,
+    plain_name,
+)
 from quantvm.data.forms.lists import usable_lists
 from quantvm.data.forms.reading import Labelled, Material, Reading, left_out, listed, refuse_numbers
 from quantvm.data.inventory import Image
@@ -104,7 +112,12 @@ def name_folders(material: Material) -> Reading | None:
     above = {tuple(image.parts[:-2]) for image in material.images if plain_name(_folder(image)) in known}
     inside = [image for image in material.images if tuple(image.parts[:-1]) not in above and _folder(image)]
     strays = [image for image in material.images if tuple(image.parts[:-1]) in above]
-    names = {_folder(image): known.get(plain_name(_folder(image)), ()) for image in inside}
+    exact = indices_of_spelling()
+    spelled = {_folder(image).replace(" ", "_") for image in inside}
+    if spelled <= exact.keys():  # case tells Cardigan, a dog, from cardigan, if all names are spelled as in the list
+        names = {_folder(image): exact[_folder(image).replace(" ", "_")] for image in inside}
+    else:
+        names = {_folder(image): known.get(plain_name(_folder(image)), ()) for image in inside}
     unknown = sorted(name for name, classes in names.items() if not classes)
     if not names or 2 * len(unknown) > len(names):
         return None
