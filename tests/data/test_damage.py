@@ -96,6 +96,15 @@ class TestCut:
         assert len(found.samples) == 1
         assert f"damaged at byte {second:,}: no member begins there" in found.damage[0]
 
+    def test_zeros_in_the_middle_are_no_end(self, tmp_path):
+        whole = bytearray(tar_of(MEMBERS))
+        second = whole.index(MEMBERS[1][0].encode())
+        whole[second : second + 512] = bytes(512)
+        put(tmp_path, "val.tar", bytes(whole))
+        assert f"a mark of its end at byte {second:,}, and more behind that" in recognize(tmp_path).damage[0]
+        put(tmp_path, "val.tar", tar_of(MEMBERS[:4]) + tar_of(MEMBERS[4:], end=False))
+        assert "and more behind that" in recognize(tmp_path).damage[0]
+
 
 class TestHalfADownload:
     def test_a_run_stops_or_leaves_out_what_is_cut(self, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from quantvm.data.recognition import recognize, training_images
 from quantvm.errors import DataError, UnknownNameError
 
+from . import test_forms
 from .conftest import WNIDS, write_image
 from .form_builders import ANY, IDS, LINES, TRAIN, VAL, flat, in_folders, label_of, lines_of, parquet, put, shard_of
 from .test_forms import by_bytes, contents
@@ -254,6 +255,32 @@ class TestFound:
         parquet(tmp_path / "validation-00001-of-00014.parquet", VAL)
         assert any("1 of 14 shards are there" in note for note in recognize(tmp_path).notes)
 
+    @pytest.mark.parametrize(
+        ("names", "hint", "text", "said"),
+        [
+            (["val-000.tar", "val-003.tar"], "x", "", "val-*.tar: of the numbers up to 3, 2 or more are missing"),
+            (["val-001.tar", "val-002.tar"], "x", "", None),
+            (["n01440764.tar"], "x", "", None),
+            (["0.tar"], "nshards.txt", "2\n", "nshards.txt: 1 of 2 shards are there"),
+            (["0.tar", "1.tar"], "nshards.txt", "2", None),
+            (
+                ["0.tar"],
+                "_info.json",
+                '{"splits": {"a": {"filenames": ["0.tar", "1.tar"]}}}',
+                "1 of 2 shards are missing",
+            ),
+            (["0.tar"], "_info.json", '{"splits": {"a": {"filenames": ["7.tar"]}}}', None),
+            (["0.tar"], "_info.json", '{"splits": 5}', None),
+        ],
+    )
+    def test_missing_shards_of_tars(self, tmp_path, names, hint, text, said):
+        put(tmp_path, f"d/{hint}", text)
+        for number, name in enumerate(names):
+            put(tmp_path, f"d/{name}", shard_of(ANY[number : number + 1]))
+        told = [note for note in recognize(tmp_path).notes if "missing" in note]
+        assert bool(told) == (said is not None)
+        assert all(said in note for note in told)
+
 
 def test_another_form_than_the_one_named(tmp_path):
     flat(tmp_path, "x/", ANY)
@@ -261,6 +288,16 @@ def test_another_form_than_the_one_named(tmp_path):
         recognize(tmp_path, form="kaggle")
     with pytest.raises(UnknownNameError, match="no form is called 'flat'; known: parquet, "):
         recognize(tmp_path, form="flat")
+
+
+@pytest.mark.parametrize(
+    "build", [test_forms.official_archives, test_forms.official_half_untarred, test_forms.kaggle_zip,
+              test_forms.hf_parquet, test_forms.wds_timm, test_forms.hf_tar],
+    ids=lambda build: build.__name__,
+)  # fmt: skip
+def test_training_images_have_the_same_ids_everywhere_so_that_the_same_are_drawn(build, tmp_path):
+    folders = dict(training_images(test_forms.valprep(tmp_path / "folders")))
+    assert dict(training_images(build(tmp_path / "other"))).keys() == folders.keys()
 
 
 def test_training_images_of_tables_and_loose_ones(tmp_path):

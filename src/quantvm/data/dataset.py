@@ -10,7 +10,7 @@ from pathlib import Path
 from quantvm.data.sources import Source, order_of_storage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """A labelled image.
 

@@ -7,7 +7,6 @@ what it holds. Parts that are not wanted (the training images, for an evaluation
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from quantvm.data.contents import HEAD_BYTES, Kind, is_clutter, is_image_name, kind_of_content
 from quantvm.data.members import Unusable, members_of
 from quantvm.data.parts import PartName, part_of_folders, part_of_name
+from quantvm.data.shards import missing_shards
 from quantvm.data.sources import Source, beginning_of, open_source
 from quantvm.data.tables import Row, arrow_rows, parquet_rows
 from quantvm.data.tfrecords import tfrecord_rows
@@ -30,13 +30,12 @@ _NEVER_SNIFFED = frozenset(
 )
 _CONTAINER_SUFFIXES = frozenset({".tar", ".zip", ".gz", ".tgz", ".parquet", ".arrow", ".tfrecord"})
 _NO_IMAGES = frozenset({"annotations"})  # 590,000 files in the Kaggle set, all of them boxes
-_SHARD = re.compile(r"^(.*?)[-_.]?(\d{4,6})-of-(\d{4,6})")
 _TABLES: dict[Kind, Callable[[Path], Iterator[Row]]] = {
     "parquet": parquet_rows, "arrow": arrow_rows, "tfrecord": tfrecord_rows,
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Image:
     """An image, wherever it lies.
 
@@ -137,7 +136,7 @@ class _Walk:
         self._others: Counter[str] = Counter()
         self._labels: dict[str, Source] = {}
         self._seen: set[tuple[int, int]] = set()  # folders and containers, which links can reach again
-        self._shards: dict[tuple[str, str], set[int]] = defaultdict(set)
+        self._containers: list[str] = []
 
     def folder(self, folder: Path, path: str, part: PartName | None, depth: int) -> None:
         try:
@@ -216,8 +215,8 @@ class _Walk:
             self.found.damage.append(f"{file} ({size:,} bytes) is not what its name says: damaged, or half a download")
         else:
             self._others[suffix or "without a suffix"] += 1
-        if is_container and (shard := _SHARD.match(name)):
-            self._shards[f"{path.removesuffix(name)}{shard[1]}", shard[3]].add(int(shard[2]))
+        if is_container:
+            self._containers.append(path)
 
     def _archive(self, file: Path, path: str, kind: Kind, part: PartName | None) -> None:
         unlisted: dict[str, None] = {}
@@ -282,9 +281,11 @@ class _Walk:
                 f"{_some(self._dangling)} in {found.root}: links to missing files, as an unfinished download from "
                 "Hugging Face leaves them; download the set again (hf download ... --repo-type dataset)"
             )
-        for (name, total), numbers in self._shards.items():
-            if len(numbers) < int(total):
-                found.notes.append(f"{name}: {len(numbers)} of {int(total)} shards are there; the others are missing")
+        hints = {text.path: text.read() for text in found.texts if text.path.endswith("nshards.txt")}
+        hints |= {
+            path: TextFile(path, source).read() for path, source in self._labels.items() if path.endswith("_info.json")
+        }
+        found.notes += missing_shards(self._containers, hints)
         n_others = sum(self._others.values())
         if n_others and found.images:
             kinds = ", ".join(suffix for suffix, _ in self._others.most_common(4))

@@ -36,7 +36,7 @@ _ZIP_ENCRYPTED = 1
 _BUFFER_BYTES = 1 << 13
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A regular file inside of an archive.
 
@@ -194,16 +194,26 @@ def _tar_members(region: _Region, shown: str, depth: int, task: Task | None) -> 
         except tarfile.ReadError as error:
             yield Unusable(f"{shown} is damaged or cut off: {error}", True)
             return
-        file.seek(end)
-        mark = file.read(HEAD_BYTES)
-        if len(mark) < HEAD_BYTES:
-            yield Unusable(f"{shown} is cut off: it has no mark of its end, so members may be missing", True)
-        elif mark.strip(b"\0"):
-            yield Unusable(f"{shown} is damaged at byte {end:,}: no member begins there", True)
+        yield from _end_of_tar(file, end, region, shown)
     if links:
         yield Unusable(f"{shown}: {links:,} links, devices or sparse files are not read", False)
     if unsafe:
         yield _left_out(shown, unsafe, "or they are larger")
+
+
+def _end_of_tar(file: IO[bytes], end: int, region: _Region, shown: str) -> Iterator[Unusable]:
+    """Says whether the place where tarfile stopped is the end: blocks of zeros, and nothing behind them."""
+    file.seek(end)
+    mark, behind = file.read(HEAD_BYTES), file.read(HEAD_BYTES)
+    if region.inner is None and region.length > end + 2 * HEAD_BYTES:
+        file.seek(region.length - HEAD_BYTES)
+        behind += file.read(HEAD_BYTES)
+    if len(mark) < HEAD_BYTES:
+        yield Unusable(f"{shown} is cut off: it has no mark of its end, so members may be missing", True)
+    elif mark.strip(b"\0"):
+        yield Unusable(f"{shown} is damaged at byte {end:,}: no member begins there", True)
+    elif behind.strip(b"\0"):
+        yield Unusable(f"{shown} is damaged: it has a mark of its end at byte {end:,}, and more behind that", True)
 
 
 def _left_out(shown: str, count: int, other: str) -> Unusable:

@@ -52,7 +52,7 @@ def validation_number(name: str) -> int | None:
     return int(found[2]) if found and found[1].lower() == "val" and 1 <= int(found[2]) <= 50_000 else None
 
 
-def is_training_name(name: str) -> bool:
-    """Returns whether an image is named like one of the training set: `n01440764_10026.JPEG`."""
+def training_name(name: str) -> str | None:
+    """Returns the name of an image of the training set, as `n01440764_10026`; None if it is named otherwise."""
     found = _TRAINING_NAME.match(name)
-    return found is not None and found[1] in index_of_wnid()
+    return found[0] if found is not None and found[1] in index_of_wnid() else None

@@ -14,7 +14,7 @@ from quantvm.data.forms import FORMS, Labelled, Material, Reading, read_named_li
 from quantvm.data.forms.folders import REMEDY
 from quantvm.data.forms.reading import left_out, listed
 from quantvm.data.inventory import Image, Inventory, take_inventory
-from quantvm.data.parts import PartName, is_training_name, part_of_folders, part_of_image, validation_number
+from quantvm.data.parts import PartName, part_of_folders, part_of_image, training_name, validation_number
 from quantvm.data.sources import Source
 from quantvm.errors import ConfigError, DataError, UnknownNameError
 from quantvm.progress import SILENT, Progress
@@ -92,7 +92,10 @@ def in_form(name: str) -> Callable[[Path], list[Sample]]:
 
 
 def training_images(root: Path, *, progress: Progress = SILENT) -> list[tuple[str, Source]]:
-    """Returns the training images that a folder holds, with ids that are relative to what holds all of them.
+    """Returns the training images that a folder holds, with their ids.
+
+    These are paths relative to what holds all of them; images in archives and tables that have ImageNet's names get
+    those that they would have in folders.
 
     Raises:
         DataError: Some of them lie in damaged archives or tables.
@@ -100,14 +103,20 @@ def training_images(root: Path, *, progress: Progress = SILENT) -> list[tuple[st
     inventory = take_inventory(root, without=("val", "test"), progress=progress)
     named = [image for image in inventory.images if _part(image) == "train"]
     if not named:
-        named = [image for image in inventory.images if _part(image) is None and is_training_name(image.name)]
+        named = [image for image in inventory.images if _part(image) is None and training_name(image.name) is not None]
     if inventory.damage and (named or inventory.unlisted):
         raise DataError(f"calibration: {'; '.join(inventory.damage)}. Other images: --calibration-data")
     if not named:
         return []
     n_above = min(_shared([image.parts[:-1] for image in named]), *(_class_depth(image) for image in named))
     prefix = len("/".join(named[0].parts[:n_above])) + 1 if n_above else 0
-    return [(image.path[prefix:], image.source) for image in named]
+    return [(_training_id(image, prefix), image.source) for image in named]
+
+
+def _training_id(image: Image, prefix: int) -> str:
+    """Returns an id that is the same in archives and tables as in folders, so that the same images are drawn."""
+    name = training_name(image.name)
+    return image.path[prefix:] if image.container == "file" or name is None else f"{name[:9]}/{name}.JPEG"
 
 
 def all_images(root: Path, *, progress: Progress = SILENT) -> list[tuple[str, Source]]:
@@ -140,7 +149,7 @@ def _to_evaluate(inventory: Inventory) -> tuple[list[Image], list[str]]:
         parts[_part(image)].append(image)
     labelled_test = [image for image in parts["test"] if image.label is not None]
     if parts["val"]:
-        others = [image for image in parts[None] if not is_training_name(image.name)]
+        others = [image for image in parts[None] if training_name(image.name) is None]
         return parts["val"], left_out(others, "outside of the validation images")
     if parts[None]:
         return parts[None], []

@@ -27,7 +27,7 @@ _KEPT_ROW_GROUPS = 4
 _KEPT_BYTES = 1 << 28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileSlice:
     """Consecutive bytes of a file: a member of an uncompressed archive, or a value of an uncompressed table.
 
@@ -47,7 +47,7 @@ class FileSlice:
         return f"{self.file}!{self.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ZipMember:
     """A member of a zip file, compressed or not.
 
@@ -72,7 +72,7 @@ class ZipMember:
         return f"{self.file}!{self.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GzipSlice:
     """Consecutive bytes of the content of a gzip file, such as a member of a .tar.gz.
 
@@ -96,7 +96,7 @@ class GzipSlice:
         return f"{self.file}!{self.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ParquetRow:
     """A value of a Parquet file.
 
