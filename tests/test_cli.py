@@ -229,6 +229,7 @@ def test_every_option_of_bench_reaches_the_configuration(bench):
     assert config.pop("batch_sizes") == [1, 8]
     assert config.pop("threads") == [1, 2]
     assert config.pop("profile") is True
+    assert [config.pop(name) for name in ("labels", "form")] == [None] * 2
     assert config == {name.replace("-", "_"): value for name, value in options.items()}
 
 
