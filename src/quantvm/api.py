@@ -93,6 +93,8 @@ def evaluate(
     fp32: str | int = "all",
     shard_size: int = 512,
     image_cache: str | os.PathLike[str] = "auto",
+    workers: int | None = None,
+    cluster: str | None = None,
     resume: Path | str | None = None,
     check_parity: str | None = None,
     min_top1: float | None = None,

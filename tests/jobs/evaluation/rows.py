@@ -51,6 +51,8 @@ PASSED = {
     "compile_s": 12.25,
     "cached": False,
     "load_s": None,
+    "cpus": ["Some CPU"],
+    "same_bits": None,
     "latency_ms": None,
     "duration_s": 20.0,
 }
@@ -65,6 +67,7 @@ SKIPPED = {
     **dict.fromkeys(("weights", "calibration", "fp32", "torch", "tvm", "parity", "int8_mac_share", "target")),
     **dict.fromkeys(("import_s", "compile_s", "cached", "latency_ms")),
     "n_images": 0,
+    "cpus": [],
     "duration_s": 0.0,
 }
 

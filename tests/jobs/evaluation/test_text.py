@@ -192,3 +192,21 @@ def test_rows_of_other_flows_say_so():
     row = model_row(flow="fx")
     assert model_lines(row)[0].endswith("per channel quantization, flow fx")
     assert any(line.startswith(f"{row['title']} (fx)|") for line in accuracy_table(run_row(models=[row])))
+
+
+def test_several_kinds_of_cpu_have_a_column_and_what_differs_is_said():
+    same = {"cpus": ["Some CPU", "Zen 5"], "n_images": 32, "tvm": 32, "torch": 30}
+    run = run_row(models=[model_row(cpus=["Some CPU", "Zen 5"], same_bits=same), SKIPPED])
+    head, separator, *rows = detail_table(run)
+    assert head.endswith(" | Same bits on kinds of CPU")
+    assert [row.split("|")[-1] for row in rows] == ["2 kinds: TVM 32 / 32, PyTorch 30 / 32", ""]
+    assert {row.count("|") for row in (head, separator, *rows)} == {head.count("|")}
+    assert "- Computed on 2 kinds of CPU: Some CPU; Zen 5" in conditions(run)
+    assert remarks(run)[0].endswith(
+        "PyTorch's raw outputs of 2 of 32 images differ between kinds of CPU: it chooses other kernels there."
+    )
+    run["models"][0]["same_bits"] = same | {"tvm": 31, "torch": None}
+    assert "TVM's raw outputs of 1 of 32 images differ between kinds of CPU" in remarks(run)[0]
+    run["models"][0]["same_bits"] = None
+    assert remarks(run)[0].endswith("computed on 2 kinds of CPU, whose raw outputs were not compared.")
+    assert "kinds of CPU" not in "\n".join(summary_lines(run_row()))

@@ -6,7 +6,7 @@ The engines run the very same array of each batch, one after the other, with equ
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,50 +14,48 @@ import numpy as np
 from quantvm.data import Batch
 from quantvm.jobs.evaluation.networks import Engines
 from quantvm.jobs.evaluation.parts import Part
-from quantvm.jobs.evaluation.units import Shard, Side
+from quantvm.jobs.evaluation.unit_messages import ShardTask
+from quantvm.jobs.evaluation.units import Side
 from quantvm.score.accuracy import top_k
 from quantvm.score.image_columns import Columns, joined
 from quantvm.score.parity import check_outputs, compared
-
-Batches = Callable[[Shard, int], Iterator[Batch]]
-"""Returns the batches of a shard from one of its images on, which begins a batch."""
 
 
 class ShardWork:
     """The units of one network on one shard, under way: the parts grow batch by batch.
 
     Args:
-        shard: the images.
-        done: what is known of each unit already; the units go on from there.
-        wanted: how many of the shard's images each unit needs.
-        facts: of the parts.
+        task: what is missing; the units go on from what is done.
+        cpu: the name of this machine's processor.
     """
 
-    def __init__(
-        self, shard: Shard, done: Mapping[Side, Part], wanted: Mapping[Side, int], facts: Mapping[Side, dict[str, Any]]
-    ) -> None:
-        self._shard, self._done, self._wanted, self._facts = shard, dict(done), dict(wanted), facts
-        self._columns: dict[Side, list[Columns]] = {side: [] for side in done}
-        self._ids: dict[Side, list[str]] = {side: [] for side in done}
-        self._labels: dict[Side, list[np.ndarray]] = {side: [] for side in done}
+    def __init__(self, task: ShardTask, cpu: str) -> None:
+        self._shard, self._done, self._wanted = task.shard, dict(task.done), task.wanted
+        self._facts: dict[Side, dict[str, Any]] = {
+            side: {"fingerprint": fingerprint, "cpus": [cpu]} for side, fingerprint in task.fingerprints.items()
+        }
+        self._columns: dict[Side, list[Columns]] = {side: [] for side in task.done}
+        self._ids: dict[Side, list[str]] = {side: [] for side in task.done}
+        self._labels: dict[Side, list[np.ndarray]] = {side: [] for side in task.done}
         self._started_s = time.monotonic()
 
-    def run(self, engines: Engines, batches: Batches) -> Iterator[int]:
+    def run(self, engines: Engines, batches: Iterator[Batch]) -> Iterator[int]:
         """Computes the units; yields the number of images of each batch when all engines have answered.
+
+        Args:
+            engines: of the network.
+            batches: begin with those of the task's `samples`; no others are taken.
 
         Raises:
             OutputShapeError: an engine's output is missing or has another shape than the other's.
         """
-        start = min((len(self._done[side]) for side in self._missing()), default=len(self._shard))
-        if start >= len(self._shard):
-            return
-        for batch in batches(self._shard, start):
+        start = min((len(self._done[side]) for side in self._missing()), default=0)
+        while self._missing():
+            batch = next(batches)
             sides = [side for side in self._missing() if len(self._done[side]) <= start]
             self._add(batch, sides, engines)
             start += len(batch)
             yield len(batch)
-            if not self._missing():
-                return
 
     def parts(self) -> dict[Side, Part]:
         """Returns the units as far as they are computed: whole batches, the same for all units of the code."""

@@ -59,6 +59,8 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
         "out": CheckOptions.panel,
         "resume": CheckOptions.panel,
         "image_cache": "Data",
+        "workers": "Workers",
+        "cluster": "Workers",
         "flows": QUANTIZATION,
         "numerics": QUANTIZATION,
     }
@@ -94,6 +96,20 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
         metavar="auto|none|DIR",
         check=_image_cache,
     )
+    workers: int | None = option(
+        None,
+        "Compute in N processes, or with --cluster in N actors. Each opens the network itself (about 1 GB of memory) "
+        "and computes with --threads threads, on which bits depend: on two cores, --workers 2 --threads 1. Without it: "
+        "in this process, or in as many actors as the cluster has room for.",
+        metavar="N",
+        check=checks.at_least(1),
+    )
+    cluster: str | None = option(
+        None,
+        "Compute on a Ray cluster that is running: auto, or its address. All its machines must see the images under "
+        "the same paths. Needs: pip install 'quantvm[cluster]'.",
+        metavar="auto|ADDRESS",
+    )
     resume: Path | None = option(
         None,
         "Take up the run in this folder again, with its options: what is there is not computed again. Options that "
@@ -122,6 +138,11 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
         if isinstance(self.fp32, int):
             object.__setattr__(self, "fp32", str(self.fp32))
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether units are computed in other processes than this one."""
+        return self.workers is not None or self.cluster is not None
+
     def fp32_images(self, n_images: int) -> int:
         """Returns on how many of the images the float model is run."""
         if self.fp32.isdecimal():
@@ -133,5 +154,9 @@ class RunConfig(WorkloadOptions, CheckOptions, OutputOptions):
         yield from super().wrong_combinations()
         if self.resume is not None and self.out is not None and self.out != self.resume:
             yield "resume: the run goes on in its own folder; leave out --out"
+        if self.cluster is not None:
+            from quantvm.jobs.evaluation.cluster import missing_ray
+
+            yield from missing_ray()
         if self.min_top1 is not None and self.weights == "random":
             yield "min_top1: with random weights accuracy means nothing; leave one of the two out"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -34,14 +34,18 @@ from quantvm.jobs.evaluation.manifest import begin_manifest, check_manifest, man
 from quantvm.jobs.evaluation.networks import Engines, Network, Networks
 from quantvm.jobs.evaluation.results import Results
 from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow, model_row
+from quantvm.jobs.evaluation.spread import LostShardsError
 from quantvm.jobs.evaluation.store import PartStore
 from quantvm.jobs.evaluation.text import markdown_report
-from quantvm.jobs.evaluation.units import Shard, Side, shards_of
+from quantvm.jobs.evaluation.unit_messages import ShardTask
+from quantvm.jobs.evaluation.units import shards_of
+from quantvm.jobs.evaluation.workers import Advance, Workers
 from quantvm.jobs.latency.rounds import alternate, time_calls
 from quantvm.options.option import raise_problems
-from quantvm.progress import SILENT, Progress, Task, TitledProgress
+from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder, run_json
 from quantvm.score.parity import OutputShapeError, int8_share_problem, judge
+from quantvm.storage.scratch import scratch_folder
 from quantvm.torch_compat import quantization_engine
 from quantvm.workload.environment import use_threads
 from quantvm.workload.head import head
@@ -91,9 +95,11 @@ def evaluate_models(
         config = resumed(config)
     entries = _models(config, progress)
     if config.out is None:
-        with prepared_images(config, entries, None) as images:
+        with prepared_images(config, entries, None) as images, ExitStack() as stack:
             plan = _planned(config, entries, images, progress)
-            return _Evaluation(plan, config, progress, observer, None, _head(plan, config, command), started_s).go()
+            place = stack.enter_context(scratch_folder("networks")) if config.has_workers else None
+            run = _head(plan, config, command)
+            return _Evaluation(plan, config, progress, observer, None, place, run, started_s).go()
     folder = RunFolder(config.out, append=read_manifest(config.out) is not None)
     try:
         logged = LoggedProgress(progress, folder)
@@ -109,7 +115,8 @@ def evaluate_models(
                     folder.discard(MANIFEST)
                 raise
             run = _head(plan, config, command)
-            result = _Evaluation(plan, config, logged, observer, folder, run, started_s).go()
+            place = folder.path / NETWORKS
+            result = _Evaluation(plan, config, logged, observer, folder, place, run, started_s).go()
             if not result.run["interrupted"]:
                 done_with(images, config)
             return result
@@ -164,22 +171,12 @@ def _missing_references(plan: Plan, config: RunConfig) -> list[str]:
     return [f"check_parity: {name}: {reason}" for name, reason in missing if reason is not None]
 
 
-@dataclass(frozen=True)
-class _Need:
-    """What is missing of a shard: for each unit how many of the images it needs, and which images to read for that."""
-
-    shard: Shard
-    wanted: dict[Side, int]
-    start: int
-    end: int
-
-
 class _Evaluation:
     """One plan under way."""
 
     def __init__(
         self, plan: Plan, config: RunConfig, progress: Progress, observer: Observer, folder: RunFolder | None,
-        run: RunRow, started_s: float,
+        place_of_networks: Path | None, run: RunRow, started_s: float,
     ) -> None:  # fmt: skip
         self.plan, self.config, self.progress, self.observer = plan, config, progress, observer
         self.folder, self.run, self.started_s = folder, run, started_s
@@ -187,11 +184,22 @@ class _Evaluation:
             plan.dataset, seed=config.seed, batch_size=config.batch_size, shard_size=config.shard_size
         )
         self.store = PartStore(None if folder is None else folder.path / UNITS)
-        self.networks = Networks(None if folder is None else folder.path / NETWORKS, plan, config.numerics)
+        self.networks = Networks(place_of_networks, plan, config.numerics)
         self.results = Results(self.store, self.shards)
+        self.workers: Workers | None = None
 
     def go(self) -> RunResult:
+        """Evaluates all models; workers, if there are any, have ended then."""
         self.networks.check(self._turns())
+        if not self.config.has_workers:
+            return self._go()
+        self.workers = Workers(self.config, self.plan.machine.threads, self.networks, self.store, self.progress)
+        try:
+            return self._go()
+        finally:
+            self.workers.close()
+
+    def _go(self) -> RunResult:
         self._save()
         self.observer.on_start(self.run)
         try:
@@ -237,7 +245,7 @@ class _Evaluation:
             with quantization_engine(own_engine or self.config.engine):
                 progress = TitledProgress(self.progress, entry.spec.title)
                 network = self.networks.get(entry, flow, progress, facts)
-                self._measure(network, entry.spec, progress, facts)
+                self._measure(network, entry, progress, facts)
             for numerics in facts:
                 verdicts[numerics] = self._judge(network, numerics, facts[numerics], entry.missing_reference)
         except KeyboardInterrupt:
@@ -247,6 +255,9 @@ class _Evaluation:
                 reason = f"interrupted after {results.get('n_images', 0)} of {n_images} images"
                 verdicts[numerics] = {"reason": reason, "status": "error"} | results
             raise
+        except LostShardsError as error:
+            lost = {"status": "error", "reason": str(error), "remedy": "all else is computed; --resume tries it again"}
+            verdicts = {each: lost | ({} if network is None else self.results.of(network, each)) for each in facts}
         except OutputShapeError as error:
             verdicts = {numerics: {"status": "failed", "reason": str(error)} for numerics in facts}
         except OutputError as error:
@@ -264,27 +275,28 @@ class _Evaluation:
                 known = facts[numerics] | verdict | {"duration_s": time.monotonic() - started_s}
                 self._add(self._row(entry, flow, numerics, known))
 
-    def _measure(self, network: Network, spec: ModelSpec, progress: Progress, facts: dict[str, dict[str, Any]]) -> None:
+    def _measure(self, network: Network, entry: Entry, progress: Progress, facts: dict[str, dict[str, Any]]) -> None:
         """Computes what is missing of a network's units; what is computed is kept, whatever happens.
 
         Raises:
             OutputShapeError: an engine's output is missing or has another shape than the other's.
+            LostShardsError: workers ended again and again on some shards.
             OutputError: the run folder cannot be written.
         """
-        n_images, engines = len(self.plan.dataset.samples), None
-        needs = self._needs(network)
-        parts = [need.shard.samples[need.start : need.end] for need in needs]
-        self.plan.images.prepare([sample.source for part in parts for sample in part], progress=progress)
-        with (
-            progress.task("evaluate", total=n_images) as task,
-            closing(self.plan.batches(spec, *(parts or [()]))) as batches,
-        ):
-            task.advance(n_images - sum(map(len, parts)))
-            for need in needs:
-                with_float = any(side.is_float for side in need.wanted)
-                if engines is None or (with_float and engines.fp32 is None):
-                    engines = network.open(with_float)
-                self._compute(need, network, engines, batches, task)
+        n_images, spec, engines = len(self.plan.dataset.samples), entry.spec, None
+        tasks = self._missing(network)
+        self.plan.images.prepare([sample.source for each in tasks for sample in each.samples], progress=progress)
+        with progress.task("evaluate", total=n_images) as task:
+            advance: Advance = task.advance
+            advance(n_images - sum(len(each.samples) for each in tasks))
+            if self.workers is not None and self.workers.compute(network, entry, tasks, advance):
+                tasks, advance = self._missing(network), _counted_already
+            with closing(self.plan.batches(spec, *([each.samples for each in tasks] or [()]))) as batches:
+                for each in tasks:
+                    with_float = any(side.is_float for side in each.wanted)
+                    if engines is None or (with_float and engines.fp32 is None):
+                        engines = network.open(with_float)
+                    self._compute(each, engines, batches, advance)
         latencies = [network.by_numerics[numerics].get("latency_ms") for numerics in facts]
         if len(facts) > 1 and None in latencies:
             engines = engines or network.open(False)
@@ -296,52 +308,41 @@ class _Evaluation:
         for numerics, known in facts.items():
             known["latency_ms"] = network.by_numerics[numerics].get("latency_ms") if len(facts) > 1 else None
 
-    def _needs(self, network: Network) -> list[_Need]:
-        """Returns what is missing of a network's units, shard by shard."""
+    def _missing(self, network: Network) -> list[ShardTask]:
+        """Returns what is missing of the network's units, by shard."""
         n_images, batch_size = len(self.plan.dataset.samples), self.config.batch_size
         n_fp32 = -(-self.config.fp32_images(n_images) // batch_size) * batch_size
-        needs, first = [], 0
+        fingerprints = {side: network.fingerprint(side) for side in network.sides(self.config.numerics)}
+        tasks, first = [], 0
         for shard in self.shards:
-            missing, starts = {}, []
-            for side in network.sides(self.config.numerics):
-                wanted = min(max(n_fp32 - first, 0), len(shard)) if side.is_float else len(shard)
-                n_done = len(self.store.find(side, shard, network.fingerprint(side)))
-                if n_done < wanted:
-                    missing[side] = wanted
-                    starts.append(n_done)
-            if missing:
-                needs.append(_Need(shard, missing, min(starts), max(missing.values())))
+            done, wanted = {}, {}
+            for side, fingerprint in fingerprints.items():
+                n_wanted = min(max(n_fp32 - first, 0), len(shard)) if side.is_float else len(shard)
+                part = self.store.find(side, shard, fingerprint)
+                if len(part) < n_wanted:
+                    done[side], wanted[side] = part, n_wanted
+            if wanted:
+                tasks.append(ShardTask(shard, done, wanted, {side: fingerprints[side] for side in wanted}))
             first += len(shard)
-        return needs
+        return tasks
 
-    def _compute(
-        self, need: _Need, network: Network, engines: Engines, batches: Iterator[Batch], task: Task
-    ) -> None:  # fmt: skip
+    def _compute(self, missing: ShardTask, engines: Engines, batches: Iterator[Batch], advance: Advance) -> None:
         """Computes one shard's units, and writes them each minute and at the end."""
-        fingerprints = {side: network.fingerprint(side) for side in need.wanted}
-        work = ShardWork(
-            need.shard,
-            {side: self.store.find(side, need.shard, fingerprint) for side, fingerprint in fingerprints.items()},
-            need.wanted,
-            {side: {"fingerprint": fingerprint, "cpu": self._cpu()} for side, fingerprint in fingerprints.items()},
-        )
+        work = ShardWork(missing, self.run["environment"]["cpu"]["model"])
 
         def keep() -> None:
             for side, part in work.parts().items():
-                self.store.add(side, need.shard, part)
+                self.store.add(side, missing.shard, part)
 
         written_s = time.monotonic()
         try:
-            for n in work.run(engines, lambda shard, start: batches):
-                task.advance(n)
+            for n in work.run(engines, batches):
+                advance(n)
                 if time.monotonic() - written_s > _WRITTEN_EACH_S:
                     keep()
                     written_s = time.monotonic()
         finally:
             keep()
-
-    def _cpu(self) -> str:
-        return self.run["environment"]["cpu"]["model"]
 
     def _skip(self, entry: Entry, flow: str, reason: str | None, remedy: str | None = None) -> None:
         for numerics in self.config.numerics:
@@ -390,6 +391,10 @@ class _Evaluation:
         self.run["duration_s"] = time.monotonic() - self.started_s
         if self.folder is not None:
             save(self.folder, self.run)
+
+
+def _counted_already(amount: float) -> None:
+    """Counts no image a second time."""
 
 
 def save(folder: RunFolder, run: RunRow) -> None:

@@ -23,11 +23,15 @@ _SCHEMA_VERSION = 1
 _FREE = frozenset(
     {
         "models", "num_samples", "flows", "numerics", "data", "calibration_data", "weights", "fp32", "check_parity",
-        "min_top1", "min_int8_macs", "out", "resume", "on_bad_image", "image_cache",
+        "min_top1", "min_int8_macs", "out", "resume", "on_bad_image", "image_cache", "workers",
+        "cluster",
     }
 )  # fmt: skip
 """Options that may be others when a run is taken up again: with more models or images it grows, and checks are made
 anew. Data and weights are compared by their content."""
+
+_OF_NOW = frozenset({"workers", "cluster"})
+"""Options that are not taken from the folder: what can be computed with now need not be what there was then."""
 
 
 def manifest_of(plan: Plan, config: RunConfig) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def _differences(there: dict[str, Any], now: dict[str, Any], of: str = "") -> li
 def resumed(config: RunConfig) -> RunConfig:
     """Returns the options of a run that is taken up again: those of its folder, replaced by those that are given now.
 
-    An option that has its default value counts as not given.
+    An option that has its default value counts as not given; the workers are only those that are given now.
 
     Args:
         config: with `resume`, the folder.
@@ -135,5 +139,5 @@ def resumed(config: RunConfig) -> RunConfig:
     defaults = RunConfig().as_json()
     given = {name: value for name, value in config.as_json().items() if value != defaults[name]}
     given.pop("resume")
-    kept = {name: value for name, value in manifest["config"].items() if name in defaults}
+    kept = {name: value for name, value in manifest["config"].items() if name in defaults and name not in _OF_NOW}
     return RunConfig(**{**kept, **given, "resume": None, "out": config.resume})

@@ -26,6 +26,7 @@ from quantvm.jobs.evaluation.kept_programs import (
     kept_program,
     program_of_row,
 )
+from quantvm.jobs.evaluation.unit_messages import NetworkJob, software
 from quantvm.jobs.evaluation.units import Side, folder_name
 from quantvm.progress import Progress
 from quantvm.storage.output_files import make_folder, unfinished_name, write_file
@@ -35,6 +36,8 @@ from quantvm.workload.program import Program
 from quantvm.workload.runners import Runner, TorchRunner
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from quantvm.runtime import Artifact, CompileReport
 
 _SCHEMA_VERSION = 1
@@ -141,6 +144,43 @@ class Networks:
         if place is not None:
             make_folder(place)
             write_file(place / _FACTS_FILE, _json(_row_of(network)))
+
+    def job(self, network: Network, entry: Entry, float_folder: Path | None) -> NetworkJob | None:
+        """Returns what a worker needs to open a network; None if the run folder does not keep it.
+
+        Args:
+            network: the network.
+            entry: its model.
+            float_folder: the float model is written there for the workers; None: it is not needed.
+
+        Raises:
+            ConfigError: the float model has other weights now.
+            NotKeptError: PyTorch cannot trace the float model, or what is read back gives other outputs.
+        """
+        place, plan, codes = self._place(network.model, network.flow), self._plan, network.by_numerics
+        if place is None or network.program is None:
+            return None
+        float_program = None
+        if float_folder is not None:
+            module, crop = self._float_module(entry, network.float_digest, place), entry.spec.preprocessing.crop
+            program = Program(entry.spec.name, "module", module, ((1, 3, crop, crop),), True, None)
+            float_program, _ = kept_program(program, float_folder)
+        own = entry.program if network.program["file"] is None else None
+        return NetworkJob(
+            key=sha256(f"{place} {network.reference} {float_folder}".encode()).hexdigest(),
+            folder=place.absolute(),
+            program=network.program,
+            own=own,
+            codes={each: (codes[each]["file"], codes[each]["digest"]) for each in self._numerics},
+            float_folder=float_folder,
+            float_program=float_program,
+            machine=plan.machine,
+            engine=(None if entry.program is None else entry.program.engine) or plan.options.engine,
+            preprocessing=entry.spec.preprocessing,
+            batch_size=plan.options.batch_size,
+            images=plan.images,
+            software=software(),
+        )
 
     def _place(self, model: str, flow: str) -> Path | None:
         return None if self._folder is None else self._folder / folder_name(model, flow)
@@ -313,16 +353,25 @@ class Networks:
             tvm = {each: load(place / row["by_numerics"][each]["file"]) for each in self._numerics}
             found = _opener_of(plan, program, tvm)(False)
             if with_float:
-                module = float_module_of(entry, plan)
-                if module is None or digest_of_weights(module) != row["float_digest"]:
-                    raise ConfigError(
-                        f"the float weights of {row['model']} are not those that its run in {place.parent.parent} "
-                        "began with; use another folder with --out, or --fp32 none"
-                    )
+                module = self._float_module(entry, row["float_digest"], place)
                 found.fp32 = TorchRunner(module, threads=plan.machine.threads)
             return found
 
         return _network_of(row, engines)
+
+    def _float_module(self, entry: Entry, digest: str | None, place: Path) -> nn.Module:
+        """Returns the float model.
+
+        Raises:
+            ConfigError: its weights are not those that the network of that place was made of.
+        """
+        module = float_module_of(entry, self._plan)
+        if module is None or digest_of_weights(module) != digest:
+            raise ConfigError(
+                f"the float weights of {entry.spec.name} are not those that its run in {place.parent.parent} began "
+                "with; use another folder with --out, or --fp32 none"
+            )
+        return module
 
 
 def _opener_of(plan: Plan, program: Program, artifacts: Mapping[str, Artifact]) -> Callable[[bool], Engines]:

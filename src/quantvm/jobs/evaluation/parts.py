@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ class Part:
         ids: of the images, in the order of evaluation.
         labels: (N,), int64.
         columns: see `score/image_columns.py`; `fp32_top5` alone for a float model.
-        facts: how they were computed: `fingerprint` of what decides the numbers, `cpu`, `duration_s`.
+        facts: how they were computed: `fingerprint` of what decides the numbers, `cpus`, `duration_s`.
     """
 
     ids: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Part:
         return len(self.ids)
 
     def followed_by(self, other: Part) -> Part:
-        """Returns the rows of both; the facts are those of `other`, the durations are added."""
+        """Returns the rows of both; the facts are those of `other`, with the processors and the durations of both."""
         if not self.ids:
             return other
         duration_s = self.facts.get("duration_s", 0.0) + other.facts.get("duration_s", 0.0)
@@ -45,8 +45,13 @@ class Part:
             self.ids + other.ids,
             np.concatenate([self.labels, other.labels]),
             joined([self.columns, other.columns]),
-            {**other.facts, "duration_s": duration_s},
+            {**other.facts, "duration_s": duration_s, "cpus": cpus_of([self, other])},
         )
+
+
+def cpus_of(parts: Iterable[Part]) -> list[str]:
+    """Returns the names of the processors that computed the parts, sorted."""
+    return sorted({cpu for part in parts for cpu in part.facts.get("cpus", ())})
 
 
 def part_bytes(part: Part) -> bytes:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from quantvm.jobs.evaluation.cpu_kinds import same_bits
 from quantvm.jobs.evaluation.networks import Network
 from quantvm.jobs.evaluation.parts import Part
 from quantvm.jobs.evaluation.samples import sample_rows, samples_table, write_samples
+from quantvm.jobs.evaluation.schema import SameBitsRow
 from quantvm.jobs.evaluation.store import PartStore
 from quantvm.jobs.evaluation.units import Shard, Side
 from quantvm.score.accuracy import AccuracyCount
@@ -52,7 +54,13 @@ class Results:
             "torch": _accuracy(rows, "torch") if "torch_top5" in rows.columns else None,
             "tvm": _accuracy(rows, "tvm"),
             "parity": parity_row(rows.columns, rows.ids, scale) if "n_identical" in rows.columns else None,
+            "cpus": rows.facts["cpus"],
+            "same_bits": self._same_bits(network, numerics),
         }
+
+    def _same_bits(self, network: Network, numerics: str) -> SameBitsRow | None:
+        side = Side(network.model, network.flow, numerics)
+        return same_bits(self._store.proofs(side, network.fingerprint(side)))
 
     def mistrust(self, network: Network, numerics: str) -> str | None:
         """Returns why a side's outputs prove little, or None."""

@@ -25,6 +25,15 @@ class CalibrationRow(TypedDict):
     source: str
 
 
+class SameBitsRow(TypedDict):
+    """The same images on each kind of processor that took part: how many have the same raw outputs on all of them."""
+
+    cpus: list[str]
+    n_images: int
+    tvm: int
+    torch: int | None  # None: there is no reference
+
+
 class ModelRow(PyTorchRow):
     """One model of a run; the measured fields are None where `status` says that it was not measured."""
 
@@ -53,6 +62,8 @@ class ModelRow(PyTorchRow):
     compile_s: float | None  # None where `cached` says that it was compiled earlier
     cached: bool | None
     load_s: float | None  # loading compiled code from the cache; None: it was compiled in this run
+    cpus: list[str]  # names of the processors that computed the row
+    same_bits: SameBitsRow | None  # None: the kinds of processors were not compared, or there is only one
     latency_ms: float | None  # p50 of one image in TVM, if several numerics are compared; else None
     duration_s: float
 
@@ -86,6 +97,8 @@ def model_row(name: str, flow: str, known: Mapping[str, Any]) -> ModelRow:
         "compile_s": None,
         "cached": None,
         "load_s": None,
+        "cpus": [],
+        "same_bits": None,
         "latency_ms": None,
         "duration_s": 0.0,
     }

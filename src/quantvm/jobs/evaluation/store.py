@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from quantvm.jobs.evaluation.parts import Part, part_bytes, part_of_bytes
-from quantvm.jobs.evaluation.units import Shard, Side
+from quantvm.jobs.evaluation.parts import Part, cpus_of, part_bytes, part_of_bytes
+from quantvm.jobs.evaluation.units import Shard, Side, folder_name
 from quantvm.score.image_columns import joined
 from quantvm.storage.output_files import make_folder, write_file
+
+_PROOF = "cpu-"
 
 
 class PartStore:
@@ -23,6 +25,7 @@ class PartStore:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._in_memory: dict[tuple[Side, int], Part] = {}
+        self._proofs_in_memory: dict[tuple[Side, str], Part] = {}
         self.version = 0
         """How often something was added."""
 
@@ -79,7 +82,7 @@ class PartStore:
             tuple(ids[i] for i in order),
             np.concatenate([part.labels for part in parts])[order],
             {name: values[order] for name, values in joined(part.columns for part in parts).items()},
-            {"cpus": sorted({str(part.facts.get("cpu")) for part in parts})},
+            {"cpus": cpus_of(parts)},
         )
 
     def _indices(self, side: Side) -> list[int]:
@@ -87,17 +90,46 @@ class PartStore:
             return sorted(index for other, index in self._in_memory if other == side)
         return sorted(int(path.stem) for path in (self._folder / side.name).glob("[0-9]*.parquet"))
 
+    def add_proof(self, side: Side, part: Part) -> None:
+        """Keeps rows that one kind of processor computed only for a comparison with other kinds.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        self.version += 1
+        (cpu,) = cpus_of([part])
+        if self._folder is None:
+            self._proofs_in_memory[side, cpu] = part
+            return
+        path = self._folder / side.name / f"{_PROOF}{folder_name(cpu)}.parquet"
+        make_folder(path.parent)
+        write_file(path, part_bytes(part))
+
+    def proofs(self, side: Side, fingerprint: str) -> list[Part]:
+        """Returns the rows of each kind of processor that were computed for a comparison."""
+        if self._folder is None:
+            found = [part for (other, _), part in sorted(self._proofs_in_memory.items(), key=str) if other == side]
+        else:
+            paths = sorted((self._folder / side.name).glob(f"{_PROOF}*.parquet"))
+            found = [_part_in(path) for path in paths]
+        return [part for part in found if part.facts.get("fingerprint") == fingerprint]
+
     def _read(self, side: Side, index: int) -> Part:
         if self._folder is None:
             return self._in_memory.get((side, index), Part())
-        try:
-            return part_of_bytes(self._path(side, index).read_bytes())
-        except (OSError, ValueError):  # not there yet, or damaged: it is computed again
-            return Part()
+        return _part_in(self._path(side, index))
 
     def _path(self, side: Side, index: int) -> Path:
         assert self._folder is not None
         return self._folder / side.name / f"{index:05}.parquet"
+
+
+def _part_in(path: Path) -> Part:
+    """Returns the part of a file; an empty one if it is not there, or damaged: then it is computed again."""
+    try:
+        return part_of_bytes(path.read_bytes())
+    except (OSError, ValueError):
+        return Part()
 
 
 def n_done(parts: Sequence[Part]) -> int:

@@ -136,14 +136,31 @@ def _accuracy_row(model: ModelRow) -> str:
 
 
 def detail_table(run: RunRow) -> list[str]:
-    """Returns the Markdown table of fp32 accuracy, parity and int8 share; with several numerics, also their times."""
-    rows = [*DETAIL_HEAD, *(_detail_row(model) for model in run["models"])]
-    latencies_ms = [model["latency_ms"] for model in run["models"]]
-    if latencies_ms == [None] * len(latencies_ms):
-        return rows
-    times = ["TVM ms per image", "--", *("" if ms is None else f"{ms:.2f}" for ms in latencies_ms)]
-    separators = [" | ", " | ", *["|"] * len(latencies_ms)]
-    return ["".join(parts) for parts in zip(rows, separators, times, strict=True)]
+    """Returns the Markdown table of fp32 accuracy, parity and int8 share.
+
+    With several numerics it has their times, too; with several kinds of CPU, whether their bits were the same.
+    """
+    models = run["models"]
+    rows = [*DETAIL_HEAD, *(_detail_row(model) for model in models)]
+    columns = {
+        "TVM ms per image": ["" if (ms := model["latency_ms"]) is None else f"{ms:.2f}" for model in models],
+        "Same bits on kinds of CPU": [same_bits_text(model) for model in models],
+    }
+    for title, cells in columns.items():
+        if any(cells):
+            separators = [" | ", " | ", *["|"] * len(cells)]
+            rows = ["".join(parts) for parts in zip(rows, separators, [title, "--", *cells], strict=True)]
+    return rows
+
+
+def same_bits_text(model: ModelRow) -> str:
+    """Returns on how many kinds of CPU each engine's raw outputs were the same, as a cell; empty if not compared."""
+    same = model.get("same_bits")
+    if same is None:
+        return ""
+    counts = {"TVM": same["tvm"], str(model["reference"]): same["torch"]}
+    told = (f"{engine} {n} / {same['n_images']}" for engine, n in counts.items() if n is not None)
+    return f"{len(same['cpus'])} kinds: {', '.join(told)}"
 
 
 def _detail_row(model: ModelRow) -> str:
@@ -193,8 +210,26 @@ def remarks(run: RunRow) -> list[str]:
             lines.append(f"- {_name(model)}: what is called Torch is {model['reference']}.")
         if model["float_ops"]:
             lines.append(f"- {_name(model)} computes in float: {_grouped(model['float_ops'])}.")
+        lines += [f"- {_name(model)}: {sentence}" for sentence in _by_cpu(model)]
     lines += [f"- Bad image: {bad['path']}: {bad['reason']}" for bad in run["dataset"]["bad"]]
     return lines
+
+
+def _by_cpu(model: ModelRow) -> Iterator[str]:
+    """Yields which raw outputs depend on the kind of CPU, or that this is not known."""
+    same, cpus = model.get("same_bits"), model.get("cpus", [])
+    if same is None:
+        if len(cpus) > 1:
+            yield f"computed on {len(cpus)} kinds of CPU, whose raw outputs were not compared."
+        return
+    n = same["n_images"]
+    if same["tvm"] < n:
+        yield f"TVM's raw outputs of {n - same['tvm']} of {n} images differ between kinds of CPU, WHICH MUST NOT BE."
+    if same["torch"] is not None and same["torch"] < n:
+        yield (
+            f"{model['reference']}'s raw outputs of {n - same['torch']} of {n} images differ between kinds of CPU: "
+            "it chooses other kernels there."
+        )
 
 
 def _grouped(float_ops: Sequence[str]) -> str:
@@ -223,6 +258,9 @@ def conditions(run: RunRow) -> list[str]:
         f"- Versions: {versions}",
         f"- CPU: {cpu['model']}, {cpu['physical_cores']} cores; {' '.join(cpu['features']) or 'no int8 extensions'}",
     ]
+    cpus = sorted({name for model in run["models"] for name in model.get("cpus", ())})
+    if cpus not in ([], [cpu["model"]]):
+        lines.append(f"- Computed on {len(cpus)} kind{'s' if len(cpus) > 1 else ''} of CPU: {'; '.join(cpus)}")
     return [*lines, *_weights(run)]
 
 

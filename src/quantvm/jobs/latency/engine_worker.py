@@ -11,10 +11,7 @@ import gc
 import json
 import os
 import resource
-import select
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -25,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from quantvm.errors import is_output_failure
+from quantvm.jobs.child_process import end_with_parent
 from quantvm.jobs.latency.engines import Facts, Job, Run, make_engine
 from quantvm.jobs.latency.profiling import profile_job
 from quantvm.jobs.latency.rounds import time_calls
@@ -154,24 +152,6 @@ def leave_out_compilers() -> None:
     """Restricts this process to running saved models; otherwise TVM imports PyTorch if it is installed."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # importing it fails from now on
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"
-
-
-def end_with_parent() -> None:
-    """Ends this process, and those that its engine started, as soon as the parent process ends in any way.
-
-    stdin is a pipe from the parent, and no other process holds its other end.
-    """
-
-    def wait() -> None:
-        pipe = select.poll()
-        pipe.register(0, 0)  # poll always reports that the other end is closed
-        pipe.poll()
-        if os.getpgid(0) == os.getpid():
-            os.killpg(0, signal.SIGKILL)
-        os._exit(1)
-
-    if hasattr(select, "poll"):
-        threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
 
 
 def main() -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
+from quantvm.jobs.child_process import environment_of_child
 from quantvm.jobs.latency.engines import Job
 
 REQUEST_LIMIT_S = 1800.0
@@ -57,7 +56,7 @@ class ProcessWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=_environment(job),
+            env=environment_of_child(job.threads),
             text=True,
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for the parent, which then ends the workers
@@ -107,19 +106,3 @@ class ProcessWorker:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         last = f": {printed.splitlines()[-1]}" if printed else ""
         return WorkerError(f"the process ended at '{operation}' with {how}{last}", printed)
-
-
-def _environment(job: Job) -> dict[str, str]:
-    """Returns the environment of a worker: this process's own, with the thread count set for every library."""
-    count = str(job.threads)
-    # A worker must import the same quantvm, whatever -P or the working directory say.
-    source = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "TVM_NUM_THREADS": count,
-        "TVM_BIND_THREADS": "0",
-        "PYTHONPATH": path,
-    }
