@@ -78,4 +78,14 @@ def test_requantizations_are_spread_over_whole_vectors():
         output_q=QuantParams(1.0, 0), relu=False, channels=4,
     )  # fmt: skip
     assert spread_requantization(r, 1, LANES) is r
+    for library in ("fbgemm", "onednn", "qnnpack"):
+        parts = {"weight_scales": scales, "output_q": QuantParams(1.0, 0), "relu": False, "channels": 4}
+        given = requantization(
+            library, "conv", input_q=QuantParams(1.0, 0), bias_f32=np.float32([2, 4, 6, 8]), **parts
+        )  # fmt: skip
+        spread = spread_requantization(given, 2, 3)
+        name = "bias_i32" if library == "qnnpack" else "bias_f32"
+        expected = np.zeros((2, 3))
+        expected[:, :2] = getattr(given, name).reshape(2, 2)
+        np.testing.assert_array_equal(getattr(spread, name), expected.reshape(-1))
     assert spread_requantization(r, 2, 3).multiplier_f32.tolist() == [1, 2, 0, 3, 4, 0]

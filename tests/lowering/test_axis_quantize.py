@@ -44,5 +44,7 @@ def test_which_quantizations_have_a_known_axis():
     scale = relax.Var("scale", relax.TensorType([3], "float32"))
     assert has_known_axis(quantize(x, 1))
     assert not has_known_axis(relax.op.quantize(x, scale, relax.const(ZEROS), axis=1, out_dtype="int8"))
+    zeros = relax.Var("zeros", relax.TensorType([3], "int8"))
+    assert not has_known_axis(relax.op.quantize(x, relax.const(SCALES), zeros, axis=1, out_dtype="int8"))
     one = relax.const(np.float32(0.1)), relax.const(np.int8(0))
     assert not has_known_axis(relax.op.quantize(x, *one, axis=1, out_dtype="int8"))

@@ -72,8 +72,9 @@ def test_channels_that_keep_their_dimension_are_merged_too():
         Normalized(order=(0, 1, 1)),
         Normalized(lambda x, c: x.relu()[:, c : c + 1] if c else x[:, :1]),
         Normalized(lambda x, c: x[:, c : c + 1, 1:]),
+        Normalized(lambda x, c: torch.unsqueeze(x[:, c], 2), join=lambda parts: torch.cat(parts, 1)[:, :3]),
     ],
-    ids=["reversed", "twice", "two sources", "cropped"],
+    ids=["reversed", "twice", "two sources", "cropped", "another axis"],
 )
 def test_what_is_something_else_stays(module):
     before = imported(module)

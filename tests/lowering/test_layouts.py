@@ -79,6 +79,15 @@ def test_border_that_a_convolution_cannot_stand_for_is_filled_in(body, layer):
     assert moves(body, layer) == ["pad", "transpose"]
 
 
+@pytest.mark.parametrize("pads", [[-1, 0, 0, 0], [0, 0, 1, -1], [2, -1, 0, 0]])
+def test_what_is_cut_off_is_no_border(pads):
+    assert moves(lambda x, a: a(F.pad(x, pads)), conv2d(8, 8, 3)) != ["transpose"]
+
+
+def test_cat_along_an_axis_from_the_end():
+    assert "concatenate" in moves(lambda x: Q.cat([x, x], -1, 0.2, 4))
+
+
 def test_border_on_channels_is_moved_as_data():
     assert "pad" in moves(lambda x, a: F.pad(a(x), [0, 0, 0, 0, 1, 1]), pointwise())
 

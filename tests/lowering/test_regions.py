@@ -129,6 +129,14 @@ def test_constants_along_other_axes_stay_outside(shape, of_constant):
     assert regions(body, shape) == [(["quantize"], "", None)]
 
 
+def test_a_quantization_along_an_axis_stays_outside():
+    def body(q, x):
+        scales, zeros = relax.const(np.full(16, 0.1, np.float32)), relax.const(np.zeros(16, np.uint8))
+        return q.emit(op.quantize(q.emit(op.nn.relu(q.dequantized(x))), scales, zeros, axis=1, out_dtype="uint8"))
+
+    assert regions(body, IMAGE) == [(["relu"], "", None)]
+
+
 def test_constants_of_both_axes_are_two_regions():
     def body(q, x):
         y = q.emit(op.add(q.dequantized(x), constant(16, 1, 1)))

@@ -122,7 +122,7 @@ def test_arranged_and_back(order, layout):
 
 
 def test_broadcasting():
-    assert tensors.broadcast_shape((3, 1), (2, 1, 5)) == (2, 3, 5)
+    assert tensors.broadcast_shape((3, 1), (4, 1, 5)) == (4, 3, 5)
     assert tensors.broadcast_shape((N, 3, 1, 1), (N, 3, 4, 5)) == (N, 3, 4, 5)
     x, lowered = image(2, 3, 1, 1, layout="NHWC")
     assert tensors.broadcast(Computing(), lowered, (2, 3, 1, 1)) is lowered

@@ -36,6 +36,7 @@ FAULTS = [
     (lambda x: relax.op.take(x, constant([0, 6], "int64"), axis=1), "takes place 6 of 6"),
     (lambda x: relax.op.take(x, constant([-7], "int64"), axis=1), "takes place -7 of 6"),
     (lambda x: relax.op.gather_nd(x, constant([[1, 6]], "int64")), "takes place 6 of 6"),
+    (lambda x: relax.op.take(relax.op.reshape(x, (768,)), constant([768], "int64")), "takes place 768 of 768"),
     (lambda x: relax.op.gather_nd(x, constant([[[[0, 5]], [[1, 6]]]], "int64")), "takes place 6 of 6"),
     (lambda x: relax.op.gather_nd(x, constant([[6, 8]], "int64"), batch_dims=1), "takes place 6 of 6"),
     (
@@ -69,6 +70,7 @@ def test_inputs_that_are_too_large():
         lambda x: relax.op.nn.max_pool2d(x, (2, 2), padding=(1, 1, 1, 1)),
         lambda x: relax.op.nn.avg_pool2d(x, (9, 10), strides=(3, 3), ceil_mode=True),
         lambda x: relax.op.take(x, constant([0, 5, 5], "int64"), axis=1),
+        lambda x: relax.op.take(relax.op.reshape(x, (768,)), constant([767, -768], "int64")),
         lambda x: relax.op.gather_nd(x, constant([[[[1, 5]], [[0, -6]]]], "int64")),
         lambda x: relax.op.gather_nd(x, constant([[5, 7], [0, 7]], "int64"), batch_dims=1),
         lambda x: Q(x, constant(np.ones(8), "float32"), constant(np.zeros(8), "int8"), axis=-1, out_dtype="int8"),

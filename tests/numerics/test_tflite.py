@@ -98,5 +98,8 @@ def test_quotients_are_the_nearest_integers():
     differences = np.delete(found, zero, 1) - others
     assert np.abs(differences).max() < 0.5001
     assert (found[~is_defined] == -5).all()
+    _, of_small = tflite.quotients(QuantParams(0.001, -10, "int8"), divisor_q, out_q, -128, 127)
+    assert of_small[:, zero].all()
+    assert not of_small[:, zero + 1].all()
     narrow, _ = tflite.quotients(q, divisor_q, out_q, -3, 100)
     np.testing.assert_array_equal(narrow, np.clip(found, -3, 100))

@@ -303,7 +303,7 @@ def _is_float(expr: Any) -> bool:
 
 
 def _is_gate(shape: list[Any], of: list[Any]) -> bool:
-    if len(shape) != 4 or len(of) != 4 or not all(isinstance(d, int) for d in of[1:]):
+    if len(of) != 4 or not all(isinstance(d, int) for d in of[1:]):
         return False
     return same_shape(shape, [*of[:2], 1, 1]) and not same_shape(shape, of)
 
