@@ -73,8 +73,9 @@ def test_channels_that_keep_their_dimension_are_merged_too():
         Normalized(lambda x, c: x.relu()[:, c : c + 1] if c else x[:, :1]),
         Normalized(lambda x, c: x[:, c : c + 1, 1:]),
         Normalized(lambda x, c: torch.unsqueeze(x[:, c], 2), join=lambda parts: torch.cat(parts, 1)[:, :3]),
+        Normalized(lambda x, c: x[:, c : c + 2], join=lambda parts: torch.cat(parts, 1)[:, :3]),
     ],
-    ids=["reversed", "twice", "two sources", "cropped", "another axis"],
+    ids=["reversed", "twice", "two sources", "cropped", "another axis", "two channels at once"],
 )
 def test_what_is_something_else_stays(module):
     before = imported(module)

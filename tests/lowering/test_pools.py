@@ -153,6 +153,7 @@ def test_dilated_taps_are_those_inside():
         for out in range(axis.out_size):
             taps = [axis.start(out) + k * dilation for k in range(kernel)]
             first, count, step = axis.inside(out)
+            assert count >= 0
             assert [first + i * step for i in range(count)] == [t for t in taps if 0 <= t < size], (axis, out)
             assert axis.counted(out) == sum(t < size + after for t in taps), (axis, out)
 

@@ -13,7 +13,7 @@ from tvm import tirx
 from quantvm.errors import CompileError
 from quantvm.lowering import strides as torch_strides
 from quantvm.lowering.tensors import rows_and_item
-from quantvm.numerics.tensor_iterator import dense, vectorised_cut, vectorised_elements
+from quantvm.numerics.tensor_iterator import dense, loop_over, vectorised_cut, vectorised_elements
 
 N = tirx.Var("n", "int64")
 IMAGES = (1, 2, 3, 7)
@@ -67,9 +67,19 @@ def test_rows_are_those_of_the_batch():
             if found.vectorised:
                 flat = vectorised_cut(numel, 1, row_length(found, physical, images, numel))
             mask = flat.reshape(at(physical, images)).transpose(np.argsort(found.order))
+            loop = loop_over(sizes, made, [at(strides, images) for strides in inputs])
+            if images > 1 and output is None:
+                assert at(found.strides, images) == list(dense(sizes, loop.inner_first))
             np.testing.assert_array_equal(mask, expected, err_msg=f"{images} of {shape}, {inputs}, {output}")
             seen[bool(expected.any())] += 1
     assert min(seen.values()) > 40
+
+
+def test_rows_that_only_one_image_has():
+    """With several images the input's elements lie apart along the rows of the output."""
+    found = torch_strides.walk((N, 8, 16), dense((N, 8, 16), (2, 1, 0)), [dense((N, 8, 16), (0, 2, 1))])
+    assert found.vectorised
+    assert [row_length(found, [N, 8, 16], images, 128 * images) for images in IMAGES] == [128, 1, 1, 1]
 
 
 @pytest.mark.parametrize("images", IMAGES)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantvm.choices import ROUNDINGS
-from quantvm.numerics.fixed_point import FixedPoint, fixed_point, multiply, round_away
+from quantvm.numerics.fixed_point import FixedPoint, divide, fixed_point, multiply, round_away
 
 FACTORS = st.floats(2.0**-30, 200.0)
 INTEGERS = st.integers(-(2**31), 2**31 - 1)
@@ -64,6 +64,19 @@ def test_a_significand_that_rounds_up_to_one_is_carried():
 def test_vectors_and_factors_beyond_every_shift():
     found = fixed_point(np.array([0.5, 0.0, 2.0**-60, 3.0]))
     assert multiply(np.array([7, 7, 2**31 - 1, -7]), found).tolist() == [4, 0, 0, -21]
+
+
+def test_the_smallest_factors():
+    largest = 2**31 - 1
+    assert multiply([largest, -largest, 3], fixed_point(0.9 * 2.0**-31)).tolist() == [1, -1, 0]
+    assert multiply([largest, -largest], fixed_point(0.9 * 2.0**-32)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("rounding", "expected"), [
+    ("away", [-3, -2, -1, 0, 1, 2, 3, 0]), ("towards_zero", [-2, -1, 0, 0, 0, 1, 2, 0]),
+])  # fmt: skip
+def test_quotients(rounding, expected):
+    assert divide([-5, -3, -1, 0, 1, 3, 5, 0], [2, 2, 2, 7, 2, 2, 2, 3], rounding).tolist() == expected
 
 
 @pytest.mark.parametrize("factor", [-0.5, math.nan, math.inf])

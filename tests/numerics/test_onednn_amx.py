@@ -185,6 +185,14 @@ def test_the_two_ways_differ():
     assert (_expected(acc, None) != _expected(acc, None, divides=True)).any()
 
 
+def test_how_many_images_have_separate_scales():
+    acc = np.arange(-9000, 9000, dtype=np.int64).reshape(3, -1, 1).repeat(40, 2)
+    separate, combined = _expected(acc, None), _expected(acc, 0)
+    assert (separate != combined).any()
+    for up_to, expected in ((3, separate), (4, separate), (2, combined)):
+        np.testing.assert_array_equal(_expected(acc, up_to), expected)
+
+
 def _accumulate(x_u8, weight_ohwi, groups):
     x = torch.from_numpy(x_u8.astype(np.float64) - INPUT_Q.zero_point).permute(0, 3, 1, 2)
     w = torch.from_numpy(weight_ohwi.astype(np.float64)).permute(0, 3, 1, 2)
