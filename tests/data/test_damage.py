@@ -302,3 +302,81 @@ def test_shards_are_read_in_order_of_storage(tmp_path):
     dataset = recognize(tmp_path)
     names = [sample.id for sample in dataset.samples]
     assert [name[:9] for name in names] == ["val-00.ta"] * 4 + ["val-01.ta"] * 4
+
+
+def containers(folder):
+    parquet(folder / "p", VAL)
+    arrow(folder / "a", VAL)
+    tables = {"v.parquet": (folder / "p").read_bytes(), "v.arrow": (folder / "a").read_bytes()}
+    for name in "pa":
+        (folder / name).unlink()
+    return {
+        "v.tar": tar_of(MEMBERS),
+        "v.tar.gz": gzip.compress(tar_of(MEMBERS)),
+        "v.zip": zip_of(MEMBERS),
+        "s.tar": shard_of(VAL),
+        "validation-00000-of-00001": tfrecord([{"file_name": n.encode(), "image": c, "label": i} for n, c, i in VAL]),
+        **tables,
+    }
+
+
+def spoiled(content, rng):
+    content = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 5, 40])):
+        place, how = rng.randrange(len(content)), rng.random()
+        if how < 0.5:
+            content[rng.randrange(min(len(content), rng.choice([64, 600, 1 << 20])))] = rng.randrange(256)
+        elif how < 0.7:
+            content[place : place + rng.randrange(1, 40)] = rng.randbytes(rng.randrange(40))
+        elif how < 0.85:
+            content[place : place + 8] = b"\xff" * 8
+        else:
+            del content[place:]
+        content = content or bytearray(b"x")
+    return bytes(content)
+
+
+def check_spoiled(folder, seed, count):
+    """Spoiled files raise errors of our own only, and an image that can be read has its true class."""
+    rng = random.Random(seed)
+    whole = containers(folder)
+    for _ in range(count):
+        name = rng.choice(list(whole))
+        put(folder, name, spoiled(whole[name], rng))
+        try:
+            found = recognize(folder)
+        except DataError:
+            found = None
+        if found is not None:
+            images, _ = readable(found)
+            assert all(by_bytes(VAL).get(content, label) == label for content, label in images.items())
+        (folder / name).unlink()
+
+
+def test_spoiled_files(tmp_path):
+    check_spoiled(tmp_path, 0, 120)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_many_spoiled_files(tmp_path, seed):
+    check_spoiled(tmp_path, seed, 1000)
+
+
+def test_a_table_with_offsets_that_lie(tmp_path):
+    """Pyarrow checks none of them by itself."""
+    arrow(tmp_path / "v.arrow", VAL)
+    content = (tmp_path / "v.arrow").read_bytes()
+    lengths = [len(f"{name[:-5]}_n01440764.JPEG") for name, _, _ in VAL]
+    offsets = b"".join(sum(lengths[:place]).to_bytes(4, "little") for place in range(4))
+    assert offsets in content
+    (tmp_path / "v.arrow").write_bytes(content.replace(offsets, offsets[:4] + b"\xff\xff\xff\x7f" + offsets[8:], 1))
+    with pytest.raises(DataError, match=r"v\.arrow: damaged or cut off"):
+        recognize(tmp_path)
+
+
+def test_a_zip_file_whose_members_lie_outside(tmp_path):
+    content = zip_of(MEMBERS)
+    place = content.index(b"PK\1\2") + 42
+    put(tmp_path, "v.zip", content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
+    assert "1 members lie outside of it" in recognize(tmp_path).damage[0]

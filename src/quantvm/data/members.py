@@ -225,7 +225,7 @@ def _left_out(shown: str, count: int, other: str) -> Unusable:
 
 
 def _zip_members(region: _Region, shown: str, depth: int, task: Task | None) -> Iterator[Member | Unusable]:
-    unsafe, locked = 0, 0
+    unsafe, locked, outside = 0, 0, 0
     with region.opened() as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -248,6 +248,8 @@ def _zip_members(region: _Region, shown: str, depth: int, task: Task | None) -> 
             unsafe += 1
         elif info.flag_bits & _ZIP_ENCRYPTED or info.compress_type not in (STORED, DEFLATED):
             locked += 1
+        elif not 0 <= info.header_offset <= info.header_offset + info.compress_size <= region.length:
+            outside += 1
         else:
             source = ZipMember(
                 region.file, region.start + info.header_offset, info.compress_size, info.file_size, info.compress_type,
@@ -257,6 +259,8 @@ def _zip_members(region: _Region, shown: str, depth: int, task: Task | None) -> 
             yield from _or_nested(member, f"{shown}!{name}", depth)
     if unsafe:
         yield _left_out(shown, unsafe, "they are links, or larger")
+    if outside:
+        yield Unusable(f"{shown} is damaged or cut off: {outside:,} members lie outside of it", True)
     if locked:
         yield Unusable(f"{shown}: {locked:,} members are encrypted, or compressed in a way that is not read", True)
 

@@ -269,6 +269,7 @@ def _read_row_group(source: ParquetRow) -> Any:
     try:
         with open_regular(source.file, DataError) as file, pq.ParquetFile(file) as parquet:
             table = parquet.read_row_group(source.row_group, columns=[source.column], use_threads=False)
+            table.validate(full=True)
             values = table.column(0).combine_chunks()
             for part in source.column.split(".")[1:]:
                 values = values.field(part)

@@ -87,6 +87,7 @@ def arrow_rows(file: Path) -> Iterator[Row]:
             batches = _arrow_batches(mapped)
             columns, start = None, 0
             for batch in batches:
+                batch.validate(full=True)  # pyarrow trusts offsets that it has not checked
                 columns = columns or _columns_of(batch.schema, file)
                 if columns is None:
                     return
@@ -192,6 +193,7 @@ def _values(table: Any, column: str | None, n_rows: int) -> Sequence[Any]:
         return [None] * n_rows
     values = table.column(column.split(".")[0])
     if isinstance(values, pa.ChunkedArray):
+        values.validate(full=True)
         values = values.combine_chunks()
     for part in column.split(".")[1:]:
         values = values.field(part)

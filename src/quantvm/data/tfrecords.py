@@ -68,7 +68,7 @@ def _features(example: bytes) -> _Features:
     for _, start, features in _fields(example, 0, len(example)):
         for _, entry_start, entry_end in _fields(example, start, features):
             fields = list(_fields(example, entry_start, entry_end))
-            key = next(example[a:b].decode() for number, a, b in fields if number == 1)
+            key = next((example[a:b].decode() for number, a, b in fields if number == 1), "")
             value = next(((a, b) for number, a, b in fields if number == 2), (0, 0))
             for kind, a, b in _fields(example, *value):
                 for _, c, d in _fields(example, a, b):
