@@ -13,6 +13,7 @@ from tvm import tirx
 from quantvm.errors import CompileError
 from quantvm.lowering import strides as torch_strides
 from quantvm.lowering.tensors import rows_and_item
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.tensor_iterator import dense, loop_over, vectorised_cut, vectorised_elements
 
 N = tirx.Var("n", "int64")
@@ -61,11 +62,11 @@ def test_rows_are_those_of_the_batch():
         for images in IMAGES:
             sizes = at(shape, images)
             made = None if output is None else at(output, images)
-            expected = vectorised_elements(sizes, made, [at(strides, images) for strides in inputs], 1)
+            expected = vectorised_elements(sizes, made, [at(strides, images) for strides in inputs], PyTorch("fbgemm"))
             physical, numel = [shape[dim] for dim in found.order], math.prod(sizes)
             flat = np.zeros(numel, bool)
             if found.vectorised:
-                flat = vectorised_cut(numel, 1, row_length(found, physical, images, numel))
+                flat = vectorised_cut(numel, PyTorch("fbgemm"), row_length(found, physical, images, numel))
             mask = flat.reshape(at(physical, images)).transpose(np.argsort(found.order))
             loop = loop_over(sizes, made, [at(strides, images) for strides in inputs])
             if images > 1 and output is None:

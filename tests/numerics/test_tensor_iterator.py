@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from quantvm.numerics.pytorch import PyTorch
 from quantvm.numerics.tensor_iterator import (
     GRAIN_SIZE,
     channels_last,
@@ -125,7 +126,7 @@ def test_strides_of_the_two_formats_and_of_expanded_tensors():
     ],
 )  # fmt: skip
 def test_pieces_of_threads(numel, threads, piece):
-    assert vectorised_piece(numel, threads) == piece
+    assert vectorised_piece(numel, PyTorch("fbgemm", threads)) == piece
 
 
 @pytest.mark.parametrize(
@@ -134,33 +135,36 @@ def test_pieces_of_threads(numel, threads, piece):
      (GRAIN_SIZE + 200, 2, 100), (GRAIN_SIZE + 200, 3, 328)],
 )  # fmt: skip
 def test_vectors_are_whole_blocks_of_the_row_in_each_piece(numel, threads, row):
-    piece, expected = vectorised_piece(numel, threads), np.zeros(numel, bool)
+    piece, expected = vectorised_piece(numel, PyTorch("fbgemm", threads)), np.zeros(numel, bool)
     for start in range(0, numel, piece):
         stop = min(start + piece, numel)
         while start < stop:
             end = stop if row is None else min(stop, (start // row + 1) * row)
             expected[start : start + (end - start) // 64 * 64] = True
             start = end
-    np.testing.assert_array_equal(vectorised_cut(numel, threads, row), expected)
+    np.testing.assert_array_equal(vectorised_cut(numel, PyTorch("fbgemm", threads), row), expected)
 
 
 def test_loops_without_tails():
+    one, two, three = (PyTorch("fbgemm", threads) for threads in (1, 2, 3))
     for numel in (0, 64, 65, 128, GRAIN_SIZE, GRAIN_SIZE + 64, GRAIN_SIZE + 128):
-        for threads in (1, 2, 3):
-            assert has_no_tails(numel, threads) == (numel > 0 and vectorised_cut(numel, threads).all()), (
-                numel,
-                threads,
-            )
-    assert [no_multiple_has_tails(count, 1) for count in (32, 64, 96, 128)] == [False, True, False, True]
-    assert [no_multiple_has_tails(count, 2) for count in (64, 128)] == [False, True]
-    assert [no_multiple_has_tails(count, 3) for count in (128, 256, 384)] == [False, False, True]
+        for pytorch in (one, two, three):
+            is_whole = numel > 0 and vectorised_cut(numel, pytorch).all()
+            assert has_no_tails(numel, pytorch) == is_whole, (numel, pytorch)
+    assert [no_multiple_has_tails(count, one) for count in (32, 64, 96, 128)] == [False, True, False, True]
+    assert [no_multiple_has_tails(count, two) for count in (64, 128)] == [False, True]
+    assert [no_multiple_has_tails(count, three) for count in (128, 256, 384)] == [False, False, True]
 
 
 def test_elements_in_logical_order():
     sizes = (1, 3, 5, 6)  # 90 elements: one block of 64, and tails
     strides = channels_last(sizes)
-    found = vectorised_elements(sizes, None, [strides], 1)
+    found = vectorised_elements(sizes, None, [strides], PyTorch("fbgemm"))
     in_memory = found.transpose(0, 2, 3, 1).reshape(-1)
     assert in_memory.tolist() == [True] * 64 + [False] * 26
-    assert not vectorised_elements(sizes, None, [strides, contiguous(sizes)], 1).any()  # no common order
-    assert vectorised_elements(sizes, contiguous(sizes), [contiguous(sizes), (0, 0, 0, 0)], 1).sum() == 64
+    assert not vectorised_elements(
+        sizes, None, [strides, contiguous(sizes)], PyTorch("fbgemm")
+    ).any()  # no common order
+    assert (
+        vectorised_elements(sizes, contiguous(sizes), [contiguous(sizes), (0, 0, 0, 0)], PyTorch("fbgemm")).sum() == 64
+    )
