@@ -50,8 +50,8 @@ class LoweringOptions:
             that the module's attribute `quantvm.engine` names. qdq: dequantize, float32, quantize, as the module says.
             integer, integer:to_even, integer:away: no float between quantize and dequantize.
         threads: PyTorch's thread count, on which the scalar tails of its element-wise kernels depend.
-        dot: name of the dot product to force, of `kernels.dot.DOT_PRODUCTS`; by default the first that the target has.
-            With portable, no kernel uses special instructions.
+        dot: name of the dot product to force, of `kernels.conv.dot.DOT_PRODUCTS`; by default the first that the target
+            has. With portable, no kernel uses special instructions.
         schedules: measured schedules for the target's CPU; for other convolutions a cost model chooses.
         in_float: whether all operators but quantize and dequantize stay in float, like unrecognised ones.
         dump_dir: folder to which the module is written after each phase, as TVMScript.

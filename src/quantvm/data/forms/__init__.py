@@ -1,7 +1,7 @@
 """The forms in which ImageNet lies on disks, in the order in which they are tried: what is most certain comes first.
 
-To add a form: write a reader (see `Form.read`) and give it a row here. Files, archives and tables are listed by
-``inventory.py`` for all of them, so that no form needs to know where the bytes are.
+To add a form: write a reader (see `Form.read`), give it a row here, and its name to `choices.DATA_FORMS`. Files,
+archives and tables are listed by ``inventory.py`` for all of them, so that no form needs to know where the bytes are.
 """
 
 from __future__ import annotations

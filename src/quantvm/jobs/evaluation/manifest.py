@@ -13,6 +13,7 @@ from typing import Any
 from quantvm.errors import ConfigError
 from quantvm.jobs.evaluation.config import RunConfig
 from quantvm.jobs.evaluation.layout import MANIFEST
+from quantvm.jobs.evaluation.schema import CHECKS
 from quantvm.report.run_folder import RunFolder
 from quantvm.storage.regular_files import open_regular
 from quantvm.workload.environment import digest_of_package, image_libraries, versions
@@ -22,9 +23,8 @@ _SCHEMA_VERSION = 1
 
 _FREE = frozenset(
     {
-        "models", "num_samples", "flows", "numerics", "data", "calibration_data", "weights", "fp32", "check_parity",
-        "min_top1", "min_int8_macs", "out", "resume", "on_bad_image", "image_cache", "workers",
-        "cluster",
+        "models", "num_samples", "flows", "numerics", "data", "calibration_data", "weights", "fp32", "out", "resume",
+        "on_bad_image", "image_cache", "workers", "cluster", *CHECKS,
     }
 )  # fmt: skip
 """Options that may be others when a run is taken up again: with more models or images it grows, and checks are made

@@ -17,6 +17,9 @@ from quantvm.report.schema import (
 )
 from quantvm.score.schema import AccuracyRow, AgreementRow, ParityRow, SampleRow, Status
 
+CHECKS = ("check_parity", "min_top1", "min_int8_macs")
+"""Options by which a user asks for a check. They decide no number, and a mistrusted model never meets them."""
+
 
 class CalibrationRow(TypedDict):
     """On how many images the model was calibrated, and which; `n` is 0 when its weights brought their own ranges."""
@@ -137,7 +140,7 @@ class RunResult:
         if statuses & {"error", "unsupported"}:
             return EXIT_MODELS_ERRORED
         config = self.run["config"]
-        asked = any(config.get(name) is not None for name in ("check_parity", "min_top1", "min_int8_macs"))
+        asked = any(config.get(name) is not None for name in CHECKS)
         if "failed" in statuses or (asked and "mistrusted" in statuses):
             return EXIT_CHECK_FAILED
         return EXIT_OK
