@@ -245,6 +245,20 @@ class TestFound:
         assert "1 images are there more than once, by their names; all of them are used" in found.notes
         assert "49,992 of ImageNet's 50,000 validation images are missing" in found.notes
 
+    def test_the_folder_val_is_used_before_others_of_such_names(self, tmp_path):
+        in_folders(tmp_path / "val", VAL, lambda i: WNIDS[i])
+        in_folders(tmp_path / "val_backup", ANY, lambda i: WNIDS[i])
+        found = recognize(tmp_path)
+        assert (contents(found), found.root) == (by_bytes(VAL), tmp_path / "val")
+        assert any("4 images outside of the validation images" in note for note in found.notes)
+
+    def test_several_sets_in_one_folder_are_refused(self, tmp_path):
+        in_folders(tmp_path / "a" / "val", VAL, lambda i: WNIDS[i])
+        in_folders(tmp_path / "b" / "val", ANY, lambda i: WNIDS[i])
+        with pytest.raises(DataError, match=r"several folders val .a/val, b/val., expected one; .*such as .*/a$"):
+            recognize(tmp_path)
+        assert contents(recognize(tmp_path / "b")) == by_bytes(ANY)
+
     def test_validation_and_other_images(self, tmp_path):
         flat(flat(tmp_path, "val/"), "holiday/", ANY)
         found = recognize(tmp_path)

@@ -149,16 +149,42 @@ def _to_evaluate(inventory: Inventory) -> tuple[list[Image], list[str]]:
         parts[_part(image)].append(image)
     labelled_test = [image for image in parts["test"] if image.label is not None]
     if parts["val"]:
-        others = [image for image in parts[None] if training_name(image.name) is None]
-        return parts["val"], left_out(others, "outside of the validation images")
+        chosen, rest = _in_folder_val(inventory.root, parts["val"])
+        others = rest + [image for image in parts[None] if training_name(image.name) is None]
+        return chosen, left_out(others, "outside of the validation images")
     if parts[None]:
         return parts[None], []
     return labelled_test, []
 
 
+def _in_folder_val(root: Path, images: list[Image]) -> tuple[list[Image], list[Image]]:
+    """Returns the images in the folder `val`, if there is one, and the others, such as those of `val_backup`.
+
+    Raises:
+        DataError: There are several, each of which would be a set of its own.
+    """
+    places: dict[tuple[str, ...], None] = {}
+    for image in images:
+        folders = image.parts[:-1]
+        if "val" in folders:
+            places[tuple(folders[: folders.index("val") + 1])] = None
+    if not places:
+        return images, []
+    highest = min(map(len, places))
+    named = ["/".join(place) for place in places if len(place) == highest]
+    if len(named) > 1:
+        raise DataError(
+            f"{root}: got several folders val ({listed(named)}), expected one; name the folder of one set as the data, "
+            f"such as {(root / named[0]).parent}"
+        )
+    prefix = f"{named[0]}/"
+    inside = [image for image in images if image.path.replace("!", "/").startswith(prefix)]
+    return inside, [image for image in images if not image.path.replace("!", "/").startswith(prefix)]
+
+
 def _read(material: Material, labels: str | Path | None, form: str | None) -> tuple[str, Reading]:
     if labels is not None:
-        with open_regular(labels, DataError) as file:
+        with open_regular(Path(labels).expanduser(), DataError) as file:
             text = file.read(_MOST_LIST_BYTES).decode("utf-8-sig", "replace")
         return "label-list", read_named_list(material, str(labels), text)
     for name in FORMS if form is None else (form,):
