@@ -30,6 +30,8 @@ def test_layer_norm(n):
     x = rng.integers(0, 256, (300, n)).astype(np.uint8)
     x[0] = 7  # no variance
     gamma, beta = rng.normal(1, 0.5, n).astype(f32), rng.normal(0, 1, n).astype(f32)
+    gamma[1::2] = 0  # the result is then the term, half-way between two integers
+    beta[1::2] = ((rng.integers(-100, 100, n // 2) + 0.5) * out.scale).astype(f32)
     weights = torch.from_numpy(gamma), torch.from_numpy(beta)
     expected = Q.layer_norm(quantized(x), [n], *weights, 1e-5, out.scale, out.zero_point).int_repr()
     np.testing.assert_array_equal(layer_norm(x, gamma, beta, 1e-5, IN, out), expected)
