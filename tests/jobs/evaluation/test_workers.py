@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import quantvm
+from quantvm.errors import ConfigError
 from quantvm.jobs.child_process import environment_of_child
-from quantvm.jobs.evaluation import networks, unit_worker, workers
+from quantvm.jobs.evaluation import cluster, networks, unit_worker, workers
 from quantvm.jobs.evaluation.crew import ProcessCrew, ProcessWorker
 from quantvm.jobs.evaluation.kept_programs import NotKeptError
 from quantvm.jobs.evaluation.parts import part_of_bytes
@@ -287,3 +288,89 @@ def test_how_a_process_ended_is_told():
         assert answer.reason.startswith("signal 15")
     finally:
         worker.close()
+
+
+@pytest.fixture
+def ray_cluster():
+    """Returns a function that starts a Ray cluster of so many machines, with one CPU each, on this machine."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    clusters = []
+
+    def start(n):
+        clusters.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}))
+        return clusters[-1], [clusters[-1].add_node(num_cpus=1) for _ in range(n - 1)]
+
+    yield start
+    for each in clusters:
+        each.shutdown()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_actors_of_a_cluster_give_the_bytes_of_one_process(place, alone, tmp_path, ray_cluster):
+    machines, _ = ray_cluster(1)
+    before = signal.getsignal(signal.SIGTERM)
+    assert evaluate(place, without_units(alone, tmp_path / "run"), cluster=machines.address).exit_code == 0
+    assert_equal(tmp_path / "run", alone)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.nightly
+def test_a_machine_of_the_cluster_ends_with_finished_and_unfinished_shards(
+    place, alone, tmp_path, ray_cluster, monkeypatch
+):
+    machines, (second,) = ray_cluster(2)
+    sent, killed, send = {}, [], cluster.RayWorker.send
+
+    def killing(worker, request):
+        send(worker, request)
+        if isinstance(request, ShardTask):
+            sent.setdefault(worker, []).append(request.shard.index)
+            if len(sent) == 2 and min(map(len, sent.values())) == 2 and not killed:
+                killed.append(second)
+                machines.remove_node(second, allow_graceful=False)
+
+    monkeypatch.setattr(cluster.RayWorker, "send", killing)
+    folder = tmp_path / "run"
+    assert evaluate(place, folder, batch_size=1, shard_size=1, cluster=machines.address).exit_code == 0
+    assert killed
+    one = tmp_path / "one"
+    assert evaluate(place, one, batch_size=1, shard_size=1).exit_code == 0
+    assert_equal(folder, one)
+    again = [index for found in sent.values() for index in found]
+    assert sorted(set(again)) == list(range(24))
+    assert 24 < len(again) <= 26  # what the machine had not finished was done again, nothing else
+    assert "is done again" in (folder / "log.txt").read_text()
+
+
+def test_files_of_a_network_go_to_a_machine_that_does_not_see_the_run_folder(
+    place, alone, tmp_path, crew_here, monkeypatch
+):
+    jobs = []
+    real = unit_worker.engines_of
+    monkeypatch.setattr(unit_worker, "engines_of", lambda job: jobs.append(job) or real(job))
+    crew_here("any")
+    monkeypatch.setattr(UnitWorker, "_open", _opened_elsewhere(tmp_path / "machine", UnitWorker._open))
+    folder = without_units(alone, tmp_path / "run")
+    assert evaluate(place, folder, workers=1).exit_code == 0
+    assert_equal(folder, alone)
+    assert {path.parent.parent for job in jobs for path in job.files} == {tmp_path / "machine"}
+
+
+def _opened_elsewhere(machine, open_here):
+    def opened(worker, job):
+        machine.mkdir()
+        files = {path: path.read_bytes() for path in job.files}
+        open_here(worker, cluster.unpacked(job, files, machine))
+
+    return opened
+
+
+def test_a_cluster_needs_ray_and_must_be_there(tmp_path, place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match=r"pip install 'quantvm\[cluster\]'"):
+            evaluate(place, None, cluster="auto")
