@@ -39,19 +39,22 @@ def run(config: RunConfig, as_json: bool) -> None:
     try:
         result = evaluate(config, progress=progress_for_stderr(), observer=observer, command=command)
     except OutputError:
-        typer.echo(_how_to_go_on(folder), err=True)
+        typer.echo(_how_to_go_on(folder, config), err=True)
         raise
     except KeyboardInterrupt:  # while images were checked
         if folder is not None and (folder / MANIFEST).exists():
-            typer.echo(_how_to_go_on(folder), err=True)
+            typer.echo(_how_to_go_on(folder, config), err=True)
         raise
     if as_json:
         typer.echo(run_json(result.run), nl=False)
     else:
         printer.on_end(result.run)
-    typer.echo(_how_to_go_on(folder) if result.run["interrupted"] else f"Results are in {folder}", err=True)
+    typer.echo(_how_to_go_on(folder, config) if result.run["interrupted"] else f"Results are in {folder}", err=True)
     raise typer.Exit(result.exit_code)
 
 
-def _how_to_go_on(folder: Path | None) -> str:
-    return f"What was computed is in {folder}. To go on: quantvm run --resume {shlex.quote(str(folder))}"
+def _how_to_go_on(folder: Path | None, config: RunConfig) -> str:
+    command = ["quantvm", "run", "--resume", str(folder)]
+    command += [] if config.workers is None else ["--workers", str(config.workers)]
+    command += [] if config.cluster is None else ["--cluster", config.cluster]
+    return f"What was computed is in {folder}. To go on: {shlex.join(command)}"

@@ -1,5 +1,6 @@
 """Evaluations whose units are computed by workers: real networks, real processes, and the bytes of one process."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -278,16 +279,20 @@ def test_a_process_ends_with_its_driver():
 
 
 def test_how_a_process_ended_is_told():
-    crew = ProcessCrew(1, 1)
-    worker = crew.start()
+    crew = ProcessCrew(2, 1)
+    killed, failed = crew.start(), crew.start()
     try:
-        os.kill(worker._process.pid, signal.SIGTERM)
-        worker.send("a request that nobody reads")
-        ((who, answer),) = list(crew.answers([worker], 30))
-        assert who is worker
-        assert answer.reason.startswith("signal 15")
+        os.kill(killed._process.pid, signal.SIGTERM)
+        killed.send("a request that nobody reads")
+        failed._requests.send_bytes(b"nothing that can be unpickled")
+        answers = {}
+        while len(answers) < 2:
+            answers |= {worker: answer.reason for worker, answer in crew.answers({killed, failed} - set(answers), 30)}
+        assert answers[killed] == "signal 15"
+        assert answers[failed].startswith("exit code 1: _pickle.UnpicklingError")
     finally:
-        worker.close()
+        killed.close()
+        failed.close()
 
 
 @pytest.fixture
@@ -374,3 +379,66 @@ def test_a_cluster_needs_ray_and_must_be_there(tmp_path, place, monkeypatch):
         patch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ConfigError, match=r"pip install 'quantvm\[cluster\]'"):
             evaluate(place, None, cluster="auto")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_driver_that_is_ended_leaves_no_process_and_goes_on_later(place, alone, tmp_path, number, code):
+    folder = without_units(alone, tmp_path / "run")
+    environment = environment_of_child(1)
+    environment["PYTHONPATH"] += f"{os.pathsep}{place}"
+    command = [
+        sys.executable, "-m", "quantvm", "run", "--model", f"{NAME}:floating", "--input-shape", "1,3,32,32",
+        "--data", str(place / "images"), "--class-map", "sorted", "--threads", "1", "--batch-size", "2",
+        "--shard-size", "4", "--workers", "2", "--out", str(folder),
+    ]  # fmt: skip
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as driver:
+        while not list(folder.glob("units/*/*.parquet")):
+            assert driver.poll() is None
+            time.sleep(0.001)
+        driver.send_signal(number)
+        told = driver.stderr.read()
+    assert driver.returncode == code
+    deadline_s = time.monotonic() + 30
+    while _processes_with("quantvm.jobs.evaluation.worker_process", str(place)):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    if number != signal.SIGKILL:
+        assert "--resume" in told
+        assert "--workers 2" in told
+    assert evaluate(place, folder).exit_code == 0
+    assert_equal(folder, alone)
+
+
+def _processes_with(module, variable):
+    """Returns the processes that run a module and have a text in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if module in (path / "cmdline").read_text() and variable in (path / "environ").read_text():
+                found.append(path.name)
+    return found
+
+
+@pytest.mark.nightly
+def test_a_shard_that_ends_three_processes_is_an_error_that_names_its_images(place, alone, tmp_path, monkeypatch):
+    send = ProcessWorker.send
+
+    def killing(worker, request):
+        send(worker, request)
+        if isinstance(request, ShardTask) and request.shard.index == 1:
+            os.kill(worker._process.pid, signal.SIGSEGV)
+
+    monkeypatch.setattr(ProcessWorker, "send", killing)
+    folder = without_units(alone, tmp_path / "run")
+    result = evaluate(place, folder, workers=2)
+    assert result.exit_code == 3
+    (row,) = result.run["models"]
+    assert (row["status"], row["n_images"], row["n_fp32_images"]) == ("error", 20, 20)
+    assert row["reason"].startswith("shard 1 (4 images: ")
+    assert row["reason"].endswith(" and 1 more) ended 3 workers, the last one with signal 11")
+    monkeypatch.setattr(ProcessWorker, "send", send)
+    assert evaluate(place, folder).exit_code == 0  # tried again, it is computed
+    assert_equal(folder, alone)

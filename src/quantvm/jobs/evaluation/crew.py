@@ -108,10 +108,11 @@ class ProcessWorker:
 
     def _how_it_ended(self) -> str:
         code = self._process.wait()
+        if code < 0:
+            return f"signal {-code}"
         self._stderr.seek(0)
-        printed = self._stderr.read().decode(errors="replace").strip()
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"{how}: {printed.splitlines()[-1]}" if printed else how
+        printed = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return f"exit code {code}: {printed[-1]}" if printed else f"exit code {code}"
 
 
 class ProcessCrew:
