@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantvm.frontend import LayeredProgram, import_layers
+from quantvm.frontend.source import Source
 from quantvm.layer_rules import Environment, preset_of
 from quantvm.layer_rules.family import family_of
 from quantvm.lowering.layer_operators import LayerOperator, layer_operators
@@ -106,7 +107,7 @@ def subject_of():
         if engine not in made:
             x = image(1, 3, 15, 13)
             with quantization_engine(engine):
-                program = import_layers(EveryOperator(engine), x, engine=engine)
+                program = import_layers(Source(EveryOperator(engine), x, engine))
             run = TorchLayerRun(program, TorchState(engine, 1))
             formats = run.channels_last(x.numpy())
             operators = layer_operators(program.isolated(formats))

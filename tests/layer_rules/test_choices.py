@@ -15,6 +15,7 @@ from tvm import relax
 
 from quantvm.choices import ENGINES
 from quantvm.frontend import import_layers
+from quantvm.frontend.source import Source
 from quantvm.kernels.conv.dot import PORTABLE
 from quantvm.kernels.isa import PLAIN
 from quantvm.layer_rules import Environment, Operator, preset_of
@@ -134,7 +135,7 @@ def asked_by(compute: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Ask
 
 def read(layer: nn.Module, shape: tuple[int, ...], *, channels_last: bool) -> tuple[Composite, Operator]:
     """Returns a layer as the lowering reads it, and as `diff` does."""
-    program = import_layers(Quantized(layer), image(*shape), engine="fbgemm")
+    program = import_layers(Source(Quantized(layer), image(*shape), "fbgemm"))
     isolated = program.isolated([channels_last] * len(program.layers))
     found = layer_operators(isolated)[-1]
     assert found is not None

@@ -14,7 +14,7 @@ LAYERS = ("wide", "depthwise", "head", "add", "hardswish", "avg_pool2d", "mean")
 
 
 def searched(subject, index, expected, actual, reference="fbgemm", said="fbgemm"):
-    search = Search(subject.operator(index), reference=reference, actual=said, environment=ENVIRONMENT)
+    search = Search(subject.operator(index), presets=(reference, said), environment=ENVIRONMENT)
     inputs = subject.inputs(index)
     search.add(inputs, expected, actual)
     while search.pending():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from quantvm.frontend import import_layers
+from quantvm.frontend.source import Source
 from quantvm.layer_rules import Operator, Window
 from quantvm.lowering.layer_operators import layer_operators
 from tests.layer_rules.test_choices import Flat, Two
@@ -17,7 +18,7 @@ IMAGE = (1, 8, 9, 10)
 
 
 def operator_of(module: nn.Module, shape: tuple[int, ...], *, channels_last: bool = False) -> Operator:
-    program = import_layers(Quantized(module), image(*shape), engine="fbgemm")
+    program = import_layers(Source(Quantized(module), image(*shape), "fbgemm"))
     found = layer_operators(program.isolated([channels_last] * len(program.layers)))[-1]
     assert found is not None
     return found.operator
@@ -94,7 +95,7 @@ def test_sums_of_two_shapes():
 )
 def test_inputs_follow_from_those_of_the_program(move):
     """What lies between the layers, in NumPy as in PyTorch."""
-    program = import_layers(Quantized(Two(lambda f, x: f.add(move(x), move(x)))), image(*IMAGE), engine="fbgemm")
+    program = import_layers(Source(Quantized(Two(lambda f, x: f.add(move(x), move(x)))), image(*IMAGE), "fbgemm"))
     isolated = program.isolated([False] * len(program.layers))
     layer = layer_operators(isolated)[-1]
     rng = np.random.default_rng(0)
@@ -123,7 +124,7 @@ def test_a_normalization_of_channels_is_part_of_the_quantization():
             factors, terms = torch.tensor([0.5, 2.0]), torch.tensor([-1.0, 3.0])
             return self.quantize(x * factors.reshape(1, 2, 1, 1) + terms.reshape(1, 2, 1, 1)).dequantize()
 
-    program = import_layers(Normalized().eval(), image(1, 2, 3, 3), engine="fbgemm")
+    program = import_layers(Source(Normalized().eval(), image(1, 2, 3, 3), "fbgemm"))
     found = layer_operators(program.isolated([False]))[0].operator
     assert found.kind == "quantize_affine"
     assert [vector.tolist() for vector in found.affine] == [[0.5, 2.0], [-1.0, 3.0]]

@@ -10,6 +10,7 @@ from torch.ao.nn.quantized import Conv2d, Linear, Quantize
 from quantvm.compiler import compile as compile_model
 from quantvm.frontend import import_layers
 from quantvm.frontend.exported.layers import import_exported_layers
+from quantvm.frontend.source import Source
 from quantvm.models import MODELS, get_model
 from quantvm.models.quantize import quantize
 from quantvm.models.weights import build_float_model, resolve_weights
@@ -109,7 +110,7 @@ def test_each_layer_of_a_transformer_by_fx_differs_by_a_step_at_most():
     """Sums of its float attention end next to ties, and random weights hand a step on to all outputs."""
     model, batches = _float_model("vit_b_16")
     x = torch.from_numpy(batches[0])
-    program = import_layers(quantize(model, batches, flow="fx"), x)
+    program = import_layers(Source(quantize(model, batches, flow="fx"), x))
     _assert_a_step_at_most(program, "torch", batches[0], largest_share=1e-4)
 
 

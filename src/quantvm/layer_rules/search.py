@@ -25,15 +25,15 @@ class Search:
 
     Args:
         operator: the layer.
-        reference, actual: presets that the sides are said to follow.
+        presets: those that the reference and the other side are said to follow.
         environment: what PyTorch's formulas depend on.
     """
 
-    def __init__(self, operator: Operator, *, reference: str, actual: str, environment: Environment) -> None:
+    def __init__(self, operator: Operator, *, presets: tuple[str, str], environment: Environment) -> None:
         self._operator, self._environment = operator, environment
         self._family = family_of(operator.kind)
-        rules = list(candidates(operator, tuple(dict.fromkeys((reference, actual))), environment))
-        self._said = preset_of(operator, reference, environment), preset_of(operator, actual, environment)
+        rules = list(candidates(operator, tuple(dict.fromkeys(presets)), environment))
+        self._said = tuple(preset_of(operator, preset, environment) for preset in presets)
         self.rules = [rules, list(rules)]
         self._verified: list[set[Any]] = [set(), set()]
         self._seen: list[list[Rule]] = [[], []]

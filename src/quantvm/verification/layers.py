@@ -66,6 +66,7 @@ def layered_program(
     from quantvm.frontend.entry import export_module, format_of, needs_export
     from quantvm.frontend.exported.layers import import_exported_layers
     from quantvm.frontend.file_layers import import_file_layers
+    from quantvm.frontend.source import Source
 
     tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
     if type(model_or_path).__name__ == "ModelProto":
@@ -85,7 +86,7 @@ def layered_program(
         return import_exported_layers(model_or_path, tensors)
     elif needs_export(model_or_path):
         return import_exported_layers(export_module(model_or_path, nested(tensors), "static"), tensors)
-    return import_layers(model_or_path, nested(tensors), engine=state.engine)
+    return import_layers(Source(model_or_path, nested(tensors), state.engine))
 
 
 class ReferenceLayers:

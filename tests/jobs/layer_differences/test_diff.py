@@ -16,6 +16,7 @@ from quantvm.cli import app
 from quantvm.data import load_dataset
 from quantvm.errors import ConfigError, RunError
 from quantvm.frontend import capture, import_layers
+from quantvm.frontend.source import Source
 from quantvm.jobs.layer_differences.layer_parity import DifferenceCount
 from quantvm.jobs.layer_differences.text import diff_lines
 from quantvm.torch_compat import has_vnni
@@ -72,7 +73,7 @@ def test_outputs_of_other_numbers_and_shapes_are_told(program, monkeypatch):
 
 def test_a_live_module_names_its_layers_and_pytorch_gives_all_of_them():
     network = SmallNetwork()
-    found = import_layers(network, image(*SHAPE), engine="fbgemm")
+    found = import_layers(Source(network, image(*SHAPE), "fbgemm"))
     assert [layer.name for layer in found.layers] == LAYERS
     tensors = capture(found, image(*SHAPE))
     assert [tuple(tensor.shape) for tensor in tensors] == [layer.shape for layer in found.layers]
@@ -91,7 +92,7 @@ def test_what_is_written_in_place_is_captured_before():
             return torch.relu_(self.quantize(x)).dequantize()
 
     x = image(*SHAPE)
-    found = import_layers(InPlace().eval(), x, engine="fbgemm")
+    found = import_layers(Source(InPlace().eval(), x, "fbgemm"))
     before, after = capture(found, x)
     assert int(before.min()) < 120 == int(after.min())
 

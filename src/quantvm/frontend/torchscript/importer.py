@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,13 +70,13 @@ def import_torch(source: Source) -> tvm.IRModule:
         return with_interface(module, program.arguments.input_names(), conversion.outputs)
 
 
-def import_layers(model: Any, example_inputs: Any, *, engine: str | None = None) -> LayeredProgram:
+def import_layers(source: Source) -> LayeredProgram:
     """Returns the model with every quantized tensor as an output, for batches of the example's size.
 
-    Args and errors: as `from_torch`.
+    `source.batch` is ignored. Errors: as `from_torch`.
     """
-    with importing(model):
-        return _layers_of(load_program(Source(model, example_inputs, engine, "static")))
+    with importing(source.model):
+        return _layers_of(load_program(replace(source, batch="static")))
 
 
 def _layers_of(program: Program) -> LayeredProgram:

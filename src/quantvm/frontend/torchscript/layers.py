@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from quantvm.frontend.layers import Layer, LayeredProgram
+from quantvm.frontend.source import Source
 from quantvm.numerics.pytorch import PyTorch
 
 
@@ -60,7 +61,7 @@ class TorchScriptSource:
         torch.jit.save(self.script, buffer)
         buffer.seek(0)
         with quantization_engine(pytorch.engine):
-            return import_layers(torch.jit.load(buffer), example_inputs, engine=pytorch.engine)
+            return import_layers(Source(torch.jit.load(buffer), example_inputs, pytorch.engine))
 
     def _function(self, layers: Sequence[Layer], *, isolated: bool) -> Any:
         if isolated not in self._functions:

@@ -56,10 +56,7 @@ class Explainer:
             if count.has_own:
                 operator, search = operators[index], None
                 if operator is not None:
-                    reference, actual = rules
-                    search = Search(
-                        operator.operator, reference=reference, actual=actual, environment=environment
-                    )  # fmt: skip
+                    search = Search(operator.operator, presets=rules, environment=environment)
                 self._candidates.append(_Candidate(index, count, operator, search, [True, True]))
 
     def explain(self, images: Sequence[np.ndarray], runs: Runs, progress: Progress) -> None:

@@ -126,12 +126,13 @@ def _layered(program: Program, x_f32: np.ndarray, config: DiffConfig) -> Layered
     from quantvm.frontend import import_layers
     from quantvm.frontend.exported.layers import import_exported_layers
     from quantvm.frontend.file_layers import import_file_layers
+    from quantvm.frontend.source import Source
 
     if program.kind == "exported":
         return import_exported_layers(program.value, [torch.from_numpy(x_f32)])
     if program.kind in ("onnx", "tflite"):
         return import_file_layers(program.value, [torch.from_numpy(x_f32)])
-    return import_layers(program.value, x_f32, engine=config.engine)
+    return import_layers(Source(program.value, x_f32, config.engine))
 
 
 def _images(config: DiffConfig, program: Program, plan: Plan | None, progress: Progress) -> list[_Image]:

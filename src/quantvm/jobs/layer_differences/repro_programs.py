@@ -100,8 +100,8 @@ def on_tvm(numerics):
     """What TVM computes."""
     program = torch.export.export(Layer(), tuple(reals()))
     artifact = quantvm.compile(
-        program, reals(), numerics=numerics, target={target!r}, threads=THREADS, batch="static", cache=False,
-        verify=False,
+        program, reals(), numerics=numerics, target={case.machine.target!r}, threads=THREADS, batch="static",
+        cache=False, verify=False,
     )
     return integers(artifact(*reals()).numpy())
 
@@ -145,8 +145,8 @@ def on_tvm(numerics):
     """What TVM computes."""
     model = onnx.load_from_string(ARRAYS["model"].tobytes())
     artifact = quantvm.compile(
-        model, reals(), numerics=numerics, target={target!r}, threads=THREADS, batch="static", cache=False,
-        verify=False,
+        model, reals(), numerics=numerics, target={case.machine.target!r}, threads=THREADS, batch="static",
+        cache=False, verify=False,
     )
     return integers(artifact(*reals()).numpy())
 
@@ -172,15 +172,11 @@ def program_text(case: ProgramCase) -> str:
     else:
         template, (constants, words) = _EXPORTED, _exported_words(case.program)
     return template.format(
-        title=f"{case.layer} of {case.model}: {case.actual} against {case.reference}.",
+        case=case,
         arrays=encoded({**arrays, **constants}),
         inputs=[None if q is None else params(q) for q in case.params],
         more=f"CHANNELS_LAST = {[bool(is_last) for is_last in case.channels_last]}  # how PyTorch holds them\n",
         output=params(case.output),
-        threads=case.machine.threads,
-        target=case.machine.target,
-        reference=case.reference,
-        actual=case.actual,
         expected=_call(case.reference),
         found=_call(case.actual),
         **words,

@@ -41,7 +41,7 @@ class ReproCase:
     machine: Machine
 
 
-TITLE = '''"""{title}
+TITLE = '''"""{case.layer} of {case.model}: {case.actual} against {case.reference}.
 
 Written by quantvm diff --save-repro. It fails for as long as the two sides differ.
 TVM's side is compiled with verify=False, so that it is compared here.
@@ -54,7 +54,7 @@ ARRAYS = np.load(io.BytesIO(base64.b64decode("""
 """)))
 INPUTS = {inputs}  # (scale, zero point, dtype) of each
 {more}OUTPUT = {output}
-THREADS = {threads}
+THREADS = {case.machine.threads}
 
 '''
 
@@ -68,12 +68,12 @@ def integers(y_f32):
 
 TEST = '''
 def expected():
-    """The reference, {reference}."""
+    """The reference, {case.reference}."""
     return {expected}
 
 
 def found():
-    """What is compared with it, {actual}."""
+    """What is compared with it, {case.actual}."""
     return {found}
 
 
@@ -82,7 +82,7 @@ def test_layer():
     e, f = expected(), found()
     differs = f != e
     assert not differs.any(), (
-        f"{{differs.sum()}} of {{e.size}} differ: {actual} {{f[differs][:8]}}, {reference} {{e[differs][:8]}}"
+        f"{{differs.sum()}} of {{e.size}} differ: {case.actual} {{f[differs][:8]}}, {case.reference} {{e[differs][:8]}}"
     )
 '''
 
@@ -141,8 +141,8 @@ def on_tvm(engine, numerics):
     try:
         torch.backends.quantized.engine = engine
         artifact = quantvm.compile(
-            Layer(), reals(), engine=engine, numerics=numerics, target={target!r}, threads=THREADS, batch="static",
-            cache=False, verify=False,
+            Layer(), reals(), engine=engine, numerics=numerics, target={case.machine.target!r}, threads=THREADS,
+            batch="static", cache=False, verify=False,
         )
     finally:
         torch.backends.quantized.engine = before
@@ -160,20 +160,16 @@ def repro_text(case: ReproCase) -> str:
     init, forward = _quantized_inputs(case)
     kind_init, kind_forward, kind_arrays = _layer(operator, len(case.inputs))
     return _TEMPLATE.format(
-        title=f"{case.layer} of {case.model}: {case.actual} against {case.reference}.",
+        case=case,
         arrays=encoded({**arrays, **kind_arrays}),
         inputs=[params(q) for q in operator.inputs],
         more="",
         output=params(operator.output),
-        threads=case.machine.threads,
         kind=operator.kind,
         init=indented([*init, *kind_init]),
         parameters=", ".join(f"x{i}" for i in range(len(case.inputs))),
         forward=indented([*forward, *kind_forward]),
         reals=indented(_reals(operator), 4),
-        target=case.machine.target,
-        reference=case.reference,
-        actual=case.actual,
         expected=_call(case.reference, case.pytorch),
         found=_call(case.actual, case.pytorch),
     )
