@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 
 from quantvm.errors import ConfigError, gist
 from quantvm.runtime.artifact import Artifact
+from quantvm.torch_compat import quiet
 
 
 class Runner(Protocol):
@@ -43,6 +45,81 @@ class TorchRunner:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
             return self._module(torch.from_numpy(x_f32)).numpy()
+
+
+def float_runner(module: Any, *, threads: int, optimized: bool | None = None) -> Runner:
+    """Returns the fastest runner of a float model that has the same answers as the module, but for rounding.
+
+    Args:
+        module: in evaluation mode; also a traced one.
+        threads: threads inside of one operator.
+        optimized: whether it is optimized; None: if `may_be_optimized`.
+    """
+    runner = TorchRunner(module, threads=threads)
+    optimized = may_be_optimized(module) if optimized is None else optimized
+    return OptimizedFloatRunner(module, runner, threads=threads) if optimized else runner
+
+
+def may_be_optimized(module: Any) -> bool:
+    """Whether a float model can be traced: one of torchvision or quantvm.
+
+    Tracing a model of the user's own may lose what its code decides by an image's values.
+    """
+    return type(module).__module__.partition(".")[0] in _TRACED_PACKAGES
+
+
+_TRACED_PACKAGES = ("torchvision", "quantvm")
+_CLOSE = 1e-3
+"""Frozen networks fold batch norms into convolutions, which moves outputs by about 1e-5 of their size."""
+
+
+class OptimizedFloatRunner:
+    """Runs a float network frozen, with batch norms folded and convolutions in oneDNN's own memory layout.
+
+    The first batch of each size runs in both ways. If the outputs are not close, the module runs as it is.
+
+    Args:
+        module: in evaluation mode, with parameters in float32.
+        plain: runs the module as it is.
+        threads: threads inside of one operator.
+    """
+
+    name = "torch"
+
+    def __init__(self, module: Any, plain: Runner, *, threads: int) -> None:
+        self._module, self._plain, self._threads = module, plain, threads
+        self._optimized: Runner | None = None
+        self._batch_sizes: set[int] = set()
+
+    def run(self, x_f32: np.ndarray) -> np.ndarray:
+        """Returns the module's output as float32."""
+        if len(x_f32) not in self._batch_sizes:
+            if not self._batch_sizes:
+                self._optimized = self._optimize(x_f32)
+            self._batch_sizes.add(len(x_f32))
+            if self._optimized is not None and not self._is_close(x_f32):
+                self._optimized = None
+        return (self._optimized or self._plain).run(x_f32)
+
+    def _optimize(self, x_f32: np.ndarray) -> Runner | None:
+        import torch
+
+        try:
+            with quiet(), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # what is traced is compared with the module
+                traced = self._module
+                if not isinstance(traced, torch.jit.ScriptModule):
+                    traced = torch.jit.trace(traced, torch.from_numpy(x_f32), check_trace=False)
+                frozen = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+        except Exception:  # noqa: BLE001 - PyTorch raises many types; the module itself still runs
+            return None
+        return TorchRunner(frozen, threads=self._threads)
+
+    def _is_close(self, x_f32: np.ndarray) -> bool:
+        assert self._optimized is not None
+        expected_f32 = self._plain.run(x_f32)
+        scale = float(np.abs(expected_f32).max(initial=0.0))
+        return bool(np.allclose(self._optimized.run(x_f32), expected_f32, rtol=0, atol=_CLOSE * scale))
 
 
 class TvmRunner:

@@ -85,7 +85,7 @@ class FakeWorkload:
             patch.setattr(f"{chain}.use_threads", self.use_threads)
             patch.setattr(f"{chain}.quantization_engine", lambda engine: nullcontext())
             patch.setattr(f"{networks}.quantized", self.quantized)
-            patch.setattr(f"{networks}.TorchRunner", lambda module, *, threads: self.runner(self.torch))
+            patch.setattr(f"{networks}.float_runner", lambda module, *, threads: self.runner(self.torch))
             patch.setattr(f"{networks}.digest_of_weights", lambda module: "cd" * 32)
             patch.setattr(f"{networks}.digest_of_program", lambda program: program.name)
             patch.setattr(f"{networks}.kept_program", self.kept_program)

@@ -10,6 +10,7 @@ from PIL import Image
 from quantvm.data import PreparedImages, iterate_parts, load_calibration, load_dataset, prepared
 from quantvm.data.preprocess import Preprocessing, load_rgb
 from quantvm.errors import ConfigError, DataError
+from quantvm.jobs.evaluation.float_answers import clear_float_answers, kept_float_answers
 
 from .fakes import FakeWorkload, evaluate
 from .test_resume import run_json, samples
@@ -126,3 +127,32 @@ def test_a_run_goes_on_with_the_same_images_only(tmp_path, data, decoded):
     with pytest.raises(ConfigError, match=r"cannot go on .*class1/4\.png was replaced"):
         evaluate(OnFiles(), resume=tmp_path / "run")
     assert run_json(tmp_path / "run")["dataset"] == before["dataset"]
+
+
+def test_answers_of_a_float_model_are_kept_for_later_runs(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("QUANTVM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("QUANTVM_CACHE_BYTES", str(1 << 20))
+    ran = {"data": data, "models": ("alpha",), **OPTIONS}
+
+    def runs(name, **options):
+        fakes = OnFiles()
+        (row,) = evaluate(fakes, out=tmp_path / name, **{**ran, **options}).run["models"]
+        return sum(len(x_f32) for runner in fakes.runners for x_f32 in runner.seen), row
+
+    n_first, first = runs("first")
+    n_second, second = runs("second")
+    assert (n_first, n_second) == (3 * N, 2 * N)
+    assert second["fp32"] == first["fp32"]
+    assert samples(tmp_path / "second").equals(samples(tmp_path / "first"))
+    assert runs("fewer", fp32="4")[1]["n_fp32_images"] == 4
+    assert runs("none", fp32="none")[1]["n_fp32_images"] == 0
+    assert runs("threads", threads=2)[0] == 3 * N
+    path = data / "val" / "class1" / "4.png"
+    path.write_bytes((data / "val" / "class1" / "1.png").read_bytes())
+    assert 2 * N < runs("other image")[0] <= 2 * N + 4  # the shard of this image
+    kept = kept_float_answers()
+    assert len(kept) == 3 + 3 + 1
+    kept[0].write_bytes(b"damaged")
+    runs("damaged")
+    assert clear_float_answers()[0] == len(kept)
+    assert runs("cleared")[0] == 3 * N

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from quantvm.compiler.cache import chosen_cache
 from quantvm.data import Batch, PreparedImages
 from quantvm.errors import (
     ConfigError,
@@ -28,9 +29,17 @@ from quantvm.errors import (
 )
 from quantvm.jobs.evaluation.compute import ShardWork
 from quantvm.jobs.evaluation.config import RunConfig
+from quantvm.jobs.evaluation.float_answers import FloatAnswers, float_answers_folder
 from quantvm.jobs.evaluation.images import check_contents, done_with, prepared_images
 from quantvm.jobs.evaluation.layout import MANIFEST, NETWORKS, REPORT, RUN_JSON, SAMPLES, UNITS
-from quantvm.jobs.evaluation.manifest import begin_manifest, check_manifest, manifest_of, read_manifest, resumed
+from quantvm.jobs.evaluation.manifest import (
+    begin_manifest,
+    check_manifest,
+    conditions_of_float,
+    manifest_of,
+    read_manifest,
+    resumed,
+)
 from quantvm.jobs.evaluation.networks import Engines, Network, Networks
 from quantvm.jobs.evaluation.results import Results
 from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow, model_row
@@ -187,6 +196,9 @@ class _Evaluation:
         self.networks = Networks(place_of_networks, plan, config.numerics)
         self.results = Results(self.store, self.shards)
         self.workers: Workers | None = None
+        conditions = conditions_of_float(plan, run["environment"]["cpu"])
+        kept = None if chosen_cache(True) is None else float_answers_folder()
+        self.float_answers = FloatAnswers(kept, conditions, plan.images.facts)
 
     def go(self) -> RunResult:
         """Evaluates all models; workers, if there are any, have ended then."""
@@ -284,6 +296,7 @@ class _Evaluation:
             OutputError: the run folder cannot be written.
         """
         n_images, spec, engines = len(self.plan.dataset.samples), entry.spec, None
+        self._take_float_answers(network)
         tasks = self._missing(network)
         self.plan.images.prepare([sample.source for each in tasks for sample in each.samples], progress=progress)
         with progress.task("evaluate", total=n_images) as task:
@@ -297,6 +310,7 @@ class _Evaluation:
                     if engines is None or (with_float and engines.fp32 is None):
                         engines = network.open(with_float)
                     self._compute(each, engines, batches, advance)
+        self._keep_float_answers(network)
         latencies = [network.by_numerics[numerics].get("latency_ms") for numerics in facts]
         if len(facts) > 1 and None in latencies:
             engines = engines or network.open(False)
@@ -308,16 +322,41 @@ class _Evaluation:
         for numerics, known in facts.items():
             known["latency_ms"] = network.by_numerics[numerics].get("latency_ms") if len(facts) > 1 else None
 
+    def _float_wanted(self, first: int, shard: Shard) -> int:
+        """Returns on how many images of a shard the float model runs; `first` is the place of its first image."""
+        batch_size = self.config.batch_size
+        n_fp32 = -(-self.config.fp32_images(len(self.plan.dataset.samples)) // batch_size) * batch_size
+        return min(max(n_fp32 - first, 0), len(shard))
+
+    def _take_float_answers(self, network: Network) -> None:
+        """Takes what an earlier run computed with the same float model on the same images."""
+        side = Side.of_float(network.model)
+        if network.float_digest is None or self.config.fp32 == "none":
+            return
+        fingerprint, first = network.fingerprint(side), 0
+        for shard in self.shards:
+            is_wanted = self._float_wanted(first, shard) == len(shard)
+            first += len(shard)
+            if is_wanted and len(self.store.find(side, shard, fingerprint)) < len(shard):
+                part = self.float_answers.find(shard, fingerprint)
+                if len(part):
+                    self.store.add(side, shard, part)
+
+    def _keep_float_answers(self, network: Network) -> None:
+        side = Side.of_float(network.model)
+        if network.float_digest is not None:
+            fingerprint = network.fingerprint(side)
+            for shard in self.shards:
+                self.float_answers.add(shard, fingerprint, self.store.find(side, shard, fingerprint))
+
     def _missing(self, network: Network) -> list[ShardTask]:
         """Returns what is missing of the network's units, by shard."""
-        n_images, batch_size = len(self.plan.dataset.samples), self.config.batch_size
-        n_fp32 = -(-self.config.fp32_images(n_images) // batch_size) * batch_size
         fingerprints = {side: network.fingerprint(side) for side in network.sides(self.config.numerics)}
         tasks, first = [], 0
         for shard in self.shards:
             done, wanted = {}, {}
             for side, fingerprint in fingerprints.items():
-                n_wanted = min(max(n_fp32 - first, 0), len(shard)) if side.is_float else len(shard)
+                n_wanted = self._float_wanted(first, shard) if side.is_float else len(shard)
                 part = self.store.find(side, shard, fingerprint)
                 if len(part) < n_wanted:
                     done[side], wanted[side] = part, n_wanted

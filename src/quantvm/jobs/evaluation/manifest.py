@@ -15,6 +15,7 @@ from quantvm.jobs.evaluation.config import RunConfig
 from quantvm.jobs.evaluation.layout import MANIFEST
 from quantvm.jobs.evaluation.schema import CHECKS
 from quantvm.report.run_folder import RunFolder
+from quantvm.report.schema import CpuRow
 from quantvm.storage.regular_files import open_regular
 from quantvm.workload.environment import digest_of_package, image_libraries, versions
 from quantvm.workload.plan import Plan
@@ -46,10 +47,18 @@ def manifest_of(plan: Plan, config: RunConfig) -> dict[str, Any]:
         "threads": plan.machine.threads,
         "data": plan.dataset.name,
         "calibration images": sha256(calibration.encode("utf-8", "surrogatepass")).hexdigest()[:16],
-        "libraries": {**versions(), **image_libraries()},
-        "sources of quantvm": digest_of_package()[:16],
+        **_software(),
     }
     return {"schema_version": _SCHEMA_VERSION, "fingerprint": fingerprint, "config": config.as_json()}
+
+
+def conditions_of_float(plan: Plan, cpu: CpuRow) -> dict[str, Any]:
+    """Returns what decides a float model's answers beside its weights, its preprocessing and the images."""
+    return {"threads": plan.machine.threads, "batch_size": plan.options.batch_size, "cpu": cpu, **_software()}
+
+
+def _software() -> dict[str, Any]:
+    return {"libraries": {**versions(), **image_libraries()}, "sources of quantvm": digest_of_package()[:16]}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ from quantvm.storage.output_files import make_folder, unfinished_name, write_fil
 from quantvm.workload.plan import Entry, Plan
 from quantvm.workload.prepare import float_module_of, quantized
 from quantvm.workload.program import Program
-from quantvm.workload.runners import Runner, TorchRunner
+from quantvm.workload.runners import Runner, float_runner, may_be_optimized
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,7 +164,8 @@ class Networks:
         if float_folder is not None:
             module, crop = self._float_module(entry, network.float_digest, place), entry.spec.preprocessing.crop
             program = Program(entry.spec.name, "module", module, ((1, 3, crop, crop),), True, None)
-            float_program, _ = kept_program(program, float_folder)
+            row, _ = kept_program(program, float_folder)
+            float_program = {**row, "is_optimized": may_be_optimized(module)}
         own = entry.program if network.program["file"] is None else None
         return NetworkJob(
             key=sha256(f"{place} {network.reference} {float_folder}".encode()).hexdigest(),
@@ -354,7 +355,7 @@ class Networks:
             found = _opener_of(plan, program, tvm)(False)
             if with_float:
                 module = self._float_module(entry, row["float_digest"], place)
-                found.fp32 = TorchRunner(module, threads=plan.machine.threads)
+                found.fp32 = float_runner(module, threads=plan.machine.threads)
             return found
 
         return _network_of(row, engines)
@@ -380,7 +381,7 @@ def _opener_of(plan: Plan, program: Program, artifacts: Mapping[str, Artifact]) 
     def engines(with_float: bool) -> Engines:
         threads = plan.machine.threads
         has_float = with_float and program.float_module is not None
-        fp32 = TorchRunner(program.float_module, threads=threads) if has_float else None
+        fp32 = float_runner(program.float_module, threads=threads) if has_float else None
         tvm = {each: program.tvm_runner(artifact, plan.machine) for each, artifact in artifacts.items()}
         return Engines(fp32, program.runner(plan.machine), tvm)
 

@@ -20,6 +20,7 @@ from quantvm.jobs.evaluation.unit_messages import software as installed_software
 from quantvm.runtime.target import cpu_model
 from quantvm.torch_compat import quantization_engine
 from quantvm.workload.environment import use_threads
+from quantvm.workload.runners import float_runner
 
 
 class UnitWorker:
@@ -79,7 +80,8 @@ def engines_of(job: NetworkJob) -> Engines:
     tvm = {each: program.tvm_runner(load(job.folder / file), job.machine) for each, (file, _) in job.codes.items()}
     fp32 = None
     if job.float_program is not None and job.float_folder is not None:
-        fp32 = program_of_row(job.float_program, job.float_folder, None).runner(job.machine)
+        module = program_of_row(job.float_program, job.float_folder, None).callable_module()
+        fp32 = float_runner(module, threads=job.machine.threads, optimized=job.float_program["is_optimized"])
     return Engines(fp32, program.runner(job.machine), tvm)
 
 
