@@ -47,7 +47,7 @@ from quantvm.jobs.evaluation.spread import LostShardsError
 from quantvm.jobs.evaluation.store import PartStore
 from quantvm.jobs.evaluation.text import markdown_report
 from quantvm.jobs.evaluation.unit_messages import ShardTask
-from quantvm.jobs.evaluation.units import shards_of
+from quantvm.jobs.evaluation.units import Shard, Side, shards_of
 from quantvm.jobs.evaluation.workers import Advance, Workers
 from quantvm.jobs.latency.rounds import alternate, time_calls
 from quantvm.options.option import raise_problems
