@@ -9,7 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
+
+IMAGES = "images"
+"""The unit of tasks that show images a second."""
 
 
 class Task(Protocol):
@@ -18,12 +21,15 @@ class Task(Protocol):
     def advance(self, amount: float = 1) -> None:
         """Records that `amount` more units are done."""
 
+    def tell(self, text: str) -> None:
+        """Shows a text beside the amount from now on."""
+
 
 class Progress(Protocol):
     """Where long work reports to."""
 
     def task(self, description: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Task]:
-        """Returns a context manager that yields the running Task; `unit` is "" (a count) or "bytes"."""
+        """Returns a context manager that yields the running Task; `unit` is "" (a count), "bytes" or `IMAGES`."""
 
     def note(self, message: str) -> None:
         """Shows one line that stays."""
@@ -31,6 +37,9 @@ class Progress(Protocol):
 
 class _SilentTask:
     def advance(self, amount: float = 1) -> None:
+        pass
+
+    def tell(self, text: str) -> None:
         pass
 
 
@@ -50,22 +59,32 @@ SILENT = SilentProgress()
 
 
 class _PlainTask:
-    def __init__(self, stream: TextIO, description: str, total: float | None, interval_s: float) -> None:
+    def __init__(
+        self, stream: TextIO, description: str, total: float | None, interval_s: float, unit: str
+    ) -> None:  # fmt: skip
         self._stream, self._description, self._total, self._interval_s = stream, description, total, interval_s
-        self._done, self._last_s = 0.0, time.monotonic()
+        self._unit, self._text = unit, ""
+        self._done, self._started_s = 0.0, time.monotonic()
+        self._last_s = self._started_s
 
     def advance(self, amount: float = 1) -> None:
         self._done += amount
         now_s = time.monotonic()
         if self._total and now_s - self._last_s >= self._interval_s:
             self._last_s = now_s
-            print(f"{self._description}: {100 * self._done / self._total:.0f} %", file=self._stream, flush=True)
+            line = f"{self._description}: {100 * self._done / self._total:.0f} %"
+            if self._unit == IMAGES:
+                line += f", {self._done / (now_s - self._started_s):.1f} images/s"
+            print(f"{line}, {self._text}" if self._text else line, file=self._stream, flush=True)
+
+    def tell(self, text: str) -> None:
+        self._text = text
 
 
 class PlainProgress:
     """One line when a task starts, one every `interval_s` seconds, one when it ends; for logs and pipes."""
 
-    def __init__(self, stream: TextIO | None = None, interval_s: float = 10.0) -> None:
+    def __init__(self, stream: TextIO | None = None, interval_s: float = 60.0) -> None:
         self._stream, self._interval_s = stream or sys.stderr, interval_s
 
     @contextmanager
@@ -73,7 +92,7 @@ class PlainProgress:
         """Yields the running task and prints its duration at the end."""
         start_s = time.monotonic()
         print(f"{description} ...", file=self._stream, flush=True)
-        yield _PlainTask(self._stream, description, total, self._interval_s)
+        yield _PlainTask(self._stream, description, total, self._interval_s, unit)
         print(f"{description}: done in {time.monotonic() - start_s:.1f} s", file=self._stream, flush=True)
 
     def note(self, message: str) -> None:
@@ -82,11 +101,14 @@ class PlainProgress:
 
 
 class _RichTask:
-    def __init__(self, bars: object, task_id: object) -> None:
+    def __init__(self, bars: Any, task_id: Any) -> None:
         self._bars, self._task_id = bars, task_id
 
     def advance(self, amount: float = 1) -> None:
-        self._bars.advance(self._task_id, amount)  # type: ignore[attr-defined]
+        self._bars.advance(self._task_id, amount)
+
+    def tell(self, text: str) -> None:
+        self._bars.update(self._task_id, told=text)
 
 
 class RichProgress:
@@ -108,9 +130,10 @@ class RichProgress:
             rp.BarColumn(),
             amount,
             rp.TimeRemainingColumn(elapsed_when_finished=True),
+            rp.TextColumn("{task.fields[told]}"),
         )
         with rp.Progress(*columns, console=self._console) as bars:
-            yield _RichTask(bars, bars.add_task(description, total=total))
+            yield _RichTask(bars, bars.add_task(description, total=total, told=""))
 
     def note(self, message: str) -> None:
         """Prints the message above any bar."""

@@ -25,7 +25,7 @@ from quantvm.data.dataset import BadImage
 from quantvm.data.preprocess import Geometry, load_rgb, orientation_of, pixels_of
 from quantvm.data.sources import Source, open_source, order_of_storage
 from quantvm.errors import DataError, OutputError
-from quantvm.progress import SILENT, Progress
+from quantvm.progress import IMAGES, SILENT, Progress
 from quantvm.storage.output_files import make_folder, write_file
 from quantvm.storage.scratch import room_bytes
 
@@ -183,7 +183,7 @@ class PreparedImages:
         looked_at = ahead_in_order(
             lambda source: self._look_at(source, again), sources, most=max(_PIECE, 2 * default_workers())
         )
-        with progress.task(description, total=len(sources), unit="images") as task, closing(looked_at):
+        with progress.task(description, total=len(sources), unit=IMAGES) as task, closing(looked_at):
             for found in looked_at:
                 entry = self._entries.get(found.name)
                 if entry is None or entry.facts != found.facts:

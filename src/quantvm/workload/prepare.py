@@ -80,7 +80,7 @@ def quantized(entry: Entry, plan: Plan, flow: str | None, progress: Progress) ->
         return entry.program
     spec, options = entry.spec, plan.options
     inputs = CalibrationInputs(plan, spec)
-    float_module = float_module_of(entry, plan)
+    float_module = float_module_of(entry, plan, progress)
     if float_module is None:
         assert entry.weights is not None
         module = load_quantized_model(spec, entry.weights, engine=options.engine)
@@ -95,7 +95,7 @@ def quantized(entry: Entry, plan: Plan, flow: str | None, progress: Progress) ->
     return replace(made, title=spec.title, preprocessing=spec.preprocessing)
 
 
-def float_module_of(entry: Entry, plan: Plan) -> nn.Module | None:
+def float_module_of(entry: Entry, plan: Plan, progress: Progress = SILENT) -> nn.Module | None:
     """Returns the float model with its weights loaded, or None where only quantized weights were published."""
     assert entry.weights is not None  # a model without weights has nothing to be quantized
     if isinstance(entry.spec, UserSpec):
@@ -103,7 +103,8 @@ def float_module_of(entry: Entry, plan: Plan) -> nn.Module | None:
     if entry.weights.kind == "quantized":
         return None
     inputs = CalibrationInputs(plan, entry.spec)
-    return build_float_model(entry.spec, entry.weights, calibration_batches=inputs, seed=plan.options.seed)
+    with progress.task("draw random weights" if entry.weights.kind == "random" else "load weights"):
+        return build_float_model(entry.spec, entry.weights, calibration_batches=inputs, seed=plan.options.seed)
 
 
 def without_weights(word: str) -> nn.Module:

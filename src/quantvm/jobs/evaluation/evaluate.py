@@ -41,6 +41,7 @@ from quantvm.jobs.evaluation.manifest import (
     resumed,
 )
 from quantvm.jobs.evaluation.networks import Engines, Network, Networks
+from quantvm.jobs.evaluation.outlook import Outlook
 from quantvm.jobs.evaluation.results import Results
 from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow, model_row
 from quantvm.jobs.evaluation.spread import LostShardsError
@@ -51,7 +52,7 @@ from quantvm.jobs.evaluation.units import Shard, Side, shards_of
 from quantvm.jobs.evaluation.workers import Advance, Workers
 from quantvm.jobs.latency.rounds import alternate, time_calls
 from quantvm.options.option import raise_problems
-from quantvm.progress import SILENT, Progress, TitledProgress
+from quantvm.progress import IMAGES, SILENT, Progress, TitledProgress
 from quantvm.report.run_folder import LoggedProgress, RunFolder, run_json
 from quantvm.score.parity import OutputShapeError, int8_share_problem, judge
 from quantvm.storage.scratch import scratch_folder
@@ -195,6 +196,8 @@ class _Evaluation:
         self.store = PartStore(None if folder is None else folder.path / UNITS)
         self.networks = Networks(place_of_networks, plan, config.numerics)
         self.results = Results(self.store, self.shards)
+        n_models = sum(entry.weights is not None and flow in entry.spec.flows for entry, flow in self._turns())
+        self.outlook = Outlook(n_models, len(plan.dataset.samples))
         self.workers: Workers | None = None
         conditions = conditions_of_float(plan, run["environment"]["cpu"])
         kept = None if chosen_cache(True) is None else float_answers_folder()
@@ -295,13 +298,20 @@ class _Evaluation:
             LostShardsError: workers ended again and again on some shards.
             OutputError: the run folder cannot be written.
         """
-        n_images, spec, engines = len(self.plan.dataset.samples), entry.spec, None
+        spec, engines = entry.spec, None
         self._take_float_answers(network)
         tasks = self._missing(network)
         self.plan.images.prepare([sample.source for each in tasks for sample in each.samples], progress=progress)
-        with progress.task("evaluate", total=n_images) as task:
-            advance: Advance = task.advance
-            advance(n_images - sum(len(each.samples) for each in tasks))
+        n_missing = sum(len(each.samples) for each in tasks)
+        self.outlook.begin(n_missing)
+        with progress.task("evaluate", total=n_missing, unit=IMAGES) as task:
+
+            def counted(amount: float) -> None:
+                self.outlook.advance(amount)
+                task.tell(self.outlook.text())
+                task.advance(amount)
+
+            advance: Advance = counted
             if self.workers is not None and self.workers.compute(network, entry, tasks, advance):
                 tasks, advance = self._missing(network), _counted_already
             with closing(self.plan.batches(spec, *([each.samples for each in tasks] or [()]))) as batches:
