@@ -353,11 +353,14 @@ class _Evaluation:
                     self.store.add(side, shard, part)
 
     def _keep_float_answers(self, network: Network) -> None:
-        side = Side.of_float(network.model)
-        if network.float_digest is not None:
+        """Keeps for later runs what was computed on this machine's kind of CPU: on others, answers may differ."""
+        side, cpus = Side.of_float(network.model), [self.run["environment"]["cpu"]["model"]]
+        if network.float_digest is not None and self.config.cluster is None:
             fingerprint = network.fingerprint(side)
             for shard in self.shards:
-                self.float_answers.add(shard, fingerprint, self.store.find(side, shard, fingerprint))
+                part = self.store.find(side, shard, fingerprint)
+                if part.facts.get("cpus") == cpus:
+                    self.float_answers.add(shard, fingerprint, part)
 
     def _missing(self, network: Network) -> list[ShardTask]:
         """Returns what is missing of the network's units, by shard."""
