@@ -24,9 +24,10 @@ install: $(STAMP) ## make .venv with everything in it
 bench: $(STAMP) ## the main job: quantize, compile, compare on the embedded sample images
 	$(BIN)/quantvm run $(ARGS)
 
-# Threads that wait must not spin: two test processes share the cores.
+# Threads that wait must not spin: two test processes share the cores. Bytecode is kept, even where the environment says
+# not to: without it each of the suite's many processes compiles the sources anew.
 test: $(STAMP) ## the test suite
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

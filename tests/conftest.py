@@ -20,6 +20,13 @@ SHIPPED = (
 In the nightly run it is so for all but the searches, which are about what is lowered, not about LLVM.
 """
 
+LEFT_OUT = (
+    "disable-lsr", "disable-cgp", "disable-machine-licm", "disable-machine-sink", "disable-machine-cse",
+    "disable-block-placement", "disable-post-ra", "disable-branch-fold", "disable-constant-hoisting",
+    "disable-tail-duplicate", "disable-copyprop",
+)  # fmt: skip
+"""Passes of LLVM's code generator that only make code faster: a fourth of its time."""
+
 _generate, _linked = tvm_compat._executable, BuiltLibrary._linked
 
 
@@ -58,9 +65,9 @@ def fbgemm():
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Has most tests generate code in half the time: what importing and lowering make of a model is not LLVM's matter.
 
-    The kernels are the same. LLVM unrolls and combines less, what is computed twice or for nothing is left to it, and
-    kernels do not check once more the shapes of what the virtual machine hands them, which the lowering has checked
-    (`tensors.call_kernel`). What is never saved is not linked.
+    The kernels are the same. LLVM unrolls, combines and moves less, what is computed twice or for nothing is left to
+    it, and kernels do not check once more the shapes of what the virtual machine hands them, which the lowering has
+    checked (`tensors.call_kernel`). What is never saved is not linked.
     """
     is_nightly = "nightly" in (item.config.getoption("markexpr") or "").replace("not nightly", "")
     parts = item.path.relative_to(item.config.rootpath / "tests").parts
@@ -70,7 +77,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _generate_quickly(module: tvm.IRModule, target: tvm.target.Target) -> object:
-    quick = tvm.target.Target({**target.export(), "opt-level": 1})
+    quick = tvm.target.Target({**target.export(), "opt-level": 1, "cl-opt": [f"-{it}:bool=true" for it in LEFT_OUT]})
     left_out = ["tirx.RemoveNoOp", "tirx.CommonSubexprElim"]
     with tvm.transform.PassContext(opt_level=2, config={"tirx.disable_assert": True}, disabled_pass=left_out):
         return _generate(module, quick)

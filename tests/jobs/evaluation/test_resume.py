@@ -52,23 +52,23 @@ OPTIONS = {"batch_size": 3, "shard_size": 6, "numerics": ("torch", "integer"), "
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert evaluate(FakeWorkload(), out=folder, **OPTIONS).exit_code == 0
-    return folder
+    """The folder of a whole run, and how many images its runners saw."""
+    folder, fakes = tmp_path_factory.mktemp("undisturbed") / "run", FakeWorkload()
+    assert evaluate(fakes, out=folder, **OPTIONS).exit_code == 0
+    return folder, n_seen(fakes)
 
 
 @pytest.mark.parametrize("after", [0, 3, 13, 20, 53])
 def test_a_run_that_was_interrupted_anywhere_ends_as_an_undisturbed_one(tmp_path, undisturbed, after):
+    whole, n_seen_by_whole = undisturbed
     folder = tmp_path / "run"
     assert evaluate(Stopped(after=after), out=folder, **OPTIONS).exit_code == 130
     assert evaluate(Stopped(after=2), resume=folder).exit_code == 130  # and once more
     fakes = FakeWorkload()
     assert evaluate(fakes, resume=folder).exit_code == 0
-    assert run_json(folder) == run_json(undisturbed)
-    assert samples(folder).equals(samples(undisturbed))
-    whole = FakeWorkload()
-    evaluate(whole, out=tmp_path / "whole", **OPTIONS)
-    assert n_seen(fakes) < n_seen(whole)
+    assert run_json(folder) == run_json(whole)
+    assert samples(folder).equals(samples(whole))
+    assert n_seen(fakes) < n_seen_by_whole
 
 
 def test_what_is_there_is_not_computed_again(tmp_path, undisturbed):
@@ -77,7 +77,7 @@ def test_what_is_there_is_not_computed_again(tmp_path, undisturbed):
     fakes = FakeWorkload()
     evaluate(fakes, out=folder, **OPTIONS)  # the same --out does it as well
     assert n_seen(fakes) == 0
-    assert run_json(folder) == run_json(undisturbed)
+    assert run_json(folder) == run_json(undisturbed[0])
 
 
 def test_a_run_grows_by_models_and_images(tmp_path):
