@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -383,6 +384,10 @@ def test_a_cluster_needs_ray_and_must_be_there(tmp_path, place, monkeypatch):
         patch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ConfigError, match=r"pip install 'quantvm\[cluster\]'"):
             evaluate(place, None, cluster="auto")
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(ConfigError, match="nobody listens at 127"):
+            cluster._connect(None, f"127.0.0.1:{taken.getsockname()[1]}")
 
 
 @pytest.mark.nightly

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
@@ -21,6 +22,8 @@ from quantvm.jobs.evaluation.unit_messages import Answer, Died, NetworkJob, Requ
 from quantvm.storage.scratch import scratch_folder
 
 Files = dict[Path, bytes]
+
+_LISTENS_S = 10.0
 
 
 def missing_ray() -> Iterator[str]:
@@ -170,6 +173,7 @@ def _connect(ray: Any, address: str) -> None:
     Raises:
         ConfigError: there is none.
     """
+    _raise_if_silent(address)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -181,6 +185,23 @@ def _connect(ray: Any, address: str) -> None:
         for number, handler in handlers.items():
             with suppress(ValueError):  # not in the main thread
                 signal.signal(number, handler)
+
+
+def _raise_if_silent(address: str) -> None:
+    """Makes sure that somebody listens at host:port, which Ray would try for minutes.
+
+    Raises:
+        ConfigError: nobody does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in address:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LISTENS_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cluster: nobody listens at {address} ({error}); name the address that `ray start --head` printed"
+        ) from error
 
 
 def _how_it_ended(error: Exception) -> str:
