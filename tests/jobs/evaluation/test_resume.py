@@ -102,6 +102,30 @@ def test_a_run_grows_by_models_and_images(tmp_path):
     assert n_seen(fakes) == 3 * (20 - 10) + 3 * 20
 
 
+@pytest.mark.parametrize(("before", "after"), [(10, 20), (20, 10), (7, 13)])
+def test_batches_are_those_of_a_run_of_all_images(tmp_path, before, after):
+    class Choice(FakeWorkload):
+        """Outputs that depend on the size of the batch, as some engines' bits do."""
+
+        def __init__(self):
+            super().__init__(models=("alpha",))
+            self.torch = lambda x_f32: scores_of(x_f32) + len(x_f32)
+
+        def load_dataset(self, data, *, num_samples, **options):
+            found = super().load_dataset(data, num_samples=num_samples, **options)
+            return dataclasses.replace(found, samples=choose_subset(found.samples, num_samples, options["seed"]))
+
+        def load_calibration(self, data, calibration_data, *, evaluation, **options):
+            return CalibrationSet((Path("/nowhere/train.png"),), "the train part")
+
+    folder, options = tmp_path / "run", {"batch_size": 4, "shard_size": 8}
+    evaluate(Choice(), num_samples=before, out=folder, **options)
+    evaluate(Choice(), num_samples=after, resume=folder)
+    evaluate(Choice(), num_samples=after, out=tmp_path / "whole", **options)
+    assert run_json(folder) == run_json(tmp_path / "whole")
+    assert run_json(folder)["models"][0]["parity"]["first_image"]["torch_top5_raw"]
+
+
 def test_the_float_model_runs_on_some_images_or_on_none(tmp_path):
     folder = tmp_path / "run"
     rows = []

@@ -36,6 +36,11 @@ class Part:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def first(self, n: int) -> Part:
+        """Returns the first n rows."""
+        columns = {name: values[:n] for name, values in self.columns.items()}
+        return Part(self.ids[:n], self.labels[:n], columns, self.facts)
+
     def followed_by(self, other: Part) -> Part:
         """Returns the rows of both; the facts are those of `other`, with the processors and the durations of both."""
         if not self.ids:

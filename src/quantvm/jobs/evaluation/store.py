@@ -34,10 +34,14 @@ class PartStore:
 
         Args:
             side: of the unit.
-            shard: of the unit; the part must begin with the same images and labels.
+            shard: of the unit; the part must begin with the same images and labels. If it has more or fewer images,
+                only whole batches are used: the last one would have another size in this run.
             fingerprint: the part must have the same.
         """
         part = self._read(side, shard.index)
+        if len(part) != len(shard):
+            n = min(len(part), len(shard))
+            part = part.first(n - n % shard.batch_size)
         known = shard.samples[: len(part)]
         if (
             part.facts.get("fingerprint") == fingerprint

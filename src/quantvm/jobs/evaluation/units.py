@@ -56,10 +56,12 @@ class Shard:
     Attributes:
         index: its place among all shards.
         samples: its images.
+        batch_size: images in a batch; the last batch of the last shard may be smaller.
     """
 
     index: int
     samples: tuple[Sample, ...]
+    batch_size: int = 1
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -77,7 +79,8 @@ def shards_of(dataset: Dataset, *, seed: int, batch_size: int, shard_size: int) 
     by_id = {sample.id: sample for sample in dataset.samples}
     ordered = [by_id[name] for name in draw_order(by_id, seed)]
     size = -(-shard_size // batch_size) * batch_size
-    return [Shard(i, tuple(ordered[start : start + size])) for i, start in enumerate(range(0, len(ordered), size))]
+    starts = range(0, len(ordered), size)
+    return [Shard(i, tuple(ordered[start : start + size]), batch_size) for i, start in enumerate(starts)]
 
 
 def folder_name(*words: str) -> str:
