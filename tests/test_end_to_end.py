@@ -69,10 +69,10 @@ def test_a_bad_image_stops_the_run_before_any_work_or_is_left_out(run, tmp_path)
     folder = tmp_path / "images" / "n01440764"
     folder.mkdir(parents=True)
     for sample in load_dataset("sample", num_samples=3).samples:
-        (folder / sample.path.name).write_bytes(sample.path.read_bytes())
+        (folder / sample.source.name).write_bytes(sample.source.read_bytes())
     (folder / "empty.jpg").touch()
     (folder / "text.jpg").write_text("not an image")
-    options = ("--model", "mobilenet_v2", "--weights", "random", "--data", str(folder.parent))
+    options = ("--model", "resnet18", "--weights", "random", "--data", str(folder.parent))
     result, found, _ = run(*options)
     assert result.exit_code == 2
     assert found is None
