@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from quantvm.errors import ConfigError, missing_package_named
 from quantvm.jobs.evaluation.config import RunConfig
-from quantvm.jobs.evaluation.evaluate import SILENT_OBSERVER, Observer, evaluate_models
+from quantvm.jobs.evaluation.evaluate import evaluate_models
+from quantvm.jobs.evaluation.observer import SILENT_OBSERVER, Observer
 from quantvm.jobs.latency.bench import measure_latency
 from quantvm.jobs.latency.config import BenchConfig
 from quantvm.jobs.layer_differences.config import DiffConfig

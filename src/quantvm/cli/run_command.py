@@ -26,7 +26,7 @@ def run(config: RunConfig, as_json: bool) -> None:
     """
     from quantvm.api import evaluate
     from quantvm.jobs.evaluation.console import ConsolePrinter
-    from quantvm.jobs.evaluation.evaluate import SILENT_OBSERVER
+    from quantvm.jobs.evaluation.observer import SILENT_OBSERVER
     from quantvm.progress import progress_for_stderr
     from quantvm.report.run_folder import default_run_folder, run_json
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quantvm.data import Batch
-from quantvm.jobs.evaluation.networks import Engines
+from quantvm.jobs.evaluation.network import Engines
 from quantvm.jobs.evaluation.parts import Part
 from quantvm.jobs.evaluation.unit_messages import ShardTask
 from quantvm.jobs.evaluation.units import Side

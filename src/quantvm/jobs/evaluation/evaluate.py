@@ -12,16 +12,15 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantvm.compiler.cache import chosen_cache
-from quantvm.data import Batch, PreparedImages
+from quantvm.data import Batch
 from quantvm.errors import (
     ConfigError,
     DataError,
-    ModelCodeError,
     OutputError,
     QuantvmError,
     UnsupportedOpError,
@@ -40,8 +39,11 @@ from quantvm.jobs.evaluation.manifest import (
     read_manifest,
     resumed,
 )
-from quantvm.jobs.evaluation.networks import Engines, Network, Networks
+from quantvm.jobs.evaluation.network import Engines, Network
+from quantvm.jobs.evaluation.networks import Networks
+from quantvm.jobs.evaluation.observer import SILENT_OBSERVER, Observer
 from quantvm.jobs.evaluation.outlook import Outlook
+from quantvm.jobs.evaluation.planning import checked_models, checked_plan, run_head
 from quantvm.jobs.evaluation.results import Results
 from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow, model_row
 from quantvm.jobs.evaluation.spread import LostShardsError
@@ -58,8 +60,7 @@ from quantvm.score.parity import OutputShapeError, int8_share_problem, judge
 from quantvm.storage.scratch import scratch_folder
 from quantvm.torch_compat import quantization_engine
 from quantvm.workload.environment import use_threads
-from quantvm.workload.head import head
-from quantvm.workload.plan import Entry, Plan, models_of, plan_of
+from quantvm.workload.plan import Entry, Plan
 from quantvm.workload.runners import Runner
 
 if TYPE_CHECKING:
@@ -68,27 +69,6 @@ if TYPE_CHECKING:
 _WRITTEN_EACH_S = 60.0
 _LATENCY_ROUNDS = 5
 _LATENCY_S = 0.5
-
-
-class Observer(Protocol):
-    """Is called with what an evaluation finds, as soon as it finds it."""
-
-    def on_start(self, run: RunRow) -> None:
-        """Called once, before the first model: `run` is complete except for its models."""
-
-    def on_model(self, model: ModelRow) -> None:
-        """Called for each model when its row is final."""
-
-
-class _SilentObserver:
-    def on_start(self, run: RunRow) -> None:
-        pass
-
-    def on_model(self, model: ModelRow) -> None:
-        pass
-
-
-SILENT_OBSERVER: Observer = _SilentObserver()
 
 
 def evaluate_models(
@@ -103,12 +83,12 @@ def evaluate_models(
     if config.resume is not None:
         raise_problems(config.problems())
         config = resumed(config)
-    entries = _models(config, progress)
+    entries = checked_models(config, progress)
     if config.out is None:
         with prepared_images(config, entries, None) as images, ExitStack() as stack:
-            plan = _planned(config, entries, images, progress)
+            plan = checked_plan(config, entries, images, progress)
             place = stack.enter_context(scratch_folder("networks")) if config.has_workers else None
-            run = _head(plan, config, command)
+            run = run_head(plan, config, command)
             return _Evaluation(plan, config, progress, observer, None, place, run, started_s).go()
     folder = RunFolder(config.out, append=read_manifest(config.out) is not None)
     try:
@@ -116,7 +96,7 @@ def evaluate_models(
         with prepared_images(config, entries, folder) as images:
             is_new = begin_manifest(folder, config)
             try:
-                plan = _planned(config, entries, images, logged)
+                plan = checked_plan(config, entries, images, logged)
                 check_manifest(folder, manifest_of(plan, config))
                 check_contents(folder, images)
             except (ConfigError, DataError):
@@ -124,7 +104,7 @@ def evaluate_models(
                     done_with(images, config)
                     folder.discard(MANIFEST)
                 raise
-            run = _head(plan, config, command)
+            run = run_head(plan, config, command)
             place = folder.path / NETWORKS
             result = _Evaluation(plan, config, logged, observer, folder, place, run, started_s).go()
             if not result.run["interrupted"]:
@@ -132,53 +112,6 @@ def evaluate_models(
             return result
     finally:
         folder.close()
-
-
-def _models(config: RunConfig, progress: Progress) -> tuple[Entry, ...]:
-    """Returns the models; if a factory raised, its stack goes to the log, if there is to be one."""
-    try:
-        return models_of(config, progress)
-    except ModelCodeError as error:
-        if config.out is not None:
-            folder = RunFolder(config.out)
-            folder.log(f"{error}\n{error.stack()}")
-            folder.close()
-        raise
-
-
-def _planned(config: RunConfig, entries: Sequence[Entry], images: PreparedImages, progress: Progress) -> Plan:
-    plan = plan_of(config, progress, entries=entries, images=images)
-    raise_problems([*_unknown_labels(plan, config), *_missing_references(plan, config)])
-    return plan
-
-
-def _head(plan: Plan, config: RunConfig, command: str) -> RunRow:
-    return {**head(plan, config, command), "models": [], "agreement": []}
-
-
-def _unknown_labels(plan: Plan, config: RunConfig) -> list[str]:
-    """Returns a sentence for every model of the user's own that has no score for a class of the images."""
-    last = max(sample.label for sample in plan.dataset.samples)
-    known = [(entry.spec.name, getattr(entry.spec, "n_classes", None)) for entry in plan.entries]
-    few = [(name, n) for name, n in known if n is not None and last >= n]
-    if config.class_map == "sorted":
-        return [
-            f"data: {plan.dataset.name} has {last + 1} classes, {name} {n}; use data of {n} classes" for name, n in few
-        ]
-    return [
-        f"data: {plan.dataset.name} has images of class {last} (counted from 0), and {name} has {n} classes; if the "
-        "classes of this model are your folders in sorted order, say --class-map sorted, in a run without registered "
-        "models"
-        for name, n in few
-    ]
-
-
-def _missing_references(plan: Plan, config: RunConfig) -> list[str]:
-    """Returns a sentence for every model whose parity is to be checked but that has no reference."""
-    if config.check_parity is None:
-        return []
-    missing = [(entry.spec.name, entry.missing_reference) for entry in plan.entries]
-    return [f"check_parity: {name}: {reason}" for name, reason in missing if reason is not None]
 
 
 class _Evaluation:

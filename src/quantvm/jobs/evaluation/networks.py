@@ -11,8 +11,6 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,79 +24,28 @@ from quantvm.jobs.evaluation.kept_programs import (
     kept_program,
     program_of_row,
 )
+from quantvm.jobs.evaluation.network import (
+    FACTS_FILE,
+    SCHEMA_VERSION,
+    Engines,
+    Network,
+    network_of,
+    row_bytes,
+    row_of,
+)
 from quantvm.jobs.evaluation.unit_messages import NetworkJob, software
-from quantvm.jobs.evaluation.units import Side, folder_name
+from quantvm.jobs.evaluation.units import folder_name
 from quantvm.progress import Progress
 from quantvm.storage.output_files import make_folder, unfinished_name, write_file
 from quantvm.workload.plan import Entry, Plan
 from quantvm.workload.prepare import float_module_of, quantized
 from quantvm.workload.program import Program
-from quantvm.workload.runners import Runner, float_runner, may_be_optimized
+from quantvm.workload.runners import float_runner, may_be_optimized
 
 if TYPE_CHECKING:
     from torch import nn
 
     from quantvm.runtime import Artifact, CompileReport
-
-_SCHEMA_VERSION = 1
-_FACTS_FILE = "network.json"
-_ROW = ("model", "flow", "facts", "program", "source", "reference", "float_digest", "by_numerics")
-
-
-@dataclass
-class Engines:
-    """A network's engines, ready to run.
-
-    Attributes:
-        fp32: the float model; None if there is none, or if it is not needed.
-        torch: the reference; None if there is none.
-        tvm: the compiled code by the numerics that were asked for.
-    """
-
-    fp32: Runner | None
-    torch: Runner | None
-    tvm: dict[str, Runner]
-
-
-@dataclass
-class Network:
-    """One model by one flow, compiled for each numerics.
-
-    Attributes:
-        model: its name.
-        flow: how PyTorch quantized it.
-        facts: the fields of ModelRow that hold for all numerics.
-        by_numerics: for each numerics that was asked for, what is known about the code: `facts` (fields of ModelRow),
-            `numerics` that the code has, `output_scale`, and `digest` of the code.
-        reference: SHA-256 of the quantized program; None if it has no digest.
-        float_digest: SHA-256 of the float model's weights; None if there is no float model.
-        open: returns the engines; the argument says whether the float model is needed.
-        program: how the run folder keeps the quantized program; None if it does not.
-        source: SHA-256 of a model of the user's own; None for registered models, which their weights tell.
-    """
-
-    model: str
-    flow: str
-    facts: dict[str, Any]
-    by_numerics: dict[str, dict[str, Any]]
-    reference: str | None
-    float_digest: str | None
-    open: Callable[[bool], Engines] = field(repr=False)
-    program: dict[str, Any] | None = None
-    source: str | None = None
-
-    def sides(self, numerics: Sequence[str]) -> list[Side]:
-        """Returns what gives answers: the float model if there is one, and a side for each numerics."""
-        own = [Side(self.model, self.flow, each) for each in numerics]
-        return [*([Side.of_float(self.model)] if self.float_digest else []), *own]
-
-    def fingerprint(self, side: Side) -> str:
-        """Returns a digest of what decides the answers of a side, as far as it is the network's."""
-        if side.is_float:
-            parts = [self.float_digest, self.facts["preprocessing"]]
-        else:
-            parts = [self.reference, self.facts["preprocessing"], self.by_numerics[side.numerics]["digest"]]
-        return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class Networks:
@@ -143,7 +90,7 @@ class Networks:
         place = self._place(network.model, network.flow)
         if place is not None:
             make_folder(place)
-            write_file(place / _FACTS_FILE, _json(_row_of(network)))
+            write_file(place / FACTS_FILE, row_bytes(row_of(network)))
 
     def job(self, network: Network, entry: Entry, float_folder: Path | None) -> NetworkJob | None:
         """Returns what a worker needs to open a network; None if the run folder does not keep it.
@@ -265,7 +212,7 @@ class Networks:
             for numerics, artifact in artifacts.items():
                 file = artifact.save(unfinished / _code_file(numerics))
                 made.by_numerics[numerics] |= {"file": file.name, "digest": digest_of_file(file)}
-            write_file(unfinished / _FACTS_FILE, _json(_row_of(made)))
+            write_file(unfinished / FACTS_FILE, row_bytes(row_of(made)))
             shutil.rmtree(place, ignore_errors=True)
             unfinished.rename(place)
         except CompileError as error:
@@ -290,7 +237,7 @@ class Networks:
             kept = {"file": file.name, "digest": digest_of_file(file)}
             row["by_numerics"][numerics] = _facts_of_code(artifact.report) | kept
         if missing:
-            write_file(place / _FACTS_FILE, _json(row))
+            write_file(place / FACTS_FILE, row_bytes(row))
 
     def check(self, turns: Sequence[tuple[Entry, str]]) -> None:
         """Makes sure that the networks of the run folder are those of this run, and whole.
@@ -336,10 +283,10 @@ class Networks:
         if place is None:
             return None
         try:
-            row = json.loads((place / _FACTS_FILE).read_text())
+            row = json.loads((place / FACTS_FILE).read_text())
         except (OSError, ValueError):
             return None
-        is_kept = row.get("schema_version") == _SCHEMA_VERSION and row["program"] is not None
+        is_kept = row.get("schema_version") == SCHEMA_VERSION and row["program"] is not None
         return row if is_kept else None
 
     def _opened(self, row: dict[str, Any], entry: Entry) -> Network:
@@ -358,7 +305,7 @@ class Networks:
                 found.fp32 = float_runner(module, threads=plan.machine.threads)
             return found
 
-        return _network_of(row, engines)
+        return network_of(row, engines)
 
     def _float_module(self, entry: Entry, digest: str | None, place: Path) -> nn.Module:
         """Returns the float model.
@@ -386,30 +333,6 @@ def _opener_of(plan: Plan, program: Program, artifacts: Mapping[str, Artifact]) 
         return Engines(fp32, program.runner(plan.machine), tvm)
 
     return engines
-
-
-def networks_in(folder: Path) -> list[Network]:
-    """Returns what a run folder knows about networks, in the order in which they were made; they cannot be opened."""
-
-    def cannot_open(with_float: bool) -> Engines:
-        raise NotKeptError("the network was read for a report")
-
-    found = []
-    for path in folder.glob(f"*/{_FACTS_FILE}"):
-        with suppress(OSError, ValueError):
-            row = json.loads(path.read_text())
-            if row.get("schema_version") == _SCHEMA_VERSION:
-                found.append((path.parent.stat().st_mtime_ns, path.parent.name, _network_of(row, cannot_open)))
-    return [network for _, _, network in sorted(found, key=lambda each: each[:2])]
-
-
-def _row_of(network: Network) -> dict[str, Any]:
-    """Returns what network.json holds."""
-    return {"schema_version": _SCHEMA_VERSION, **{name: getattr(network, name) for name in _ROW}}
-
-
-def _network_of(row: Mapping[str, Any], engines: Callable[[bool], Engines]) -> Network:
-    return Network(open=engines, **{name: row[name] for name in _ROW})
 
 
 def _code_file(numerics: str) -> str:
@@ -453,7 +376,3 @@ def _facts_of_code(report: CompileReport) -> dict[str, Any]:
             "load_s": report.load_s,
         },
     }
-
-
-def _json(row: Any) -> bytes:
-    return (json.dumps(row, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantvm.errors import ConfigError, gist
 from quantvm.jobs.evaluation.layout import NETWORKS, RUN_JSON, UNITS
-from quantvm.jobs.evaluation.networks import networks_in
+from quantvm.jobs.evaluation.network import networks_in
 from quantvm.jobs.evaluation.results import Results
 from quantvm.jobs.evaluation.schema import ModelRow, RunResult, RunRow, model_row
 from quantvm.jobs.evaluation.store import PartStore

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantvm.jobs.evaluation.cpu_kinds import same_bits
-from quantvm.jobs.evaluation.networks import Network
+from quantvm.jobs.evaluation.network import Network
 from quantvm.jobs.evaluation.parts import Part
 from quantvm.jobs.evaluation.samples import sample_rows, samples_table, write_samples
 from quantvm.jobs.evaluation.schema import SameBitsRow

@@ -1,11 +1,10 @@
 """What the driver of an evaluation and its workers say to each other; see `spread.py` and `unit_worker.py`.
 
-Messages are pickled on their way, between processes of one run.
+Python pickles them on their way between the processes of one run: from a driver to workers that it started itself.
 """
 
 from __future__ import annotations
 
-import pickle
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from quantvm.errors import QuantvmError
 from quantvm.jobs.evaluation.parts import Part
 from quantvm.jobs.evaluation.units import Shard, Side
 from quantvm.runtime.target import Machine
+from quantvm.score.parity import OutputShapeError
 from quantvm.workload.environment import digest_of_package, image_libraries, versions
 from quantvm.workload.program import Program
 
@@ -120,7 +120,7 @@ class Failed:
 
     Attributes:
         key: of the network.
-        error: what was raised, or a QuantvmError with its text if it cannot be pickled.
+        error: what was raised, or a QuantvmError with its text.
         stack: as Python prints it.
         parts: what was computed before.
     """
@@ -134,11 +134,10 @@ class Failed:
     def of(cls, key: str, error: Exception, parts: Mapping[Side, Part]) -> Failed:
         """Returns the message about an error that is being handled."""
         stack = traceback.format_exc()
-        try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301 - what was just pickled
-        except Exception:  # noqa: BLE001 - errors of foreign libraries may need arguments that pickle does not keep
-            error = QuantvmError(f"{type(error).__name__}: {error}")
-        return cls(key, error, stack, parts)
+        told = f"{type(error).__name__}: {error}"
+        is_ours = isinstance(error, QuantvmError | OutputShapeError) and error.args == (str(error),)
+        # errors of foreign libraries may need arguments that do not travel
+        return cls(key, error if is_ours else QuantvmError(told), stack, parts)
 
 
 @dataclass(frozen=True)

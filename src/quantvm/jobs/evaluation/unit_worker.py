@@ -14,7 +14,7 @@ from quantvm.data import iterate_batches
 from quantvm.errors import MachineError, QuantvmError
 from quantvm.jobs.evaluation.compute import ShardWork
 from quantvm.jobs.evaluation.kept_programs import program_of_row
-from quantvm.jobs.evaluation.networks import Engines
+from quantvm.jobs.evaluation.network import Engines
 from quantvm.jobs.evaluation.unit_messages import Answer, Computed, Failed, NetworkJob, Opened, Request, ShardTask
 from quantvm.jobs.evaluation.unit_messages import software as installed_software
 from quantvm.runtime.target import cpu_model

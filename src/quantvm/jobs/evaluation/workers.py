@@ -14,7 +14,8 @@ from quantvm.jobs.evaluation.config import RunConfig
 from quantvm.jobs.evaluation.cpu_kinds import proof_tasks
 from quantvm.jobs.evaluation.crew import Crew, ProcessCrew
 from quantvm.jobs.evaluation.kept_programs import NotKeptError
-from quantvm.jobs.evaluation.networks import Network, Networks
+from quantvm.jobs.evaluation.network import Network
+from quantvm.jobs.evaluation.networks import Networks
 from quantvm.jobs.evaluation.parts import Part, cpus_of
 from quantvm.jobs.evaluation.spread import LostShardsError, Spread
 from quantvm.jobs.evaluation.store import PartStore
