@@ -95,7 +95,7 @@ def test_every_option_reaches_the_configuration(cli):
     assert config.pop("flows") == ["fx", "eager"]
     assert config.pop("models") == ["beta", "alpha", "beta"]
     assert config.pop("min_top1") is None
-    assert [config.pop(name) for name in ("resume", "labels", "form")] == [None] * 3
+    assert [config.pop(name) for name in ("resume", "labels", "form", "workers", "cluster")] == [None] * 5
     assert (config.pop("input_shape"), config.pop("mean"), config.pop("std")) == (
         [1, 3, 4, 4],
         [0.5, 0.25, 0.001],

@@ -8,21 +8,23 @@ import signal
 import threading
 from pathlib import Path
 
+from quantvm.runtime.target import Machine
+
 _LOOK_EACH_MS = 5000
 
 
-def environment_of_child(threads: int) -> dict[str, str]:
+def environment_of_child(machine: Machine) -> dict[str, str]:
     """Returns the environment of a child process: this process's own, with the thread count set for every library."""
     # A child must import the same quantvm, whatever -P or the working directory say.
     source = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH")) if part)
-    return {**os.environ, **variables_of_threads(threads), "PYTHONPATH": path}
+    return {**os.environ, **variables_of_threads(machine), "PYTHONPATH": path}
 
 
-def variables_of_threads(threads: int) -> dict[str, str]:
-    """Returns the variables by which every library computes with that many threads, on whatever core is free."""
+def variables_of_threads(machine: Machine) -> dict[str, str]:
+    """Returns the variables by which every library computes with its threads, on whatever core is free."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
-    return {**dict.fromkeys(names, str(threads)), "TVM_BIND_THREADS": "0"}
+    return {**dict.fromkeys(names, str(machine.threads)), "TVM_BIND_THREADS": "0"}
 
 
 def end_with_parent() -> None:

@@ -12,7 +12,7 @@ from .fakes import FakeWorkload, evaluate
 from .test_resume import n_seen, run_json, samples
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
-KILLS = int(os.environ.get("QUANTVM_KILLS", "12"))
+KILLS = [*range(12), *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(12, 100))]
 OPTIONS = {"batch_size": 3, "shard_size": 6, "numerics": ("torch", "integer")}
 PHASES = ("before a write", "within a write", "between write and rename", "after a rename")
 
@@ -58,7 +58,7 @@ def undisturbed(tmp_path_factory):
     return folder, n_seen(fakes)
 
 
-@pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.parametrize("seed", KILLS)
 def test_a_run_that_was_killed_ends_as_an_undisturbed_one(tmp_path, undisturbed, seed):
     whole, n_seen_by_whole = undisturbed
     chosen = random.Random(seed)

@@ -25,6 +25,7 @@ from quantvm.jobs.evaluation.kept_programs import NotKeptError
 from quantvm.jobs.evaluation.parts import part_of_bytes
 from quantvm.jobs.evaluation.unit_messages import ShardTask
 from quantvm.jobs.evaluation.unit_worker import UnitWorker
+from quantvm.runtime.target import Machine
 from tests.workload.own_models import write_factories, write_images
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -146,7 +147,7 @@ def crew_here(monkeypatch):
 
     def use(*cpus):
         crew = CrewHere(*cpus)
-        monkeypatch.setattr(workers, "crew_of", lambda config, threads: crew)
+        monkeypatch.setattr(workers, "crew_of", lambda config, machine: crew)
         return crew
 
     return use
@@ -267,12 +268,16 @@ def test_a_process_ends_with_its_driver():
     script = (
         "import sys\n"
         "from quantvm.jobs.evaluation.crew import ProcessCrew\n"
-        "worker = ProcessCrew(1, 1).start()\n"
+        "from quantvm.runtime.target import Machine\n"
+        "worker = ProcessCrew(1, Machine('native', 1)).start()\n"
         "print(worker._process.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment_of_child(1)
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment_of_child(Machine("native", 1)),
     ) as driver:
         pid = int(driver.stdout.readline())
         assert Path(f"/proc/{pid}").exists()
@@ -284,7 +289,7 @@ def test_a_process_ends_with_its_driver():
 
 
 def test_how_a_process_ended_is_told():
-    crew = ProcessCrew(2, 1)
+    crew = ProcessCrew(2, Machine("native", 1))
     killed, failed = crew.start(), crew.start()
     try:
         os.kill(killed._process.pid, signal.SIGTERM)
@@ -396,7 +401,7 @@ def test_a_cluster_needs_ray_and_must_be_there(tmp_path, place, monkeypatch):
 )
 def test_a_driver_that_is_ended_leaves_no_process_and_goes_on_later(place, alone, tmp_path, number, code):
     folder = without_units(alone, tmp_path / "run")
-    environment = environment_of_child(1)
+    environment = environment_of_child(Machine("native", 1))
     environment["PYTHONPATH"] += f"{os.pathsep}{place}"
     command = [
         sys.executable, "-m", "quantvm", "run", "--model", f"{NAME}:floating", "--input-shape", "1,3,32,32",

@@ -21,6 +21,7 @@ from quantvm.jobs.latency import engine_worker
 from quantvm.jobs.latency.engine_kinds import ENGINES, EngineKind
 from quantvm.jobs.latency.engines import Job, make_engine
 from quantvm.jobs.latency.workers import ProcessWorker, WorkerError
+from quantvm.runtime.target import Machine
 
 ENGINE = """
 import os, subprocess, sys, time
@@ -201,7 +202,7 @@ class Toy:
 
 def test_every_library_gets_the_thread_count(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
-    environment = environment_of_child(2)
+    environment = environment_of_child(Machine("native", 2))
     assert {environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")} == {"2"}
 
 
@@ -218,7 +219,7 @@ def test_a_worker_ends_with_its_parent_and_so_does_what_it_started(toy, tmp_path
         "worker.request('load', batch=16)\n"
     )
     command = [sys.executable, "-c", script, json.dumps(dataclasses.asdict(toy))]
-    environment = environment_of_child(1)  # with this quantvm, wherever another may be installed
+    environment = environment_of_child(Machine("native", 1))  # with this quantvm, wherever another may be installed
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         worker_pid = int(parent.stdout.readline())
         child_file = tmp_path / "child.pid"

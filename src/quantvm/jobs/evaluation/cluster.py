@@ -19,6 +19,7 @@ from quantvm.jobs.child_process import variables_of_threads
 from quantvm.jobs.evaluation.crew import Worker
 from quantvm.jobs.evaluation.kept_programs import digest_of_file
 from quantvm.jobs.evaluation.unit_messages import Answer, Died, NetworkJob, Request
+from quantvm.runtime.target import Machine
 from quantvm.storage.scratch import scratch_folder
 
 Files = dict[Path, bytes]
@@ -38,34 +39,37 @@ class RayCrew:
     Args:
         address: of the cluster, as for `ray.init`.
         size: how many; None: as many as the cluster has room for now.
-        threads: of each; an actor takes as many of Ray's CPUs.
+        machine: whose threads each has; an actor takes as many of Ray's CPUs.
 
     Raises:
         ConfigError: there is no such cluster, or it has no room.
     """
 
-    def __init__(self, address: str, size: int | None, threads: int) -> None:
+    def __init__(self, address: str, size: int | None, machine: Machine) -> None:
         import ray
 
-        self._ray, self._threads = ray, threads
+        self._ray, self._machine = ray, machine
         self._is_mine = not ray.is_initialized()
         if self._is_mine:
             _connect(ray, address)
-        room = sum(int(node["Resources"].get("CPU", 0) // threads) for node in ray.nodes() if node["Alive"])
+        room = sum(int(node["Resources"].get("CPU", 0) // machine.threads) for node in ray.nodes() if node["Alive"])
         if not room:
             self.close()
             raise ConfigError(
-                f"cluster: no machine of {address} has {threads} CPUs, the threads of a worker; use fewer --threads"
+                f"cluster: no machine of {address} has {machine.threads} CPUs, the threads of a worker; use fewer "
+                "--threads"
             )
         self.size = room if size is None else size
-        self._actor_class = ray.remote(num_cpus=threads, max_restarts=0, max_task_retries=0)(UnitActor)
+        self._actor_class = ray.remote(num_cpus=machine.threads, max_restarts=0, max_task_retries=0)(UnitActor)
         self._shipped: tuple[str, Any] = ("", None)
         self._n_started = 0
 
     def start(self) -> RayWorker:
         """Asks for one more actor; Ray starts it as soon as there is room."""
         self._n_started += 1
-        return RayWorker(self, self._actor_class.remote(self._threads), f"actor {self._n_started}")
+        return RayWorker(
+            self, self._actor_class.remote(variables_of_threads(self._machine)), f"actor {self._n_started}"
+        )
 
     def answers(self, workers: Collection[Worker], timeout_s: float) -> Iterator[tuple[Worker, Answer]]:
         """Yields one answer of each actor that has one."""
@@ -128,8 +132,8 @@ class RayWorker:
 class UnitActor:
     """What runs on a machine of the cluster: a worker, and a folder for files that its machine does not see."""
 
-    def __init__(self, threads: int) -> None:
-        os.environ.update(variables_of_threads(threads))  # before torch and TVM are loaded
+    def __init__(self, variables: dict[str, str]) -> None:
+        os.environ.update(variables)  # before torch and TVM are loaded
         from quantvm.jobs.evaluation.unit_worker import UnitWorker
 
         self._worker, self._folder = UnitWorker(), ExitStack()

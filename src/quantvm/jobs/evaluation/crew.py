@@ -14,6 +14,7 @@ from typing import Protocol
 
 from quantvm.jobs.child_process import environment_of_child
 from quantvm.jobs.evaluation.unit_messages import Answer, Died, Request
+from quantvm.runtime.target import Machine
 
 
 class Worker(Protocol):
@@ -62,14 +63,14 @@ class Crew(Protocol):
 class ProcessWorker:
     """A worker that is a process, and the head of a group of processes."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, machine: Machine) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "quantvm.jobs.evaluation.worker_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=environment_of_child(threads),
+            env=environment_of_child(machine),
             start_new_session=True,  # Ctrl-C is for the driver, which then ends the workers
         )
         assert self._process.stdin is not None
@@ -120,15 +121,15 @@ class ProcessCrew:
 
     Args:
         size: how many.
-        threads: of each.
+        machine: whose threads each has.
     """
 
-    def __init__(self, size: int, threads: int) -> None:
-        self.size, self._threads = size, threads
+    def __init__(self, size: int, machine: Machine) -> None:
+        self.size, self._machine = size, machine
 
     def start(self) -> ProcessWorker:
         """Starts one more process."""
-        return ProcessWorker(self._threads)
+        return ProcessWorker(self._machine)
 
     def answers(self, workers: Collection[Worker], timeout_s: float) -> Iterator[tuple[Worker, Answer]]:
         """Yields one answer of each process that has one."""

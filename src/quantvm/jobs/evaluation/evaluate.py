@@ -141,7 +141,7 @@ class _Evaluation:
         self.networks.check(self._turns())
         if not self.config.has_workers:
             return self._go()
-        self.workers = Workers(self.config, self.plan.machine.threads, self.networks, self.store, self.progress)
+        self.workers = Workers(self.config, self.plan.machine, self.networks, self.store, self.progress)
         try:
             return self._go()
         finally:

@@ -35,6 +35,7 @@ from quantvm.jobs.evaluation.network import (
 )
 from quantvm.jobs.evaluation.unit_messages import NetworkJob, software
 from quantvm.jobs.evaluation.units import folder_name
+from quantvm.models.quantization import Quantization
 from quantvm.progress import Progress
 from quantvm.storage.output_files import make_folder, unfinished_name, write_file
 from quantvm.workload.plan import Entry, Plan
@@ -114,6 +115,7 @@ class Networks:
             row, _ = kept_program(program, float_folder)
             float_program = {**row, "is_optimized": may_be_optimized(module)}
         own = entry.program if network.program["file"] is None else None
+        own_engine = None if entry.program is None else entry.program.engine
         return NetworkJob(
             key=sha256(f"{place} {network.reference} {float_folder}".encode()).hexdigest(),
             folder=place.absolute(),
@@ -123,7 +125,7 @@ class Networks:
             float_folder=float_folder,
             float_program=float_program,
             machine=plan.machine,
-            engine=(None if entry.program is None else entry.program.engine) or plan.options.engine,
+            quantization=Quantization(plan.options.scheme, own_engine or plan.options.engine, network.flow),
             preprocessing=entry.spec.preprocessing,
             batch_size=plan.options.batch_size,
             images=plan.images,

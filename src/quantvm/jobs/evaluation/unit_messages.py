@@ -16,6 +16,7 @@ from quantvm.data.prepared import PreparedImages
 from quantvm.errors import QuantvmError
 from quantvm.jobs.evaluation.parts import Part
 from quantvm.jobs.evaluation.units import Shard, Side
+from quantvm.models.quantization import Quantization
 from quantvm.runtime.target import Machine
 from quantvm.score.parity import OutputShapeError
 from quantvm.workload.environment import digest_of_package, image_libraries, versions
@@ -34,7 +35,7 @@ class NetworkJob:
         codes: the file of the compiled code and its SHA-256, by the numerics that were asked for.
         float_folder, float_program: where and how the float model is kept; None if it is not needed.
         machine: what was compiled for; the threads of both engines.
-        engine: PyTorch's.
+        quantization: whose engine PyTorch has.
         preprocessing: how images become its input.
         batch_size: images in one call.
         images: what was decoded before; where its folder is not seen, images are decoded again.
@@ -49,7 +50,7 @@ class NetworkJob:
     float_folder: Path | None
     float_program: Mapping[str, Any] | None
     machine: Machine
-    engine: str
+    quantization: Quantization
     preprocessing: Preprocessing
     batch_size: int
     images: PreparedImages

@@ -51,7 +51,7 @@ class UnitWorker:
         raise_other_software(job)
         use_threads(job.machine)
         self._engine_in_use.close()
-        self._engine_in_use.enter_context(quantization_engine(job.engine))
+        self._engine_in_use.enter_context(quantization_engine(job.quantization.engine))
         self._engines = engines_of(job)
 
     def _compute(self, task: ShardTask, work: ShardWork) -> None:

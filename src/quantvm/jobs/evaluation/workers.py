@@ -22,6 +22,7 @@ from quantvm.jobs.evaluation.store import PartStore
 from quantvm.jobs.evaluation.unit_messages import NetworkJob, ShardTask
 from quantvm.jobs.evaluation.units import Side
 from quantvm.progress import Progress
+from quantvm.runtime.target import Machine
 from quantvm.storage.scratch import scratch_folder
 from quantvm.workload.plan import Entry
 
@@ -33,17 +34,17 @@ class Workers:
 
     Args:
         config: of the evaluation.
-        threads: of each worker.
+        machine: whose threads each worker has.
         networks: that they open.
         store: of the parts.
         progress: where it is told what becomes of them.
     """
 
     def __init__(
-        self, config: RunConfig, threads: int, networks: Networks, store: PartStore, progress: Progress
+        self, config: RunConfig, machine: Machine, networks: Networks, store: PartStore, progress: Progress
     ) -> None:
         self._batch_size, self._networks, self._store, self._progress = config.batch_size, networks, store, progress
-        self._crew = crew_of(config, threads)
+        self._crew = crew_of(config, machine)
         self._spread = None if self._crew is None else Spread(self._crew, progress)
 
     def compute(self, network: Network, entry: Entry, tasks: Sequence[ShardTask], advance: Advance) -> bool:
@@ -119,7 +120,7 @@ class Workers:
             self._progress.note(f"the kinds of processors were not compared: {error}")
 
 
-def crew_of(config: RunConfig, threads: int) -> Crew | None:
+def crew_of(config: RunConfig, machine: Machine) -> Crew | None:
     """Returns where the workers come from that were asked for; None if none were.
 
     Raises:
@@ -128,8 +129,8 @@ def crew_of(config: RunConfig, threads: int) -> Crew | None:
     if config.cluster is not None:
         from quantvm.jobs.evaluation.cluster import RayCrew
 
-        return RayCrew(config.cluster, config.workers, threads)
-    return None if config.workers is None else ProcessCrew(config.workers, threads)
+        return RayCrew(config.cluster, config.workers, machine)
+    return None if config.workers is None else ProcessCrew(config.workers, machine)
 
 
 def _without_float(tasks: Sequence[ShardTask]) -> list[ShardTask]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from quantvm.jobs.child_process import environment_of_child
 from quantvm.jobs.latency.engines import Job
+from quantvm.runtime.target import Machine
 
 REQUEST_LIMIT_S = 1800.0
 """A request that takes longer is taken to hang."""
@@ -56,7 +57,7 @@ class ProcessWorker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=environment_of_child(job.threads),
+            env=environment_of_child(Machine(job.target, job.threads)),
             text=True,
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for the parent, which then ends the workers
