@@ -147,10 +147,12 @@ def test_nothing_is_pickled_or_unpickled():
             found += [f"{place} {name}" for name in names if name.split(".")[0] in PICKLING]
             if not isinstance(node, ast.Call):
                 continue
-            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            if ast.unparse(node.func) == "torch.load" and options.get("weights_only") != "True":
+            told = [each for each in node.keywords if each.arg in ("weights_only", "allow_pickle")]
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in told}
+            called = ast.unparse(node.func) if getattr(node.func, "attr", "") == "load" else ""
+            if called == "torch.load" and options.get("weights_only") != "True":
                 found.append(f"{place} torch.load")
-            if ast.unparse(node.func) == "torch.export.load":
+            if called == "torch.export.load":
                 found.append(f"{place} torch.export.load")
             if options.get("allow_pickle", "False") != "False":
                 found.append(f"{place} allow_pickle")

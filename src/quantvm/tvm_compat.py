@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -234,7 +235,8 @@ def _objects_reported() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, ValueError, tvm.error.InternalError) as error:
-        raise CompileError(f"cannot write objects for the linker: {last_line(error)}") from error
+        advice = f"; {room_advice(Path(tempfile.gettempdir()) / 'objects')}" if isinstance(error, OSError) else ""
+        raise CompileError(f"cannot write objects for the linker: {last_line(error)}{advice}") from error
 
 
 def _object(module: Any, path: Path) -> bytes:

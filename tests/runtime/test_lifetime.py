@@ -18,8 +18,10 @@ import pytest
 import torch
 
 import quantvm
+from quantvm.compiler.build import BuiltLibrary
 from quantvm.errors import CompileError, OutputError, RunError, is_output_failure
 from quantvm.runtime import forking
+from quantvm.runtime.artifact import Artifact
 from tests.quantized_modules import SmallNetwork, image
 
 SHAPE = (3, 19, 17)
@@ -218,11 +220,15 @@ def limit_files(size_bytes):
 @pytest.mark.parametrize("size_bytes", [1 << 10, 40 << 10, 1 << 20])
 def test_without_room_for_objects_saving_is_an_error(compiled, tmp_path, size_bytes):
     """LLVM would end the process."""
+    library = BuiltLibrary(
+        compiled.library.executable, compiled.library.kernel_of
+    )  # for which no code was generated yet
+    anew = Artifact(library, compiled.signature, compiled.report, compiled.requirements)
 
     def refused():
         limit_files(size_bytes)
         with pytest.raises(CompileError, match=r"(?s)bytes are free, and up to .*TMPDIR") as error:
-            compiled.save(tmp_path / "model.qvm")
+            anew.save(tmp_path / "model.qvm")
         assert is_output_failure(error.value)
         compiled(image(1, *SHAPE))
 

@@ -25,11 +25,6 @@ def by_name(result):
     return {model["name"]: model for model in result.run["models"]}
 
 
-@pytest.fixture(autouse=True)
-def _no_threads_in_the_environment(monkeypatch):
-    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
-
-
 def test_every_model_is_measured_on_every_image():
     result = evaluate(FakeWorkload(), batch_size=8)
     assert result.exit_code == 0
