@@ -11,7 +11,8 @@ import pytest
 from quantvm.errors import DownloadError
 from quantvm.progress import SilentProgress
 from quantvm.storage import download as module
-from quantvm.storage.download import UnreachableError, cache_dir, download, exclusive, record_of, sha256_of
+from quantvm.storage.digests import sha256_of
+from quantvm.storage.download import UnreachableError, cache_dir, download, exclusive, record_of
 
 from .loopback import ranged, running_web, status, truncated, whole
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantvm.errors import InternalError
 from quantvm.qdq.expressions import constant_value, is_constant
 from quantvm.runtime.manifest import SCHEMA_VERSION
+from quantvm.storage.digests import sha256_of_sources
 
 if TYPE_CHECKING:
     from quantvm.lowering import LoweringOptions
@@ -78,11 +79,4 @@ def digest_of_module(module: Any) -> str:
 @lru_cache(maxsize=1)
 def digest_of_sources() -> str:
     """Returns the SHA-256 of those sources of quantvm that compile a module."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for source in _SOURCES:
-        place = root / source
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return sha256_of_sources(Path(__file__).parents[1], _SOURCES)

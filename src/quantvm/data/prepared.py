@@ -301,15 +301,21 @@ class PreparedImages:
                     entry.places[geometry] = _Place(_file_name(stem, geometry), *found)
 
 
+def image_libraries() -> dict[str, str | None]:
+    """Returns the versions of the libraries by which Pillow decodes images."""
+    from PIL import features
+
+    return {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")}
+
+
 def decoder_identity() -> str:
     """Returns a text that differs where pixels of an image may differ: versions, and the sources that make them."""
     import PIL
-    from PIL import features
 
     sources = blake2b(digest_size=_DIGEST_BYTES)
     for file in ("preprocess.py", "image_modes.py"):
         sources.update(Path(__file__).with_name(file).read_bytes())
-    libraries = [f"{name} {features.version(name)}" for name in ("jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")]
+    libraries = [f"{name} {version}" for name, version in image_libraries().items()]
     return ", ".join([f"Pillow {PIL.__version__}", *libraries, sources.hexdigest()])
 
 

@@ -27,8 +27,19 @@ _KEPT_ROW_GROUPS = 4
 _KEPT_BYTES = 1 << 28
 
 
+class _Inside:
+    """A source that is not a file of its own."""
+
+    __slots__ = ()
+    file: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.file}!{self.name}"
+
+
 @dataclass(frozen=True, slots=True)
-class FileSlice:
+class FileSlice(_Inside):
     """Consecutive bytes of a file: a member of an uncompressed archive, or a value of an uncompressed table.
 
     Attributes:
@@ -43,12 +54,9 @@ class FileSlice:
     size_bytes: int
     name: str
 
-    def __str__(self) -> str:
-        return f"{self.file}!{self.name}"
-
 
 @dataclass(frozen=True, slots=True)
-class ZipMember:
+class ZipMember(_Inside):
     """A member of a zip file, compressed or not.
 
     Attributes:
@@ -68,12 +76,9 @@ class ZipMember:
     crc: int
     name: str
 
-    def __str__(self) -> str:
-        return f"{self.file}!{self.name}"
-
 
 @dataclass(frozen=True, slots=True)
-class GzipSlice:
+class GzipSlice(_Inside):
     """Consecutive bytes of the content of a gzip file, such as a member of a .tar.gz.
 
     To reach them, everything before is decompressed once in each process; see `GzipReader`.
@@ -92,12 +97,9 @@ class GzipSlice:
     size_bytes: int
     name: str
 
-    def __str__(self) -> str:
-        return f"{self.file}!{self.name}"
-
 
 @dataclass(frozen=True, slots=True)
-class ParquetRow:
+class ParquetRow(_Inside):
     """A value of a Parquet file.
 
     Attributes:
@@ -113,9 +115,6 @@ class ParquetRow:
     row: int
     column: str
     name: str
-
-    def __str__(self) -> str:
-        return f"{self.file}!{self.name}"
 
 
 Source = Path | FileSlice | ZipMember | GzipSlice | ParquetRow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,28 +49,26 @@ def parquet_rows(file: Path) -> Iterator[Row]:
     Raises:
         DataError: It is damaged, was cut off, or its labels number other classes than ImageNet's.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with open_regular(file, DataError) as opened, pq.ParquetFile(opened) as parquet:
-            columns = _columns_of(parquet.schema_arrow, file)
-            if columns is None:
-                return
-            start = 0
-            for group in range(parquet.num_row_groups):
-                wanted = [name for name in (columns.path, columns.label) if name is not None]
-                n_rows = parquet.metadata.row_group(group).num_rows
-                values = parquet.read_row_group(group, columns=wanted, use_threads=False) if wanted else None
-                labels, paths = _values(values, columns.label, n_rows), _values(values, columns.path, n_rows)
-                for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
-                    source = ParquetRow(file, group, row, columns.image, str(start + row))
-                    yield Row(source, _label(label, columns.classes, source), path)
-                start += n_rows
-    except DataError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file}: damaged or cut off, and cannot be read as a Parquet file: {error}") from error
+    with (
+        _damage_told(file, "a Parquet file"),
+        open_regular(file, DataError) as opened,
+        pq.ParquetFile(opened) as parquet,
+    ):
+        columns = _columns_of(parquet.schema_arrow, file)
+        if columns is None:
+            return
+        start = 0
+        for group in range(parquet.num_row_groups):
+            wanted = [name for name in (columns.path, columns.label) if name is not None]
+            n_rows = parquet.metadata.row_group(group).num_rows
+            values = parquet.read_row_group(group, columns=wanted, use_threads=False) if wanted else None
+            labels, paths = _values(values, columns.label, n_rows), _values(values, columns.path, n_rows)
+            for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
+                source = ParquetRow(file, group, row, columns.image, str(start + row))
+                yield Row(source, _label(label, columns.classes, source), path)
+            start += n_rows
 
 
 def arrow_rows(file: Path) -> Iterator[Row]:
@@ -80,36 +79,42 @@ def arrow_rows(file: Path) -> Iterator[Row]:
     """
     import pyarrow as pa
 
+    with _damage_told(file, "an Arrow file"), pa.memory_map(str(file)) as mapped:
+        begin = mapped.read_buffer(1).address
+        mapped.seek(0)
+        batches = _arrow_batches(mapped)
+        columns, start = None, 0
+        for batch in batches:
+            batch.validate(full=True)  # pyarrow trusts offsets that it has not checked
+            columns = columns or _columns_of(batch.schema, file)
+            if columns is None:
+                return
+            values = batch.column(columns.image.split(".")[0])
+            image = values.field(columns.image.split(".")[1]) if "." in columns.image else values
+            offsets, data = image.buffers()[1:3]
+            places = np.frombuffer(offsets, np.int64 if pa.types.is_large_binary(image.type) else np.int32)
+            places = places[image.offset : image.offset + len(image) + 1]
+            first = data.address - begin
+            if not 0 <= first < file.stat().st_size:
+                raise DataError(f"{file}: a compressed Arrow file is not read; convert it to Parquet")
+            labels, paths = (_values(batch, name, len(image)) for name in (columns.label, columns.path))
+            for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
+                source = FileSlice(file, first + int(places[row]), int(places[row + 1] - places[row]), str(start + row))
+                yield Row(source, _label(label, columns.classes, source), path)
+            start += len(image)
+
+
+@contextmanager
+def _damage_told(file: Path, kind: str) -> Iterator[None]:
+    """Has what pyarrow raises on a damaged file told as a DataError."""
+    import pyarrow as pa
+
     try:
-        with pa.memory_map(str(file)) as mapped:
-            begin = mapped.read_buffer(1).address
-            mapped.seek(0)
-            batches = _arrow_batches(mapped)
-            columns, start = None, 0
-            for batch in batches:
-                batch.validate(full=True)  # pyarrow trusts offsets that it has not checked
-                columns = columns or _columns_of(batch.schema, file)
-                if columns is None:
-                    return
-                values = batch.column(columns.image.split(".")[0])
-                image = values.field(columns.image.split(".")[1]) if "." in columns.image else values
-                offsets, data = image.buffers()[1:3]
-                places = np.frombuffer(offsets, np.int64 if pa.types.is_large_binary(image.type) else np.int32)
-                places = places[image.offset : image.offset + len(image) + 1]
-                first = data.address - begin
-                if not 0 <= first < file.stat().st_size:
-                    raise DataError(f"{file}: a compressed Arrow file is not read; convert it to Parquet")
-                labels, paths = (_values(batch, name, len(image)) for name in (columns.label, columns.path))
-                for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
-                    source = FileSlice(
-                        file, first + int(places[row]), int(places[row + 1] - places[row]), str(start + row)
-                    )
-                    yield Row(source, _label(label, columns.classes, source), path)
-                start += len(image)
+        yield
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file}: damaged or cut off, and cannot be read as an Arrow file: {error}") from error
+        raise DataError(f"{file}: damaged or cut off, and cannot be read as {kind}: {error}") from error
 
 
 def _arrow_batches(mapped: Any) -> Iterator[Any]:

@@ -30,7 +30,8 @@ from quantvm.choices import POLICIES
 from quantvm.errors import ConfigError, DownloadError, WeightsError
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.progress import SILENT, Progress
-from quantvm.storage.download import cache_dir, download, sha256_of
+from quantvm.storage.digests import sha256_of
+from quantvm.storage.download import cache_dir, download
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from quantvm.errors import ConfigError
 from quantvm.progress import Progress, Task
@@ -25,6 +26,11 @@ def default_run_folder(parent: Path = Path("runs")) -> Path:
     """Returns a new name `runs/<time>-<id>`; the time is UTC, the id distinguishes runs of the same second."""
     now = datetime.now(timezone.utc)
     return parent / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def json_bytes(row: Any) -> bytes:
+    """Returns the content of a JSON file of a run folder; what is no Unicode in names of files is escaped."""
+    return (json.dumps(row, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def run_json(run: HeadRow) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,13 +19,14 @@ from typing import IO, TYPE_CHECKING, Any
 from quantvm.errors import DownloadError
 from quantvm.progress import SILENT, Progress
 from quantvm.storage.archive import extract_archive
+from quantvm.storage.digests import sha256_of
 from quantvm.storage.output_files import write_file
 
 if TYPE_CHECKING:
     import httpx
     from tenacity import RetryCallState, Retrying
 
-__all__ = ["UnreachableError", "cache_dir", "download", "exclusive", "extract_archive", "record_of", "sha256_of"]
+__all__ = ["UnreachableError", "cache_dir", "download", "exclusive", "extract_archive", "record_of"]
 
 _CONNECT_TIMEOUT_S = 5.0  # without a network an answer must come in seconds, however long a transfer may stall
 _FIRST_WAIT_S = 0.5
@@ -48,15 +48,6 @@ def cache_dir() -> Path:
     import platformdirs
 
     return platformdirs.user_cache_path("quantvm", appauthor=False)
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file as 64 lower-case hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def record_of(destination: Path) -> Path:

@@ -28,6 +28,7 @@ from quantvm.frontend.source import Source
 from quantvm.frontend.torchscript.loading import load_program
 from quantvm.runtime.target import cpu_model
 from quantvm.runtime.verdict import VERDICTS, Verification
+from quantvm.storage.digests import sha256_of_sources
 from quantvm.storage.output_files import make_folder, write_file
 
 _MANGLED = re.compile(r"___torch_mangle_\d+\.?")
@@ -116,6 +117,17 @@ def digest_of_model(source: Source) -> str | None:
     return digest.hexdigest()
 
 
+def digest_of_state(module: torch.nn.Module) -> str:
+    """Returns the SHA-256 of a module's state: the names and every bit of its tensors.
+
+    Raises:
+        TypeError: the state holds an object of an unknown kind.
+    """
+    digest = hashlib.sha256()
+    _add(digest, dict(module.state_dict()))
+    return digest.hexdigest()
+
+
 def _add(digest: Any, value: Any) -> None:
     """Adds a value of a state dict.
 
@@ -158,10 +170,4 @@ def _add_array(digest: Any, array: np.ndarray) -> None:
 @lru_cache(maxsize=1)
 def _digest_of_sources() -> str:
     """Returns the SHA-256 of the sources that compare, and of those that import for the comparison."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for folder in ("verification", "frontend"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return sha256_of_sources(Path(__file__).parents[1], ("verification", "frontend"))

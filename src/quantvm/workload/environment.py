@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 from functools import lru_cache
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from quantvm.report.schema import CpuRow, EnvironmentRow
 
 if TYPE_CHECKING:
     from quantvm.runtime.target import Machine
+from quantvm.storage.digests import sha256_of_sources
 
 _PACKAGES = ("quantvm", "torch", "torchvision", "apache-tvm", "numpy", "pillow", "pyarrow")
 
@@ -44,22 +44,16 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{package: installed_version(package) for package in _PACKAGES}}
 
 
-def image_libraries() -> dict[str, str | None]:
-    """Returns the versions of the libraries by which Pillow decodes images."""
-    from PIL import features
-
-    return {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib", "webp", "libtiff")}
-
-
 @lru_cache(maxsize=1)
-def digest_of_package() -> str:
-    """Returns the SHA-256 of all sources of quantvm."""
-    root = Path(__file__).parents[1]
-    digest = sha256()
-    for path in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _digest_of_package() -> str:
+    return sha256_of_sources(Path(__file__).parents[1], ("",), ("*.py", "*.json"))
+
+
+def software() -> dict[str, str | None]:
+    """Returns the versions of all that takes part in a measurement, with a digest of quantvm's sources."""
+    from quantvm.data.prepared import image_libraries
+
+    return {**versions(), **image_libraries(), "sources of quantvm": _digest_of_package()[:16]}
 
 
 def git_commit(folder: Path | None = None) -> str | None:

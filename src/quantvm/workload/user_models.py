@@ -14,7 +14,7 @@ from quantvm.errors import ConfigError, ModelImportError
 from quantvm.models.registry import ModelSpec, WeightsFile
 from quantvm.models.weights import ResolvedWeights
 from quantvm.options.groups import QuantizationOptions
-from quantvm.storage.download import sha256_of
+from quantvm.storage.digests import sha256_of
 from quantvm.workload.model_words import call_factory, kind_of
 from quantvm.workload.options import WorkloadOptions
 from quantvm.workload.program import Program, Shape

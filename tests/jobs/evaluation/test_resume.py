@@ -80,18 +80,19 @@ def test_what_is_there_is_not_computed_again(tmp_path, undisturbed):
     assert run_json(folder) == run_json(undisturbed[0])
 
 
+class Choice(FakeWorkload):
+    """`num_samples` of 20 images, as the real data set chooses them, calibrated on others."""
+
+    def load_dataset(self, data, *, num_samples, **options):
+        found = super().load_dataset(data, num_samples=num_samples, **options)
+        chosen = choose_subset(found.samples, num_samples, options["seed"])
+        return dataclasses.replace(found, samples=chosen)
+
+    def load_calibration(self, data, calibration_data, *, evaluation, **options):
+        return CalibrationSet((Path("/nowhere/train.png"),), "the train part")
+
+
 def test_a_run_grows_by_models_and_images(tmp_path):
-    class Choice(FakeWorkload):
-        """`num_samples` of 20 images, as the real data set chooses them."""
-
-        def load_dataset(self, data, *, num_samples, **options):
-            found = super().load_dataset(data, num_samples=num_samples, **options)
-            chosen = choose_subset(found.samples, num_samples, options["seed"])
-            return dataclasses.replace(found, samples=chosen)
-
-        def load_calibration(self, data, calibration_data, *, evaluation, **options):
-            return CalibrationSet((Path("/nowhere/train.png"),), "the train part")
-
     folder, options = tmp_path / "run", {"batch_size": 2, "shard_size": 4}
     evaluate(Choice(), models=("alpha",), num_samples=10, out=folder, **options)
     fakes = Choice()
@@ -104,24 +105,17 @@ def test_a_run_grows_by_models_and_images(tmp_path):
 
 @pytest.mark.parametrize(("before", "after"), [(10, 20), (20, 10), (7, 13)])
 def test_batches_are_those_of_a_run_of_all_images(tmp_path, before, after):
-    class Choice(FakeWorkload):
+    class BatchDependent(Choice):
         """Outputs that depend on the size of the batch, as some engines' bits do."""
 
         def __init__(self):
             super().__init__(models=("alpha",))
             self.torch = lambda x_f32: scores_of(x_f32) + len(x_f32)
 
-        def load_dataset(self, data, *, num_samples, **options):
-            found = super().load_dataset(data, num_samples=num_samples, **options)
-            return dataclasses.replace(found, samples=choose_subset(found.samples, num_samples, options["seed"]))
-
-        def load_calibration(self, data, calibration_data, *, evaluation, **options):
-            return CalibrationSet((Path("/nowhere/train.png"),), "the train part")
-
     folder, options = tmp_path / "run", {"batch_size": 4, "shard_size": 8}
-    evaluate(Choice(), num_samples=before, out=folder, **options)
-    evaluate(Choice(), num_samples=after, resume=folder)
-    evaluate(Choice(), num_samples=after, out=tmp_path / "whole", **options)
+    evaluate(BatchDependent(), num_samples=before, out=folder, **options)
+    evaluate(BatchDependent(), num_samples=after, resume=folder)
+    evaluate(BatchDependent(), num_samples=after, out=tmp_path / "whole", **options)
     assert run_json(folder) == run_json(tmp_path / "whole")
     assert run_json(folder)["models"][0]["parity"]["first_image"]["torch_top5_raw"]
 

@@ -13,7 +13,7 @@ from quantvm.options.option import raise_problems
 from quantvm.progress import SILENT, Progress, TitledProgress
 from quantvm.report.schema import SCHEMA_VERSION
 from quantvm.score.parity import int8_share_problem
-from quantvm.storage.download import sha256_of
+from quantvm.storage.digests import sha256_of
 from quantvm.torch_compat import quantization_engine
 from quantvm.workload.plan import machine_of, unsupported_options
 from quantvm.workload.prepare import prepare

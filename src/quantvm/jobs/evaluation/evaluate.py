@@ -265,21 +265,20 @@ class _Evaluation:
         for numerics, known in facts.items():
             known["latency_ms"] = network.by_numerics[numerics].get("latency_ms") if len(facts) > 1 else None
 
-    def _float_wanted(self, first: int, shard: Shard) -> int:
-        """Returns on how many images of a shard the float model runs; `first` is the place of its first image."""
+    def _float_wanted(self, shard: Shard) -> int:
+        """Returns on how many images of a shard the float model runs."""
         batch_size = self.config.batch_size
         n_fp32 = -(-self.config.fp32_images(len(self.plan.dataset.samples)) // batch_size) * batch_size
-        return min(max(n_fp32 - first, 0), len(shard))
+        return min(max(n_fp32 - shard.start, 0), len(shard))
 
     def _take_float_answers(self, network: Network) -> None:
         """Takes what an earlier run computed with the same float model on the same images."""
         side = Side.of_float(network.model)
         if network.float_digest is None or self.config.fp32 == "none":
             return
-        fingerprint, first = network.fingerprint(side), 0
+        fingerprint = network.fingerprint(side)
         for shard in self.shards:
-            is_wanted = self._float_wanted(first, shard) == len(shard)
-            first += len(shard)
+            is_wanted = self._float_wanted(shard) == len(shard)
             if is_wanted and len(self.store.find(side, shard, fingerprint)) < len(shard):
                 part = self.float_answers.find(shard, fingerprint)
                 if len(part):
@@ -298,17 +297,16 @@ class _Evaluation:
     def _missing(self, network: Network) -> list[ShardTask]:
         """Returns what is missing of the network's units, by shard."""
         fingerprints = {side: network.fingerprint(side) for side in network.sides(self.config.numerics)}
-        tasks, first = [], 0
+        tasks = []
         for shard in self.shards:
             done, wanted = {}, {}
             for side, fingerprint in fingerprints.items():
-                n_wanted = self._float_wanted(first, shard) if side.is_float else len(shard)
+                n_wanted = self._float_wanted(shard) if side.is_float else len(shard)
                 part = self.store.find(side, shard, fingerprint)
                 if len(part) < n_wanted:
                     done[side], wanted[side] = part, n_wanted
             if wanted:
                 tasks.append(ShardTask(shard, done, wanted, {side: fingerprints[side] for side in wanted}))
-            first += len(shard)
         return tasks
 
     def _compute(self, missing: ShardTask, engines: Engines, batches: Iterator[Batch], advance: Advance) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantvm.data.prepared import Facts
 from quantvm.errors import OutputError
-from quantvm.jobs.evaluation.parts import Part, part_bytes, part_of_bytes
+from quantvm.jobs.evaluation.parts import Part, part_bytes, part_in
 from quantvm.jobs.evaluation.units import Shard
 from quantvm.storage.download import cache_dir
 from quantvm.storage.output_files import make_folder, write_file
@@ -64,10 +64,7 @@ class FloatAnswers:
         path = self._path(shard, fingerprint)
         if path is None:
             return Part()
-        try:
-            part = part_of_bytes(path.read_bytes())
-        except (OSError, ValueError):  # not there, or damaged
-            return Part()
+        part = part_in(path)
         is_of_shard = part.ids == tuple(sample.id for sample in shard.samples) and "fp32_top5" in part.columns
         return part if is_of_shard and part.facts.get("fingerprint") == fingerprint else Part()
 

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quantvm.errors import OutputError
+from quantvm.storage.digests import sha256_of
 from quantvm.torch_compat import quiet
 from quantvm.workload.program import Program
 from quantvm.workload.runners import TorchRunner
@@ -100,22 +100,16 @@ def _image_shape(program: Program) -> tuple[int, int, int]:
 
 def digest_of_file(path: Path) -> str | None:
     """Returns the SHA-256 of a file; None if it cannot be read."""
-    digest = sha256()
-    with suppress(OSError), path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest()
+    with suppress(OSError):
+        return sha256_of(path)
     return None
 
 
 def digest_of_weights(module: Any) -> str:
     """Returns the SHA-256 of all tensors of a module's state, with their names."""
-    digest = sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        array = tensor.detach().cpu().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    from quantvm.verification.kept import digest_of_state
+
+    return digest_of_state(module)
 
 
 def digest_of_program(program: Program) -> str | None:

@@ -14,10 +14,10 @@ from quantvm.errors import ConfigError
 from quantvm.jobs.evaluation.config import RunConfig
 from quantvm.jobs.evaluation.layout import MANIFEST
 from quantvm.jobs.evaluation.schema import CHECKS
-from quantvm.report.run_folder import RunFolder
+from quantvm.report.run_folder import RunFolder, json_bytes
 from quantvm.report.schema import CpuRow
 from quantvm.storage.regular_files import open_regular
-from quantvm.workload.environment import digest_of_package, image_libraries, versions
+from quantvm.workload.environment import software
 from quantvm.workload.plan import Plan
 
 _SCHEMA_VERSION = 1
@@ -58,7 +58,8 @@ def conditions_of_float(plan: Plan, cpu: CpuRow) -> dict[str, Any]:
 
 
 def _software() -> dict[str, Any]:
-    return {"libraries": {**versions(), **image_libraries()}, "sources of quantvm": digest_of_package()[:16]}
+    libraries = software()
+    return {"sources of quantvm": libraries.pop("sources of quantvm"), "libraries": libraries}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -115,8 +116,7 @@ def check_manifest(folder: RunFolder, manifest: dict[str, Any]) -> None:
 
 
 def _write(folder: RunFolder, manifest: dict[str, Any]) -> None:
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    folder.write(MANIFEST, text.encode("utf-8", "backslashreplace"))
+    folder.write(MANIFEST, json_bytes(manifest))
 
 
 def _differences(there: dict[str, Any], now: dict[str, Any], of: str = "") -> list[str]:

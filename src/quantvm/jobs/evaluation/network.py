@@ -98,8 +98,3 @@ def row_of(network: Network) -> dict[str, Any]:
 def network_of(row: Mapping[str, Any], engines: Callable[[bool], Engines]) -> Network:
     """Returns the network of a row; `engines` opens it."""
     return Network(open=engines, **{name: row[name] for name in _ROW})
-
-
-def row_bytes(row: Any) -> bytes:
-    """Returns the content of network.json."""
-    return (json.dumps(row, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

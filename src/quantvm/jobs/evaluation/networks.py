@@ -30,14 +30,15 @@ from quantvm.jobs.evaluation.network import (
     Engines,
     Network,
     network_of,
-    row_bytes,
     row_of,
 )
-from quantvm.jobs.evaluation.unit_messages import NetworkJob, software
+from quantvm.jobs.evaluation.unit_messages import NetworkJob
 from quantvm.jobs.evaluation.units import folder_name
 from quantvm.models.quantization import Quantization
 from quantvm.progress import Progress
+from quantvm.report.run_folder import json_bytes
 from quantvm.storage.output_files import make_folder, unfinished_name, write_file
+from quantvm.workload.environment import software
 from quantvm.workload.plan import Entry, Plan
 from quantvm.workload.prepare import float_module_of, quantized
 from quantvm.workload.program import Program
@@ -91,7 +92,7 @@ class Networks:
         place = self._place(network.model, network.flow)
         if place is not None:
             make_folder(place)
-            write_file(place / FACTS_FILE, row_bytes(row_of(network)))
+            write_file(place / FACTS_FILE, json_bytes(row_of(network)))
 
     def job(self, network: Network, entry: Entry, float_folder: Path | None) -> NetworkJob | None:
         """Returns what a worker needs to open a network; None if the run folder does not keep it.
@@ -214,7 +215,7 @@ class Networks:
             for numerics, artifact in artifacts.items():
                 file = artifact.save(unfinished / _code_file(numerics))
                 made.by_numerics[numerics] |= {"file": file.name, "digest": digest_of_file(file)}
-            write_file(unfinished / FACTS_FILE, row_bytes(row_of(made)))
+            write_file(unfinished / FACTS_FILE, json_bytes(row_of(made)))
             shutil.rmtree(place, ignore_errors=True)
             unfinished.rename(place)
         except CompileError as error:
@@ -239,7 +240,7 @@ class Networks:
             kept = {"file": file.name, "digest": digest_of_file(file)}
             row["by_numerics"][numerics] = _facts_of_code(artifact.report) | kept
         if missing:
-            write_file(place / FACTS_FILE, row_bytes(row))
+            write_file(place / FACTS_FILE, json_bytes(row))
 
     def check(self, turns: Sequence[tuple[Entry, str]]) -> None:
         """Makes sure that the networks of the run folder are those of this run, and whole.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +88,14 @@ def part_of_bytes(content: bytes) -> Part:
         return Part(tuple(table.column("id").to_pylist()), _array(table.column("label")), columns, facts)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:  # OSError: damaged, as Arrow says it
         raise ValueError(str(error)) from error
+
+
+def part_in(path: Path) -> Part:
+    """Returns the part of a file; an empty one if it is not there, or damaged: then it is computed again."""
+    try:
+        return part_of_bytes(path.read_bytes())
+    except (OSError, ValueError):
+        return Part()
 
 
 def as_table(columns: Mapping[str, Sequence[str] | np.ndarray]) -> pa.Table:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from quantvm.jobs.evaluation.parts import Part, cpus_of, part_bytes, part_of_bytes
+from quantvm.jobs.evaluation.parts import Part, cpus_of, part_bytes, part_in
 from quantvm.jobs.evaluation.units import Shard, Side, folder_name
 from quantvm.score.image_columns import joined
 from quantvm.storage.output_files import make_folder, write_file
@@ -115,27 +115,14 @@ class PartStore:
             found = [part for (other, _), part in sorted(self._proofs_in_memory.items(), key=str) if other == side]
         else:
             paths = sorted((self._folder / side.name).glob(f"{_PROOF}*.parquet"))
-            found = [_part_in(path) for path in paths]
+            found = [part_in(path) for path in paths]
         return [part for part in found if part.facts.get("fingerprint") == fingerprint]
 
     def _read(self, side: Side, index: int) -> Part:
         if self._folder is None:
             return self._in_memory.get((side, index), Part())
-        return _part_in(self._path(side, index))
+        return part_in(self._path(side, index))
 
     def _path(self, side: Side, index: int) -> Path:
         assert self._folder is not None
         return self._folder / side.name / f"{index:05}.parquet"
-
-
-def _part_in(path: Path) -> Part:
-    """Returns the part of a file; an empty one if it is not there, or damaged: then it is computed again."""
-    try:
-        return part_of_bytes(path.read_bytes())
-    except (OSError, ValueError):
-        return Part()
-
-
-def n_done(parts: Sequence[Part]) -> int:
-    """Returns how many images all of the parts have."""
-    return min((len(part) for part in parts), default=0)

@@ -19,7 +19,6 @@ from quantvm.jobs.evaluation.units import Shard, Side
 from quantvm.models.quantization import Quantization
 from quantvm.runtime.target import Machine
 from quantvm.score.parity import OutputShapeError
-from quantvm.workload.environment import digest_of_package, image_libraries, versions
 from quantvm.workload.program import Program
 
 
@@ -150,8 +149,3 @@ class Died:
 
 Request = NetworkJob | ShardTask
 Answer = Opened | Computed | Failed | Died
-
-
-def software() -> dict[str, str | None]:
-    """Returns the versions of all that takes part in a measurement, with a digest of quantvm's sources."""
-    return {**versions(), **image_libraries(), "sources of quantvm": digest_of_package()[:16]}

@@ -16,9 +16,9 @@ from quantvm.jobs.evaluation.compute import ShardWork
 from quantvm.jobs.evaluation.kept_programs import program_of_row
 from quantvm.jobs.evaluation.network import Engines
 from quantvm.jobs.evaluation.unit_messages import Answer, Computed, Failed, NetworkJob, Opened, Request, ShardTask
-from quantvm.jobs.evaluation.unit_messages import software as installed_software
 from quantvm.runtime.target import cpu_model
 from quantvm.torch_compat import quantization_engine
+from quantvm.workload.environment import software as installed_software
 from quantvm.workload.environment import use_threads
 from quantvm.workload.runners import float_runner
 

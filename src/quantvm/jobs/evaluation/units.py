@@ -8,7 +8,6 @@ a run of 10,000. Batches are cut once for the whole run: some engines' bits depe
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -57,11 +56,13 @@ class Shard:
         index: its place among all shards.
         samples: its images.
         batch_size: images in a batch; the last batch of the last shard may be smaller.
+        start: how many images the shards before it have.
     """
 
     index: int
     samples: tuple[Sample, ...]
     batch_size: int = 1
+    start: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,7 +81,7 @@ def shards_of(dataset: Dataset, *, seed: int, batch_size: int, shard_size: int) 
     ordered = [by_id[name] for name in draw_order(by_id, seed)]
     size = -(-shard_size // batch_size) * batch_size
     starts = range(0, len(ordered), size)
-    return [Shard(i, tuple(ordered[start : start + size]), batch_size) for i, start in enumerate(starts)]
+    return [Shard(i, tuple(ordered[start : start + size]), batch_size, start) for i, start in enumerate(starts)]
 
 
 def folder_name(*words: str) -> str:
@@ -89,9 +90,3 @@ def folder_name(*words: str) -> str:
     if plain == ".".join(word for word in words if word):
         return plain
     return f"{plain}-{sha256(repr(words).encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-
-
-def digest_of_images(samples: Sequence[Sample]) -> str:
-    """Returns the SHA-256 of ids and labels in order."""
-    lines = "".join(f"{sample.id}\n{sample.label}\n" for sample in samples)
-    return sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
